@@ -1,0 +1,1 @@
+"""Random networks with learned masks, as cheap as their information content."""

@@ -1,0 +1,186 @@
+"""The reference backend: plain PyTorch, on any device, and the oracle of all others.
+
+It is written to be obviously right. Weights are materialized; products are float64. For inputs narrower than
+float64, forward and grad_input first round each vector that shares a scale to fixed point, so every product and
+every partial sum is an integer that float64 holds exactly, and the order of the sum does not matter.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from .. import bits
+from ..source import Source
+from ..window import Window
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(device: torch.device) -> bool:
+    return True
+
+
+# Linear
+
+
+def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
+    weight = materialize(mask, source).double()
+    sums = _integer_sums(lambda vectors: vectors @ weight.T, x, scale)
+    return sums.to(x.dtype) if bias is None else (sums + bias.to(sums.dtype)).to(x.dtype)
+
+
+def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
+    weight = materialize(mask, source).double()
+    return _integer_sums(lambda vectors: vectors @ weight, dy, scale).to(dy.dtype)
+
+
+def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    return _grad_scores(dy.double().T @ x.double(), x.dtype, scores, scale, source)
+
+
+# Conv2d
+
+
+def conv2d_forward(
+    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Tensor:
+    weight = _to_kernel(materialize(mask, source), window).double()
+    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    sums = _integer_sums(lambda images: F.conv2d(images, weight, None, *geometry), x, scale)
+    if bias is not None:
+        sums = sums + bias.to(sums.dtype).view(-1, 1, 1)
+    return _in_format_of(x, sums.to(x.dtype))
+
+
+def conv2d_grad_input(
+    dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
+) -> Tensor:
+    weight = _to_kernel(materialize(mask, source), window).double()
+    shape = (len(dy), weight.shape[1] * window.groups, *size)
+    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    if 0 in dy.shape:
+        return _in_format_of(dy, dy.new_zeros(shape))
+    sums = _integer_sums(lambda images: conv2d_input(shape, weight, images, *geometry), dy, scale)
+    return _in_format_of(dy, sums.to(dy.dtype))
+
+
+def conv2d_grad_scores(
+    dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window
+) -> Tensor:
+    shape = (source.rows, x.shape[1] // window.groups, *window.kernel)
+    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    if 0 in dy.shape:
+        grad = dy.new_zeros(shape, dtype=torch.float64)
+    else:
+        grad = conv2d_weight(x.double(), shape, dy.double(), *geometry)
+    return _grad_scores(_to_matrix(grad), x.dtype, scores, scale, source)
+
+
+# Masks
+
+
+def select(scores: list[Tensor], rank: int) -> Tensor:
+    """The rank-th smallest |score|; -inf for rank < 1, inf for a rank past the last. NaN counts as the largest."""
+    dtype, device = scores[0].dtype, scores[0].device
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
+    if rank < 1 or rank >= sum(s.numel() for s in scores):
+        return torch.tensor(float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
+    # The bits of a non-negative float, read as an integer, are in its order: find them 16 at a time from the top.
+    prefix, rest = 0, rank
+    for shift in range(torch.iinfo(integer).bits - 16, -1, -16):
+        counts = torch.zeros(1 << 16, dtype=torch.int64, device=device)
+        for s in scores:
+            magnitude = s.detach().abs().contiguous().view(integer).flatten() >> shift
+            inside = magnitude[magnitude >> 16 == prefix]
+            counts += torch.bincount(inside & 0xFFFF, minlength=1 << 16)
+        digit = int(torch.searchsorted(counts.cumsum(0), rest))
+        rest -= int(counts[:digit].sum())
+        prefix = prefix << 16 | digit
+    return torch.tensor(prefix, dtype=integer, device=device).view(dtype)
+
+
+def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:
+    """Keeps the free weights with |score| > threshold. A compact mask counts its locked weights as kept too."""
+    free, locked = source.frozen_words(scores.device)
+    mask = bits.pack_sequence(scores.detach().abs() > threshold)
+    if compact:
+        return mask, bits.popcount(mask) + bits.popcount(locked)
+    resolved = bits.scatter(mask, free) | locked
+    return resolved, bits.popcount(resolved)
+
+
+def expand(mask: Tensor, source: Source) -> Tensor:
+    free, locked = source.frozen_words(mask.device)
+    return bits.scatter(mask, free) | locked
+
+
+def materialize(mask: Tensor, source: Source) -> Tensor:
+    resolved = mask if mask.dim() == 2 else expand(mask, source)
+    kept = bits.to_k_order(bits.unpack(resolved), source.fan)
+    return source.integer_weight(mask.device) * kept
+
+
+# What they share
+
+
+def _integer_sums(product, x: Tensor, scale: Tensor) -> Tensor:
+    """``product(x) * scale``, where ``product`` is linear with integer weights: float32 by the contract's section 7.
+
+    One scale is shared by each ``x[i]``: a row of a matrix, a whole sample of a batch of images. float64 inputs are
+    computed in float64 as they are. Narrower ones are rounded to ``digits`` balanced base-256 digits.
+    """
+    if x.dtype == torch.float64:
+        return product(x) * scale.double()
+    digits = 3 if x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else 2
+    if x.numel() == 0:
+        return product(x.double()).float()
+    largest = 127 * (256**digits - 1) // 255
+    inner = tuple(range(1, x.dim()))
+    m = x.abs().amax(inner, keepdim=True).float()
+    finite = m.isfinite()
+    _, e = torch.frexp(torch.where(finite, m, 0))
+    shift = 8 * digits - 1 - e
+    shift -= ((m.double() * _power_of_two(shift)).round() > largest).int()
+    fixed = (torch.where(finite, x, 0).double() * _power_of_two(shift)).round()
+    sums = product(fixed).float()
+    outer = (-1, *[1] * (sums.dim() - 1))
+    y = (sums.double() * _power_of_two(-shift).view(outer)).float() * scale
+    return torch.where(finite.view(outer), y, torch.nan)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2.0**exponent in float64, exactly (``torch.exp2`` may be an ulp off)."""
+    return (exponent.long() + 1023 << 52).view(torch.float64)
+
+
+def _grad_scores(grad: Tensor, dtype: torch.dtype, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    """From dL/dW ``[rows, fan]`` to the free weights' straight-through gradient: dL/dW * v * scale * sign(score).
+
+    A score of 0 counts as positive: a zero gradient would keep it there for ever.
+    """
+    free, _ = source.frozen_words(grad.device)
+    grad = bits.to_bit_order(grad * source.integer_weight(grad.device))[bits.unpack(free)] * scale.double()
+    grad = torch.where(scores < 0, -grad, grad)
+    return grad.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def _to_kernel(weight: Tensor, window: Window) -> Tensor:
+    """``[rows, fan]`` with fan in the order (kh, kw, c) to PyTorch's ``[out, in / groups, kh, kw]``."""
+    return weight.view(len(weight), *window.kernel, -1).permute(0, 3, 1, 2)
+
+
+def _to_matrix(kernel: Tensor) -> Tensor:
+    """The inverse of `_to_kernel`."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether a convolution of ``x`` returns a channels-last result."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    return y.contiguous(memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format)

@@ -1,0 +1,84 @@
+"""How an operation is declared: its schema, its fake implementation, and dispatch to a backend."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..source import Source
+from ..window import Window
+
+_library = torch.library.Library("slt_kernels", "DEF")
+_TYPES = {"source": Source, "window": Window}
+
+
+def operation(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
+    """Declares ``torch.ops.slt_kernels.<name>``; the decorated function is its fake implementation.
+
+    The operation calls the function of its name in the backend of its first tensor, with ``source`` and ``window``
+    as `Source` and `Window`. Operations have no autograd formula of their own: a plain ``autograd.Function`` around
+    them costs half of what ``torch.library.custom_op`` does a call.
+    """
+
+    def declare(fake: Callable) -> torch._ops.OpOverload:
+        name = schema.partition("(")[0]
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        op = getattr(torch.ops.slt_kernels, name).default
+        typed = [(i, _TYPES[a.name]) for i, a in enumerate(op._schema.arguments) if a.name in _TYPES]
+
+        def dispatch(*args):
+            first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+            args = list(args)
+            for i, type_ in typed:
+                args[i] = type_(*args[i])
+            return getattr(backend_for(first.device), name)(*args)
+
+        _library.impl(name, dispatch, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"slt_kernels::{name}", fake, lib=_library)
+        return op
+
+    return declare
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises TypeError unless the tensor has one of the dtypes that products take."""
+    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(f"{name}.dtype={tensor.dtype}: expected float32, float64, bfloat16 or float16")
+
+
+def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    """Raises TypeError or ValueError unless the tensors of one layer fit each other and their source."""
+    check_floating("x", x)
+    check_mask(mask, source)
+    if scores.dim() != 1 or scores.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"scores: expected float32 or float64 [free], got {scores.dtype} {list(scores.shape)}")
+    if scale.dtype != torch.float32 or scale.numel() != 1:
+        raise ValueError(f"scale: expected one float32 element, got {scale.dtype} {list(scale.shape)}")
+    if bias is not None:
+        check_floating("bias", bias)
+        if bias.shape != (source.rows,):
+            raise ValueError(f"bias.shape={list(bias.shape)}: expected [{source.rows}]")
+    for name, tensor in (("scores", scores), ("mask", mask), ("scale", scale), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name}.device={tensor.device}: expected {x.device}, where x is")
+
+
+def check_mask(mask: Tensor, source: Source) -> None:
+    """Raises ValueError unless the mask is resolved words of that source, or compact words."""
+    resolved = mask.dim() == 2 and mask.shape == (source.rows, source.words)
+    if mask.dtype != torch.int32 or not (resolved or mask.dim() == 1):
+        raise ValueError(
+            f"mask: expected int32 [{source.rows}, {source.words}] (resolved) or [ceil(free / 32)] (compact), "
+            f"got {mask.dtype} {list(mask.shape)}"
+        )
+    if not mask.is_contiguous():
+        raise ValueError("mask: expected contiguous words")
+
+
+def autocast(x: Tensor) -> Tensor:
+    """``x`` as ``F.linear`` would take it under autocast: in the lower precision, unless it is float64."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x

@@ -1,0 +1,89 @@
+"""Supermask Conv2d: a convolution with ``W = scale * mask * v`` regenerated from its source."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..source import Source
+from ..window import Window
+from ._operation import autocast, check_layer, operation
+
+
+@operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
+def forward(x, mask, scale, bias, source, window):
+    return _empty(x, source[0], Window(*window).output_size(*x.shape[2:]))
+
+
+@operation(
+    "conv2d_grad_input(Tensor dy, Tensor mask, Tensor scale, int[] source, int[] window, SymInt[] size) -> Tensor"
+)
+def grad_input(dy, mask, scale, source, window, size):
+    kernel_h, kernel_w, *_, groups = window
+    return _empty(dy, source[1] // (kernel_h * kernel_w) * groups, size)
+
+
+@operation(
+    "conv2d_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source, int[] window) -> Tensor"
+)
+def grad_scores(dy, x, scores, scale, source, window):
+    return torch.empty_like(scores, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _empty(like: Tensor, channels: int, size) -> Tensor:
+    channels_last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scores, mask, scale, bias, source, window):
+        needs_x = x if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(needs_x, scores, mask, scale)
+        ctx.source, ctx.window, ctx.size = source, window, x.shape[2:]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return forward(x, mask, scale, bias, source, window)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, scores, mask, scale = ctx.saved_tensors
+        dx = dscores = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = grad_input(dy, mask, scale, ctx.source, ctx.window, ctx.size)
+        if ctx.needs_input_grad[1]:
+            dscores = grad_scores(dy, x, scores, scale, ctx.source, ctx.window).to(scores.dtype)
+        if ctx.needs_input_grad[4]:
+            dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)).to(ctx.bias_dtype)
+        return dx, dscores, None, None, dbias, None, None
+
+
+def conv2d(
+    x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Tensor:
+    """A supermask Conv2d as a function, with gradients for ``x``, ``scores`` and ``bias``.
+
+    Args:
+        x: ``[B, C, H, W]`` or ``[C, H, W]``, float32, float64, bfloat16 or float16; under autocast in its dtype.
+        scores, mask, scale, bias, source: as for `linear`; a row of the source is an output channel, and its fan is
+            ``(kh, kw, c)``, the channel fastest.
+        window: kernel, stride, padding, dilation and groups.
+
+    Returns:
+        ``[B, rows, H', W']`` or ``[rows, H', W']`` in the dtype of ``x``, channels-last where ``x`` is channels-last
+        and not contiguous.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
+    """
+    x = autocast(x)
+    check_layer(x, scores, mask, scale, bias, source)
+    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(f"x.shape={list(x.shape)}: expected [B, {channels}, H, W] or [{channels}, H, W]")
+    if min(window.output_size(*x.shape[-2:])) < 1:
+        raise ValueError(f"x.shape={list(x.shape)}: the padded image is smaller than the kernel of {window}")
+    if x.dim() == 3:
+        return _Conv2d.apply(x.unsqueeze(0), scores, mask, scale, bias, source, window).squeeze(0)
+    return _Conv2d.apply(x, scores, mask, scale, bias, source, window)

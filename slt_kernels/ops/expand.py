@@ -1,0 +1,19 @@
+"""Expand: a compact mask to a resolved one."""
+
+from torch import Tensor
+
+from ..source import Source
+from ._operation import check_mask, operation
+
+
+@operation("expand(Tensor mask, int[] source) -> Tensor")
+def _expand(mask, source):
+    return mask.new_empty(source[0], Source(*source).words)
+
+
+def expand(mask: Tensor, source: Source) -> Tensor:
+    """The resolved mask int32 ``[rows, words]`` of a compact one ``[ceil(free / 32)]``: frozen weights decided."""
+    check_mask(mask, source)
+    if mask.dim() != 1:
+        raise ValueError(f"mask.shape={list(mask.shape)}: expected a compact mask, [ceil(free / 32)]")
+    return _expand(mask, source)

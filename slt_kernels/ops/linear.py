@@ -1,0 +1,72 @@
+"""Supermask Linear: ``y = x W^T + bias`` with ``W = scale * mask * v`` regenerated from its source."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..source import Source
+from ._operation import autocast, check_layer, operation
+
+
+@operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
+def forward(x, mask, scale, bias, source):
+    return x.new_empty(x.shape[0], source[0])
+
+
+@operation("linear_grad_input(Tensor dy, Tensor mask, Tensor scale, int[] source) -> Tensor")
+def grad_input(dy, mask, scale, source):
+    return dy.new_empty(dy.shape[0], source[1])
+
+
+@operation("linear_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source) -> Tensor")
+def grad_scores(dy, x, scores, scale, source):
+    return torch.empty_like(scores, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scores, mask, scale, bias, source):
+        needs_x = x if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(needs_x, scores, mask, scale)
+        ctx.source = source
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return forward(x, mask, scale, bias, source)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, scores, mask, scale = ctx.saved_tensors
+        dx = dscores = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = grad_input(dy, mask, scale, ctx.source)
+        if ctx.needs_input_grad[1]:
+            dscores = grad_scores(dy, x, scores, scale, ctx.source).to(scores.dtype)
+        if ctx.needs_input_grad[4]:
+            dbias = dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(ctx.bias_dtype)
+        return dx, dscores, None, None, dbias, None
+
+
+def linear(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
+    """A supermask Linear as a function, with gradients for ``x``, ``scores`` and ``bias``.
+
+    Args:
+        x: ``[..., fan]``, float32, float64, bfloat16 or float16; under autocast taken in its dtype.
+        scores: ``[free]``, float32 or float64. Only the gradient uses them: the mask decides what is kept.
+        mask: int32, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
+        scale: one float32 element, on the device of ``x``.
+        bias: ``[rows]``, floating, or None.
+        source: of the weights; see `Source.of`.
+
+    Returns:
+        ``[..., rows]`` in the dtype of ``x``. Its straight-through gradient to the scores (Ramanujan et al., 2020) is
+        ``dL/dW * v * scale * sign(score)`` at every free weight, kept or not. There is no second derivative.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
+    """
+    x = autocast(x)
+    check_layer(x, scores, mask, scale, bias, source)
+    if x.dim() == 0 or x.shape[-1] != source.fan:
+        raise ValueError(f"x.shape={list(x.shape)}: expected [..., {source.fan}]")
+    y = _Linear.apply(x.reshape(-1, source.fan), scores, mask, scale, bias, source)
+    return y.view(*x.shape[:-1], source.rows)

@@ -1,0 +1,36 @@
+"""Pack: scores and a threshold to the words of a mask."""
+
+import torch
+from torch import Tensor
+
+from ..source import Source
+from ._operation import operation
+
+
+@operation("pack(Tensor scores, Tensor threshold, int[] source, bool compact) -> (Tensor, Tensor)")
+def _pack(scores, threshold, source, compact):
+    shape = ((scores.numel() + 31) // 32,) if compact else (source[0], Source(*source).words)
+    return scores.new_empty(shape, dtype=torch.int32), scores.new_empty((), dtype=torch.int64)
+
+
+def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:
+    """The mask that keeps the free weights with ``|score| > threshold``, strictly.
+
+    Args:
+        scores: ``[free]``, float32 or float64, in the contract's order (row, word, bit).
+        threshold: a scalar of that dtype and device.
+        source: of the layer.
+        compact: one bit a free weight, ``[ceil(free / 32)]``, or else resolved, one bit a weight, ``[rows, words]``.
+
+    Returns:
+        The mask, int32, 0 past the last weight; and how many weights it keeps, locked ones included, an int64 scalar.
+
+    Raises:
+        ValueError: a threshold that is no scalar of the scores' dtype and device.
+    """
+    if threshold.numel() != 1 or threshold.dtype != scores.dtype or threshold.device != scores.device:
+        raise ValueError(
+            f"threshold: expected one {scores.dtype} element on {scores.device}, "
+            f"got {threshold.dtype} {list(threshold.shape)} on {threshold.device}"
+        )
+    return _pack(scores.detach(), threshold, source, compact)

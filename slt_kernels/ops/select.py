@@ -1,0 +1,37 @@
+"""Select: the threshold, an exact order statistic of the scores' magnitudes."""
+
+import torch
+from torch import Tensor
+
+from ._operation import operation
+
+
+@operation("select(Tensor[] scores, int rank) -> Tensor")
+def _select(scores, rank):
+    return scores[0].new_empty(())
+
+
+def select(scores: list[Tensor], rank: int) -> Tensor:
+    """The ``rank``-th smallest |score| of all the tensors together, without sorting or concatenating them.
+
+    Args:
+        scores: tensors of one dtype (float32 or float64) and device, any shape; at least one.
+        rank: how many free weights are to be dropped. Under 1 gives -inf (all are kept); the number of scores or
+            more gives inf (none is).
+
+    Returns:
+        A scalar of the scores' dtype on their device. A score is kept if its magnitude is strictly greater. NaN
+        counts as the largest, and is never kept.
+
+    Raises:
+        TypeError, ValueError: no tensor, or dtypes or devices that differ.
+    """
+    if not scores:
+        raise ValueError("scores=[]: expected at least one tensor")
+    dtype, device = scores[0].dtype, scores[0].device
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores[0].dtype={dtype}: expected float32 or float64")
+    for i, s in enumerate(scores):
+        if s.dtype != dtype or s.device != device:
+            raise ValueError(f"scores[{i}] is {s.dtype} on {s.device}: expected {dtype} on {device}, as scores[0]")
+    return _select([s.detach() for s in scores], rank)

@@ -1,0 +1,249 @@
+"""The source network: what a layer's weights and its frozen pattern are, as a pure function of a seed.
+
+`docs/contract.md` states the contract; this file is its plainest implementation. A layer is a matrix of ``rows``
+(output features or channels) by ``fan`` (inputs of one row), in words of 32 weights (`bits`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import bits, philox
+
+CONTRACT_VERSION = 1
+
+_WORDS_A_CALL = 4
+_UNIFORM_STD = math.sqrt((128**2 - 1) / 3)
+
+
+# fmt: off
+_NORMAL_HALF = (
+    1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 12, 13, 13, 14,
+    14, 15, 15, 16, 16, 17, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23, 24, 24, 25, 25, 26, 26, 27,
+    27, 28, 28, 29, 29, 30, 30, 31, 32, 32, 33, 33, 34, 34, 35, 36, 36, 37, 37, 38, 39, 39, 40, 41, 41, 42, 43,
+    43, 44, 45, 46, 46, 47, 48, 49, 49, 50, 51, 52, 53, 54, 55, 56, 56, 57, 59, 60, 61, 62, 63, 64, 65, 67, 68,
+    70, 71, 73, 75, 77, 79, 81, 83, 86, 89, 93, 97, 103, 111, 127,
+)
+# fmt: on
+NORMAL_TABLE = (*(-v for v in reversed(_NORMAL_HALF)), *_NORMAL_HALF)
+"""``T`` of ``normal``: an int8 for each byte, 44 times the normal quantile, rounded, at least 1 in size."""
+
+
+def _rms(values: tuple[int, ...]) -> float:
+    return math.sqrt(sum(v * v for v in values) / len(values))
+
+
+WEIGHTS = ("signed_constant", "uniform", "normal")
+_STD = (1.0, _UNIFORM_STD, _rms(NORMAL_TABLE))  # of the integer weight v, for each of WEIGHTS
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """The part of a layer that is decided by the seed alone.
+
+    Args:
+        prune: fraction of the weights that are never in the ticket, in [0, 1]. Default 0.
+        lock: fraction that is always in it, in [0, 1]; ``prune + lock <= 1``. Default 0.
+
+    ``Freeze()`` is the dense source network, ``Freeze(prune=p)`` the randomly pruned one of Gadhikar et al. (2023),
+    and ``Freeze(p, r)`` the frozen one of Otsuka et al. (2024). Each weight draws one byte and compares it with two
+    thresholds, so the fractions are realized in steps of 1/256, and a layer's counts vary as a binomial's.
+
+    Raises:
+        ValueError: a fraction outside [0, 1], or two that add past 1.
+    """
+
+    prune: float = 0.0
+    lock: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("prune", self.prune), ("lock", self.lock)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: expected a fraction in [0, 1]")
+        if self.prune + self.lock > 1 + 1e-9:
+            raise ValueError(f"prune={self.prune} + lock={self.lock} = {self.prune + self.lock}: expected at most 1")
+
+    @property
+    def prune_below(self) -> int:
+        """Bytes under this one are pruned, 0 to 256."""
+        return math.floor(256 * self.prune + 0.5)
+
+    @property
+    def lock_from(self) -> int:
+        """Bytes from this one on are locked, 0 to 256.
+
+        Never under ``prune_below``: where ``prune + lock = 1`` and both round up, the byte they share is pruned.
+        """
+        return max(256 - math.floor(256 * self.lock + 0.5), self.prune_below)
+
+
+class Source(NamedTuple):
+    """All that generates one layer, or a shard of it, as ten integers (so it passes through ``torch.ops`` as it is).
+
+    Make one with `Source.of`, and a shard with `shard`.
+    """
+
+    rows: int
+    fan: int
+    seed: int  # 64 bits, as a signed number
+    layer: int
+    weight: int  # index into WEIGHTS
+    prune_below: int
+    lock_from: int
+    first_row: int  # where a shard starts in the whole layer
+    first_word: int
+    row_calls: int  # Philox calls a row of the whole layer: ceil(whole fan / 128)
+
+    @classmethod
+    def of(
+        cls,
+        rows: int,
+        fan: int,
+        *,
+        seed: int = 0,
+        layer: int = 0,
+        weight: str = "signed_constant",
+        freeze: Freeze = Freeze(),  # noqa: B008 (immutable)
+    ) -> "Source":
+        """The source of a whole layer.
+
+        Args:
+            rows: output features or channels, at least 1.
+            fan: inputs of one row, 1 to 2**23 - 1 (so that float64 sums of the products are exact).
+            seed: 0 to 2**64 - 1.
+            layer: the layer's number in its network, 0 to 2**32 - 1; two layers of one seed need two numbers.
+            weight: "signed_constant", "uniform" or "normal".
+            freeze: the pruned and locked fractions.
+
+        Raises:
+            ValueError: an argument outside its range.
+            TypeError: ``freeze`` that is no `Freeze`.
+        """
+        for name, value, low, high in (
+            ("rows", rows, 1, 2**31 - 1),
+            ("fan", fan, 1, 2**23 - 1),
+            ("seed", seed, 0, 2**64 - 1),
+            ("layer", layer, 0, 2**32 - 1),
+        ):
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name}={value!r}: expected an integer from {low} to {high}")
+        if weight not in WEIGHTS:
+            raise ValueError(f"weight={weight!r}: expected one of {', '.join(WEIGHTS)}")
+        if not isinstance(freeze, Freeze):
+            raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock)")
+        signed_seed = seed - 2**64 if seed >= 2**63 else seed
+        row_calls = (fan + 127) // 128
+        kind = WEIGHTS.index(weight)
+        return cls(rows, fan, signed_seed, layer, kind, freeze.prune_below, freeze.lock_from, 0, 0, row_calls)
+
+    def shard(self, rows: tuple[int, int] | None = None, words: tuple[int, int] | None = None) -> "Source":
+        """Rows ``[n0, n1)`` and words ``[w0, w1)`` of this source; generated alone they equal that slice of it.
+
+        Raises:
+            ValueError: a range that is empty or leaves this source.
+        """
+        n0, n1 = rows or (0, self.rows)
+        w0, w1 = words or (0, self.words)
+        if not 0 <= n0 < n1 <= self.rows:
+            raise ValueError(f"rows={rows}: expected a range inside [0, {self.rows})")
+        if not 0 <= w0 < w1 <= self.words:
+            raise ValueError(f"words={words}: expected a range inside [0, {self.words})")
+        fan = min(self.fan, w1 * bits.WORD) - w0 * bits.WORD
+        return self._replace(
+            rows=n1 - n0, fan=fan, first_row=self.first_row + n0, first_word=self.first_word + w0
+        )
+
+    @property
+    def words(self) -> int:
+        """Words of one row."""
+        return bits.words_for(self.fan)
+
+    @property
+    def total(self) -> int:
+        """Weights, frozen ones included."""
+        return self.rows * self.fan
+
+    @property
+    def weight_std(self) -> float:
+        """Standard deviation of the integer weight."""
+        return _STD[self.weight]
+
+    def _rows(self, device: torch.device | str) -> Tensor:
+        return torch.arange(self.first_row, self.first_row + self.rows, device=device).unsqueeze(1)
+
+    def _eight_words(self, stream: int, device: torch.device | str) -> Tensor:
+        """The two calls that VALUE and FREEZE spend on each word: int32 ``[rows, words, 8]``."""
+        words = torch.arange(self.first_word, self.first_word + self.words, device=device)
+        q = self._rows(device) * (self.row_calls * _WORDS_A_CALL) + words
+        pairs = torch.stack((2 * q, 2 * q + 1), dim=-1)
+        return philox.call(self.seed, self.layer, stream, pairs).view(self.rows, self.words, 8)
+
+    def signs(self, device: torch.device | str = "cpu") -> Tensor:
+        """Sign words of ``signed_constant``, int32 ``[rows, words]``; a set bit is a -1. Padding is not cleared."""
+        first_call = self.first_word // _WORDS_A_CALL
+        last_call = (self.first_word + self.words - 1) // _WORDS_A_CALL
+        index = self._rows(device) * self.row_calls + torch.arange(first_call, last_call + 1, device=device)
+        words = philox.call(self.seed, self.layer, philox.SIGN, index).view(self.rows, -1)
+        skipped = self.first_word - first_call * _WORDS_A_CALL
+        return words[:, skipped : skipped + self.words]
+
+    def integer_weight(self, device: torch.device | str = "cpu") -> Tensor:
+        """``v``, the weight without its scale: int8 ``[rows, fan]``, |v| <= 127."""
+        if WEIGHTS[self.weight] == "signed_constant":
+            return bits.to_k_order(1 - 2 * bits.unpack(self.signs(device)).to(torch.int8), self.fan)
+        values = self._eight_words(philox.VALUE, device).view(torch.uint8)  # the bytes are in plain k order
+        values = values.view(self.rows, -1)[:, : self.fan]
+        if WEIGHTS[self.weight] == "uniform":
+            return (values ^ 0x80 | 1).view(torch.int8)
+        return torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device)[values.int()]
+
+    def padding(self, device: torch.device | str = "cpu") -> Tensor:
+        """Int32 ``[words]``: the bits of a row that are weights; those past ``fan`` are 0."""
+        return bits.pack(bits.to_bit_order(torch.ones(1, self.fan, dtype=torch.bool, device=device)))[0]
+
+    def frozen_words(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The free weights and the locked ones, each a bit in int32 ``[rows, words]``; padding is 0 in both."""
+        weights = self.padding(device).expand(self.rows, -1)
+        if self.prune_below == 0 and self.lock_from == 256:
+            return weights.contiguous(), torch.zeros_like(weights)
+        planes = self._eight_words(philox.FREEZE, device).unbind(-1)
+        pruned = _below(planes, self.prune_below)
+        unlocked = _below(planes, self.lock_from)
+        return unlocked & ~pruned & weights, ~(unlocked | pruned) & weights
+
+    def frozen_state(self, device: torch.device | str = "cpu") -> Tensor:
+        """Int8 ``[rows, fan]``: -1 pruned, 0 free, +1 locked."""
+        free, locked = (bits.unpack(words).to(torch.int8) for words in self.frozen_words(device))
+        return bits.to_k_order(2 * locked + free - 1, self.fan)
+
+    def count_frozen(self) -> tuple[int, int, int]:
+        """How many weights are pruned, free and locked."""
+        if self.prune_below == 0 and self.lock_from == 256:
+            return 0, self.total, 0
+        free = locked = 0
+        step = max(1, (1 << 20) // self.words)  # rows at a time: bounds the memory, whatever the layer's size
+        for n0 in range(0, self.rows, step):
+            part = self.shard(rows=(n0, min(n0 + step, self.rows))).frozen_words()
+            free += int(bits.popcount(part[0]))
+            locked += int(bits.popcount(part[1]))
+        return self.total - free - locked, free, locked
+
+    def initial_scores(self, count: int, bound: float, device: torch.device | str = "cpu") -> Tensor:
+        """Scores of the first ``count`` free weights, float32 uniform on (-bound, bound), the same in every process."""
+        index = torch.arange((count + 3) // 4, device=device)
+        words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
+        odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # below 2**24 in size: exact in float32
+        return odd.float() * 2.0**-24 * bound
+
+
+def _below(planes: tuple[Tensor, ...], threshold: int) -> Tensor:
+    """Where the byte that eight bit planes spell (the most significant first) is under ``threshold``, bit by bit."""
+    if threshold == 256:
+        return torch.full_like(planes[0], -1)
+    below = torch.zeros_like(planes[0])
+    for i, plane in enumerate(reversed(planes)):
+        below = below | ~plane if threshold >> i & 1 else below & ~plane
+    return below

@@ -1,0 +1,40 @@
+"""The geometry of a convolution."""
+
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``)."""
+
+    kernel_h: int
+    kernel_w: int
+    stride_h: int = 1
+    stride_w: int = 1
+    padding_h: int = 0
+    padding_w: int = 0
+    dilation_h: int = 1
+    dilation_w: int = 1
+    groups: int = 1
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.kernel_h, self.kernel_w
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.stride_h, self.stride_w
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        return self.padding_h, self.padding_w
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.dilation_h, self.dilation_w
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for an input of that size; under 1 where the kernel does not fit."""
+        return (
+            (height + 2 * self.padding_h - self.dilation_h * (self.kernel_h - 1) - 1) // self.stride_h + 1,
+            (width + 2 * self.padding_w - self.dilation_w * (self.kernel_w - 1) - 1) // self.stride_w + 1,
+        )
