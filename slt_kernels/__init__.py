@@ -1,1 +1,33 @@
-"""Random networks with learned masks, as cheap as their information content."""
+"""Random networks with learned masks, as cheap as their information content.
+
+A strong lottery ticket is an accurate subnetwork of a random network. Its weights come from a seed and are
+regenerated inside each product; what is learned, kept and stored is one bit for each weight that is not frozen.
+"""
+
+from . import backends, freezing, ops
+from .convert import convert, summary
+from .edge_popup import EdgePopup
+from .nn import SupermaskConv2d, SupermaskLinear
+from .source import Freeze, Source
+from .ticket import TicketError, load_ticket, save_ticket, ticket_info
+from .window import Window
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EdgePopup",
+    "Freeze",
+    "Source",
+    "SupermaskConv2d",
+    "SupermaskLinear",
+    "TicketError",
+    "Window",
+    "backends",
+    "convert",
+    "freezing",
+    "load_ticket",
+    "ops",
+    "save_ticket",
+    "summary",
+    "ticket_info",
+]

@@ -106,7 +106,7 @@ class Source(NamedTuple):
         seed: int = 0,
         layer: int = 0,
         weight: str = "signed_constant",
-        freeze: Freeze = Freeze(),  # noqa: B008 (immutable)
+        freeze: Freeze = Freeze(),
     ) -> "Source":
         """The source of a whole layer.
 
@@ -152,9 +152,7 @@ class Source(NamedTuple):
         if not 0 <= w0 < w1 <= self.words:
             raise ValueError(f"words={words}: expected a range inside [0, {self.words})")
         fan = min(self.fan, w1 * bits.WORD) - w0 * bits.WORD
-        return self._replace(
-            rows=n1 - n0, fan=fan, first_row=self.first_row + n0, first_word=self.first_word + w0
-        )
+        return self._replace(rows=n1 - n0, fan=fan, first_row=self.first_row + n0, first_word=self.first_word + w0)
 
     @property
     def words(self) -> int:

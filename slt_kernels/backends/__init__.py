@@ -6,6 +6,7 @@ number of dimensions tells which); ``scale`` is one float32 element. Each functi
 
 ========================  ====================================================================================
 ``unavailable()``         None, or why this backend cannot run here
+``describe()``            what it runs on, in a few words, for ``slt doctor``
 ``supports(device)``      whether it takes tensors of that ``torch.device``
 ``linear_forward``        ``(x [B, fan], mask, scale, bias | None, source) -> y [B, rows]``
 ``linear_grad_input``     ``(dy [B, rows], mask, scale, source) -> dx [B, fan]``
@@ -65,6 +66,12 @@ def why_unavailable(name: str) -> str | None:
 def available() -> list[str]:
     """The backends that run here, the preferred ones first."""
     return [name for name in _backends if why_unavailable(name) is None]
+
+
+def describe(name: str) -> str:
+    """What the backend runs on here, or why it cannot."""
+    reason = why_unavailable(name)
+    return _backends[name].describe() if reason is None else f"not available: {reason}"
 
 
 @contextmanager

@@ -19,6 +19,10 @@ def unavailable() -> str | None:
     return None
 
 
+def describe() -> str:
+    return "plain PyTorch, on any device"
+
+
 def supports(device: torch.device) -> bool:
     return True
 
@@ -67,9 +71,7 @@ def conv2d_grad_input(
     return _in_format_of(dy, sums.to(dy.dtype))
 
 
-def conv2d_grad_scores(
-    dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window
-) -> Tensor:
+def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
     shape = (source.rows, x.shape[1] // window.groups, *window.kernel)
     geometry = (window.stride, window.padding, window.dilation, window.groups)
     if 0 in dy.shape:

@@ -79,6 +79,6 @@ def check_mask(mask: Tensor, source: Source) -> None:
 def autocast(x: Tensor) -> Tensor:
     """``x`` as ``F.linear`` would take it under autocast: in the lower precision, unless it is float64."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x

@@ -22,9 +22,7 @@ def grad_input(dy, mask, scale, source, window, size):
     return _empty(dy, source[1] // (kernel_h * kernel_w) * groups, size)
 
 
-@operation(
-    "conv2d_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source, int[] window) -> Tensor"
-)
+@operation("conv2d_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source, int[] window) -> Tensor")
 def grad_scores(dy, x, scores, scale, source, window):
     return torch.empty_like(scores, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 

@@ -1,0 +1,175 @@
+"""convert: supermask layers in place of every ``nn.Linear`` and ``nn.Conv2d`` of a model."""
+
+import logging
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .freezing import spread_freeze
+from .nn import SupermaskConv2d, SupermaskLayer, SupermaskLinear
+from .source import Freeze
+
+_log = logging.getLogger(__name__)
+_DENSE = Freeze()
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One supermask layer's name, weight shape, and counts of weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    pruned: int
+    free: int
+    locked: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The supermask layers of a model; ``str()`` of it is a table."""
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def free_bits(self) -> int:
+        return sum(layer.free for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "shape", "weights", "pruned", "free", "locked")]
+        rows += [
+            (s.name, "x".join(map(str, s.shape)), *(f"{n:,}" for n in (s.weights, s.pruned, s.free, s.locked)))
+            for s in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        size = f"{self.free_bits / 8e6:.3f} MB of mask"
+        lines.append(f"{len(self.layers)} layers, {self.weights:,} weights, {self.free_bits:,} free bits ({size})")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """What the supermask layers of a model are: names, shapes, and how many weights are pruned, free and locked."""
+    return Summary(
+        tuple(
+            LayerSummary(name, m.weight_shape, m.total, m.pruned, m.free, m.locked)
+            for name, m in model.named_modules()
+            if isinstance(m, SupermaskLayer)
+        )
+    )
+
+
+def convert(
+    model: nn.Module,
+    freeze: Freeze | Sequence[Freeze] = _DENSE,
+    sparsity: float | None = 0.5,
+    *,
+    spread: str = "uniform",
+    weight: str = "signed_constant",
+    scale: str | None = None,
+    gain: float = math.sqrt(2),
+    seed: int = 0,
+    compact: bool = False,
+    exclude: Collection[str] = (),
+) -> nn.Module:
+    """Replaces every ``nn.Linear`` and ``nn.Conv2d`` of a model, in place, and returns the model.
+
+    Layers are numbered in the order of ``model.modules()``, from 0, excluded ones left out. A module that stands in
+    two places is replaced once, by one layer. Each new layer takes over the bias (the very parameter), device,
+    training mode and hooks of the old one; its trained weight is dropped. Subclasses of the two are left alone, as
+    are weights that belong to another module (``nn.MultiheadAttention``). What was done is logged (``logging``, level
+    INFO); `summary` gives it as data.
+
+    Args:
+        model: any module; if it is itself an ``nn.Linear`` or ``nn.Conv2d``, its replacement is returned.
+        freeze: fractions of all the converted weights together, shared out by ``spread``; or one `Freeze` a layer.
+        sparsity: of each layer used alone, see `SupermaskLinear`. None where an `EdgePopup` with the global scope will
+            make the masks: a spread may prune more than ``sparsity`` in some layers.
+        spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
+        weight, scale, gain, seed, compact: as `SupermaskLinear`'s.
+        exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it.
+
+    Raises:
+        ValueError: a name in ``exclude`` that no module has; nothing to convert; weights that are parametrized; a
+            list of `Freeze` of another length; or a layer's own argument out of its range. The model is then unchanged.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    unknown = sorted(set(exclude) - modules.keys())
+    if unknown:
+        raise ValueError(f"exclude={unknown}: expected names of modules of the model")
+
+    def excluded(name: str) -> bool:
+        return any(name == e or name.startswith(f"{e}.") for e in exclude)
+
+    places = {name: m for name, m in modules.items() if type(m) in (nn.Linear, nn.Conv2d) and not excluded(name)}
+    originals = list({id(m): m for m in places.values()}.values())
+    if not originals:
+        raise ValueError("model: expected at least one nn.Linear or nn.Conv2d to convert")
+    for name, m in modules.items():
+        if isinstance(m, nn.Linear | nn.Conv2d) and name not in places:
+            _log.info("left alone: %s (%s)", name, "excluded" if excluded(name) else type(m).__name__)
+    for name, m in places.items():
+        if "weight" not in m._parameters:
+            raise ValueError(f"{name}.weight is computed from other parameters: remove the parametrization first")
+
+    shapes = [tuple(m.weight.shape) for m in originals]
+    freezes = spread_freeze(freeze, shapes, spread) if isinstance(freeze, Freeze) else list(freeze)
+    if len(freezes) != len(originals):
+        raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(originals)} layers")
+
+    options = {"sparsity": sparsity, "weight": weight, "scale": scale, "gain": gain, "seed": seed, "compact": compact}
+    replacements = {
+        id(old): _replacement(old, freeze=f, layer=number, **options)
+        for number, (old, f) in enumerate(zip(originals, freezes, strict=True))
+    }
+    for name, old in places.items():
+        if name:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, replacements[id(old)])
+    for m in modules.values():
+        _disable_fused_path(m)
+    converted = replacements.get(id(model), model)
+    _log.info("converted:\n%s", summary(converted))
+    return converted
+
+
+def _replacement(old: nn.Linear | nn.Conv2d, **options) -> SupermaskLayer:
+    common = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype, **options}
+    if isinstance(old, nn.Linear):
+        new = SupermaskLinear(old.in_features, old.out_features, **common)
+    else:
+        geometry = (old.kernel_size, old.stride, old.padding, old.dilation, old.groups)
+        new = SupermaskConv2d(old.in_channels, old.out_channels, *geometry, padding_mode=old.padding_mode, **common)
+    if old.bias is not None:
+        new.bias = old.bias
+    new.train(old.training)
+    for hooks in _HOOKS:  # the very dicts, so that the handles that the caller holds still remove them
+        setattr(new, hooks, getattr(old, hooks))
+    return new
+
+
+def _disable_fused_path(module: nn.Module) -> None:
+    """PyTorch's transformer encoder has an inference path that reads the weights of its Linears: not here."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False

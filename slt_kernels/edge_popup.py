@@ -1,0 +1,86 @@
+"""Edge-Popup: which weights are kept, from the scores, once a step (Ramanujan et al., 2020)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from . import ops
+from .nn import SupermaskLayer
+from .nn.supermask import check_sparsity
+
+SCOPES = ("global", "local")
+
+
+class EdgePopup:
+    """Makes the masks of all supermask layers of a model, now and after each step of an optimizer.
+
+    Of ``total`` weights ``floor(sparsity * total)`` are **dropped**, the pruned ones among them: the threshold is the
+    order statistic of |score| that does so, and a free weight is kept if its |score| is strictly greater.
+
+    Args:
+        model: any module; its supermask layers are taken over (their `auto_mask` is turned off).
+        sparsity: fraction of all weights, frozen included, that is dropped.
+        scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
+
+    Raises:
+        ValueError: no supermask layer; a scope of another name; a sparsity outside ``[prune, 1 - lock]``, over all
+            weights together for the global scope, in any layer for the local one.
+
+    Example::
+
+        popup = EdgePopup(model, sparsity=0.7)
+        popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
+    """
+
+    def __init__(self, model: nn.Module, sparsity: float, scope: str = "global") -> None:
+        if scope not in SCOPES:
+            raise ValueError(f"scope={scope!r}: expected 'global' or 'local'")
+        self.scope = scope
+        self.layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+        if not self.layers:
+            raise ValueError("model: expected at least one SupermaskLinear or SupermaskConv2d in it")
+        self.total = sum(layer.total for layer in self.layers)
+        self.sparsity = sparsity
+        self.step()
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of all weights that is dropped; a new value takes effect at the next `step`."""
+        return self._sparsity
+
+    @sparsity.setter
+    def sparsity(self, sparsity: float) -> None:
+        if self.scope == "local":
+            for layer in self.layers:
+                check_sparsity(sparsity, layer.freeze.prune, layer.freeze.lock)
+        else:
+            prune = sum(layer.freeze.prune * layer.total for layer in self.layers) / self.total
+            lock = sum(layer.freeze.lock * layer.total for layer in self.layers) / self.total
+            check_sparsity(sparsity, prune, lock)
+        self._sparsity = sparsity
+        for layer in self.layers:
+            layer.sparsity = sparsity
+            layer.auto_mask = False
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Makes thresholds and masks from the scores as they are now."""
+        threshold = None
+        if self.scope == "global":
+            rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
+            threshold = ops.select([layer.scores for layer in self.layers], rank)
+        for layer in self.layers:
+            layer.update_mask(threshold)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.
+
+        Raises:
+            ValueError: the optimizer trains none of the scores.
+        """
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(layer.scores) in trained for layer in self.layers):
+            raise ValueError("optimizer: expected one that trains the scores of this model")
+        return optimizer.register_step_post_hook(lambda *_: self.step())

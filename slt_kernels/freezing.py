@@ -1,0 +1,97 @@
+"""How a network's frozen fractions are spread over its layers.
+
+A spread gives each layer the fraction of its weights that stays, ``dist(density)``. Frozen and pruned fractions
+follow Otsuka et al. (2024): with p and r of the whole network, ``frozen_l = 1 - dist(1 - (p + r))``,
+``p_l = 1 - dist(1 - p)``, and ``r_l = frozen_l - p_l``, so the split of a layer differs from the network's.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from .source import Freeze
+
+Shape = Sequence[int]
+
+
+def uniform(shapes: Sequence[Shape], density: float) -> list[float]:
+    """The same fraction everywhere."""
+    return [density] * len(shapes)
+
+
+def erk(shapes: Sequence[Shape], density: float) -> list[float]:
+    """Erdos-Renyi-kernel (Evci et al., 2020): ``density_l = eps * sum(shape_l) / numel_l``, at most 1."""
+    numels = [math.prod(s) for s in shapes]
+    raw = [sum(s) / n for s, n in zip(shapes, numels, strict=True)]
+    return _fill(numels, density, [r * n for r, n in zip(raw, numels, strict=True)])
+
+
+def epl(shapes: Sequence[Shape], density: float) -> list[float]:
+    """Edges per layer: the same *number* of weights stays in each; what overflows a small layer goes to the others."""
+    numels = [math.prod(s) for s in shapes]
+    return _fill(numels, density, [1.0] * len(numels))
+
+
+def igq(shapes: Sequence[Shape], density: float) -> list[float]:
+    """Ideal gas quota (Chen et al., 2021): ``keep_l = n_l / (F n_l + 1)``, F found so that the total is met."""
+    numels = [math.prod(s) for s in shapes]
+    if density <= 0:
+        return [0.0] * len(numels)
+    target = density * sum(numels)
+
+    def kept(force: float) -> float:
+        return sum(n / (force * n + 1) for n in numels)
+
+    low, high = 0.0, 1.0
+    while kept(high) > target:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) > target else (low, middle)
+    return [1 / (high * n + 1) for n in numels]
+
+
+SPREADS: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
+    "uniform": uniform,
+    "erk": erk,
+    "epl": epl,
+    "igq": igq,
+}
+
+
+def spread_freeze(freeze: Freeze, shapes: Sequence[Shape], spread: str = "uniform") -> list[Freeze]:
+    """The prune and lock fractions of each layer, so that the whole network's are those of ``freeze``.
+
+    Args:
+        freeze: fractions of all weights together.
+        shapes: of the weights, ``[out, in]`` or ``[out, in / groups, kh, kw]``.
+        spread: "uniform" (default), "erk", "epl" or "igq".
+
+    Raises:
+        ValueError: a spread of another name.
+    """
+    if spread not in SPREADS:
+        raise ValueError(f"spread={spread!r}: expected one of {', '.join(SPREADS)}")
+    stay = SPREADS[spread]
+    not_pruned = stay(shapes, 1 - freeze.prune)
+    not_frozen = stay(shapes, max(0.0, 1 - freeze.prune - freeze.lock))
+    return [Freeze(prune=_fraction(1 - a), lock=_fraction(a - b)) for a, b in zip(not_pruned, not_frozen, strict=True)]
+
+
+def _fraction(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _fill(numels: list[int], density: float, shares: list[float]) -> list[float]:
+    """Shares ``density * sum(numels)`` out in proportion to ``shares``, no layer above its own size."""
+    rest, left = density * sum(numels), set(range(len(numels)))
+    keep = [0.0] * len(numels)
+    while left:
+        unit = rest / sum(shares[i] for i in left)
+        full = {i for i in left if unit * shares[i] >= numels[i]}
+        for i in full or left:
+            keep[i] = min(float(numels[i]), unit * shares[i])
+        if not full:
+            break
+        rest -= sum(numels[i] for i in full)
+        left -= full
+    return [k / n for k, n in zip(keep, numels, strict=True)]

@@ -1,0 +1,73 @@
+"""SupermaskLinear, in place of ``nn.Linear``."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..source import Freeze, Source
+from .supermask import SupermaskLayer
+
+_DENSE = Freeze()
+
+
+class SupermaskLinear(SupermaskLayer):
+    """``nn.Linear`` with a random weight, of which only a mask is learned.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``nn.Linear``'s. ``dtype`` is that of the bias: inputs of
+            float32, float64, bfloat16 and float16 are taken as they come, and outputs are of their dtype.
+        freeze: the fractions that the seed prunes and locks. Default: none, the dense source network.
+        sparsity: the fraction of **all** weights, frozen included, that is **dropped**, for a layer used alone;
+            ``freeze.prune <= sparsity <= 1 - freeze.lock``. Default 0.5. None keeps every free weight.
+        weight: "signed_constant" (default), "uniform" or "normal".
+        scale: the factor on ``gain / sqrt(fan)`` (the Kaiming scale): None for 1; "static" for
+            ``1/sqrt(1 - sparsity)`` (Ramanujan et al., 2020); "dynamic" for ``1/sqrt(kept/total)`` of the layer as it
+            stands, 0 where nothing is kept.
+        gain: of the activation that follows. Default sqrt(2), ReLU's.
+        seed: of the network, 64 bits. layer: the layer's number in it, 32 bits: two layers need two numbers.
+        compact: hold the mask as one bit a *free* weight, and regenerate the frozen pattern in each product (the
+            least memory), rather than one bit a weight (the fastest, default).
+
+    Input ``[..., in_features]``, output ``[..., out_features]``.
+
+    Raises:
+        ValueError, TypeError: an argument outside its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        freeze: Freeze = _DENSE,
+        sparsity: float | None = 0.5,
+        weight: str = "signed_constant",
+        scale: str | None = None,
+        gain: float = math.sqrt(2),
+        seed: int = 0,
+        layer: int = 0,
+        compact: bool = False,
+    ) -> None:
+        source = Source.of(out_features, in_features, seed=seed, layer=layer, weight=weight, freeze=freeze)
+        super().__init__(source, bias, freeze, sparsity, scale, gain, compact, device, dtype)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.source.rows, self.source.fan
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._refresh_mask()
+        return ops.linear(x, self.scores, self.mask_words, self.weight_scale, self.bias, self.source)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

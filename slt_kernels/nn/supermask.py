@@ -1,0 +1,219 @@
+"""What all supermask layers share: scores, a mask made of them, and a scale."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import bits, ops
+from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source
+
+SCALES = (None, "static", "dynamic")
+
+
+def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
+    """Raises ValueError unless that share of all weights, frozen ones included, can be dropped."""
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity={sparsity}: expected a fraction in [0, 1]")
+    if sparsity < prune - 1e-9:
+        raise ValueError(
+            f"sparsity={sparsity} is below prune={prune}: sparsity counts the pruned weights too, so nothing would be "
+            f"left to search; expected sparsity in [{prune}, {1 - lock}]"
+        )
+    if sparsity > 1 - lock + 1e-9:
+        raise ValueError(
+            f"sparsity={sparsity} is above 1 - lock={1 - lock}: locked weights are always kept; "
+            f"expected sparsity in [{prune}, {1 - lock}]"
+        )
+
+
+class SupermaskLayer(nn.Module):
+    """A random layer of which only a mask is learned; the base of `SupermaskLinear` and `SupermaskConv2d`.
+
+    Attributes:
+        scores: parameter, float32 ``[free]``, one a free weight in the contract's order (row, word, bit).
+        mask_words: buffer, int32: the mask, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
+        weight_scale: buffer, one float32: what the integer weights are multiplied by.
+        bias: parameter ``[rows]`` or None.
+        source: what generates the weights and the frozen pattern.
+        total, pruned, free, locked: counts of weights.
+        sparsity: fraction of all weights, frozen included, that a mask of this layer's own drops; None keeps all.
+        auto_mask: whether a forward in training makes the mask anew when the scores have changed. An `EdgePopup`
+            and `load_ticket` turn it off: then only they change the mask.
+
+    Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        bias: bool,
+        freeze: Freeze,
+        sparsity: float | None,
+        scale: str | None,
+        gain: float,
+        compact: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale={scale!r}: expected None, 'static' or 'dynamic'")
+        if sparsity is not None:
+            check_sparsity(sparsity, freeze.prune, freeze.lock)
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"gain={gain}: expected a positive number")
+        self.source = source
+        self.freeze = freeze
+        self.sparsity = sparsity
+        self.scale = scale
+        self.gain = gain
+        self.compact = compact
+        self.auto_mask = True
+        self.pruned, self.free, self.locked = source.count_frozen()
+        self._masked_version: int | None = None
+
+        self.scores = nn.Parameter(torch.empty(self.free, dtype=torch.float32, device=device))
+        words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
+        self.register_buffer("mask_words", torch.zeros(words, dtype=torch.int32, device=device))
+        self.register_buffer("weight_scale", torch.zeros((), dtype=torch.float32, device=device))
+        identity = torch.tensor([CONTRACT_VERSION, *source], device=device)
+        self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
+        self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def total(self) -> int:
+        return self.source.total
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as PyTorch's own layer has it."""
+        raise NotImplementedError
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """``[rows, fan]`` to `weight_shape`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's."""
+        bound = self.gain * math.sqrt(3 / self.source.fan)
+        self.scores.copy_(self.source.initial_scores(self.free, bound, self.scores.device))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.source.fan)
+            nn.init.uniform_(self.bias, -bound, bound)
+        self.update_mask()
+
+    # The mask
+
+    @property
+    def rank(self) -> int:
+        """How many free weights the mask of `sparsity` drops (under 1: none)."""
+        return 0 if self.sparsity is None else math.floor(self.sparsity * self.total) - self.pruned
+
+    @torch.no_grad()
+    def update_mask(self, threshold: Tensor | None = None) -> None:
+        """Makes the mask, and the scale that depends on it, from the scores as they are now.
+
+        Args:
+            threshold: keep the free weights with |score| above it; by default that of `sparsity` in this layer alone.
+        """
+        if threshold is None:
+            threshold = ops.select([self.scores], self.rank)
+        words, kept = ops.pack(self.scores, threshold, self.source, self.compact)
+        self.mask_words.copy_(words)
+        self.weight_scale.copy_(self._scale_for(kept))
+        self._remember_scores()
+
+    def _remember_scores(self) -> None:
+        if not torch.compiler.is_compiling() and not self.scores.is_inference():
+            self._masked_version = self.scores._version
+
+    def _refresh_mask(self) -> None:
+        if not (self.training and self.auto_mask):
+            return
+        # A compiled graph cannot ask for the version of a tensor; it makes the (same) mask each time.
+        if torch.compiler.is_compiling() or self.scores.is_inference() or self._masked_version != self.scores._version:
+            self.update_mask()
+
+    @torch.no_grad()
+    def load_mask(self, compact: Tensor, weight_scale: Tensor | float) -> None:
+        """Takes a mask as it is, with its scale, and keeps it until an `EdgePopup` or `update_mask` makes another.
+
+        Args:
+            compact: int32 ``[ceil(free / 32)]``, a bit a free weight.
+            weight_scale: the number that multiplies the integer weights.
+        """
+        compact = compact.to(self.mask_words.device)
+        self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
+        self.weight_scale.fill_(weight_scale)
+        self.auto_mask = False
+
+    def compact_mask(self) -> Tensor:
+        """The learned bits alone: int32 ``[ceil(free / 32)]``, first bit lowest, 0 past the last."""
+        if self.compact:
+            return self.mask_words.clone()
+        return bits.gather(self.mask_words, self.source.frozen_words(self.mask_words.device)[0])
+
+    def _scale_for(self, kept: Tensor) -> Tensor:
+        base = self.gain / math.sqrt(self.source.fan) / self.source.weight_std
+        factor = torch.ones((), dtype=torch.float64, device=kept.device)
+        if self.scale == "dynamic":
+            factor = (kept.double() / self.total).rsqrt()
+        elif self.scale == "static" and self.sparsity is not None:
+            factor = factor / math.sqrt(1 - self.sparsity) if self.sparsity < 1 else 0 * factor
+        return torch.where(kept > 0, base * factor, 0)  # an emptied layer is 0, not 0 * inf
+
+    # Looking and testing: all of these materialize
+
+    def frozen_state(self) -> Tensor:
+        """Int8, the weight's shape: -1 pruned, 0 free, +1 locked."""
+        return self._as_weight(self.source.frozen_state(self.mask_words.device))
+
+    def integer_weight(self) -> Tensor:
+        """Int8, the weight's shape: the random weight without mask and scale."""
+        return self._as_weight(self.source.integer_weight(self.mask_words.device))
+
+    def mask(self) -> Tensor:
+        """Bool, the weight's shape: what is kept, frozen and learned decided."""
+        words = self.mask_words
+        resolved = ops.expand(words, self.source) if self.compact else words
+        return self._as_weight(bits.to_k_order(bits.unpack(resolved), self.source.fan))
+
+    def dense_weight(self) -> Tensor:
+        """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
+        return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
+
+    # nn.Module
+
+    def _apply(self, fn, recurse: bool = True):
+        exact = {id(t) for t in (self.scores, self.scores.grad, self.weight_scale) if t is not None}
+
+        def keep_precision(t: Tensor) -> Tensor:
+            new = fn(t)
+            return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
+
+        return super()._apply(keep_precision, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        identity = state_dict.get(f"{prefix}source_id")
+        if identity is not None and identity.tolist() != [CONTRACT_VERSION, *self.source]:
+            errors.append(
+                f"{prefix}source_id is of another network: [contract, {', '.join(Source._fields)}] = "
+                f"{identity.tolist()}, expected {[CONTRACT_VERSION, *self.source]}"
+            )
+            return
+        words = state_dict.get(f"{prefix}mask_words")
+        if words is not None and words.dim() != self.mask_words.dim():  # saved in the other form
+            free, locked = self.source.frozen_words(words.device)
+            other = bits.gather(words, free) if self.compact else bits.scatter(words, free) | locked
+            state_dict[f"{prefix}mask_words"] = other
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self._remember_scores()
+
+    def _repr_options(self) -> str:
+        parts = [f"prune={self.freeze.prune:.4g}, lock={self.freeze.lock:.4g}, sparsity={self.sparsity}"]
+        parts += [f"weight={WEIGHTS[self.source.weight]}, scale={self.scale}"]
+        parts += [f"seed={self.source.seed & (2**64 - 1)}, layer={self.source.layer}, free={self.free}"]
+        return ", ".join(parts)

@@ -1,0 +1,317 @@
+"""Tickets: a network as a file of its seed, the learned bits, and what else it holds.
+
+A ticket is a safetensors file. Its tensors:
+
+=============  =====================================================================================================
+``index``      uint8: zlib-compressed JSON: the contract's version, the layers, the other tensors' names, metadata
+``masks``      uint8: each layer's compact mask, ``ceil(free / 8)`` bytes, first bit lowest, in the index's order
+``float32`` …  one for each dtype: all other parameters and buffers of that dtype, flattened, in the index's order
+=============  =====================================================================================================
+
+and its safetensors metadata: ``format``, ``version``, and the ``sha256`` of the tensors. Grouping the other tensors
+keeps a file at its information content: a header entry each would cost more than a BatchNorm's counter holds.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from . import bits
+from .nn import SupermaskLayer
+from .source import CONTRACT_VERSION, WEIGHTS, Source
+
+FORMAT = "slt_kernels.ticket"
+VERSION = 1
+
+
+class TicketError(ValueError):
+    """A file that is no ticket, is damaged or too new, or is the ticket of another network."""
+
+
+@dataclass(frozen=True)
+class TicketLayer:
+    """One layer of a ticket: its name, the weight's shape, what generates it, and its mask's counts and scale."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: Source
+    free: int
+    kept: int
+    scale: str | None
+    sparsity: float | None
+    weight_scale: float
+
+    @property
+    def weight(self) -> str:
+        return WEIGHTS[self.source.weight]
+
+    @property
+    def mask_bytes(self) -> int:
+        return (self.free + 7) // 8
+
+
+@dataclass(frozen=True)
+class TicketTensor:
+    """A parameter or buffer that a ticket holds as it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class TicketInfo:
+    """What a ticket holds. ``metadata`` is what its writer passed; ``size`` is of the file, in bytes."""
+
+    contract: int
+    layers: tuple[TicketLayer, ...]
+    tensors: tuple[TicketTensor, ...]
+    metadata: dict[str, Any]
+    size: int
+
+    @property
+    def weights(self) -> int:
+        return sum(layer.source.total for layer in self.layers)
+
+    @property
+    def free_bits(self) -> int:
+        return sum(layer.free for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        return sum(layer.kept for layer in self.layers)
+
+
+def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> TicketInfo:
+    """Writes a model with supermask layers as a ticket.
+
+    The file holds every layer's learned bits, seed, freezing, distribution and scale, and all other parameters and
+    buffers of the model's ``state_dict`` (BatchNorm statistics, biases) as they are: at most
+    ``free_bits / 8 + their bytes + 4096 + 200 * layers``. No weights, no scores. It is written beside ``path`` and
+    renamed, so a failure leaves an old file as it was.
+
+    Args:
+        model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``.
+        path: the file.
+        metadata: anything JSON holds, for `ticket_info` to give back.
+
+    Raises:
+        ValueError: no supermask layer in it, extra state that is no tensor, or metadata that JSON does not hold.
+    """
+    model = _unwrap(model)
+    layers = list(_layers(model))
+    if not layers:
+        raise ValueError("model: expected at least one SupermaskLinear or SupermaskConv2d in it")
+    others = list(_other_tensors(model))
+    masks = [m.compact_mask().cpu() for _, m in layers]
+    index = {
+        "contract": CONTRACT_VERSION,
+        "layers": [
+            {
+                "name": name,
+                "shape": m.weight_shape,
+                "source": m.source,
+                "free": m.free,
+                "kept": int(bits.popcount(mask)) + m.locked,
+                "scale": m.scale,
+                "sparsity": m.sparsity,
+                "weight_scale": m.weight_scale.item(),
+            }
+            for (name, m), mask in zip(layers, masks, strict=True)
+        ],
+        "tensors": [{"name": n, "dtype": _dtype_name(t), "shape": t.shape} for n, t in others],
+        "metadata": metadata or {},
+    }
+    try:
+        text = json.dumps(index, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata={metadata!r}: expected what JSON holds ({error})") from None
+    tensors = {
+        "index": torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8),
+        "masks": torch.cat(
+            [mask.view(torch.uint8)[: (m.free + 7) // 8] for (_, m), mask in zip(layers, masks, strict=True)]
+        ),
+    }
+    for dtype in dict.fromkeys(t.dtype for _, t in others):
+        same = [t.detach().cpu().flatten() for _, t in others if t.dtype == dtype]
+        tensors[_dtype_name(same[0])] = torch.cat(same)
+
+    header = {"format": FORMAT, "version": str(VERSION), "sha256": _checksum(tensors)}
+    _write(Path(path), to_safetensors(tensors, header))
+    return ticket_info(path)
+
+
+def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
+    """Loads a ticket into a network of its architecture, which then gives the same answers, bit for bit.
+
+    Everything is checked before anything is changed. The scores are left alone, and the layers' `auto_mask` is off:
+    the masks stay until an `EdgePopup` makes others from scores of its own. Continue a search from a checkpoint.
+
+    Args:
+        path: the file.
+        model: built as the saved one was: the same layers, names, seed, freezing, distribution and scale.
+
+    Raises:
+        TicketError: cut short, altered, of a newer version, or of another network. The model is unchanged.
+        FileNotFoundError: no such file.
+    """
+    info, tensors = _read(path)
+    model = _unwrap(model)
+    layers = dict(_layers(model))
+    others = dict(_other_tensors(model))
+    _check_names("supermask layers", [x.name for x in info.layers], list(layers))
+    _check_names("other tensors", [x.name for x in info.tensors], list(others))
+    for saved in info.layers:
+        _check_layer(saved, layers[saved.name])
+    for saved in info.tensors:
+        here = others[saved.name]
+        _check_equal(saved.name, "dtype", saved.dtype, _dtype_name(here))
+        _check_equal(saved.name, "shape", list(saved.shape), list(here.shape))
+
+    # All fits: nothing below fails.
+    masks = tensors["masks"].split([layer.mask_bytes for layer in info.layers])
+    for saved, octets in zip(info.layers, masks, strict=True):
+        padded = torch.zeros(bits.words_for(saved.free) * 4, dtype=torch.uint8)
+        padded[: len(octets)] = octets
+        layers[saved.name].load_mask(padded.view(torch.int32), saved.weight_scale)
+    taken = dict.fromkeys(tensors, 0)
+    with torch.no_grad():
+        for saved in info.tensors:
+            start, taken[saved.dtype] = taken[saved.dtype], taken[saved.dtype] + saved.numel
+            others[saved.name].copy_(tensors[saved.dtype][start : start + saved.numel].view(saved.shape))
+    return info
+
+
+def ticket_info(path: str | os.PathLike) -> TicketInfo:
+    """What a ticket holds, its checksum verified.
+
+    Raises:
+        TicketError: cut short, altered, or of a newer version.
+        FileNotFoundError: no such file.
+    """
+    return _read(path)[0]
+
+
+# Reading and writing
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
+    path = Path(path)
+    size = path.stat().st_size
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise TicketError(f"{path}: not a ticket, or cut short ({error})") from None
+    if header.get("format") != FORMAT:
+        raise TicketError(f"{path}: format={header.get('format')!r}: expected {FORMAT!r}")
+    version = header.get("version", "")
+    if not version.isdecimal() or int(version) > VERSION:
+        raise TicketError(f"{path}: version={version!r}: this package reads up to {VERSION}; a newer one wrote it")
+    if header.get("sha256") != _checksum(tensors):
+        raise TicketError(f"{path}: altered: its content does not match its checksum")
+    try:
+        index = json.loads(zlib.decompress(tensors["index"].numpy().tobytes()))
+        contract = index["contract"]
+        if contract != CONTRACT_VERSION:
+            raise TicketError(f"{path}: contract={contract}: this package knows version {CONTRACT_VERSION}")
+        layers = tuple(
+            TicketLayer(**{**x, "shape": tuple(x["shape"]), "source": Source(*x["source"])}) for x in index["layers"]
+        )
+        others = tuple(TicketTensor(**{**x, "shape": tuple(x["shape"])}) for x in index["tensors"])
+        info = TicketInfo(contract, layers, others, index["metadata"], size)
+        lengths = {"masks": sum(layer.mask_bytes for layer in layers), "index": len(tensors["index"])}
+        for other in others:
+            lengths[other.dtype] = lengths.get(other.dtype, 0) + other.numel
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, zlib.error) as error:
+        raise TicketError(f"{path}: damaged index ({error!r})") from None
+    if {name: t.numel() for name, t in tensors.items()} != lengths:
+        raise TicketError(f"{path}: its tensors do not have the lengths that its index gives")
+    return info, tensors
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {_dtype_name(t)} {t.numel()}\n".encode())
+        digest.update(t.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# What of a model is in a ticket
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, SupermaskLayer]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, SupermaskLayer))
+
+
+def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers that no mask stands for, each once."""
+    replaced = {id(t) for _, m in _layers(model) for t in (m.scores, m.mask_words, m.weight_scale, m.source_id)}
+    for name, t in model.state_dict(keep_vars=True).items():
+        if not isinstance(t, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got extra state of type {type(t).__name__}")
+        if id(t) not in replaced:
+            replaced.add(id(t))
+            yield name, t
+
+
+def _dtype_name(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def _check_names(what: str, saved: list[str], here: list[str]) -> None:
+    if saved != here:
+        missing, extra = sorted(set(saved) - set(here)), sorted(set(here) - set(saved))
+        raise TicketError(
+            f"the ticket is of another network: {what} in the ticket alone {missing}, in the network alone {extra}"
+            + ("" if missing or extra else "; the same names in another order")
+        )
+
+
+def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
+    _check_equal(saved.name, "shape", list(saved.shape), list(here.weight_shape))
+    for field, a, b in zip(Source._fields, saved.source, here.source, strict=True):
+        _check_equal(saved.name, field, a, b)
+    _check_equal(saved.name, "scale", saved.scale, here.scale)
+    _check_equal(saved.name, "free", saved.free, here.free)
+
+
+def _check_equal(name: str, field: str, saved: Any, here: Any) -> None:
+    if saved != here:
+        raise TicketError(f"{name}: the ticket has {field}={saved}, the network {field}={here}")
