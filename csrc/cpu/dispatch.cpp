@@ -1,0 +1,74 @@
+// Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
+#include "operations.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace slt {
+
+// setup.py defines SLT_HAVE(X) with an X(name) for each instruction set that the compiler knows, the best last.
+#define SLT_DECLARE(name)            \
+    namespace name {                 \
+    extern const Operations operations; \
+    }
+SLT_HAVE(SLT_DECLARE)
+
+namespace {
+
+struct Features {
+    bool scalar = true, avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, amx = false;
+};
+
+#if defined(__x86_64__)
+uint64_t enabled_state() {  // register files that the operating system saves: XCR0
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t(high) << 32 | low;
+}
+
+// Tile registers are off until a process asks for them (Linux 5.16 and later).
+bool tiles_permitted() {
+#if defined(__linux__)
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+Features detect() {
+    Features f;
+    uint32_t a, b, c, d, a1, b1, c1, d1, ecx;
+    if (!__get_cpuid(1, &a, &b, &ecx, &d) || !(ecx >> 27 & 1)) return f;  // OSXSAVE
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+    if (!__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1)) a1 = 0;
+    const uint64_t state = enabled_state();
+    const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xE6) == 0xE6, tiles = (state & 0x60000) == 0x60000;
+    const bool fma = ecx >> 12 & 1, f16c = ecx >> 29 & 1, bmi = (b >> 3 & 1) && (b >> 8 & 1);
+    f.avx2 = ymm && fma && f16c && bmi && (b >> 5 & 1);
+    f.avx2vnni = f.avx2 && (a1 >> 4 & 1);
+    const bool foundation = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
+    f.avx512 = f.avx2 && zmm && foundation;
+    f.avx512vnni = f.avx512 && (c >> 11 & 1) && (c >> 1 & 1);  // VNNI, VBMI
+    f.amx = f.avx512vnni && tiles && (d >> 24 & 1) && (d >> 25 & 1) && tiles_permitted();  // TILE, INT8
+    return f;
+}
+#else
+Features detect() { return {}; }
+#endif
+
+}  // namespace
+
+int instruction_sets(InstructionSet out[8]) {
+    static const Features features = detect();
+    int count = 0;
+#define SLT_ADD(name) \
+    if (features.name) out[count++] = {#name, &name::operations};
+    SLT_HAVE(SLT_ADD)
+    return count;
+}
+
+}  // namespace slt

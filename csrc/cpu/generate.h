@@ -1,0 +1,276 @@
+// The contract in vectors: Philox with a row in each lane, and weights as bytes ready for a dot product.
+//
+// Lanes are rows: the calls of LANES rows at one place differ in their counter alone, so the generator runs without a
+// shuffle, and one word of each row is one register. A call of signs covers 128 k, and 128 k of LANES rows are the
+// unit in which everything here works. Counted from the start of the whole layer's row, so a shard's first word need
+// not be the first of its call: `Frame` gives the offset.
+//
+// A weight is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a dropped
+// one the byte `zero` itself. A product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are
+// one operand of vpdpbusd; 16 registers of 16 rows are one operand of an AMX tile product. They are called a quad, and
+// a word is eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the
+// order in which shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
+//
+// Instructions for 16 rows x 128 k (2048 weights) with AVX-512: a call of Philox 140; loading and transposing the
+// mask 36; codes and bytes of signed_constant 4 x 20. That is 0.13 a weight.
+#pragma once
+
+#include "../source.h"
+#include "simd.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int QUADS = 32;  // of a call
+
+// The byte of a dropped weight.
+SLT_INLINE int zero_of(int64_t weight) { return weight == SIGNED_CONSTANT ? 1 : 128; }
+
+// The k inside its word of byte i of quad s.
+SLT_INLINE int quad_k(int64_t weight, int s, int i) {
+    return weight == SIGNED_CONSTANT ? k_of_bit(8 * i + s) : 4 * s + i;
+}
+
+// A source's words in calls: word w of the source is word w + skipped of the calls that it touches.
+struct Frame {
+    int64_t first_call;  // of the whole layer's row
+    int64_t skipped;     // words of the first call that are not the source's
+    int64_t calls;
+    int64_t k;  // weights of those calls: 128 * calls
+
+    explicit Frame(const Source &s)
+        : first_call(s.first_word / WORDS_A_CALL),
+          skipped(s.first_word % WORDS_A_CALL),
+          calls(ceil_div(skipped + words_of(s), WORDS_A_CALL)),
+          k(calls * CALL) {}
+};
+
+// 64-bit numbers of LANES rows: of the even rows and of the odd ones.
+struct Index {
+    U64 even, odd;
+
+    Index operator+(uint64_t n) const { return {even + n, odd + n}; }
+    Index twice() const { return {even + even, odd + odd}; }
+};
+
+// first + lane * step
+SLT_INLINE Index index_of(uint64_t first, uint64_t step) {
+    Index index;
+    for (int i = 0; i < LANES / 2; ++i) {
+        index.even[i] = first + 2 * i * step;
+        index.odd[i] = first + (2 * i + 1) * step;
+    }
+    return index;
+}
+
+// One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
+// next multiplication ignores the high one. The stream and the layer are the same in every lane, so a third of the
+// first two rounds is done here.
+class Generator {
+  public:
+    Generator(const Source &s, Stream stream) {
+        uint32_t k0 = uint32_t(s.seed), k1 = uint32_t(uint64_t(s.seed) >> 32);
+        for (int i = 0; i < PHILOX_ROUNDS; ++i) {
+            key0[i] = k0;
+            key1[i] = k1;
+            k0 += PHILOX_KEY_STEP_0;
+            k1 += PHILOX_KEY_STEP_1;
+        }
+        const uint64_t b = uint64_t(PHILOX_MULTIPLIER_1) * stream;
+        const uint32_t c0 = uint32_t(b >> 32) ^ uint32_t(s.layer) ^ uint32_t(key0[0]);
+        const uint64_t a = uint64_t(PHILOX_MULTIPLIER_0) * c0;
+        c1 = uint32_t(b);
+        a_high = uint32_t(a >> 32) ^ key1[1];
+        a_low = uint32_t(a);
+    }
+
+    // The four words of a call, for each row of the index.
+    SLT_INLINE void operator()(const Index &index, U32 out[4]) const {
+        U64 even[4], odd[4];
+        rounds(index.even, even);
+        rounds(index.odd, odd);
+        SLT_UNROLL for (int i = 0; i < 4; ++i) out[i] = (U32)((even[i] & 0xFFFFFFFF) | odd[i] << 32);
+    }
+
+  private:
+    uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
+    uint64_t c1, a_high, a_low;  // of the state after the rounds' constant part
+
+    SLT_INLINE void rounds(U64 index, U64 c[4]) const {
+        const U64 a = multiply_low(index, PHILOX_MULTIPLIER_0);
+        const U64 b = multiply_low(a >> 32 ^ index >> 32 ^ key1[0], PHILOX_MULTIPLIER_1);
+        c[0] = b >> 32 ^ (c1 ^ key0[1]);
+        c[1] = b;
+        c[2] = a ^ a_high;
+        c[3] = splat64(a_low);
+        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i) {
+            const U64 a = multiply_low(c[0], PHILOX_MULTIPLIER_0);
+            const U64 b = multiply_low(c[2], PHILOX_MULTIPLIER_1);
+            c[0] = b >> 32 ^ c[1] ^ key0[i];
+            c[1] = b;
+            c[2] = a >> 32 ^ c[3] ^ key1[i];
+            c[3] = a;
+        }
+    }
+};
+
+// The calls of LANES rows from `row` on: for SIGN, one call for four words.
+SLT_INLINE Index sign_index(const Source &s, int64_t row, int64_t call) {
+    return index_of(uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_A_CALL + call, s.row_calls);
+}
+
+// For VALUE and FREEZE: twice this number, and the one after it. `word` counts from the frame's first.
+SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, int64_t word) {
+    const uint64_t step = uint64_t(s.row_calls) * WORDS_A_CALL;
+    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, step);
+}
+
+SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8]) {
+    const Index twice = word.twice();
+    generator(twice, out);
+    generator(twice + 1, out + 4);
+}
+
+// Where the byte that eight bit planes spell is under a threshold, bit by bit: one majority function a plane.
+SLT_INLINE U32 below(const U32 planes[8], int64_t threshold) {
+    const int64_t bits = threshold == 256 ? 0xFF : threshold;
+    U32 result = splat(threshold == 256 ? ~0u : 0);
+    SLT_UNROLL for (int i = 0; i < 8; ++i) {
+        const U32 zero = ~planes[7 - i], bit = splat(bits >> i & 1 ? ~0u : 0);
+        result = (result & zero) | (bit & (result | zero));
+    }
+    return result;
+}
+
+// The free and the locked weights of one word of LANES rows. Padding is not cleared (`valid_bits` does it).
+SLT_INLINE void frozen_words(const Source &s, const Generator &freeze, const Index &word, U32 &free, U32 &locked) {
+    U32 planes[8];
+    eight_words(freeze, word, planes);
+    const U32 unlocked = below(planes, s.lock_from);
+    free = unlocked & ~below(planes, s.prune_below);
+    locked = ~unlocked;
+}
+
+// Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0; rows
+// from `rows` on are copies of the last.
+inline void load_words(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word, U32 out[4]) {
+    if (word >= 0 && word + 4 <= words && rows >= LANES) {
+        const uint32_t *at = matrix + word;
+#if defined(__AVX512F__)
+        __m512i r[4];  // four rows a register, a row in each 128 bits; then a transposition inside the 128 bits
+        SLT_UNROLL for (int i = 0; i < 4; ++i) {
+            __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(at + i * words)));
+            v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (4 + i) * words)), 1);
+            v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (8 + i) * words)), 2);
+            r[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (12 + i) * words)), 3);
+        }
+        const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+        const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+        out[0] = (U32)_mm512_unpacklo_epi64(a, c);
+        out[1] = (U32)_mm512_unpackhi_epi64(a, c);
+        out[2] = (U32)_mm512_unpacklo_epi64(b, d);
+        out[3] = (U32)_mm512_unpackhi_epi64(b, d);
+#else
+        for (int l = 0; l < LANES; ++l)
+            for (int i = 0; i < 4; ++i) out[i][l] = at[l * words + i];
+#endif
+        return;
+    }
+    uint32_t lanes[4][LANES];
+    for (int i = 0; i < 4; ++i)
+        for (int l = 0; l < LANES; ++l) {
+            const int64_t row = l < rows ? l : rows - 1;
+            lanes[i][l] = word + i >= 0 && word + i < words ? matrix[row * words + word + i] : 0;
+        }
+    memcpy(out, lanes, sizeof lanes);
+}
+
+// One word of signed_constant: its eight quads. A weight is coded in two bits, high = keep and not sign, low = not
+// keep, which spell v + 1; the codes of the even bits go to one register, those of the odd bits to another, and every
+// field of a register then takes one shift and one AND.
+SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
+    const U32 high = keep & ~sign, high_bits = splat(0xAAAAAAAA), bytes = splat(0x03030303);
+    const U32 even = where(high_bits, high << 1, ~keep);
+    const U32 odd = where(high_bits, high, ~(keep >> 1));
+    SLT_UNROLL for (int f = 0; f < 4; ++f) {
+        out[2 * f] = even >> (2 * f) & bytes;
+        out[2 * f + 1] = odd >> (2 * f) & bytes;
+    }
+}
+
+alignas(64) constexpr int8_t NORMAL_HALF[128] = SLT_NORMAL_HALF;
+
+// v + 128 of NORMAL for each byte.
+SLT_INLINE U32 normal_bytes(U32 u) {
+#if defined(__AVX512VBMI__)
+    // The half table in two registers, looked up by the low seven bits, mirrored where the top bit is clear.
+    const __mmask64 upper = _mm512_movepi8_mask((__m512i)u);
+    const __m512i lookup = _mm512_mask_mov_epi8((__m512i)(u ^ 0x7F7F7F7F), upper, (__m512i)u);
+    const __m512i low = load<__m512i>(NORMAL_HALF), high = load<__m512i>(NORMAL_HALF + 64);
+    const __m512i half = _mm512_permutex2var_epi8(low, lookup, high), zero = _mm512_set1_epi8(-128);
+    return (U32)_mm512_mask_add_epi8(_mm512_sub_epi8(zero, half), upper, zero, half);
+#else
+    U8 bytes = (U8)u;
+    for (int i = 0; i < 4 * LANES; ++i)
+        bytes[i] = uint8_t(bytes[i] >= 128 ? 128 + NORMAL_HALF[bytes[i] - 128] : 128 - NORMAL_HALF[127 - bytes[i]]);
+    return (U32)bytes;
+#endif
+}
+
+// One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1 of
+// the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
+SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
+#if defined(__AVX512BW__)
+    const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200)),
+                               _mm512_shuffle_epi8((__m512i)keep, _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301))};
+#endif
+    SLT_UNROLL for (int j = 0; j < 8; ++j) {
+        const U32 v = weight == UNIFORM ? out[j] | 0x01010101 : normal_bytes(out[j]);
+#if defined(__AVX512BW__)
+        const __m512i bits = _mm512_set1_epi32(0x02020101 << (2 * j % 8));
+        const __mmask64 kept = _mm512_test_epi8_mask(halves[j / 4], bits);
+        out[j] = (U32)_mm512_mask_mov_epi8(_mm512_set1_epi8(-128), kept, (__m512i)v);
+#else
+        const U32 pair = keep >> (2 * j);
+        const U32 kept = (pair & 1) | (pair >> 8 & 0x100) | (pair << 15 & 0x10000) | (pair << 7 & 0x1000000);
+        out[j] = where((kept << 8) - kept, v, splat(0x80808080));
+#endif
+    }
+}
+
+// Makes the weights of LANES rows, a call at a time.
+class Weights {
+  public:
+    const Source &source;
+    const Frame frame;
+
+    // `mask`: resolved words of the rows from `first_row` of the source on.
+    Weights(const Source &s, const uint32_t *mask, int64_t first_row = 0)
+        : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE),
+          mask(mask - first_row * words_of(s)), words(words_of(s)) {}
+
+    // Quads of one call of the rows from `row` on: [QUADS][LANES] in `out`, with `pitch` bytes from quad to quad.
+    SLT_INLINE void operator()(int64_t row, int64_t call, void *out, int64_t pitch = sizeof(U32)) const {
+        U32 keep[4], sign[4], quads[8];
+        load_words(mask + row * words, words, source.rows - row, call * WORDS_A_CALL - frame.skipped, keep);
+        if (source.weight == SIGNED_CONSTANT) generator(sign_index(source, row, call), sign);
+        char *at = static_cast<char *>(out);
+        SLT_UNROLL for (int w = 0; w < WORDS_A_CALL; ++w) {
+            if (source.weight == SIGNED_CONSTANT) {
+                sign_quads(keep[w], sign[w], quads);
+            } else {
+                eight_words(generator, word_index(source, row, frame, call * WORDS_A_CALL + w), quads);
+                byte_quads(source.weight, keep[w], quads);
+            }
+            SLT_UNROLL for (int s = 0; s < 8; ++s, at += pitch) store(at, quads[s]);
+        }
+    }
+
+  private:
+    const Generator generator;
+    const uint32_t *mask;
+    const int64_t words;
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,66 @@
+// The extension module: pointers, sizes and a thread count go in, nothing comes out, and nothing is decided here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/operations.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace slt;
+using SourceArray = std::array<int64_t, 10>;
+using WindowArray = std::array<int64_t, 9>;
+using Pointer = uintptr_t;
+
+InstructionSet chosen;  // by use_instruction_set
+
+Source source_of(const SourceArray &v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]}; }
+Window window_of(const WindowArray &v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]}; }
+
+template <class T>
+T *at(Pointer p) {
+    return reinterpret_cast<T *>(p);
+}
+
+// Runs an operation of the chosen instruction set without the interpreter's lock.
+template <class Arguments>
+void run(void (*Operations::*operation)(const Arguments &), const Arguments &arguments) {
+    const Operations *operations = chosen.operations;
+    py::gil_scoped_release unlocked;
+    (operations->*operation)(arguments);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "CPU kernels of slt_kernels: functions over raw pointers, for slt_kernels.backends.cpu alone.";
+
+    m.def("instruction_sets", [] {
+        InstructionSet sets[8];
+        std::vector<std::string> names;
+        for (int i = 0, n = instruction_sets(sets); i < n; ++i) names.emplace_back(sets[i].name);
+        return names;
+    });
+    m.def("use_instruction_set", [](const std::string &name) {
+        InstructionSet sets[8];
+        for (int i = 0, n = instruction_sets(sets); i < n; ++i)
+            if (name == sets[i].name) {
+                chosen = sets[i];
+                return;
+            }
+        throw std::invalid_argument("instruction set '" + name + "' does not run here");
+    });
+    m.def("instruction_set", [] { return std::string(chosen.name); });
+
+    InstructionSet sets[8];
+    chosen = sets[instruction_sets(sets) - 1];
+
+    m.def("materialize", [](const SourceArray &source, Pointer mask, Pointer out, int threads) {
+        run(&Operations::materialize, {source_of(source), at<const uint32_t>(mask), at<int8_t>(out), threads});
+    });
+}

@@ -1,0 +1,40 @@
+"""No instruction of one path may stand in another: checked in the compiled objects, where a build left them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+OBJECTS = sorted(Path(__file__).parent.parent.glob("build/temp*/*.o"))
+KERNELS = [o for o in OBJECTS if o.stem.count(".") == 1]  # <operation>.<instruction set>.o
+
+pytestmark = [
+    pytest.mark.skipif(not OBJECTS, reason="no objects of a build in build/temp*"),
+    pytest.mark.skipif(not (shutil.which("objdump") and shutil.which("nm")), reason="needs binutils"),
+]
+
+
+def run(*command: object) -> str:
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda p: p.name)
+def test_registers(path):
+    isa = path.stem.rpartition(".")[2]
+    code = run("objdump", "-d", "--no-show-raw-insn", path)
+    if "file format elf64-x86-64" not in code:
+        pytest.skip("not x86-64")
+    if not isa.startswith(("avx512", "amx")):
+        assert not re.search(r"%(zmm|k[0-7]\b|[xy]mm(1[6-9]|2\d|3[01]))", code)
+    if not isa.startswith(("avx", "amx")):
+        assert not re.search(r"%ymm|\tv(p|mov|add|mul|sub)", code)
+    if isa != "amx":
+        assert "%tmm" not in code
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_no_shared_functions(path):
+    shared = [line for line in run("nm", "--defined-only", path).splitlines() if re.search(r" [WwVvu] ", line)]
+    assert not [s for s in shared if "DW.ref" not in s], "the linker may share these between instruction sets"

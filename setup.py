@@ -1,0 +1,109 @@
+"""Builds the C++ CPU backend, `slt_kernels._cpu`, with ninja: every kernel once per instruction set.
+
+The files of ``csrc/cpu`` that say ``SLT_ISA`` are compiled for each instruction set that the compiler knows, with its
+flags and its name; the path is chosen at run time, so nothing else may use those flags. Without a working C++
+compiler the package installs without the extension, and ``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
+
+``CXX`` and ``CXXFLAGS`` are honoured.
+"""
+
+import os
+import platform
+import shlex
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).parent.resolve()
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
+
+AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi"
+INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS |= {
+        "avx2": AVX2,
+        "avx2vnni": f"{AVX2} -mavxvnni",
+        "avx512": AVX512,
+        "avx512vnni": AVX512VNNI,
+        "amx": f"{AVX512VNNI} -mamx-tile -mamx-int8",
+    }
+
+
+class NinjaBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import ninja
+        import pybind11
+
+        compiler = shlex.split(os.environ.get("CXX", "c++")) + shlex.split(os.environ.get("CXXFLAGS", ""))
+        if not compiles(compiler, []):
+            raise CompileError(f"no working C++17 compiler ({shlex.join(compiler)})")
+        openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
+        sets = {
+            name: flags
+            for name, flags in INSTRUCTION_SETS.items()
+            if compiles(compiler, flags.split(), "#include <immintrin.h>" if flags else "")
+        }
+
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        includes = [sysconfig.get_path("include"), pybind11.get_include()]
+        kernels = sorted(p for p in (ROOT / "csrc/cpu").glob("*.cpp") if "SLT_ISA" in p.read_text())
+        have = " ".join(f"X({name})" for name in sets)
+
+        lines = [
+            f"flags = {FLAGS} {' '.join(openmp)}",
+            "rule compile",
+            f"  command = {shlex.join(compiler)} $flags $extra -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {shlex.join(compiler)} $flags -shared $in -o $out",
+        ]
+        objects = []
+
+        def compile(source: Path, name: str, extra: str) -> None:
+            objects.append(f"{name}.o")
+            lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))
+
+        for name, flags in sets.items():
+            for source in kernels:
+                compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_ISA={name}")
+        compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
+        compile(ROOT / "csrc/module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
+        lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")
+        (folder / "build.ninja").write_text("\n".join(lines))
+        try:
+            subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(str(error)) from error
+
+
+def compiles(compiler: list[str], flags: list[str], source: str = "") -> bool:
+    """Whether the compiler makes a shared library of a small program with those flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "probe.cpp").write_text(f"{source}\nint probe() {{ return 0; }}\n")
+        command = [*compiler, "-std=c++17", "-fPIC", "-shared", *flags, "probe.cpp", "-o", "probe.so"]
+        try:
+            return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def escape(path: Path) -> str:
+    """A path as ninja writes it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(
+    ext_modules=[Extension("slt_kernels._cpu", sources=[], optional=True)],
+    cmdclass={"build_ext": NinjaBuild},
+)

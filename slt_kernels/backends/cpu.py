@@ -1,0 +1,99 @@
+"""The CPU backend: C++ kernels for every instruction set from plain C++ to AVX-512 VNNI and AMX, chosen at run time.
+
+float64 inputs, and products that have no kernel yet, go through the reference backend. ``SLT_CPU_ISA`` in the
+environment forces a lower instruction set than the best that runs here.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..source import Source
+from . import reference
+from .reference import (  # noqa: F401 (operations without a kernel)
+    conv2d_forward,
+    conv2d_grad_input,
+    conv2d_grad_scores,
+    expand,
+    linear_forward,
+    linear_grad_input,
+    linear_grad_scores,
+    pack,
+    select,
+)
+
+try:
+    from .. import _cpu
+except ImportError as error:
+    _cpu, _why_not = None, f"the extension slt_kernels._cpu is not built ({error})"
+else:
+    _why_not = None
+    _forced = os.environ.get("SLT_CPU_ISA")
+    if _forced:
+        if _forced in _cpu.instruction_sets():
+            _cpu.use_instruction_set(_forced)
+        else:
+            _why_not = f"SLT_CPU_ISA={_forced!r}: expected one of {', '.join(_cpu.instruction_sets())}"
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# GNU's OpenMP cannot start threads in a child of a process that had some: there, kernels run on one.
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def unavailable() -> str | None:
+    return _why_not
+
+
+def supports(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that run here, the best last."""
+    return _cpu.instruction_sets()
+
+
+def instruction_set() -> str:
+    """The one in use."""
+    return _cpu.instruction_set()
+
+
+@contextmanager
+def use_instruction_set(name: str) -> Iterator[None]:
+    """Forces one of `instruction_sets` inside a ``with`` block, for every thread of the process.
+
+    Raises:
+        ValueError: it does not run here.
+    """
+    before = _cpu.instruction_set()
+    _cpu.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        _cpu.use_instruction_set(before)
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _resolved(mask: Tensor, source: Source) -> Tensor:
+    """Contiguous resolved words of a mask of either form."""
+    return (expand(mask, source) if mask.dim() == 1 else mask).contiguous()
+
+
+def materialize(mask: Tensor, source: Source) -> Tensor:
+    mask = _resolved(mask, source)
+    out = torch.empty(source.rows, source.fan, dtype=torch.int8)
+    _cpu.materialize(source, mask.data_ptr(), out.data_ptr(), _threads())
+    return out
