@@ -1,7 +1,9 @@
 """The command line: ``slt find``, ``slt eval``, ``slt info``, ``slt doctor``."""
 
 import argparse
+import dataclasses
 import importlib.metadata
+import json
 import platform
 import sys
 import time
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     find = commands.add_parser("find", help="search a ticket, write it, report what it is", formatter_class=form)
     find.set_defaults(run=_find)
     find.add_argument("--out", type=Path, default=Path("ticket.slt"), help="the ticket file to write")
+    find.add_argument("--json", type=Path, help="write the report there too, as JSON")
     find.add_argument("--data", choices=DATASETS, default="digits", help="data set")
     find.add_argument("--model", choices=MODELS, default="convnet", help="network")
     find.add_argument("--width", type=int, default=96, help="channels of its first layer")
@@ -119,8 +122,10 @@ def _find(arguments: argparse.Namespace) -> None:
         weight_decay=arguments.weight_decay,
         seed=arguments.seed,
     )
-    if not arguments.out.parent.is_dir():
-        raise ValueError(f"out={arguments.out}: expected a file in a folder that exists")
+    for name in ("out", "json"):
+        path = getattr(arguments, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}={path}: expected a file in a folder that exists")
     if arguments.width < 1:
         raise ValueError(f"width={arguments.width}: expected at least 1")
     data = DATASETS[arguments.data](seed=arguments.seed)
@@ -148,25 +153,41 @@ def _find(arguments: argparse.Namespace) -> None:
     if again != found:
         raise RuntimeError(f"{arguments.out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
 
-    others = ticket.size - (ticket.free_bits + 7) // 8
-    dense = 4 * sum(p.numel() for p in MODELS[options["model"]](options["width"], options["classes"]).parameters())
-    frozen = 1 - ticket.free_bits / ticket.weights
-    _print_table(
-        rich,
-        f"A ticket in {arguments.data}",
-        [
-            ("test accuracy", f"{found:.2%}"),
-            ("reloaded from the file", f"{again:.2%}"),
-            ("weights", f"{ticket.weights:,}"),
-            ("free bits", f"{ticket.free_bits:,} ({frozen:.0%} frozen)"),
-            ("kept weights", f"{ticket.kept:,}"),
-            ("ticket", f"{ticket.size:,} bytes ({others:,} of them not mask bits)"),
-            ("the same network in fp32", f"{dense:,} bytes ({dense / ticket.size:.0f}x)"),
-            ("backend", backends.name_for(device)),
-            ("time", f"{time.perf_counter() - started:.1f} s"),
-            ("written to", str(arguments.out)),
-        ],
-    )
+    dense = MODELS[options["model"]](width=options["width"], classes=options["classes"])
+    report = {
+        "test_accuracy": found,
+        "weights": ticket.weights,
+        "free_bits": ticket.free_bits,
+        "kept": ticket.kept,
+        "ticket_bytes": ticket.size,
+        "fp32_bytes": 4 * sum(p.numel() for p in dense.parameters()),
+        "seconds": time.perf_counter() - started,
+        "backend": backends.name_for(device),
+        "options": options,
+        "search": dataclasses.asdict(settings),
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    _print_report(rich, report, again, arguments)
+
+
+def _print_report(rich, report: dict, again: float, arguments: argparse.Namespace) -> None:
+    table = rich.table.Table(title=f"A ticket in {arguments.data}", show_header=False)
+    size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
+    for row in (
+        ("test accuracy", f"{report['test_accuracy']:.2%}"),
+        ("reloaded from the file", f"{again:.2%}"),
+        ("weights", f"{weights:,}"),
+        ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
+        ("kept weights", f"{report['kept']:,}"),
+        ("ticket", f"{size:,} bytes ({size - (free + 7) // 8:,} of them not mask bits)"),
+        ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
+        ("backend", report["backend"]),
+        ("time", f"{report['seconds']:.1f} s"),
+        ("written to", str(arguments.out)),
+    ):
+        table.add_row(*row)
+    rich.console.Console().print(table)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -226,13 +247,6 @@ def _rich():
     except ModuleNotFoundError:
         raise ModuleNotFoundError('slt find shows its progress with rich: pip install "slt_kernels[demo]"') from None
     return rich
-
-
-def _print_table(rich, title: str, rows: list[tuple[str, str]]) -> None:
-    table = rich.table.Table(title=title, show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    rich.console.Console().print(table)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ def unavailable() -> str | None:
     return _why_not
 
 
+def describe() -> str:
+    return f"{_cpu.instruction_set()}, {_threads()} threads (of {', '.join(_cpu.instruction_sets())})"
+
+
 def supports(device: torch.device) -> bool:
     return device.type == "cpu"
 

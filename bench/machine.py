@@ -1,0 +1,43 @@
+"""What a result was measured on: every JSON under bench/results says so."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slt_kernels import backends
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its threads, the versions, the backends, and the commit that is measured."""
+    info = {
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "backends": {name: backends.describe(name) for name in backends.names()},
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
+    }
+    if torch.cuda.is_available():
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = fields.get("flags", "").split()
+    sets = [f for f in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if f in flags]
+    name = f"{fields.get('model name', 'unknown')}, family {fields.get('cpu family')} model {fields.get('model')}"
+    return f"{name} ({' '.join(sets)})"
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
