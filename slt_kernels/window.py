@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 
 class Window(NamedTuple):
     """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``)."""
@@ -38,3 +41,8 @@ class Window(NamedTuple):
             (height + 2 * self.padding_h - self.dilation_h * (self.kernel_h - 1) - 1) // self.stride_h + 1,
             (width + 2 * self.padding_w - self.dilation_w * (self.kernel_w - 1) - 1) // self.stride_w + 1,
         )
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether a convolution of ``x`` returns a channels-last result: where only that order makes ``x`` contiguous."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import bits
 from ..source import Source
-from ..window import Window
+from ..window import Window, channels_last
 
 
 def unavailable() -> str | None:
@@ -177,11 +177,6 @@ def _to_kernel(weight: Tensor, window: Window) -> Tensor:
 def _to_matrix(kernel: Tensor) -> Tensor:
     """The inverse of `_to_kernel`."""
     return kernel.permute(0, 2, 3, 1).flatten(1)
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether a convolution of ``x`` returns a channels-last result."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _in_format_of(x: Tensor, y: Tensor) -> Tensor:

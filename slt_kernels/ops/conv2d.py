@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..source import Source
-from ..window import Window
+from ..window import Window, channels_last
 from ._operation import autocast, check_layer, operation
 
 
@@ -28,8 +28,7 @@ def grad_scores(dy, x, scores, scale, source, window):
 
 
 def _empty(like: Tensor, channels: int, size) -> Tensor:
-    channels_last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if channels_last(like) else torch.contiguous_format
     shape = (like.shape[0], channels, *size)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
