@@ -22,7 +22,7 @@ number of dimensions tells which); ``scale`` is one float32 element. Each functi
 
 What they compute is stated by `reference`, the oracle of all others: their float32 forward and grad_input, and all
 of select, pack, expand and materialize, are its very bits. Convolutions return channels-last results for inputs
-that are channels-last and not contiguous (`window.channels_last`). ``mask`` words may hold garbage past the last weight.
+that are channels-last and not contiguous (`window.channels_last`). Masks may hold garbage past the last weight.
 
 The fastest backend that runs here and takes a tensor's device is used; ``SLT_BACKEND=name`` in the environment, or
 `use`, forces one for the whole process. A new backend is a new module: `register` it.

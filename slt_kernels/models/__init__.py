@@ -1,7 +1,8 @@
 """Networks to search in, built dense; `slt_kernels.convert` makes them supermask networks."""
 
 from .convnet import convnet
+from .resnet import resnet
 
-MODELS = {"convnet": convnet}
+MODELS = {"convnet": convnet}  # that `slt find` offers
 
-__all__ = ["MODELS", "convnet"]
+__all__ = ["MODELS", "convnet", "resnet"]
