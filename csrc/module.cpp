@@ -63,4 +63,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("materialize", [](const SourceArray &source, Pointer mask, Pointer out, int threads) {
         run(&Operations::materialize, {source_of(source), at<const uint32_t>(mask), at<int8_t>(out), threads});
     });
+    m.def("linear_forward", [](const SourceArray &source, Pointer mask, Pointer x, int64_t batch, float scale,
+                               Pointer bias, Pointer y, int bytes, int threads) {
+        run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), at<const float>(x), batch, scale,
+                                          at<const float>(bias), at<float>(y), bytes, threads});
+    });
 }

@@ -41,3 +41,32 @@ def test_materialize_shard(isa):
             shard = source.shard(rows, words)
             mask = random_mask(shard)
             assert torch.equal(cpu.materialize(mask, shard), reference.materialize(mask, shard))
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    """Rows of very different sizes; one is zero, one nearly overflows its fixed point."""
+    x = torch.randn(shape)
+    x *= 10.0 ** torch.randint(-20, 20, (shape[0], *[1] * (len(shape) - 1)))
+    if shape[0] > 2:
+        x[1] = 0
+        x[2].flatten()[0] = 2 * x[2].abs().max().log2().ceil().exp2() * (1 - 2**-24)
+    return x
+
+
+@pytest.fixture(params=("highest", "high"))
+def precision(request):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("batch", (0, 1, 3, 17, 35))
+@pytest.mark.parametrize("rows,fan", SHAPES)
+def test_linear_forward(isa, precision, rows, fan, batch):
+    x, scale, bias = inputs(batch, fan), torch.tensor(0.37), torch.randn(rows)
+    for source in sources(rows, fan, freeze=Freeze(0.25, 0.25)):
+        mask = random_mask(source, compact=batch == 3)
+        for b in (bias, None):
+            y = cpu.linear_forward(x, mask, scale, b, source)
+            assert torch.equal(y, reference.linear_forward(x, mask, scale, b, source))

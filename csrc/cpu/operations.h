@@ -14,9 +14,23 @@ struct Materialize {
     int threads;
 };
 
+// y = x W^T + bias: x [batch, fan], y [batch, rows]. `bytes` of fixed point: 3 for "highest", 2 for "high".
+struct LinearForward {
+    Source source;
+    const uint32_t *mask;
+    const float *x;
+    int64_t batch;
+    float scale;
+    const float *bias;  // [rows] or null
+    float *y;
+    int bytes;
+    int threads;
+};
+
 // Every operation: the name of its function, and of the structure that it takes.
 #define SLT_OPERATIONS(X) \
-    X(materialize, Materialize)
+    X(materialize, Materialize) \
+    X(linear_forward, LinearForward)
 
 // The functions of one instruction set.
 struct Operations {

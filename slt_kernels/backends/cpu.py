@@ -18,7 +18,6 @@ from .reference import (  # noqa: F401 (operations without a kernel)
     conv2d_grad_input,
     conv2d_grad_scores,
     expand,
-    linear_forward,
     linear_grad_input,
     linear_grad_scores,
     pack,
@@ -101,3 +100,36 @@ def materialize(mask: Tensor, source: Source) -> Tensor:
     out = torch.empty(source.rows, source.fan, dtype=torch.int8)
     _cpu.materialize(source, mask.data_ptr(), out.data_ptr(), _threads())
     return out
+
+
+def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
+    if x.dtype == torch.float64:
+        return reference.linear_forward(x, mask, scale, bias, source)
+    mask, inputs, offset = _resolved(mask, source), _floats(x), _floats(bias)
+    y = torch.empty(len(x), source.rows)
+    _cpu.linear_forward(
+        source,
+        mask.data_ptr(),
+        inputs.data_ptr(),
+        len(x),
+        scale.item(),
+        _pointer(offset),
+        y.data_ptr(),
+        _bytes(x),
+        _threads(),
+    )
+    return y.to(x.dtype)
+
+
+def _floats(x: Tensor | None) -> Tensor | None:
+    """As contiguous float32: narrower floats are among them."""
+    return None if x is None else x.detach().float().contiguous()
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _bytes(x: Tensor) -> int:
+    """Of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
+    return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2

@@ -1,0 +1,161 @@
+// Inputs as fixed point (docs/contract.md, section 7): a vector that shares a scale becomes integers X, and each X a
+// few balanced digits, so that products with int8 weights are exact integer sums.
+//
+// With a dot product of bytes (VNNI, AMX) a digit is a byte, and "highest" has three of them. Without one it is 12 bits
+// in an int16, for multiply-add of pairs, and two of them hold the same X. The digits of a vector stand in the order in
+// which the quads of its weights do (`Order`), so that a quad of x is one broadcast.
+#pragma once
+
+#include "generate.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define SLT_BYTE_DIGITS 1
+typedef int8_t Digit;
+constexpr int DIGIT_BITS = 8;
+#else
+#define SLT_BYTE_DIGITS 0
+typedef int16_t Digit;
+constexpr int DIGIT_BITS = 12;
+#endif
+
+// Digits that hold a fixed point of so many bytes.
+SLT_INLINE int digits_for(int bytes) { return SLT_BYTE_DIGITS ? bytes : 2; }
+
+typedef float F32 __attribute__((vector_size(4 * LANES)));
+
+// To the nearest integer, ties to even.
+SLT_INLINE S32 round_to_int(F32 v) {
+#if defined(__AVX512F__)
+    return (S32)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX2__)
+    return (S32)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__SSE2__)
+    return (S32)_mm_cvtps_epi32((__m128)v);
+#else
+    S32 r;
+    for (int i = 0; i < LANES; ++i) r[i] = int32_t(__builtin_lrintf(v[i]));
+    return r;
+#endif
+}
+
+// The largest |x|, as the bits of a float: their order is that of the numbers, with NaN and infinity at the top.
+inline uint32_t largest_bits(const float *x, int64_t count) {
+    S32 most = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const S32 bits = load<S32>(x + i) & 0x7FFFFFFF;
+        most = bits > most ? bits : most;
+    }
+    int32_t result = 0;
+    for (int l = 0; l < LANES; ++l) result = most[l] > result ? most[l] : result;
+    for (; i < count; ++i) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7FFFFFFF;
+        result = bits > result ? bits : result;
+    }
+    return uint32_t(result);
+}
+
+// What a vector is multiplied by to become integers, and its inverse.
+struct FixedPoint {
+    float up, up_again;  // their product is 2^shift, which may be past the range of a float
+    double power;        // 2^-shift; NaN if the vector is not finite
+
+    FixedPoint() = default;
+    FixedPoint(uint32_t largest, int bytes) {
+        const bool finite = largest < 0x7F800000;
+        float m;
+        memcpy(&m, &largest, 4);
+        int e = 0;
+        __builtin_frexp(finite ? m : 0, &e);
+        int shift = 8 * bytes - 1 - e;
+        const int limit = bytes == 3 ? 8355711 : 32639;  // 127 * (256^bytes - 1) / 255
+        if (finite && __builtin_nearbyint(__builtin_ldexp(m, shift)) > limit) --shift;
+        up = __builtin_ldexpf(1, shift / 2);
+        up_again = __builtin_ldexpf(1, shift - shift / 2);
+        power = finite ? __builtin_ldexp(1, -shift) : __builtin_nan("");
+    }
+
+    SLT_INLINE S32 operator()(F32 x) const { return round_to_int(x * up * up_again); }
+};
+
+// The order of the digits inside a word.
+struct Order {
+    alignas(64) uint8_t k[WORD];  // the k at each place
+#if defined(__AVX512VBMI__)
+    // Where vpermt2b finds the bytes of 32 integers in two registers: digits 0 and 1, and digit 2.
+    alignas(64) uint8_t two[64], third[64];
+#endif
+
+    explicit Order(bool shuffled) {
+        for (int s = 0; s < 8; ++s)
+            for (int i = 0; i < 4; ++i) {
+                const int byte = SLT_BYTE_DIGITS ? i : (i % 2) * 2 + i / 2;  // int16 pairs are bytes 0, 2 and 1, 3
+                k[4 * s + i] = uint8_t(shuffled ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
+            }
+#if defined(__AVX512VBMI__)
+        for (int p = 0; p < WORD; ++p) {
+            two[p] = uint8_t(4 * k[p]);
+            two[WORD + p] = uint8_t(4 * k[p] + 1);
+            third[p] = third[WORD + p] = uint8_t(4 * k[p] + 2);
+        }
+#endif
+    }
+};
+
+// The digits of 32 integers, with `pitch` of them from one digit's plane to the next; returns the integers' sum.
+template <int DIGITS>
+SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, Digit *out, int64_t pitch) {
+    int64_t sum = 0;
+    for (int i = 0; i < WORD; ++i) sum += x[i];
+#if defined(__AVX512VBMI__)
+    // Adding 128 to every digit makes them unsigned bytes, and inverting the top bit subtracts it again.
+    const U32 each = splat(DIGITS == 3 ? 0x808080 : 0x8080);
+    const __m512i a = (__m512i)((load<U32>(x) + each) ^ each), b = (__m512i)((load<U32>(x + 16) + each) ^ each);
+    const __m512i low = _mm512_permutex2var_epi8(a, load<__m512i>(order.two), b);
+    store(out, _mm512_castsi512_si256(low));
+    store(out + pitch, _mm512_extracti64x4_epi64(low, 1));
+    if (DIGITS == 3)
+        store(out + 2 * pitch,
+              _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, load<__m512i>(order.third), b)));
+#else
+    constexpr int32_t half = 1 << (DIGIT_BITS - 1);
+    for (int p = 0; p < WORD; ++p) {
+        int32_t rest = x[order.k[p]];
+        for (int d = 0; d < DIGITS; ++d) {
+            const int32_t digit = ((rest + half) & (2 * half - 1)) - half;
+            out[d * pitch + p] = Digit(digit);
+            rest = (rest - digit) >> DIGIT_BITS;
+        }
+    }
+#endif
+    return sum;
+}
+
+// A vector in digits: DIGITS planes of `pitch` digits; x stands at [skipped, skipped + count), zeros around it up to
+// `padded`, a multiple of 32. Returns the sum of its integers.
+template <int DIGITS>
+inline int64_t write_vector(const float *x, int64_t count, int64_t skipped, int64_t padded, const FixedPoint &fixed,
+                            const Order &order, Digit *out, int64_t pitch) {
+    int64_t sum = 0;
+    for (int64_t at = 0; at < padded; at += WORD) {
+        alignas(64) int32_t integers[WORD];
+        const int64_t k = at - skipped;  // both are multiples of 32
+        if (k >= 0 && k + WORD <= count) {
+            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(load<F32>(x + k + i)));
+        } else {
+            alignas(64) float part[WORD] = {};
+            if (k >= 0 && k < count) memcpy(part, x + k, size_t(count - k) * sizeof(float));
+            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(load<F32>(part + i)));
+        }
+        sum += write_word<DIGITS>(integers, order, out + at, pitch);
+    }
+    return sum;
+}
+
+}  // namespace
+}  // namespace slt::SLT_ISA

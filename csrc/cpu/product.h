@@ -1,0 +1,182 @@
+// The product of all products: a panel of weights against vectors of digits, to exact integer sums and their rounding.
+//
+// A panel is up to BLOCK outputs, a lane each, in groups of LANES: quads [group][quad][LANES] of unsigned bytes. The
+// tile in registers is a few digits of x by all groups: 6 x 4 registers of sums with AVX-512 VNNI, so that a quad costs
+// 4 loads of weights and 6 broadcasts of x for 24 dot products (1536 multiplications), all of k in one go. With AMX, 16
+// quads of a group are one operand as they lie in the panel, and a tile of sums is 16 vectors (or all digits of up to
+// 5) by 16 lanes.
+//
+// int32 sums are exact for `longest(weight)` quads; products cut longer ones and add up in int64.
+#pragma once
+
+#include "digits.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int GROUPS = 4;
+#else
+constexpr int GROUPS = 2;
+#endif
+constexpr int BLOCK = GROUPS * LANES;
+constexpr int QUAD_BYTES = 4 * sizeof(Digit);
+constexpr int MOST_VECTORS = 16;
+
+// Quads that fit int32 sums whatever the digits: 255 * 128 * 4 a quad for bytes, 255 * 2048 * 4 for pairs of int16.
+constexpr int64_t LONGEST = SLT_BYTE_DIGITS ? 16384 : 1024;
+
+// Vectors of digits; strides in digits.
+struct Vectors {
+    const Digit *digits;
+    int64_t vector_pitch, digit_pitch;
+};
+
+// Where sums go: y[v] = float(sum - correction) * power * scale + bias, lane by lane.
+struct Output {
+    float *y;                 // of vector 0, lane 0
+    const int64_t *places;    // of each vector in y; null for v * vector_stride
+    int64_t vector_stride, lane_stride;
+    int lanes;                // that exist
+    const double *powers;     // of each vector, or of all
+    bool one_power;
+    const int64_t *corrections;  // of each vector: zero * sum of its integers
+    float scale;
+    const float *bias;        // of lane 0, or null
+    int64_t *sums;            // [vector][BLOCK] of a sum in several parts, or null
+    bool first, last;         // part
+};
+
+template <int DIGITS>
+inline void finish(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t v, const Output &out) {
+    alignas(64) int64_t sum[BLOCK];
+    for (int l = 0; l < BLOCK; ++l) {
+        int64_t s = tile[(DIGITS - 1) * BLOCK + l];
+        for (int d = DIGITS - 2; d >= 0; --d) s = s * (1 << DIGIT_BITS) + tile[d * BLOCK + l];
+        sum[l] = s;
+    }
+    if (out.sums) {
+        int64_t *total = out.sums + v * BLOCK;
+        if (!out.first)
+            for (int l = 0; l < BLOCK; ++l) sum[l] += total[l];
+        if (!out.last) {
+            memcpy(total, sum, sizeof sum);
+            return;
+        }
+    }
+    alignas(64) float y[BLOCK];
+    const int64_t correction = out.corrections[v];
+    const double power = out.powers[out.one_power ? 0 : v];
+    for (int l = 0; l < BLOCK; ++l) y[l] = float(double(float(sum[l] - correction)) * power) * out.scale;
+    if (out.bias)
+        for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
+    float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
+    if (out.lane_stride == 1)
+        memcpy(to, y, size_t(out.lanes) * sizeof(float));
+    else
+        for (int l = 0; l < out.lanes; ++l) to[l * out.lane_stride] = y[l];
+}
+
+#if SLT_BYTE_DIGITS
+// sum += four unsigned weights times four digits, in each lane. gcc 12 spills the sums of the intrinsic.
+SLT_INLINE void dot(S32 &sum, U32 weights, S32 digits) {
+#if defined(__AVX512VNNI__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(digits));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(digits));
+#endif
+}
+#else
+// sum += two weights times two digits, as int16, in each lane.
+SLT_INLINE S32 multiply_pairs(U32 weights, S32 digits) {
+#if defined(__AVX512BW__)
+    return (S32)_mm512_madd_epi16((__m512i)weights, (__m512i)digits);
+#elif defined(__AVX2__)
+    return (S32)_mm256_madd_epi16((__m256i)weights, (__m256i)digits);
+#elif defined(__SSE2__)
+    return (S32)_mm_madd_epi16((__m128i)weights, (__m128i)digits);
+#else
+    return (S32)(weights & 0xFFFF) * (digits << 16 >> 16) + (S32)(weights >> 16) * (digits >> 16);
+#endif
+}
+#endif
+
+SLT_INLINE S32 broadcast(const void *at) {
+    int32_t v;
+    memcpy(&v, at, 4);
+    return v - S32{};
+}
+
+// One tile of sums in registers, over all quads.
+template <int VECTORS, int DIGITS, int USED>
+void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile /* [v][d][BLOCK] */) {
+    S32 sums[VECTORS][DIGITS][USED] = {};
+    const char *digits = reinterpret_cast<const char *>(x.digits);
+    const int64_t vector_pitch = x.vector_pitch * sizeof(Digit), digit_pitch = x.digit_pitch * sizeof(Digit);
+    for (int64_t q = 0; q < quads; ++q) {
+        U32 weights[USED];
+        SLT_UNROLL for (int g = 0; g < USED; ++g) weights[g] = load<U32>(panel + (g * quads + q) * LANES);
+#if !SLT_BYTE_DIGITS
+        U32 odd[USED];
+        SLT_UNROLL for (int g = 0; g < USED; ++g) {
+            odd[g] = weights[g] >> 8 & 0x00FF00FF;
+            weights[g] &= 0x00FF00FF;
+        }
+#endif
+        SLT_UNROLL for (int v = 0; v < VECTORS; ++v)
+            SLT_UNROLL for (int d = 0; d < DIGITS; ++d) {
+                const char *at = digits + v * vector_pitch + d * digit_pitch + q * QUAD_BYTES;
+#if SLT_BYTE_DIGITS
+                const S32 four = broadcast(at);
+                SLT_UNROLL for (int g = 0; g < USED; ++g) dot(sums[v][d][g], weights[g], four);
+#else
+                const S32 first = broadcast(at), second = broadcast(at + 4);
+                SLT_UNROLL for (int g = 0; g < USED; ++g)
+                    sums[v][d][g] += multiply_pairs(weights[g], first) + multiply_pairs(odd[g], second);
+#endif
+            }
+    }
+    SLT_UNROLL for (int v = 0; v < VECTORS; ++v)
+        SLT_UNROLL for (int d = 0; d < DIGITS; ++d)
+            SLT_UNROLL for (int g = 0; g < USED; ++g) store(tile + (v * DIGITS + d) * BLOCK + g * LANES, sums[v][d][g]);
+}
+
+// Vectors of one tile: six digits in all, or what sixteen registers hold.
+template <int DIGITS>
+constexpr int TILE_VECTORS = SLT_BYTE_DIGITS ? 6 / DIGITS : 2;
+
+template <int DIGITS, int USED>
+inline void register_tiles(int vectors, const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
+    if (vectors == 1) return register_tile<1, DIGITS, USED>(x, panel, quads, tile);
+    if (vectors == 2) return register_tile<2, DIGITS, USED>(x, panel, quads, tile);
+    if constexpr (TILE_VECTORS<DIGITS> == 3) register_tile<3, DIGITS, USED>(x, panel, quads, tile);
+}
+
+#if !defined(__AMX_INT8__)
+
+// Every vector against the panel; `used` groups of it exist.
+template <int DIGITS>
+void multiply(const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads, const Output &out) {
+    constexpr int most = TILE_VECTORS<DIGITS>;
+    alignas(64) int32_t tile[most * DIGITS * BLOCK];
+    for (int64_t v = 0; v < vectors; v += most) {
+        const int count = vectors - v < most ? int(vectors - v) : most;
+        const Vectors here = {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch};
+        if (used == 1) register_tiles<DIGITS, 1>(count, here, panel, quads, tile);
+        if (used == 2) register_tiles<DIGITS, 2>(count, here, panel, quads, tile);
+        if constexpr (GROUPS == 4) {
+            if (used == 3) register_tiles<DIGITS, 3>(count, here, panel, quads, tile);
+            if (used == 4) register_tiles<DIGITS, 4>(count, here, panel, quads, tile);
+        }
+        for (int i = 0; i < count; ++i) finish<DIGITS>(tile + i * DIGITS * BLOCK, v + i, out);
+    }
+}
+
+#endif
+
+}  // namespace
+}  // namespace slt::SLT_ISA
+
+#if defined(__AMX_INT8__)
+#include "product_amx.h"
+#endif
