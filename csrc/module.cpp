@@ -68,4 +68,9 @@ PYBIND11_MODULE(_cpu, m) {
         run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), at<const float>(x), batch, scale,
                                           at<const float>(bias), at<float>(y), bytes, threads});
     });
+    m.def("linear_grad_input", [](const SourceArray &source, Pointer mask, Pointer dy, int64_t batch, float scale,
+                                  Pointer dx, int bytes, int threads) {
+        run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), at<const float>(dy), batch,
+                                             scale, at<float>(dx), bytes, threads});
+    });
 }

@@ -70,3 +70,13 @@ def test_linear_forward(isa, precision, rows, fan, batch):
         for b in (bias, None):
             y = cpu.linear_forward(x, mask, scale, b, source)
             assert torch.equal(y, reference.linear_forward(x, mask, scale, b, source))
+
+
+@pytest.mark.parametrize("batch", (0, 1, 3, 17, 35))
+@pytest.mark.parametrize("rows,fan", SHAPES)
+def test_linear_grad_input(isa, precision, rows, fan, batch):
+    dy, scale = inputs(batch, rows), torch.tensor(0.37)
+    for source in sources(rows, fan):
+        mask = random_mask(source, compact=batch == 3)
+        dx = cpu.linear_grad_input(dy, mask, scale, source)
+        assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))

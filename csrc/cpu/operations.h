@@ -27,10 +27,23 @@ struct LinearForward {
     int threads;
 };
 
+// dx = dy W: dy [batch, rows], dx [batch, fan].
+struct LinearGradInput {
+    Source source;
+    const uint32_t *mask;
+    const float *dy;
+    int64_t batch;
+    float scale;
+    float *dx;
+    int bytes;
+    int threads;
+};
+
 // Every operation: the name of its function, and of the structure that it takes.
 #define SLT_OPERATIONS(X) \
     X(materialize, Materialize) \
-    X(linear_forward, LinearForward)
+    X(linear_forward, LinearForward) \
+    X(linear_grad_input, LinearGradInput)
 
 // The functions of one instruction set.
 struct Operations {

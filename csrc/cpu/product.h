@@ -37,7 +37,7 @@ struct Output {
     float *y;                 // of vector 0, lane 0
     const int64_t *places;    // of each vector in y; null for v * vector_stride
     int64_t vector_stride, lane_stride;
-    int lanes;                // that exist
+    int first_lane, lanes;    // those that exist: [first_lane, lanes)
     const double *powers;     // of each vector, or of all
     bool one_power;
     const int64_t *corrections;  // of each vector: zero * sum of its integers
@@ -72,9 +72,9 @@ inline void finish(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t v, const O
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
     float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
     if (out.lane_stride == 1)
-        memcpy(to, y, size_t(out.lanes) * sizeof(float));
+        memcpy(to + out.first_lane, y + out.first_lane, size_t(out.lanes - out.first_lane) * sizeof(float));
     else
-        for (int l = 0; l < out.lanes; ++l) to[l * out.lane_stride] = y[l];
+        for (int l = out.first_lane; l < out.lanes; ++l) to[l * out.lane_stride] = y[l];
 }
 
 #if SLT_BYTE_DIGITS
@@ -180,3 +180,33 @@ void multiply(const Vectors &x, int64_t vectors, const uint32_t *panel, int used
 #if defined(__AMX_INT8__)
 #include "product_amx.h"
 #endif
+
+namespace slt::SLT_ISA {
+namespace {
+
+// Vectors against several panels, [block][group][quad][LANES]; `out` is the first block's, its lanes those of all.
+// Sixteen vectors meet every panel before the next do, so that large inputs are read from far memory once a piece.
+template <int DIGITS>
+void multiply_blocks(const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t quads, const Output &out) {
+    for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
+        const int64_t count = vectors - v < MOST_VECTORS ? vectors - v : MOST_VECTORS;
+        for (int block = 0; block * BLOCK < out.lanes; ++block) {
+            const int lane = block * BLOCK, lanes = out.lanes - lane < BLOCK ? out.lanes - lane : BLOCK;
+            Output here = out;
+            here.first_lane = out.first_lane > lane ? out.first_lane - lane : 0;
+            if (here.first_lane >= lanes) continue;
+            here.lanes = lanes;
+            here.y += lane * out.lane_stride + (out.places ? 0 : v * out.vector_stride);
+            if (out.places) here.places += v;
+            if (!out.one_power) here.powers += v;
+            here.corrections += v;
+            if (out.bias) here.bias += lane;
+            if (out.sums) here.sums += (block * vectors + v) * BLOCK;
+            multiply<DIGITS>({x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch}, count,
+                             panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads, here);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace slt::SLT_ISA

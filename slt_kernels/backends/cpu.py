@@ -18,7 +18,6 @@ from .reference import (  # noqa: F401 (operations without a kernel)
     conv2d_grad_input,
     conv2d_grad_scores,
     expand,
-    linear_grad_input,
     linear_grad_scores,
     pack,
     select,
@@ -119,6 +118,17 @@ def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, 
         _threads(),
     )
     return y.to(x.dtype)
+
+
+def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
+    if dy.dtype == torch.float64:
+        return reference.linear_grad_input(dy, mask, scale, source)
+    mask, inputs = _resolved(mask, source), _floats(dy)
+    dx = torch.empty(len(dy), source.fan)
+    _cpu.linear_grad_input(
+        source, mask.data_ptr(), inputs.data_ptr(), len(dy), scale.item(), dx.data_ptr(), _bytes(dy), _threads()
+    )
+    return dx.to(dy.dtype)
 
 
 def _floats(x: Tensor | None) -> Tensor | None:

@@ -1,0 +1,41 @@
+// How a product is cut into pieces of work: blocks of outputs whose panel fits the second-level cache, and, where
+// these are fewer than the threads can share, parts of the vectors too. Each piece makes its own panel.
+#pragma once
+
+#include "product.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int64_t PANEL_BYTES = 768 << 10;  // leaves room for the vectors in 1 MB
+constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel is what counts: it should stay in L1
+
+struct Cut {
+    int64_t blocks;  // of BLOCK outputs, in a piece
+    int64_t pieces;
+
+    // `depth`: bytes of an output's weights in a panel of `bytes`.
+    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads)
+        : outputs(outputs), all_vectors(vectors) {
+        const int64_t all = ceil_div(outputs, BLOCK), fit = bytes / (BLOCK * depth), share = ceil_div(all, 4 * threads);
+        blocks = fit < 1 ? 1 : fit < share || vectors <= FEW_VECTORS ? fit : share;
+        blocks = blocks < all ? blocks : all;
+        across = ceil_div(outputs, blocks * BLOCK);
+        const int64_t wanted = threads == 1 ? 1 : ceil_div(4 * threads, across), most = ceil_div(vectors, 64);
+        step = ceil_div(ceil_div(vectors, wanted < most ? wanted : most), MOST_VECTORS) * MOST_VECTORS;
+        pieces = across * ceil_div(vectors, step);
+    }
+
+    int64_t lane(int64_t piece) const { return piece % across * blocks * BLOCK; }
+    int64_t lanes(int64_t piece) const { return least(outputs - lane(piece), blocks * BLOCK); }
+    int64_t vector(int64_t piece) const { return piece / across * step; }
+    int64_t vectors(int64_t piece) const { return least(all_vectors - vector(piece), step); }
+
+  private:
+    int64_t outputs, all_vectors, across, step;
+
+    static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA
