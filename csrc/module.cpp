@@ -5,6 +5,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/operations.h"
 
@@ -72,5 +73,24 @@ PYBIND11_MODULE(_cpu, m) {
                                   Pointer dx, int bytes, int threads) {
         run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), at<const float>(dy), batch,
                                              scale, at<float>(dx), bytes, threads});
+    });
+    m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
+        run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});
+    });
+    m.def("expand", [](const SourceArray &source, Pointer compact, Pointer offsets, Pointer out, int threads) {
+        run(&Operations::expand, {source_of(source), at<const uint32_t>(compact), at<const int64_t>(offsets),
+                                  at<uint32_t>(out), threads});
+    });
+    m.def("select", [](const std::vector<Pointer> &scores, const std::vector<int64_t> &counts, int64_t rank, Pointer out,
+                       int threads) {
+        std::vector<const uint32_t *> tensors;
+        for (const Pointer p : scores) tensors.push_back(at<const uint32_t>(p));
+        run(&Operations::select,
+            {tensors.data(), counts.data(), int64_t(tensors.size()), rank, at<uint32_t>(out), threads});
+    });
+    m.def("pack", [](const SourceArray &source, Pointer scores, float threshold, Pointer offsets, int64_t locked,
+                     bool compact, Pointer out, Pointer kept, int threads) {
+        run(&Operations::pack, {source_of(source), at<const float>(scores), threshold, at<const int64_t>(offsets),
+                                locked, compact, at<uint32_t>(out), at<int64_t>(kept), threads});
     });
 }

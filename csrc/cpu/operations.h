@@ -39,11 +39,53 @@ struct LinearGradInput {
     int threads;
 };
 
+// Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and one number of locked ones.
+struct CountFrozen {
+    Source source;
+    int64_t *offsets, *locked;
+    int threads;
+};
+
+// A compact mask to a resolved one.
+struct Expand {
+    Source source;
+    const uint32_t *compact;
+    const int64_t *offsets;
+    uint32_t *out;
+    int threads;
+};
+
+// The bits of the rank-th smallest magnitude of `tensors` tensors with `counts` float32 scores each; 1 <= rank <= all.
+struct Select {
+    const uint32_t *const *scores;
+    const int64_t *counts;
+    int64_t tensors, rank;
+    uint32_t *out;
+    int threads;
+};
+
+// The mask of the scores above a threshold, resolved or compact, and how many weights it keeps.
+struct Pack {
+    Source source;
+    const float *scores;
+    float threshold;
+    const int64_t *offsets;
+    int64_t locked;
+    bool compact;
+    uint32_t *out;
+    int64_t *kept;
+    int threads;
+};
+
 // Every operation: the name of its function, and of the structure that it takes.
 #define SLT_OPERATIONS(X) \
     X(materialize, Materialize) \
     X(linear_forward, LinearForward) \
-    X(linear_grad_input, LinearGradInput)
+    X(linear_grad_input, LinearGradInput) \
+    X(count_frozen, CountFrozen) \
+    X(expand, Expand) \
+    X(select, Select) \
+    X(pack, Pack)
 
 // The functions of one instruction set.
 struct Operations {

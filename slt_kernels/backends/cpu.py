@@ -7,20 +7,19 @@ environment forces a lower instruction set than the best that runs here.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .. import bits
 from ..source import Source
 from . import reference
 from .reference import (  # noqa: F401 (operations without a kernel)
     conv2d_forward,
     conv2d_grad_input,
     conv2d_grad_scores,
-    expand,
     linear_grad_scores,
-    pack,
-    select,
 )
 
 try:
@@ -92,6 +91,58 @@ def _threads() -> int:
 def _resolved(mask: Tensor, source: Source) -> Tensor:
     """Contiguous resolved words of a mask of either form."""
     return (expand(mask, source) if mask.dim() == 1 else mask).contiguous()
+
+
+# Masks
+
+
+@lru_cache(maxsize=256)
+def _count_frozen(source: Source) -> tuple[Tensor, int]:
+    offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    _cpu.count_frozen(source, offsets.data_ptr(), locked.data_ptr(), _threads())
+    return offsets, int(locked)
+
+
+def free_offsets(source: Source) -> Tensor:
+    """Where the free weights of each row start in the layer's enumeration: int64 ``[rows + 1]``, not to be written."""
+    return _count_frozen(source)[0]
+
+
+def select(scores: list[Tensor], rank: int) -> Tensor:
+    if scores[0].dtype != torch.float32 or rank < 1 or rank >= sum(s.numel() for s in scores):
+        return reference.select(scores, rank)
+    scores = [s.detach().contiguous() for s in scores]
+    out = torch.empty((), dtype=torch.float32)
+    _cpu.select([s.data_ptr() for s in scores], [s.numel() for s in scores], rank, out.data_ptr(), _threads())
+    return out
+
+
+def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:
+    if scores.dtype != torch.float32:
+        return reference.pack(scores, threshold, source, compact)
+    offsets, locked = _count_frozen(source)
+    _check_count("scores", scores.numel(), int(offsets[-1]), source)
+    scores = scores.detach().contiguous()
+    mask = torch.empty(bits.words_for(len(scores)) if compact else (source.rows, source.words), dtype=torch.int32)
+    kept = torch.empty((), dtype=torch.int64)
+    pointers = scores.data_ptr(), float(threshold), offsets.data_ptr(), locked, compact
+    _cpu.pack(source, *pointers, mask.data_ptr(), kept.data_ptr(), _threads())
+    return mask, kept
+
+
+def expand(mask: Tensor, source: Source) -> Tensor:
+    offsets = free_offsets(source)
+    _check_count("mask", mask.numel(), bits.words_for(int(offsets[-1])), source)
+    mask = mask.contiguous()
+    out = torch.empty(source.rows, source.words, dtype=torch.int32)
+    _cpu.expand(source, mask.data_ptr(), offsets.data_ptr(), out.data_ptr(), _threads())
+    return out
+
+
+def _check_count(name: str, count: int, expected: int, source: Source) -> None:
+    """Kernels read as many as the source has free weights, so a shorter tensor must not reach them."""
+    if count != expected:
+        raise ValueError(f"{name} has {count} elements: expected {expected} for {source}")
 
 
 def materialize(mask: Tensor, source: Source) -> Tensor:

@@ -1,0 +1,37 @@
+// Count frozen: where the free weights of each row start in the layer's enumeration, and how many weights are locked.
+// Rows are counted in parallel, in lanes; then one prefix sum over them.
+#include "expand.h"
+#include "operations.h"
+#include "parallel.h"
+
+namespace slt::SLT_ISA {
+
+void count_frozen(const CountFrozen &a) {
+    const Source &s = a.source;
+    const int64_t words = words_of(s);
+    *a.locked = 0;
+    const int64_t rows = rows_a_piece(s);
+    parallel_for(a.threads, ceil_div(s.rows, rows), [&](int64_t piece) {
+        Pattern pattern(s);
+        int64_t locked = 0;
+        for (int64_t n = piece * rows; n < (piece + 1) * rows && n < s.rows; n += LANES) {
+            const int lanes = s.rows - n < LANES ? int(s.rows - n) : LANES;
+            int64_t free[LANES] = {};
+            for (int64_t w = 0; w < words; w += Pattern::TILE) {
+                const int count = words - w < Pattern::TILE ? int(words - w) : Pattern::TILE;
+                pattern.make(n, w, count);
+                for (int i = 0; i < count; ++i)
+                    for (int l = 0; l < lanes; ++l) {
+                        free[l] += __builtin_popcount(pattern.free[i][l]);
+                        locked += __builtin_popcount(pattern.locked[i][l]);
+                    }
+            }
+            for (int l = 0; l < lanes; ++l) a.offsets[n + l + 1] = free[l];
+        }
+        __atomic_fetch_add(a.locked, locked, __ATOMIC_RELAXED);
+    });
+    a.offsets[0] = 0;
+    for (int64_t n = 0; n < s.rows; ++n) a.offsets[n + 1] += a.offsets[n];
+}
+
+}  // namespace slt::SLT_ISA
