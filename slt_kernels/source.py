@@ -6,6 +6,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -218,16 +219,13 @@ class Source(NamedTuple):
         return bits.to_k_order(2 * locked + free - 1, self.fan)
 
     def count_frozen(self) -> tuple[int, int, int]:
-        """How many weights are pruned, free and locked."""
-        if self.prune_below == 0 and self.lock_from == 256:
-            return 0, self.total, 0
-        free = locked = 0
-        step = max(1, (1 << 20) // self.words)  # rows at a time: bounds the memory, whatever the layer's size
-        for n0 in range(0, self.rows, step):
-            part = self.shard(rows=(n0, min(n0 + step, self.rows))).frozen_words()
-            free += int(bits.popcount(part[0]))
-            locked += int(bits.popcount(part[1]))
-        return self.total - free - locked, free, locked
+        """How many weights are pruned, free and locked; counted once a process."""
+        return _count_frozen(self)
+
+    @property
+    def free(self) -> int:
+        """How many weights are free: one score, and one bit of a compact mask, each."""
+        return self.count_frozen()[1]
 
     def initial_scores(self, count: int, bound: float, device: torch.device | str = "cpu") -> Tensor:
         """Scores of the first ``count`` free weights, float32 uniform on (-bound, bound), the same in every process."""
@@ -235,6 +233,19 @@ class Source(NamedTuple):
         words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
         odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # below 2**24 in size: exact in float32
         return odd.float() * 2.0**-24 * bound
+
+
+@lru_cache(maxsize=4096)
+def _count_frozen(source: Source) -> tuple[int, int, int]:
+    if source.prune_below == 0 and source.lock_from == 256:
+        return 0, source.total, 0
+    free = locked = 0
+    step = max(1, (1 << 20) // source.words)  # rows at a time: bounds the memory, whatever the layer's size
+    for n0 in range(0, source.rows, step):
+        part = source.shard(rows=(n0, min(n0 + step, source.rows))).frozen_words()
+        free += int(bits.popcount(part[0]))
+        locked += int(bits.popcount(part[1]))
+    return source.total - free - locked, free, locked
 
 
 def _below(planes: tuple[Tensor, ...], threshold: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import backend_for
+from ..bits import words_for
 from ..source import Source
 from ..window import Window
 
@@ -50,7 +51,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
     """Raises TypeError or ValueError unless the tensors of one layer fit each other and their source."""
     check_floating("x", x)
-    check_mask(mask, source)
+    check_mask(mask, source, scores.numel())
     if scores.dim() != 1 or scores.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"scores: expected float32 or float64 [free], got {scores.dtype} {list(scores.shape)}")
     if scale.dtype != torch.float32 or scale.numel() != 1:
@@ -64,13 +65,19 @@ def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Te
             raise ValueError(f"{name}.device={tensor.device}: expected {x.device}, where x is")
 
 
-def check_mask(mask: Tensor, source: Source) -> None:
-    """Raises ValueError unless the mask is resolved words of that source, or compact words."""
+def check_mask(mask: Tensor, source: Source, free: int | None = None) -> None:
+    """Raises ValueError unless the mask is resolved words of that source, or compact words of its free weights.
+
+    These are counted where ``free`` does not say how many; not while a graph is compiled, which cannot count.
+    """
+    if free is None and mask.dim() == 1 and not torch.compiler.is_compiling():
+        free = source.free
+    compact = mask.dim() == 1 and (free is None or len(mask) == words_for(free))
     resolved = mask.dim() == 2 and mask.shape == (source.rows, source.words)
-    if mask.dtype != torch.int32 or not (resolved or mask.dim() == 1):
+    if mask.dtype != torch.int32 or not (resolved or compact):
         raise ValueError(
-            f"mask: expected int32 [{source.rows}, {source.words}] (resolved) or [ceil(free / 32)] (compact), "
-            f"got {mask.dtype} {list(mask.shape)}"
+            f"mask: expected int32 [{source.rows}, {source.words}] (resolved) or [ceil(free / 32)] (compact, "
+            f"free={free}), got {mask.dtype} {list(mask.shape)}"
         )
     if not mask.is_contiguous():
         raise ValueError("mask: expected contiguous words")

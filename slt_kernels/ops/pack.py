@@ -26,8 +26,14 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
         The mask, int32, 0 past the last weight; and how many weights it keeps, locked ones included, an int64 scalar.
 
     Raises:
-        ValueError: a threshold that is no scalar of the scores' dtype and device.
+        TypeError, ValueError: scores of another dtype, shape or number; a threshold that is no scalar of their dtype
+            and device.
     """
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores.dtype={scores.dtype}: expected float32 or float64")
+    free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
+    if scores.shape != (free,):
+        raise ValueError(f"scores.shape={list(scores.shape)}: expected [{free}], one a free weight")
     if threshold.numel() != 1 or threshold.dtype != scores.dtype or threshold.device != scores.device:
         raise ValueError(
             f"threshold: expected one {scores.dtype} element on {scores.device}, "
