@@ -10,6 +10,7 @@ from slt_kernels import backends
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
 
+
 @pytest.fixture(scope="session")
 def normal_table() -> tuple[int, ...]:
     half = oracle.known("normal_table")["positive_half"]

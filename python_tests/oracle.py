@@ -181,7 +181,8 @@ def fixed_point(x: np.ndarray, digits: int) -> tuple[list[int], int]:
 
 def rounded(total: int, p: int, scale: float, bias: float | None = None) -> np.float32:
     """float32(S) * 2**p * scale + bias, each step rounded to float32."""
-    y = np.ldexp(np.float32(total), p).astype(np.float32) * np.float32(scale)
+    with np.errstate(over="ignore"):  # to inf, as it should
+        y = np.ldexp(np.float32(total), p) * np.float32(scale)
     return y if bias is None else y + np.float32(bias)
 
 

@@ -27,7 +27,9 @@ def digest(t: torch.Tensor) -> str:
 
 def source_of(case: dict, weight: str = "signed_constant") -> Source:
     freeze = Freeze(case["prune"], case["lock"])
-    return Source.of(case["rows"], case["fan"], seed=int(case["seed"]), layer=case["layer"], weight=weight, freeze=freeze)
+    return Source.of(
+        case["rows"], case["fan"], seed=int(case["seed"]), layer=case["layer"], weight=weight, freeze=freeze
+    )
 
 
 # Known answers
