@@ -230,7 +230,7 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
     if header.get("format") != FORMAT:
         raise TicketError(f"{path}: format={header.get('format')!r}: expected {FORMAT!r}")
     version = header.get("version", "")
-    if not version.isdecimal() or int(version) > VERSION:
+    if not version.isdecimal() or not 1 <= int(version) <= VERSION:
         raise TicketError(f"{path}: version={version!r}: this package reads up to {VERSION}; a newer one wrote it")
     if header.get("sha256") != _checksum(tensors):
         raise TicketError(f"{path}: altered: its content does not match its checksum")

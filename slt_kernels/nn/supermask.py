@@ -187,6 +187,14 @@ class SupermaskLayer(nn.Module):
 
     # nn.Module
 
+    def __getstate__(self) -> dict:
+        # A copy's scores count their versions anew: what it can know is whether its mask was of them.
+        return {**self.__dict__, "_masked_version": self._masked_version == self.scores._version}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._masked_version = self.scores._version if self._masked_version else None
+
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, self.scores.grad, self.weight_scale) if t is not None}
 

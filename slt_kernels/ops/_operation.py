@@ -51,9 +51,10 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
     """Raises TypeError or ValueError unless the tensors of one layer fit each other and their source."""
     check_floating("x", x)
-    check_mask(mask, source, scores.numel())
-    if scores.dim() != 1 or scores.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"scores: expected float32 or float64 [free], got {scores.dtype} {list(scores.shape)}")
+    free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
+    if scores.shape != (free,) or scores.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"scores: expected float32 or float64 [{free}], got {scores.dtype} {list(scores.shape)}")
+    check_mask(mask, source, free)
     if scale.dtype != torch.float32 or scale.numel() != 1:
         raise ValueError(f"scale: expected one float32 element, got {scale.dtype} {list(scale.shape)}")
     if bias is not None:
