@@ -842,6 +842,7 @@ BAD = {
     "x a scalar": ({"x": torch.tensor(1.0)}, ValueError, r"x.shape=\[\]: expected"),
     "scores of half": ({"scores": torch.zeros(9).half()}, ValueError, "scores: expected float32 or float64"),
     "scores a matrix": ({"scores": torch.zeros(9, 9)}, ValueError, r"scores: expected .* got torch.float32 \[9, 9\]"),
+    "scores too few": ({"scores": GOOD.scores.float()[:-1]}, ValueError, r"scores: expected .*\[\d+\], got"),
     "mask of int64": ({"mask": GOOD.mask().long()}, ValueError, "mask: expected int32.* got torch.int64"),
     "mask of other rows": ({"mask": GOOD.mask()[:8]}, ValueError, r"mask: expected int32 \[9, 1\].* got .*\[8, 1\]"),
     "mask of three dimensions": ({"mask": GOOD.mask()[None]}, ValueError, "mask: expected"),
