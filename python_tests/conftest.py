@@ -33,3 +33,10 @@ def reference():
     """The reference backend, whatever the default is."""
     with backends.use("reference"):
         yield
+
+
+@pytest.fixture(params=backends.available())
+def backend(request):
+    """Each backend that runs here, in turn."""
+    with backends.use(request.param):
+        yield request.param

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from layers import Case, geometry, kernel, relative_error
 
-from slt_kernels import EdgePopup, Freeze, Source, SupermaskConv2d, SupermaskLinear, Window, backends, bits, ops
+from slt_kernels import EdgePopup, Freeze, Source, SupermaskConv2d, SupermaskLinear, Window, bits, ops
 from slt_kernels.source import WEIGHTS
 
 FANS = (1, 2, 31, 32, 33, 63, 65, 97, 127, 129, 131, 257)
@@ -30,12 +30,6 @@ CONVOLUTIONS = {
     "whole": ((5, 129), Window(1, 3), (1, 3)),
 }
 SHAPES = [pytest.param(*case, id=name) for name, case in CONVOLUTIONS.items()]
-
-
-@pytest.fixture(params=backends.available())
-def backend(request):
-    with backends.use(request.param):
-        yield request.param
 
 
 def channels_of(fan: int, window: Window) -> int:
