@@ -74,6 +74,21 @@ PYBIND11_MODULE(_cpu, m) {
         run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), at<const float>(dy), batch,
                                              scale, at<float>(dx), bytes, threads});
     });
+    m.def("conv2d_forward", [](const SourceArray &source, const WindowArray &window, Pointer mask, Pointer x,
+                               std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
+                               Pointer bias, Pointer y, int bytes, int threads) {
+        run(&Operations::conv2d_forward,
+            {source_of(source), window_of(window), at<const uint32_t>(mask), at<const float>(x), size[0], size[1],
+             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<const float>(bias), at<float>(y),
+             bytes, threads});
+    });
+    m.def("conv2d_grad_input", [](const SourceArray &source, const WindowArray &window, Pointer mask, Pointer dy,
+                                  std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
+                                  Pointer dx, int bytes, int threads) {
+        run(&Operations::conv2d_grad_input,
+            {source_of(source), window_of(window), at<const uint32_t>(mask), at<const float>(dy), size[0], size[1],
+             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<float>(dx), bytes, threads});
+    });
     m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
         run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});
     });

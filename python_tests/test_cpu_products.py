@@ -5,6 +5,7 @@ import torch
 
 from slt_kernels.backends import cpu, reference
 from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels.window import Window
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -80,3 +81,56 @@ def test_linear_grad_input(isa, precision, rows, fan, batch):
         mask = random_mask(source, compact=batch == 3)
         dx = cpu.linear_grad_input(dy, mask, scale, source)
         assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))
+
+
+CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Window's arguments
+    "1x1": (2, 1, 5, 7, (4, 3), {"kernel": (1, 1)}),
+    "3x3": (3, 1, 32, 65, (5, 6), {"kernel": (3, 3), "padding": (1, 1)}),
+    "3x3-wide": (1, 1, 128, 16, (9, 8), {"kernel": (3, 3), "padding": (1, 1)}),
+    "odd-channels": (2, 1, 33, 3, (7, 5), {"kernel": (3, 3), "padding": (1, 1)}),
+    "stem": (3, 1, 3, 17, (8, 9), {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3)}),
+    "stride": (2, 1, 16, 5, (9, 10), {"kernel": (3, 3), "stride": (2, 3), "padding": (1, 0)}),
+    "stride-1x1": (2, 1, 16, 20, (7, 7), {"kernel": (1, 1), "stride": (2, 2)}),
+    "dilation": (1, 1, 4, 6, (11, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3)}),
+    "dilation-stride": (1, 1, 4, 6, (11, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3), "stride": (3, 2)}),
+    "groups": (2, 3, 8, 5, (6, 6), {"kernel": (3, 3), "padding": (1, 1)}),
+    "depthwise": (2, 9, 1, 1, (6, 5), {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)}),
+    "one-pixel": (5, 1, 40, 33, (1, 1), {"kernel": (3, 3), "padding": (1, 1)}),
+    "empty-batch": (0, 1, 4, 4, (5, 5), {"kernel": (3, 3)}),
+}
+
+
+@pytest.fixture(params=CONVOLUTIONS)
+def convolution(request):
+    """Batch, window, images' shapes, and a source of each kind."""
+    batch, groups, channels, rows, size, geometry = CONVOLUTIONS[request.param]
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)} | geometry
+    window = Window(*(n for name in ("kernel", "stride", "padding", "dilation") for n in geometry[name]), groups)
+    x_shape = (batch, groups * channels, *size)
+    y_shape = (batch, groups * rows, *window.output_size(*size))
+    layer = sources(groups * rows, channels * geometry["kernel"][0] * geometry["kernel"][1], freeze=Freeze(0.2, 0.2))
+    return window, x_shape, y_shape, layer
+
+
+def same_format(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) and a.is_contiguous() == b.is_contiguous()
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_conv2d_forward(isa, precision, convolution, memory_format):
+    window, x_shape, y_shape, layer = convolution
+    x, scale, bias = inputs(*x_shape).to(memory_format=memory_format), torch.tensor(0.37), torch.randn(y_shape[1])
+    for i, source in enumerate(layer):
+        mask, b = random_mask(source, compact=i == 0), bias if i else None
+        y = cpu.conv2d_forward(x, mask, scale, b, source, window)
+        assert same_format(y, reference.conv2d_forward(x, mask, scale, b, source, window))
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_conv2d_grad_input(isa, precision, convolution, memory_format):
+    window, x_shape, y_shape, layer = convolution
+    dy, scale = inputs(*y_shape).to(memory_format=memory_format), torch.tensor(0.37)
+    for i, source in enumerate(layer):
+        mask = random_mask(source, compact=i == 0)
+        dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:]))
+        assert same_format(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:])))

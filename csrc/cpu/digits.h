@@ -83,7 +83,11 @@ struct FixedPoint {
     SLT_INLINE S32 operator()(F32 x) const { return round_to_int(x * up * up_again); }
 };
 
-// The order of the digits inside a word.
+// How the digits of a word are ordered: as their k; or in the quads of the byte weights, or of signed_constant.
+enum class Layout { PLAIN, BY_K, BY_BIT };
+
+SLT_INLINE Layout layout_of(int64_t weight) { return weight == SIGNED_CONSTANT ? Layout::BY_BIT : Layout::BY_K; }
+
 struct Order {
     alignas(64) uint8_t k[WORD];  // the k at each place
 #if defined(__AVX512VBMI__)
@@ -91,11 +95,12 @@ struct Order {
     alignas(64) uint8_t two[64], third[64];
 #endif
 
-    explicit Order(bool shuffled) {
+    explicit Order(Layout layout) {
         for (int s = 0; s < 8; ++s)
             for (int i = 0; i < 4; ++i) {
-                const int byte = SLT_BYTE_DIGITS ? i : (i % 2) * 2 + i / 2;  // int16 pairs are bytes 0, 2 and 1, 3
-                k[4 * s + i] = uint8_t(shuffled ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
+                const bool pairs = !SLT_BYTE_DIGITS && layout != Layout::PLAIN;  // of int16: bytes 0, 2 and 1, 3
+                const int byte = pairs ? (i % 2) * 2 + i / 2 : i;
+                k[4 * s + i] = uint8_t(layout == Layout::BY_BIT ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
             }
 #if defined(__AVX512VBMI__)
         for (int p = 0; p < WORD; ++p) {

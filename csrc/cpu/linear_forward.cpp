@@ -19,7 +19,7 @@ void forward(const LinearForward &a) {
     const Source &s = a.source;
     const Frame frame(s);
     const int64_t pitch = frame.k + 64 / int64_t(sizeof(Digit));  // not a power of two: rows must not share cache sets
-    const Quantized<DIGITS> x(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, pitch, s.weight == SIGNED_CONSTANT,
+    const Quantized<DIGITS> x(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, pitch, layout_of(s.weight),
                               a.bytes, zero_of(s.weight), a.threads);
 
     const bool few = a.batch <= FEW_VECTORS;

@@ -19,7 +19,7 @@ void grad_input(const LinearGradInput &a) {
     const Source &s = a.source;
     const Weights weights(s, a.mask);
     const int64_t depth = ceil_div(s.rows, ROWS_A_STEP) * ROWS_A_STEP, pitch = depth + 64 / int64_t(sizeof(Digit));
-    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, false, a.bytes, zero_of(s.weight), a.threads);
+    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BY_K, a.bytes, zero_of(s.weight), a.threads);
 
     const int64_t most = a.batch <= FEW_VECTORS ? FEW_ROWS : MOST_ROWS;
     const int64_t rows = depth < most ? depth : most;

@@ -39,6 +39,35 @@ struct LinearGradInput {
     int threads;
 };
 
+// y [batch, rows, out_height, out_width] from x [batch, channels, height, width], each in either memory format.
+struct Conv2dForward {
+    Source source;
+    Window window;
+    const uint32_t *mask;
+    const float *x;
+    int64_t batch, height, width, out_height, out_width;
+    bool channels_last, out_channels_last;
+    float scale;
+    const float *bias;  // [rows] or null
+    float *y;
+    int bytes;
+    int threads;
+};
+
+// dx [batch, channels, height, width] from dy [batch, rows, out_height, out_width], each in either memory format.
+struct Conv2dGradInput {
+    Source source;
+    Window window;
+    const uint32_t *mask;
+    const float *dy;
+    int64_t batch, height, width, out_height, out_width;
+    bool channels_last, out_channels_last;
+    float scale;
+    float *dx;
+    int bytes;
+    int threads;
+};
+
 // Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and one number of locked ones.
 struct CountFrozen {
     Source source;
@@ -82,6 +111,8 @@ struct Pack {
     X(materialize, Materialize) \
     X(linear_forward, LinearForward) \
     X(linear_grad_input, LinearGradInput) \
+    X(conv2d_forward, Conv2dForward) \
+    X(conv2d_grad_input, Conv2dGradInput) \
     X(count_frozen, CountFrozen) \
     X(expand, Expand) \
     X(select, Select) \

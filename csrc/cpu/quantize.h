@@ -14,11 +14,11 @@ struct Quantized {
     Scratch<double> powers;
     Scratch<int64_t> corrections;  // zero * the sum of a row's integers
 
-    // Each row of `count` stands `skipped` digits in, with zeros around it up to `padded`; see `Order` for `shuffled`.
+    // Each row of `count` stands `skipped` digits in, with zeros around it up to `padded`; see `Layout`.
     Quantized(const float *x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, int64_t pitch,
-              bool shuffled, int bytes, int zero, int threads)
+              Layout layout, int bytes, int zero, int threads)
         : digits(batch * DIGITS * pitch), powers(batch), corrections(batch) {
-        const Order order(shuffled);
+        const Order order(layout);
         const int64_t rows = ceil_div(16384, padded);  // a piece of work
         parallel_for(threads, ceil_div(batch, rows), [&](int64_t piece) {
             for (int64_t b = piece * rows; b < batch && b < (piece + 1) * rows; ++b) {

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from .. import bits
 from ..source import Source
+from ..window import Window, channels_last
 from . import reference
 from .reference import (  # noqa: F401 (operations without a kernel)
-    conv2d_forward,
-    conv2d_grad_input,
     conv2d_grad_scores,
     linear_grad_scores,
 )
@@ -180,6 +179,50 @@ def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -
         source, mask.data_ptr(), inputs.data_ptr(), len(dy), scale.item(), dx.data_ptr(), _bytes(dy), _threads()
     )
     return dx.to(dy.dtype)
+
+
+def conv2d_forward(
+    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Tensor:
+    if x.dtype == torch.float64:
+        return reference.conv2d_forward(x, mask, scale, bias, source, window)
+    mask, offset = _resolved(mask, source), _floats(bias)
+    images, last = _images(x)
+    size = window.output_size(*x.shape[2:])
+    y = torch.empty(len(x), source.rows, *size, memory_format=_format(x))
+    _cpu.conv2d_forward(
+        source, window, mask.data_ptr(), images.data_ptr(), (len(x), *x.shape[2:], *size), last, channels_last(x),
+        scale.item(), _pointer(offset), y.data_ptr(), _bytes(x), _threads(),
+    )  # fmt: skip
+    return y.to(x.dtype)
+
+
+def conv2d_grad_input(
+    dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
+) -> Tensor:
+    if dy.dtype == torch.float64:
+        return reference.conv2d_grad_input(dy, mask, scale, source, window, size)
+    mask = _resolved(mask, source)
+    images, last = _images(dy)
+    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
+    dx = torch.empty(len(dy), channels, *size, memory_format=_format(dy))
+    _cpu.conv2d_grad_input(
+        source, window, mask.data_ptr(), images.data_ptr(), (len(dy), *size, *dy.shape[2:]), last, channels_last(dy),
+        scale.item(), dx.data_ptr(), _bytes(dy), _threads(),
+    )  # fmt: skip
+    return dx.to(dy.dtype)
+
+
+def _images(x: Tensor) -> tuple[Tensor, bool]:
+    """As float32 in one of the two dense formats, and whether it is channels-last."""
+    x = x.detach().float()
+    if channels_last(x):
+        return x, True
+    return x.contiguous(), False
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if channels_last(x) else torch.contiguous_format
 
 
 def _floats(x: Tensor | None) -> Tensor | None:

@@ -1,0 +1,146 @@
+// Conv2d grad_input: a product whose vectors are the pixels of dx, and whose sum runs over output channels and taps.
+//
+// With strides, a pixel is reached by some taps only: pixels of the same remainder (h + padding) mod stride share
+// theirs, so each remainder is a convolution of dy of its own, with stride 1 and without a tap wasted. A piece of work
+// is one remainder, some blocks of input channels of one group, and a part of the pixels; its panel holds, tap by tap,
+// the columns of the weight (columns.h) in which the channels lie.
+#include "columns.h"
+#include "cut.h"
+#include "image.h"
+#include "operations.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int64_t TAP_ROWS = 4;     // a quad
+constexpr int64_t DEPTH_STEP = 64;  // 16 quads, as AMX takes them
+
+struct Sizes {
+    int64_t taps, channels, rows;  // of the kernel; of a group
+    int64_t tap_length;            // rows of a group in whole quads
+};
+
+// The taps that reach the pixels of one remainder, and those pixels.
+struct Class {
+    Scratch<int64_t> tap, down, right;  // tap number; where it reads dy
+    int64_t count = 0;
+    int64_t first_h, first_w;  // pixel of position (0, 0)
+    Grid grid;
+
+    Class(const Conv2dGradInput &a, int64_t remainder_h, int64_t remainder_w)
+        : tap(a.window.kernel_h * a.window.kernel_w), down(a.window.kernel_h * a.window.kernel_w),
+          right(a.window.kernel_h * a.window.kernel_w) {
+        const Window &w = a.window;
+        // The first pixel h >= 0 with (h + padding) % stride == remainder, and the row of dy that tap 0 would read.
+        first_h = ((remainder_h - w.padding_h) % w.stride_h + w.stride_h) % w.stride_h;
+        first_w = ((remainder_w - w.padding_w) % w.stride_w + w.stride_w) % w.stride_w;
+        const int64_t from_h = (first_h + w.padding_h) / w.stride_h, from_w = (first_w + w.padding_w) / w.stride_w;
+        for (int64_t kh = 0; kh < w.kernel_h; ++kh)
+            for (int64_t kw = 0; kw < w.kernel_w; ++kw) {
+                const int64_t h = kh * w.dilation_h, v = kw * w.dilation_w;
+                if (h % w.stride_h != remainder_h || v % w.stride_w != remainder_w) continue;
+                tap[count] = kh * w.kernel_w + kw;
+                down[count] = from_h - h / w.stride_h;
+                right[count++] = from_w - v / w.stride_w;
+            }
+        grid = {first_h < a.height ? ceil_div(a.height - first_h, w.stride_h) : 0,
+                first_w < a.width ? ceil_div(a.width - first_w, w.stride_w) : 0, 1, 1};
+    }
+};
+
+// The quads of [from, from + depth) of a class's sums, for channels [channel, channel + lanes) of a group. The sum
+// runs over taps, and inside a tap over rows.
+inline void make_panel(const Weights &weights, const Class &c, const Sizes &size, int64_t group, int64_t channel,
+                       int64_t lanes, int64_t from, int64_t depth, uint32_t *panel) {
+    for (int64_t t = 0; t < c.count; ++t) {
+        const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
+        for (int64_t row = 0; row < size.rows; row += LANES) {
+            const int64_t depth_at = t * size.tap_length + row - from;
+            if (depth_at + LANES <= 0 || depth_at >= depth) continue;
+            for (int64_t call = k / CALL; call * CALL < k + lanes; ++call) {
+                alignas(64) uint32_t columns[ROW_QUADS * CALL];
+                make_columns(weights, group * size.rows + row, call, columns);
+                for (int64_t q = 0; q < ROW_QUADS && row + 4 * q < size.tap_length; ++q) {
+                    const int64_t quad = depth_at / 4 + q;
+                    if (quad < 0 || quad >= depth / 4) continue;
+                    for (int64_t i = call * CALL < k ? k - call * CALL : 0; i < CALL; ++i) {
+                        const int64_t lane = call * CALL + i - k;
+                        if (lane >= lanes) break;
+                        panel[(lane / LANES * (depth / 4) + quad) * LANES + lane % LANES] = columns[q * CALL + i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <int DIGITS>
+void grad_input(const Conv2dGradInput &a) {
+    const Source &s = a.source;
+    const Window &w = a.window;
+    const Weights weights(s, a.mask);
+    const int64_t pixels = a.height * a.width;
+    const int64_t taps = w.kernel_h * w.kernel_w, channels = s.fan / taps, rows = s.rows / w.groups;
+    const Sizes size = {taps, channels, rows, ceil_div(rows, TAP_ROWS) * TAP_ROWS};
+    const int zero = zero_of(s.weight);
+    const int64_t all_channels = channels * w.groups;
+    const bool aligned = rows % WORD == 0;  // then words are put in order once, in the planes
+    const Images dy = {a.dy, a.batch, s.rows, a.out_height, a.out_width, a.channels_last};
+    const Planes<DIGITS> planes(dy, aligned ? Layout::BY_K : Layout::PLAIN, a.bytes, a.threads);
+
+    for (int64_t remainder = 0; remainder < w.stride_h * w.stride_w; ++remainder) {
+        const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
+        const int64_t positions = c.grid.height * c.grid.width, vectors = a.batch * positions;
+        if (vectors == 0) continue;
+        // A class without taps keeps one step of zeros: its pixels are 0, or NaN with their sample.
+        const int64_t steps = ceil_div(c.count * size.tap_length, DEPTH_STEP);
+        const int64_t depth = (steps > 0 ? steps : 1) * DEPTH_STEP, pitch = depth + 64;
+        const int64_t part = depth < 4 * LONGEST ? depth : 4 * LONGEST;
+        const Cut cut(channels, PANEL_BYTES, part, vectors, a.threads);
+        parallel_for(a.threads, w.groups * cut.pieces, [&](int64_t task) {
+            const int64_t group = task / cut.pieces, piece = task % cut.pieces;
+            const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * channels + lane;
+            const int64_t end = cut.vector(piece) + cut.vectors(piece);
+            const Taps taps = {c.count, c.down, c.right, size.tap_length, group * rows, rows};
+            const Gather<DIGITS> gather(dy, planes, taps, c.grid, 0, depth, aligned ? Layout::PLAIN : Layout::BY_K);
+            Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
+            Scratch<Digit> digits(MOST_VECTORS * DIGITS * pitch);
+            Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+            int64_t made = -1;  // where what the panel holds begins
+            for (int64_t from = cut.vector(piece); from < end; from += MOST_VECTORS) {
+                const int64_t count = end - from < MOST_VECTORS ? end - from : MOST_VECTORS;
+                int64_t places[MOST_VECTORS], corrections[MOST_VECTORS];
+                double powers[MOST_VECTORS];
+                gather(from, count, digits, pitch, corrections);
+                for (int64_t v = 0; v < count; ++v) {
+                    const int64_t sample = (from + v) / positions, position = (from + v) % positions;
+                    const int64_t pixel = (c.first_h + position / c.grid.width * w.stride_h) * a.width + c.first_w +
+                                          position % c.grid.width * w.stride_w;
+                    corrections[v] *= zero;
+                    powers[v] = planes.powers[sample];
+                    places[v] = sample * pixels * all_channels + pixel * (a.out_channels_last ? all_channels : 1);
+                }
+                Output out = {a.dx + channel * (a.out_channels_last ? 1 : pixels), places, 0,
+                              a.out_channels_last ? 1 : pixels, 0, int(lanes), powers, false, corrections, a.scale,
+                              nullptr, depth > part ? sums.data : nullptr, true, true};
+                for (int64_t first = 0; first < depth; first += part) {
+                    const int64_t here = depth - first < part ? depth - first : part;
+                    if (made != first) make_panel(weights, c, size, group, lane, lanes, first, here, panel);
+                    made = first;
+                    out.first = first == 0;
+                    out.last = first + here == depth;
+                    multiply_blocks<DIGITS>({digits + first, DIGITS * pitch, pitch}, count, panel, here / 4, out);
+                }
+            }
+        });
+    }
+}
+
+}  // namespace
+
+void conv2d_grad_input(const Conv2dGradInput &a) {
+    if (digits_for(a.bytes) == 3) return grad_input<3>(a);
+    grad_input<2>(a);
+}
+
+}  // namespace slt::SLT_ISA
