@@ -28,6 +28,11 @@ T *at(Pointer p) {
     return reinterpret_cast<T *>(p);
 }
 
+using Sizes = std::array<int64_t, 8>;  // of a four-dimensional tensor: its shape and its strides
+Activations activations_of(Pointer data, const Sizes &v) {
+    return {at<const float>(data), v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+}
+
 // Runs an operation of the chosen instruction set without the interpreter's lock.
 template <class Arguments>
 void run(void (*Operations::*operation)(const Arguments &), const Arguments &arguments) {
@@ -88,6 +93,13 @@ PYBIND11_MODULE(_cpu, m) {
         run(&Operations::conv2d_grad_input,
             {source_of(source), window_of(window), at<const uint32_t>(mask), at<const float>(dy), size[0], size[1],
              size[2], size[3], size[4], channels_last, out_channels_last, scale, at<float>(dx), bytes, threads});
+    });
+    m.def("grad_scores", [](const SourceArray &source, const WindowArray &window, Pointer dy, const Sizes &dy_sizes,
+                            Pointer x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
+                            int bytes, int threads) {
+        run(&Operations::grad_scores,
+            {source_of(source), window_of(window), activations_of(dy, dy_sizes), activations_of(x, x_sizes),
+             at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
     m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
         run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});

@@ -12,18 +12,19 @@ void count_frozen(const CountFrozen &a) {
     *a.locked = 0;
     const int64_t rows = rows_a_piece(s);
     parallel_for(a.threads, ceil_div(s.rows, rows), [&](int64_t piece) {
-        Pattern pattern(s);
+        const Pattern pattern(s);
+        PatternTile tile;
         int64_t locked = 0;
         for (int64_t n = piece * rows; n < (piece + 1) * rows && n < s.rows; n += LANES) {
             const int lanes = s.rows - n < LANES ? int(s.rows - n) : LANES;
             int64_t free[LANES] = {};
-            for (int64_t w = 0; w < words; w += Pattern::TILE) {
-                const int count = words - w < Pattern::TILE ? int(words - w) : Pattern::TILE;
-                pattern.make(n, w, count);
+            for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
+                const int count = words - w < PatternTile::WORDS ? int(words - w) : PatternTile::WORDS;
+                tile.fill(pattern, n, w, count);
                 for (int i = 0; i < count; ++i)
                     for (int l = 0; l < lanes; ++l) {
-                        free[l] += __builtin_popcount(pattern.free[i][l]);
-                        locked += __builtin_popcount(pattern.locked[i][l]);
+                        free[l] += __builtin_popcount(tile.free[i][l]);
+                        locked += __builtin_popcount(tile.locked[i][l]);
                     }
             }
             for (int l = 0; l < lanes; ++l) a.offsets[n + l + 1] = free[l];

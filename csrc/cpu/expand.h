@@ -25,25 +25,21 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 #endif
 }
 
-// The free and the locked weights of LANES rows, TILE words at a time: 8 KB with 16 lanes.
-struct Pattern {
-    static constexpr int TILE = 64;
-    alignas(64) uint32_t free[TILE][LANES], locked[TILE][LANES];
-
+// The free and the locked weights of LANES rows.
+class Pattern {
+  public:
     explicit Pattern(const Source &s) : source(s), frame(s), generator(s, FREEZE) {}
 
-    // Words [word, word + count) of the rows from `row` on; lanes past the source's rows are of rows it does not have.
-    void make(int64_t row, int64_t word, int count) {
-        for (int i = 0; i < count; ++i) {
-            const U32 valid = splat(valid_bits(source, word + i));
-            U32 f = valid, l = splat(0);
-            if (!nothing_frozen(source)) {
-                frozen_words(source, generator, word_index(source, row, frame, frame.skipped + word + i), f, l);
-                f &= valid;
-                l &= valid;
-            }
-            store(free[i], f);
-            store(locked[i], l);
+    // One word of the rows from `row` on, padding cleared; lanes past the source's rows are of rows it does not have.
+    SLT_INLINE void operator()(int64_t row, int64_t word, U32 &free, U32 &locked) const {
+        const U32 valid = splat(valid_bits(source, word));
+        if (nothing_frozen(source)) {
+            free = valid;
+            locked = splat(0);
+        } else {
+            frozen_words(source, generator, word_index(source, row, frame, frame.skipped + word), free, locked);
+            free &= valid;
+            locked &= valid;
         }
     }
 
@@ -53,6 +49,21 @@ struct Pattern {
     const Generator generator;
 };
 
+// Some words of them, to be read a row at a time: 8 KB with 16 lanes.
+struct PatternTile {
+    static constexpr int WORDS = 64;
+    alignas(64) uint32_t free[WORDS][LANES], locked[WORDS][LANES];
+
+    void fill(const Pattern &pattern, int64_t row, int64_t word, int count) {
+        for (int i = 0; i < count; ++i) {
+            U32 f, l;
+            pattern(row, word + i, f, l);
+            store(free[i], f);
+            store(locked[i], l);
+        }
+    }
+};
+
 // Resolved words of rows [row0, row0 + rows) to `out` [rows][words]; returns how many of their bits are set.
 // `bits(i)` are those of free weights i, i + 1, ... of the layer, the first lowest; what stands past the last free
 // weight of the word is ignored.
@@ -60,20 +71,21 @@ template <class Bits>
 SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t row0, int64_t rows, uint32_t *out,
                                 const Bits &bits) {
     const int64_t words = words_of(s);
-    Pattern pattern(s);
+    const Pattern pattern(s);
+    PatternTile tile;
     int64_t kept = 0;
     for (int64_t n = 0; n < rows; n += LANES) {
         const int lanes = rows - n < LANES ? int(rows - n) : LANES;
         int64_t next[LANES];  // free weight of each row
         for (int l = 0; l < lanes; ++l) next[l] = offsets[row0 + n + l];
-        for (int64_t w = 0; w < words; w += Pattern::TILE) {
-            const int count = words - w < Pattern::TILE ? int(words - w) : Pattern::TILE;
-            pattern.make(row0 + n, w, count);
+        for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
+            const int count = words - w < PatternTile::WORDS ? int(words - w) : PatternTile::WORDS;
+            tile.fill(pattern, row0 + n, w, count);
             for (int l = 0; l < lanes; ++l) {
                 uint32_t *at = out + (n + l) * words + w;
                 for (int i = 0; i < count; ++i) {
-                    const uint32_t free = pattern.free[i][l];
-                    at[i] = deposit(bits(next[l]), free) | pattern.locked[i][l];
+                    const uint32_t free = tile.free[i][l];
+                    at[i] = deposit(bits(next[l]), free) | tile.locked[i][l];
                     next[l] += __builtin_popcount(free);
                     kept += __builtin_popcount(at[i]);
                 }

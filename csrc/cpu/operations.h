@@ -68,6 +68,26 @@ struct Conv2dGradInput {
     int threads;
 };
 
+// Images anywhere in memory: strides count elements. A matrix is images of one pixel.
+struct Activations {
+    const float *data;
+    int64_t count, channels, height, width;
+    int64_t image, channel, row, pixel;  // strides
+};
+
+// dL/dW * v * scale * sign(score) at each free weight, from dy [images, rows, ...] and x [images, channels, ...].
+struct GradScores {
+    Source source;
+    Window window;
+    Activations dy, x;
+    const float *scores;
+    float scale;
+    const int64_t *offsets;
+    float *out;
+    int bytes;  // of fixed point, where that is used: 3 for "highest", 2 for "high"
+    int threads;
+};
+
 // Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and one number of locked ones.
 struct CountFrozen {
     Source source;
@@ -113,6 +133,7 @@ struct Pack {
     X(linear_grad_input, LinearGradInput) \
     X(conv2d_forward, Conv2dForward) \
     X(conv2d_grad_input, Conv2dGradInput) \
+    X(grad_scores, GradScores) \
     X(count_frozen, CountFrozen) \
     X(expand, Expand) \
     X(select, Select) \

@@ -1,6 +1,6 @@
 """The CPU backend: C++ kernels for every instruction set from plain C++ to AVX-512 VNNI and AMX, chosen at run time.
 
-float64 inputs, and products that have no kernel yet, go through the reference backend. ``SLT_CPU_ISA`` in the
+float64 inputs go through the reference backend. ``SLT_CPU_ISA`` in the
 environment forces a lower instruction set than the best that runs here.
 """
 
@@ -16,10 +16,6 @@ from .. import bits
 from ..source import Source
 from ..window import Window, channels_last
 from . import reference
-from .reference import (  # noqa: F401 (operations without a kernel)
-    conv2d_grad_scores,
-    linear_grad_scores,
-)
 
 try:
     from .. import _cpu
@@ -90,6 +86,44 @@ def _threads() -> int:
 def _resolved(mask: Tensor, source: Source) -> Tensor:
     """Contiguous resolved words of a mask of either form."""
     return (expand(mask, source) if mask.dim() == 1 else mask).contiguous()
+
+
+def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    if torch.float64 in (x.dtype, dy.dtype, scores.dtype):
+        return reference.linear_grad_scores(dy, x, scores, scale, source)
+    one_pixel = Window(1, 1)
+    return _grad_scores(dy[:, :, None, None], x[:, :, None, None], scores, scale, source, one_pixel)
+
+
+def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
+    if torch.float64 in (x.dtype, dy.dtype, scores.dtype):
+        return reference.conv2d_grad_scores(dy, x, scores, scale, source, window)
+    return _grad_scores(dy, x, scores, scale, source, window)
+
+
+def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
+    offsets = free_offsets(source)
+    _check_count("scores", scores.numel(), int(offsets[-1]), source)
+    if 0 in dy.shape:
+        return torch.zeros(scores.numel())
+    scores, bytes_ = scores.detach().contiguous(), _bytes(x)
+    dy, x = dy.detach().float(), x.detach().float()
+    out = torch.empty(scores.numel())
+    _cpu.grad_scores(
+        source,
+        window,
+        dy.data_ptr(),
+        (*dy.shape, *dy.stride()),
+        x.data_ptr(),
+        (*x.shape, *x.stride()),
+        scores.data_ptr(),
+        scale.item(),
+        offsets.data_ptr(),
+        out.data_ptr(),
+        bytes_,
+        _threads(),
+    )
+    return out
 
 
 # Masks

@@ -1,0 +1,61 @@
+// The weight gradient dW = dy^T x as a contraction over the pixels of the output, one block of it at a time.
+//
+// A block is up to Product::ROWS rows by the 128 columns (k) of one call. Its columns are in bit order, word by word, so
+// that a row of its sums lies as the bits of the mask do, and the free weights of a word are its set bits, compressed.
+#pragma once
+
+#include "expand.h"
+#include "operations.h"
+#include "pixels.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+// Where the columns of a call are read, relative to the first tap of the kernel at a pixel.
+struct Columns {
+    int64_t h[CALL], w[CALL], channel[CALL];
+    bool valid[CALL];                // the others are padding, or another shard's
+    bool together[WORDS_A_CALL];     // the word's columns are 32 neighbouring channels of one tap
+
+    Columns(const GradScores &a, int64_t call, int64_t group) {
+        const Frame frame(a.source);
+        const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w);
+        for (int i = 0; i < WORDS_A_CALL; ++i) {
+            const int64_t first = (call * WORDS_A_CALL + i - frame.skipped) * WORD;
+            for (int bit = 0; bit < WORD; ++bit) {
+                const int64_t k = first + k_of_bit(bit), tap = k / channels;
+                const int column = i * WORD + bit;
+                valid[column] = k >= 0 && k < a.source.fan;
+                h[column] = valid[column] ? tap / a.window.kernel_w * a.window.dilation_h : 0;
+                w[column] = valid[column] ? tap % a.window.kernel_w * a.window.dilation_w : 0;
+                channel[column] = valid[column] ? group * channels + k % channels : 0;
+            }
+            together[i] = first >= 0 && first + WORD <= a.source.fan && first % channels + WORD <= channels;
+        }
+    }
+
+    bool any(int64_t first, int64_t count) const {
+        for (int64_t c = first; c < first + count; ++c)
+            if (valid[c]) return true;
+        return false;
+    }
+};
+
+// Walks over the pixels of all output images, in order.
+struct Position {
+    int64_t image, h, w, height, width;
+
+    Position(int64_t index, int64_t height, int64_t width)
+        : image(index / (height * width)), h(index / width % height), w(index % width), height(height), width(width) {}
+
+    void next() {
+        if (++w < width) return;
+        w = 0;
+        if (++h < height) return;
+        h = 0;
+        ++image;
+    }
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,242 @@
+"""The CPU backend's gradients of the scores against float64, on every instruction set."""
+
+import pytest
+import torch
+
+from slt_kernels.backends import cpu, reference
+from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels.window import Window
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+
+BOUND = {"highest": 5e-7, "high": 3e-4, "medium": 3e-4}  # in relative norm, on normal inputs
+SHAPES = (
+    (1, 1),
+    (3, 31),
+    (17, 32),
+    (31, 131),
+    (65, 33),
+    (33, 129),
+    (129, 17),
+    (63, 65),
+    (32, 127),
+    (203, 300),
+    (16, 256),
+)
+BATCHES = (1, 3, 17, 64, 300)
+FREEZES = {"dense": Freeze(), "frozen": Freeze(0.35, 0.35), "mostly-pruned": Freeze(prune=0.97)}
+WINDOWS = {
+    "3x3": (5, 7, Window(3, 3, padding_h=1, padding_w=1)),
+    "3x3-32": (32, 17, Window(3, 3, padding_h=1, padding_w=1)),
+    "1x1": (33, 12, Window(1, 1)),
+    "strided": (6, 4, Window(3, 2, stride_h=2, stride_w=3, padding_h=0, padding_w=2)),
+    "dilated": (3, 20, Window(3, 3, dilation_h=2, dilation_w=1, padding_h=2, padding_w=1)),
+    "groups": (12, 8, Window(3, 3, padding_h=1, padding_w=1, groups=4)),
+    "wide-groups": (64, 48, Window(3, 3, padding_h=1, padding_w=1, groups=2)),
+    "depthwise": (9, 18, Window(3, 3, padding_h=1, padding_w=1, groups=9)),
+    "whole-image": (2, 5, Window(9, 11)),
+}
+
+
+@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
+def isa(request):
+    with cpu.use_instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=FREEZES.values(), ids=FREEZES)
+def freeze(request):
+    return request.param
+
+
+@pytest.fixture(params=WINDOWS.values(), ids=WINDOWS)
+def geometry(request):
+    return request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every float output starts full of NaN, so that an element nobody writes shows."""
+    empty = torch.empty
+
+    def garbage(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch, "empty", garbage)
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+SCALE = torch.tensor(0.37)
+
+
+def make_scores(source: Source) -> torch.Tensor:
+    """Zeros of both signs among them."""
+    scores = torch.randn(int(cpu.free_offsets(source)[-1]))
+    scores[::5] = 0.0
+    scores[1::7] = -0.0
+    return scores
+
+
+def check(got: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
+    assert got.dtype == torch.float32
+    few = 20 if len(expected) < 200 else 1  # a few sums may all happen to be small
+    assert (got.double() - expected).norm() <= few * bound * expected.norm()
+
+
+def linear_inputs(rows: int, fan: int, batch: int, weight: str, freeze: Freeze) -> tuple:
+    source = Source.of(rows, fan, seed=2**63 + rows, layer=fan, weight=weight, freeze=freeze)
+    return torch.randn(batch, rows), torch.randn(batch, fan), make_scores(source), SCALE, source
+
+
+def conv2d_inputs(
+    geometry, weight: str = "signed_constant", freeze: Freeze = FREEZES["dense"], batch: int = 5
+) -> tuple:
+    channels, rows, window = geometry
+    fan = channels // window.groups * window.kernel_h * window.kernel_w
+    source = Source.of(rows, fan, seed=7, layer=fan, weight=weight, freeze=freeze)
+    x = torch.randn(batch, channels, 9, 11)
+    dy = torch.randn(batch, rows, *window.output_size(9, 11))
+    return dy, x, make_scores(source), SCALE, source, window
+
+
+def in_float64(operation, dy, x, scores, *rest) -> torch.Tensor:
+    return operation(dy.double(), x.double(), scores, *rest)
+
+
+def check_linear(*args, bound: float = BOUND["highest"]) -> None:
+    check(cpu.linear_grad_scores(*args), in_float64(reference.linear_grad_scores, *args), bound)
+
+
+def check_conv2d(*args, bound: float = BOUND["highest"]) -> None:
+    check(cpu.conv2d_grad_scores(*args), in_float64(reference.conv2d_grad_scores, *args), bound)
+
+
+@pytest.mark.parametrize("rows,fan", SHAPES)
+def test_linear(isa, freeze, poisoned, rows, fan):
+    for i, batch in enumerate(BATCHES):
+        check_linear(*linear_inputs(rows, fan, batch, WEIGHTS[(i + rows) % 3], freeze))
+
+
+@pytest.mark.parametrize("precision", ("high", "medium"))
+def test_precision(isa, precision):
+    torch.set_float32_matmul_precision(precision)
+    check_linear(*linear_inputs(65, 257, 129, "normal", FREEZES["frozen"]), bound=BOUND[precision])
+    check_conv2d(*conv2d_inputs(WINDOWS["3x3-32"]), bound=BOUND[precision])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bits(isa, dtype):
+    dy, x, *rest = linear_inputs(65, 257, 129, "uniform", FREEZES["frozen"])
+    check_linear(dy.to(dtype), x.to(dtype), *rest, bound=BOUND["medium"])
+    dy, x, *rest = conv2d_inputs(WINDOWS["3x3-32"])
+    check_conv2d(dy.to(dtype), x.to(dtype), *rest, bound=BOUND["medium"])
+
+
+def test_float64():
+    dy, x, *rest = linear_inputs(17, 65, 5, "normal", FREEZES["frozen"])
+    args = dy.double(), x.double(), *rest
+    assert torch.equal(cpu.linear_grad_scores(*args), reference.linear_grad_scores(*args))
+
+
+def test_linear_layouts(isa):
+    dy, x, *rest = linear_inputs(65, 129, 64, "signed_constant", FREEZES["frozen"])
+    expected = cpu.linear_grad_scores(dy, x, *rest)
+    strided_x, strided_dy = torch.randn(64, 258)[:, ::2], torch.randn(128, 65)[::2]
+    strided_x.copy_(x)
+    strided_dy.copy_(dy)
+    for like_x in (x.T.contiguous().T, strided_x):
+        for like_dy in (dy.T.contiguous().T, strided_dy):
+            assert torch.equal(cpu.linear_grad_scores(like_dy, like_x, *rest), expected)
+    for expanded in (torch.ones(()).expand(64, 65), torch.randn(65).expand(64, 65), torch.randn(64, 1).expand(64, 65)):
+        check_linear(expanded, x, *rest)
+
+
+def test_linear_shard(isa):
+    dy, x, _, scale, source = linear_inputs(40, 1031, 20, "normal", FREEZES["frozen"])
+    for rows, words in (((3, 40), (1, 33)), ((0, 17), (6, 9)), ((39, 40), (32, 33))):
+        shard = source.shard(rows, words)
+        first = 32 * words[0]
+        args = dy[:, slice(*rows)], x[:, first : first + shard.fan], make_scores(shard), scale, shard
+        check_linear(*args)
+
+
+@pytest.mark.parametrize(
+    "freeze", (Freeze(prune=1), Freeze(lock=1), Freeze(0.5, 0.5)), ids=("pruned", "locked", "both")
+)
+def test_nothing_free(isa, freeze):
+    assert cpu.linear_grad_scores(*linear_inputs(17, 65, 5, "normal", freeze)).shape == (0,)
+
+
+def test_empty_batch(isa, geometry):
+    args = linear_inputs(17, 65, 0, "normal", Freeze())
+    assert torch.equal(cpu.linear_grad_scores(*args), torch.zeros(17 * 65))
+    args = conv2d_inputs(geometry, batch=0)
+    assert torch.equal(cpu.conv2d_grad_scores(*args), torch.zeros_like(args[2]))
+
+
+def test_conv2d(isa, geometry, freeze, poisoned):
+    for batch in (1, 2, 3, 5, 12):
+        check_conv2d(*conv2d_inputs(geometry, freeze=freeze, batch=batch))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS[1:])
+def test_conv2d_weights(isa, geometry, weight):
+    check_conv2d(*conv2d_inputs(geometry, weight))
+
+
+def test_conv2d_layouts(isa, geometry):
+    dy, x, *rest = conv2d_inputs(geometry)
+    expected = cpu.conv2d_grad_scores(dy, x, *rest)
+    strided = torch.randn(*x.shape[:3], 2 * x.shape[3])[..., ::2]
+    strided.copy_(x)
+    for like_x in (x.contiguous(memory_format=torch.channels_last), strided):
+        for like_dy in (
+            dy.contiguous(memory_format=torch.channels_last),
+            dy.transpose(2, 3).contiguous().transpose(2, 3),
+        ):
+            assert torch.equal(cpu.conv2d_grad_scores(like_dy, like_x, *rest), expected)
+    check_conv2d(torch.ones(()).expand(dy.shape), x, *rest)
+
+
+def test_threads(isa):
+    before = torch.get_num_threads()
+    inputs = [linear_inputs(203, 1500, 77, "normal", FREEZES["frozen"]), conv2d_inputs(WINDOWS["3x3-32"], batch=12)]
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append((cpu.linear_grad_scores(*inputs[0]), cpu.conv2d_grad_scores(*inputs[1])))
+    torch.set_num_threads(before)
+    for linear, conv2d in results[1:]:
+        assert torch.equal(linear, results[0][0])
+        assert torch.equal(conv2d, results[0][1])
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
+def test_not_finite(isa, value):
+    """Only where the dense product is not finite."""
+    for args in (linear_inputs(65, 129, 64, "normal", FREEZES["frozen"]), conv2d_inputs(WINDOWS["3x3-32"])):
+        operation = "linear_grad_scores" if len(args) == 5 else "conv2d_grad_scores"
+        for which in (0, 1):
+            poisoned = [a.clone() if i < 2 else a for i, a in enumerate(args)]
+            poisoned[which].flatten()[0] = value
+            got = getattr(cpu, operation)(*poisoned)
+            expected = getattr(reference, operation)(*poisoned)
+            assert torch.equal(got.isfinite(), expected.isfinite())
+            assert not got.isfinite().all()
+
+
+def test_sizes_far_apart(isa):
+    """Each row and each column has a scale of its own."""
+    dy, x, *rest = linear_inputs(65, 129, 64, "signed_constant", Freeze())
+    dy *= torch.logspace(-12, 12, 65)
+    x *= torch.logspace(12, -12, 129)
+    got = cpu.linear_grad_scores(dy, x, *rest)
+    expected = in_float64(reference.linear_grad_scores, dy, x, *rest)
+    sizes = reference.linear_grad_scores(dy.double().norm(dim=0)[None], x.double().norm(dim=0)[None], *rest)
+    assert ((got - expected) / sizes).abs().max() < 1e-6
