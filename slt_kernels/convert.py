@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .freezing import spread_freeze
 from .nn import SupermaskConv2d, SupermaskLayer, SupermaskLinear
@@ -120,7 +121,8 @@ def convert(
     def excluded(name: str) -> bool:
         return any(name == e or name.startswith(f"{e}.") for e in exclude)
 
-    places = {name: m for name, m in modules.items() if type(m) in (nn.Linear, nn.Conv2d) and not excluded(name)}
+    replaced = (nn.Linear, nn.Conv2d)
+    places = {n: m for n, m in modules.items() if type_before_parametrizations(m) in replaced and not excluded(n)}
     originals = list({id(m): m for m in places.values()}.values())
     if not originals:
         raise ValueError("model: expected at least one nn.Linear or nn.Conv2d to convert")
@@ -128,8 +130,8 @@ def convert(
         if isinstance(m, nn.Linear | nn.Conv2d) and name not in places:
             _log.info("left alone: %s (%s)", name, "excluded" if excluded(name) else type(m).__name__)
     for name, m in places.items():
-        if "weight" not in m._parameters:
-            raise ValueError(f"{name}.weight is computed from other parameters: remove the parametrization first")
+        if "weight" not in m._parameters or is_parametrized(m):
+            raise ValueError(f"{name}: its weight or bias is computed from others: remove the parametrization first")
 
     shapes = [tuple(m.weight.shape) for m in originals]
     freezes = spread_freeze(freeze, shapes, spread) if isinstance(freeze, Freeze) else list(freeze)
