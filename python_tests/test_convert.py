@@ -1,0 +1,272 @@
+"""convert: which modules are replaced, what a replacement takes over, and what is refused."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from slt_kernels import EdgePopup, Freeze, SupermaskConv2d, SupermaskLinear, convert, summary
+from slt_kernels.convert import Summary
+
+FROZEN = Freeze(0.35, 0.25)
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding="same", padding_mode="circular")
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.ReLU()) for _ in range(2))
+        self.heads = nn.ModuleDict({"a": nn.Linear(8, 5), "b": nn.Linear(8, 3, bias=False)})
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = x.mean((2, 3))
+        return self.heads["a"](x), self.heads["b"](x)
+
+
+def structure(model: nn.Module) -> dict:
+    return {name: (id(m), type(m)) for name, m in model.named_modules()} | {
+        name: (id(p), p.detach().clone()) for name, p in model.named_parameters()
+    }
+
+
+def test_nested():
+    model = Nested()
+    shapes = [y.shape for y in model(torch.randn(2, 3, 6, 6))]
+    assert convert(model, FROZEN, 0.5, seed=9, weight="uniform", scale="dynamic", compact=True) is model
+    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, SupermaskLinear | SupermaskConv2d)}
+    assert kinds == {
+        "stem": SupermaskConv2d,
+        "blocks.0.0": SupermaskConv2d,
+        "blocks.1.0": SupermaskConv2d,
+        "heads.a": SupermaskLinear,
+        "heads.b": SupermaskLinear,
+    }
+    assert not any(type(m) in (nn.Linear, nn.Conv2d) for m in model.modules())
+    assert [y.shape for y in model(torch.randn(2, 3, 6, 6))] == shapes
+    for number, name in enumerate(kinds):
+        layer = model.get_submodule(name)
+        source = layer.source
+        assert (source.seed, source.layer, source.weight) == (9, number, 1)
+        assert (layer.freeze, layer.sparsity, layer.scale, layer.compact) == (FROZEN, 0.5, "dynamic", True)
+
+
+def test_geometry_is_taken_over():
+    old = nn.Conv2d(4, 8, (3, 2), (2, 1), (1, 0), (1, 2), 2, padding_mode="reflect", dtype=torch.float64)
+    new = convert(copy.deepcopy(old))
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(new, name) == getattr(old, name)
+    assert new.padding_mode == "reflect"
+    with torch.no_grad():
+        old.weight.copy_(new.dense_weight())
+        old.bias.copy_(new.bias)
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    assert torch.allclose(new(x), old(x), rtol=0, atol=1e-12)
+
+
+def test_a_model_that_is_itself_a_layer():
+    old = nn.Linear(5, 3)
+    new = convert(old)
+    assert type(new) is SupermaskLinear
+    assert new.bias is old.bias
+    assert type(convert(nn.Conv2d(2, 2, 1))) is SupermaskConv2d
+
+
+def test_shared_modules_stay_shared():
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Sequential(layer), nn.Linear(6, 2))
+    convert(model)
+    assert type(model[0]) is SupermaskLinear
+    assert model[0] is model[2] is model[3][0]
+    assert [s.name for s in summary(model).layers] == ["0", "4"]
+    assert model[4].source.layer == 1
+    assert EdgePopup(model, 0.5).total == 48
+
+
+def test_exclusions():
+    model = convert(Nested(), exclude=("heads.a", "blocks"))
+    assert type(model.heads["a"]) is nn.Linear
+    assert [type(block[0]) for block in model.blocks] == [nn.Conv2d] * 2
+    assert type(model.heads["b"]) is SupermaskLinear
+    assert [model.stem.source.layer, model.heads["b"].source.layer] == [0, 1]
+
+
+def test_an_excluded_name_is_no_prefix():
+    model = nn.Sequential()
+    for name in ("head", "head2"):
+        model.add_module(name, nn.Linear(2, 2))
+    convert(model, exclude=["head"])
+    assert [type(m) for m in model] == [nn.Linear, SupermaskLinear]
+
+
+def test_an_excluded_place_of_a_shared_module():
+    layer = nn.Linear(6, 6)
+    model = convert(nn.Sequential(layer, layer), exclude=["1"])
+    assert [type(m) for m in model] == [SupermaskLinear, nn.Linear]
+
+
+def test_device_dtype_training_and_bias_are_kept():
+    model = Nested().bfloat16()
+    model.heads["a"].eval()
+    model.heads["b"].weight.requires_grad_(False)
+    model.heads["a"].bias.requires_grad_(False)
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    convert(model)
+    assert {name: p for name, p in model.named_parameters() if name.endswith("bias")} == biases
+    assert all(p is biases[name] for name, p in model.named_parameters() if name.endswith("bias"))
+    assert [model.stem.training, model.heads["a"].training, model.heads["b"].training] == [True, False, True]
+    assert not model.heads["a"].bias.requires_grad
+    assert model.heads["b"].bias is None
+    assert model.stem.scores.dtype == torch.float32
+    assert model(torch.randn(1, 3, 6, 6).bfloat16())[0].dtype == torch.bfloat16
+    assert {p.device.type for p in convert(Nested().to("meta")).parameters()} == {"meta"}
+
+
+def test_hooks_are_kept_and_their_handles_work():
+    model, calls = nn.Sequential(nn.Linear(4, 3)), []
+    old = model[0]
+    handles = [
+        old.register_forward_hook(lambda module, args, y: calls.append(("forward", type(module)))),
+        old.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append(("pre", type(module))), with_kwargs=True
+        ),
+        old.register_full_backward_hook(lambda module, dx, dy: calls.append(("backward", type(module)))),
+    ]
+    convert(model)
+    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert sorted(calls) == sorted((when, SupermaskLinear) for when in ("forward", "pre", "backward"))
+    for handle in handles:
+        handle.remove()
+    calls.clear()
+    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert not calls
+
+
+def test_subclasses_and_attention_are_left_alone(caplog):
+    class Special(nn.Linear):
+        pass
+
+    model = nn.ModuleDict({"a": Special(4, 4), "b": nn.MultiheadAttention(8, 2), "c": nn.Linear(4, 4)})
+    with caplog.at_level(logging.INFO, "slt_kernels.convert"):
+        convert(model)
+    assert type(model["a"]) is Special
+    assert type(model["b"].out_proj) is not SupermaskLinear
+    assert type(model["c"]) is SupermaskLinear
+    assert "left alone: a (Special)" in caplog.text
+    assert "1 layers, 16 weights, 16 free bits" in caplog.text
+    x = torch.randn(5, 1, 8)
+    assert model["b"](x, x, x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("norm_first", (False, True))
+@pytest.mark.parametrize("activation", ("relu", "gelu", F.relu))
+def test_a_transformer_encoder_works(activation, norm_first):
+    """PyTorch's fused inference path would read the weights of the Linears that are gone."""
+    block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation, norm_first=norm_first, batch_first=True)
+    model = convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first))
+    names = [s.name for s in summary(model).layers]
+    assert names == [f"layers.{i}.linear{j}" for i in range(2) for j in (1, 2)]
+    x = torch.randn(3, 5, 16)
+    padding = torch.arange(5) >= torch.tensor((5, 3, 4)).unsqueeze(1)
+    trained = model.train()(x, src_key_padding_mask=padding)
+    trained.sum().backward()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            evaluated = model.eval()(x, src_key_padding_mask=padding)
+        assert torch.allclose(evaluated[~padding], trained[~padding], atol=1e-5)
+
+
+def test_one_freeze_a_layer():
+    freezes = [Freeze(0.1), Freeze(0, 0.5), Freeze()]
+    model = convert(nn.Sequential(*(nn.Linear(30, 30) for _ in range(3))), freezes, sparsity=0.3)
+    assert [m.freeze for m in model] == freezes
+    assert [m.pruned > 0 for m in model] == [True, False, False]
+    assert [m.locked > 0 for m in model] == [False, True, False]
+
+
+def test_layers_differ_and_seeds_differ():
+    model = convert(nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30)), seed=1)
+    other = convert(nn.Sequential(nn.Linear(30, 30)), seed=2)
+    assert not torch.equal(model[0].integer_weight(), model[1].integer_weight())
+    assert not torch.equal(model[0].integer_weight(), other[0].integer_weight())
+    again = convert(nn.Sequential(nn.Linear(30, 30)), seed=1)
+    assert torch.equal(model[0].integer_weight(), again[0].integer_weight())
+
+
+def test_converting_twice_finds_what_is_left():
+    model = convert(Nested(), exclude=["heads"])
+    stem = model.stem
+    convert(model, seed=1)
+    assert model.stem is stem
+    assert type(model.heads["a"]) is SupermaskLinear
+
+
+def test_summary():
+    model = convert(Nested(), FROZEN, seed=3)
+    s = summary(model)
+    assert isinstance(s, Summary)
+    assert [x.name for x in s.layers] == ["stem", "blocks.0.0", "blocks.1.0", "heads.a", "heads.b"]
+    assert [x.shape for x in s.layers] == [(8, 3, 3, 3), (8, 2, 3, 3), (8, 2, 3, 3), (5, 8), (3, 8)]
+    assert [x.weights for x in s.layers] == [216, 144, 144, 40, 24]
+    assert s.weights == 568
+    for x in s.layers:
+        state = model.get_submodule(x.name).frozen_state()
+        assert [x.pruned, x.free, x.locked] == [int((state == i).sum()) for i in (-1, 0, 1)]
+    assert s.free_bits == sum(x.free for x in s.layers)
+    text = str(s)
+    assert "blocks.0.0" in text
+    assert "8x3x3x3" in text
+    assert f"5 layers, 568 weights, {s.free_bits} free bits" in text
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    (
+        ({"exclude": ["head", "stem"]}, "exclude=['head']: expected names of modules of the model"),
+        ({"exclude": ["stem", "blocks", "heads"]}, "model: expected at least one nn.Linear or nn.Conv2d"),
+        ({"freeze": [Freeze()] * 4}, "freeze: 4 given, expected one for each of 5 layers"),
+        ({"spread": "random"}, "spread='random': expected one of"),
+        ({"weight": "gaussian"}, "weight='gaussian': expected one of"),
+        ({"seed": 2**64}, "seed=18446744073709551616: expected"),
+        ({"scale": "big"}, "scale='big': expected"),
+        ({"freeze": Freeze(0.7), "sparsity": 0.5}, "sparsity=0.5 is below prune=0.7"),
+        ({"freeze": [Freeze()] * 4 + [Freeze(0.7)]}, "sparsity=0.5 is below prune=0.7"),
+    ),
+    ids=("unknown name", "all excluded", "freezes", "spread", "weight", "seed", "scale", "sparsity", "last layer"),
+)
+def test_what_is_refused_leaves_the_model_alone(options, message):
+    model = Nested()
+    before = structure(model)
+    with pytest.raises(ValueError) as error:
+        convert(model, **options)
+    assert message in str(error.value)
+    after = structure(model)
+    assert after.keys() == before.keys()
+    for name, (identity, value) in after.items():
+        assert identity == before[name][0]
+        assert torch.equal(value, before[name][1]) if isinstance(value, torch.Tensor) else value == before[name][1]
+
+
+@pytest.mark.parametrize("parametrize", (parametrizations.weight_norm, parametrizations.orthogonal))
+def test_a_parametrized_weight_is_refused(parametrize):
+    model = nn.Sequential(nn.Linear(4, 4), parametrize(nn.Linear(4, 4)))
+    before = structure(model)
+    kinds = [type(m) for m in model]
+    with pytest.raises(ValueError, match="1: its weight or bias is computed from others"):
+        convert(model)
+    assert [type(m) for m in model] == kinds
+    assert structure(model).keys() == before.keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_an_old_weight_norm_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), torch.nn.utils.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="1: its weight or bias is computed from others"):
+        convert(model)
+    assert type(model[0]) is nn.Linear
