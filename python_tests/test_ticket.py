@@ -1,0 +1,591 @@
+"""Tickets: the same answers from the file, its size, its bytes, and what is refused."""
+
+import json
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from slt_kernels import (
+    EdgePopup,
+    Freeze,
+    SupermaskConv2d,
+    SupermaskLinear,
+    TicketError,
+    convert,
+    load_ticket,
+    save_ticket,
+    ticket,
+    ticket_info,
+)
+
+GOLDEN = Path(__file__).parent / "golden_ticket.slt"
+GOLDEN_LOGITS = ["bead9c42", "bea714d0", "3f1af7e9", "be84c0a3", "bee55270", "bf3beee8", "3f043e0c", "be9cb66a"]
+FROZEN = Freeze(0.4, 0.2)
+
+
+def golden_network() -> nn.Sequential:
+    """Never change it: golden_ticket.slt is a ticket of it."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4))
+    convert(model, FROZEN, 0.6, seed=2**63 + 5, weight="uniform", scale="dynamic")
+    for layer in (model[0], model[4]):
+        layer.load_mask(torch.zeros_like(layer.compact_mask()), 0.0)  # the file has the masks
+        nn.init.zeros_(layer.bias)
+    return model.eval()
+
+
+def network(seed: int = 5, **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 5)
+    )
+    return convert(model, **({"freeze": FROZEN, "sparsity": 0.6, "seed": seed, "scale": "dynamic"} | options))
+
+
+def searched(model: nn.Module, scope: str = "global") -> nn.Module:
+    """Trained for a few steps, so that nothing is as it was built."""
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    EdgePopup(model, 0.6, scope).attach(optimizer)
+    dtype = next(p.dtype for n, p in model.named_parameters() if not n.endswith("scores"))
+    for _ in range(3):
+        optimizer.zero_grad()
+        y = model(torch.randn(8, 2, 6, 6).to(dtype))
+        nn.functional.cross_entropy(y.float(), torch.arange(8) % 5).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def images(dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def everything(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "net.slt"
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("weight", ("signed_constant", "uniform", "normal"))
+@pytest.mark.parametrize("forms", ((False, False), (True, True), (False, True), (True, False)), ids=str)
+def test_round_trip_gives_the_same_bits(forms, weight, file):
+    model = searched(network(weight=weight, compact=forms[0]))
+    save_ticket(model, file)
+    other = network(weight=weight, compact=forms[1]).eval()
+    x = images()
+    assert not torch.equal(other(x), model(x))
+    load_ticket(file, other)
+    assert torch.equal(other(x), model(x))
+    for a, b in zip(model, other, strict=True):
+        if hasattr(a, "mask"):
+            assert torch.equal(a.mask(), b.mask())
+            assert torch.equal(a.weight_scale, b.weight_scale)
+    assert torch.equal(other[1].running_var, model[1].running_var)
+    assert other[1].num_batches_tracked == 3
+    assert torch.equal(other[5].bias, model[5].bias)
+
+
+@pytest.mark.parametrize("scale", (None, "static", "dynamic"))
+@pytest.mark.parametrize("spread", ("erk", "igq"))
+def test_round_trip_of_a_spread(spread, scale, file):
+    options = {"spread": spread, "sparsity": None, "scale": scale}
+    model = searched(network(**options))
+    save_ticket(model, file)
+    other = network(**options).eval()
+    load_ticket(file, other)
+    assert torch.equal(other(images()), model(images()))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float64))
+def test_round_trip_of_another_dtype(dtype, file):
+    model = searched(network().to(dtype))
+    info = save_ticket(model, file)
+    other = network().to(dtype).eval()
+    load_ticket(file, other)
+    x = images(dtype)
+    assert model(x).dtype == dtype
+    assert torch.equal(other(x), model(x))
+    assert {t.dtype for t in info.tensors} == {str(dtype).removeprefix("torch."), "int64"}
+
+
+def test_masks_stay_what_the_ticket_says(file):
+    model = searched(network())
+    save_ticket(model, file)
+    other = network().train()
+    scores = [m.scores.clone() for m in other if hasattr(m, "scores")]
+    load_ticket(file, other)
+    with torch.no_grad():
+        other[0].scores.add_(1)
+    other(images())
+    assert torch.equal(other[0].mask(), model[0].mask())
+    assert torch.equal(other[3].scores, scores[1])
+
+
+def test_extremes_of_freezing(file):
+    """No free weight at all, and none frozen."""
+    for freeze in (Freeze(0.4, 0.6), Freeze(1.0), Freeze(0, 1.0), Freeze()):
+        model = nn.Sequential(SupermaskLinear(7, 5, freeze=freeze, sparsity=None, bias=False)).eval()
+        other = nn.Sequential(SupermaskLinear(7, 5, freeze=freeze, sparsity=None, bias=False)).eval()
+        info = save_ticket(model, file)
+        assert load_ticket(file, other) == info
+        assert torch.equal(other(torch.ones(1, 7)), model(torch.ones(1, 7)))
+
+
+def test_a_model_that_is_itself_a_layer(file):
+    layer = SupermaskLinear(9, 4)
+    assert save_ticket(layer, file).layers[0].name == ""
+    other = SupermaskLinear(9, 4).eval()
+    load_ticket(file, other)
+    assert torch.equal(other(torch.ones(9)), layer.eval()(torch.ones(9)))
+
+
+def test_wrapped_models(file, tmp_path):
+    """A ticket does not know of DataParallel and torch.compile, neither when written nor when read."""
+    model = searched(network())
+    save_ticket(model, file)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrappers = (
+            nn.parallel.DistributedDataParallel,
+            nn.DataParallel,
+            lambda m: torch.compile(m, backend="eager"),
+            lambda m: torch.compile(nn.parallel.DistributedDataParallel(m), backend="eager"),
+        )
+        for wrap in wrappers:
+            again = tmp_path / "again.slt"
+            save_ticket(wrap(model), again)
+            assert same_contents(again, file)
+            other = network().eval()
+            load_ticket(file, wrap(other))
+            assert torch.equal(other(images()), model(images()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_tied_parameters_are_stored_once(file):
+    model = nn.ModuleDict({"a": SupermaskLinear(8, 8), "b": nn.Embedding(50, 8), "c": nn.Embedding(50, 8)})
+    model["c"].weight = model["b"].weight
+    info = save_ticket(model, file)
+    assert [t.name for t in info.tensors] == ["a.bias", "b.weight"]
+
+
+# What it says
+
+
+def test_info(file):
+    model = searched(network(weight="normal"))
+    metadata = {"name": "digits", "accuracy": 0.975, "nested": {"list": [1, None, True, "ü"]}}
+    info = save_ticket(model, file, metadata)
+    assert ticket_info(file) == info
+    assert ticket_info(str(file)) == info
+    assert load_ticket(file, network(weight="normal")) == info
+    assert info.metadata == metadata
+    assert info.contract == 1
+    assert info.size == file.stat().st_size
+    layers = [m for m in model if hasattr(m, "scores")]
+    assert [layer.name for layer in info.layers] == ["0", "3", "5"]
+    for saved, layer in zip(info.layers, layers, strict=True):
+        assert saved.shape == layer.weight_shape
+        assert saved.source == layer.source
+        assert (saved.free, saved.kept) == (layer.free, int(layer.mask().sum()))
+        assert (saved.weight, saved.scale, saved.sparsity) == ("normal", "dynamic", 0.6)
+        assert saved.weight_scale == layer.weight_scale.item()
+    assert info.weights == sum(layer.total for layer in layers)
+    assert info.free_bits == sum(layer.free for layer in layers)
+    assert info.kept == sum(int(layer.mask().sum()) for layer in layers)
+    names = ["0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "5.bias"]
+    assert [t.name for t in info.tensors] == names
+    assert [t.shape for t in info.tensors] == [(6,)] * 5 + [(), (5,)]
+
+
+def test_metadata_of_nothing(file):
+    assert save_ticket(network(), file).metadata == {}
+
+
+@pytest.mark.parametrize("metadata", ({"a": float("nan")}, {"a": object()}, {"a": {1, 2}}, {"a": torch.ones(2)}))
+def test_metadata_that_json_does_not_hold(metadata, file):
+    file.write_bytes(b"old")
+    with pytest.raises(ValueError, match=r"metadata=.*: expected what JSON holds"):
+        save_ticket(network(), file, metadata)
+    assert file.read_bytes() == b"old"
+
+
+# Size
+
+LONG = "a_module_with_a_rather_long_name_as_they_are_in_large_models"
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3)
+        for i in range(40):
+            block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+            self.add_module(f"{LONG}_{i}", nn.ModuleDict({"residual_branch": block}))
+
+
+@pytest.mark.parametrize(
+    "build",
+    (
+        lambda: nn.Sequential(nn.Linear(8, 8)),
+        lambda: nn.Sequential(nn.Linear(1024, 512), nn.Linear(512, 10)),
+        lambda: nn.Sequential(*(nn.Linear(9, 9, bias=False) for _ in range(150))),
+        lambda: nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(100))),
+        Deep,
+        lambda: Deep().bfloat16(),
+    ),
+    ids=("tiny", "wide", "many", "batchnorms", "long names", "bfloat16"),
+)
+@pytest.mark.parametrize("freeze", (Freeze(), Freeze(0.35, 0.35)), ids=("dense", "frozen"))
+def test_size(build, freeze, file):
+    """The mask bits, the other tensors, and little else."""
+    model = convert(build(), freeze, None, spread="erk", seed=2**64 - 1)
+    layers = [m for m in model.modules() if hasattr(m, "scores")]
+    ours = {id(t) for m in layers for t in (m.scores, m.mask_words, m.weight_scale, m.source_id)}
+    others = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in ours}
+    info = save_ticket(model, file)
+    free_bits = sum(m.free for m in layers)
+    assert info.free_bits == free_bits
+    other_bytes = sum(t.numel() * t.element_size() for t in others.values())
+    assert file.stat().st_size <= free_bits / 8 + other_bytes + 4096 + 200 * len(layers)
+    assert file.stat().st_size >= free_bits / 8 + other_bytes
+
+
+# Golden bytes
+
+
+def contents(path: Path) -> tuple[dict, dict, dict]:
+    """The header's metadata but the checksum, the index, and the tensors: zlib may compress differently elsewhere."""
+    with safe_open(path, framework="pt") as f:
+        header = f.metadata()
+    tensors = from_safetensors(path.read_bytes())
+    index = json.loads(zlib.decompress(tensors.pop("index").numpy().tobytes()))
+    return {k: v for k, v in header.items() if k != "sha256"}, index, tensors
+
+
+def same_contents(a: Path, b: Path) -> bool:
+    """safetensors writes a header's entries in any order, so the bytes may differ."""
+    a, b = contents(a), contents(b)
+    return a[:2] == b[:2] and same(a[2], b[2])
+
+
+def test_golden_ticket_loads():
+    """A ticket written by version 1 decodes to the same network for ever."""
+    model = golden_network()
+    info = load_ticket(GOLDEN, model)
+    assert info.metadata == {"golden": True}
+    x = (torch.arange(2 * 2 * 4 * 4).view(2, 2, 4, 4) % 7 - 3) / 4
+    logits = model[4](model[0](x).relu().flatten(1))  # the contract's products alone, the same on every machine
+    words = logits.detach().view(torch.int32).flatten().tolist()
+    assert [f"{w & 0xFFFFFFFF:08x}" for w in words] == GOLDEN_LOGITS
+    assert model[1].running_var.tolist() == [1.5, 2.0, 0.75]
+    assert model[1].num_batches_tracked == 12
+
+
+def test_golden_ticket_is_written_the_same(file):
+    model = golden_network()
+    load_ticket(GOLDEN, model)
+    save_ticket(model, file, {"golden": True})
+    assert same_contents(file, GOLDEN)
+    assert {name: t.dtype for name, t in contents(file)[2].items()} == {
+        "masks": torch.uint8,
+        "float32": torch.float32,
+        "int64": torch.int64,
+    }
+
+
+# Damage
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("ticket") / "net.slt"
+    save_ticket(searched(network()), path, {"a": 1})
+    return path
+
+
+def refused(path: Path, message: str, model: nn.Module | None = None) -> None:
+    """load_ticket says so, and the model is as it was."""
+    model = network() if model is None else model
+    before, automatic = everything(model), [getattr(m, "auto_mask", None) for m in model.modules()]
+    with pytest.raises(TicketError, match=message) as error:
+        load_ticket(path, model)
+    assert isinstance(error.value, ValueError)
+    assert same(everything(model), before)
+    assert [getattr(m, "auto_mask", None) for m in model.modules()] == automatic
+
+
+def test_cut_short(written, file):
+    content = written.read_bytes()
+    for length in (0, 1, 7, 8, 9, 100, *range(150, len(content), 97), len(content) - 1):
+        file.write_bytes(content[:length])
+        refused(file, "not a ticket, or cut short")
+        with pytest.raises(TicketError):
+            ticket_info(file)
+
+
+def test_too_long(written, file):
+    file.write_bytes(written.read_bytes() + b"\0")
+    refused(file, "not a ticket")
+
+
+@pytest.mark.parametrize("flip", (0x01, 0x20, 0xFF))
+def test_each_byte_changed(written, file, flip):
+    content = written.read_bytes()
+    for at in (*range(16), *range(16, len(content), 3)):
+        changed = bytearray(content)
+        changed[at] ^= flip
+        file.write_bytes(changed)
+        with pytest.raises(TicketError):
+            ticket_info(file)
+
+
+def rewritten(path: Path, file: Path, header=None, index=None, checksum: bool = True, **tensors) -> Path:
+    """The ticket with parts of it replaced, and a right checksum: what only a program could have made."""
+    all_tensors = from_safetensors(path.read_bytes())
+    old_index = json.loads(zlib.decompress(all_tensors["index"].numpy().tobytes()))
+    if index is not None:
+        text = index(old_index)
+        text = text if isinstance(text, bytes) else json.dumps(text).encode()
+        all_tensors["index"] = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
+    all_tensors.update(tensors)
+    all_tensors = {name: t for name, t in all_tensors.items() if t is not None}
+    metadata = {"format": "slt_kernels.ticket", "version": "1", "sha256": ticket._checksum(all_tensors)}
+    file.write_bytes(to_safetensors(all_tensors, metadata | (header or {})))
+    return file
+
+
+def test_rewriting_is_what_it_takes(written, file):
+    load_ticket(rewritten(written, file, index=lambda index: index), network())
+
+
+@pytest.mark.parametrize("version", ("2", "10", "0", "-1", "", "one", "1.0"))
+def test_another_version(version, written, file):
+    refused(rewritten(written, file, {"version": version}), f"version='{version}': this package reads up to 1")
+
+
+def test_another_contract(written, file):
+    path = rewritten(written, file, index=lambda index: index | {"contract": 2})
+    refused(path, "contract=2: this package knows version 1")
+
+
+def test_no_ticket(file):
+    file.write_bytes(to_safetensors({"weight": torch.ones(3)}))
+    refused(file, "format=None: expected 'slt_kernels.ticket'")
+    file.write_bytes(to_safetensors({"weight": torch.ones(3)}, {"format": "pt"}))
+    refused(file, "format='pt'")
+    torch.save(network().state_dict(), file)
+    refused(file, "not a ticket")
+    file.write_text("a text")
+    refused(file, "not a ticket")
+    with pytest.raises(FileNotFoundError):
+        load_ticket(file.with_name("none.slt"), network())
+
+
+@pytest.mark.parametrize(
+    "index",
+    (
+        lambda index: [],
+        lambda index: {},
+        lambda index: b"{",
+        lambda index: b"\xff\xfe",
+        lambda index: {k: v for k, v in index.items() if k != "layers"},
+        lambda index: index | {"layers": [{"name": "x"}]},
+        lambda index: index | {"layers": [{**index["layers"][0], "more": 1}]},
+        lambda index: index | {"layers": 3},
+        lambda index: index | {"tensors": [{"name": "x"}]},
+        lambda index: index | {"layers": index["layers"][:1]},
+        lambda index: index | {"tensors": index["tensors"][:1]},
+    ),
+)
+def test_a_damaged_index(index, written, file):
+    refused(rewritten(written, file, index=index), "damaged index|lengths that its index gives")
+
+
+def test_damaged_tensors(written, file):
+    refused(rewritten(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "lengths that its index gives")
+    refused(rewritten(written, file, index=None, float32=None), "lengths that its index gives")
+    refused(rewritten(written, file, more=torch.zeros(3)), "lengths that its index gives")
+    path = rewritten(written, file)
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    assert b'"index"' in content[8 : 8 + length]
+    del_index = {name: t for name, t in from_safetensors(content).items() if name != "index"}
+    header = {"format": "slt_kernels.ticket", "version": "1", "sha256": ticket._checksum(del_index)}
+    path.write_bytes(to_safetensors(del_index, header))
+    refused(path, "damaged index")
+
+
+# Another network
+
+
+class Other(nn.Module):
+    """The network of the tests under other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+
+def renamed_buffer() -> nn.Module:
+    model = network()
+    model[1].register_buffer("more", torch.zeros(2))
+    return model
+
+
+def without_bias() -> nn.Module:
+    model = network()
+    model[5].bias = None
+    return model
+
+
+@pytest.mark.parametrize(
+    "build,message",
+    (
+        (lambda: network(seed=6), "0: the ticket has seed=5, the network seed=6"),
+        (lambda: network(freeze=Freeze(0.2, 0.4)), "0: the ticket has prune_below=102, the network prune_below=51"),
+        (lambda: network(freeze=Freeze(0.4, 0.1)), "0: the ticket has lock_from=205, the network lock_from=230"),
+        (lambda: network(weight="normal"), "0: the ticket has weight=0, the network weight=2"),
+        (lambda: network(scale=None), "0: the ticket has scale=dynamic, the network scale=None"),
+        (lambda: network().double(), "0.bias: the ticket has dtype=float32, the network dtype=float64"),
+        (lambda: network(exclude=["0"]), r"supermask layers in the ticket alone \['0'\], in the network alone \[\]"),
+        (Other, r"supermask layers in the ticket alone \['0', '3', '5'\], in the network alone \['body.0'"),
+        (renamed_buffer, r"other tensors in the ticket alone \[\], in the network alone \['1.more'\]"),
+        (without_bias, r"other tensors in the ticket alone \['5.bias'\]"),
+        (
+            lambda: convert(nn.Sequential(*list(network_shapes(5, 3))), FROZEN, 0.6, seed=5, scale="dynamic"),
+            r"5: the ticket has shape=\[5, 16\], the network shape=\[3, 16\]",
+        ),
+        (
+            lambda: convert(nn.Sequential(*list(network_shapes(2, 5))), FROZEN, 0.6, seed=5, scale="dynamic"),
+            r"0: the ticket has shape=\[6, 2, 3, 3\], the network shape=\[6, 2, 9, 1\]",
+        ),
+    ),
+    ids=(
+        [
+            "seed",
+            "prune",
+            "lock",
+            "weight",
+            "scale",
+            "dtype",
+            "excluded",
+            "names",
+            "buffer",
+            "bias",
+            "outputs",
+            "kernel",
+        ]
+    ),
+)
+def test_another_network(build, message, written):
+    refused(written, message, build())
+
+
+def network_shapes(kernel: int, outputs: int):
+    """The network of the tests with another head, or with a kernel of another shape and as many weights."""
+    first = nn.Conv2d(2, 6, (9, 1)) if kernel == 2 else nn.Conv2d(2, 6, 3)
+    yield from (first, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.Flatten())
+    yield nn.Linear(16, outputs)
+
+
+def test_another_shape_of_a_tensor(written):
+    model = network()
+    model[1].running_mean = torch.zeros(1, 6)
+    refused(written, r"1.running_mean: the ticket has shape=\[6\], the network shape=\[1, 6\]", model)
+
+
+def test_another_layer_number(written):
+    model = network()
+    wrong = SupermaskConv2d(6, 4, 3, bias=False, freeze=FROZEN, sparsity=0.6, scale="dynamic", seed=5, layer=7)
+    model[3] = wrong
+    refused(written, "3: the ticket has layer=1, the network layer=7", model)
+
+
+# Writing
+
+
+def test_a_model_without_layers(file):
+    with pytest.raises(ValueError, match="model: expected at least one SupermaskLinear or SupermaskConv2d"):
+        save_ticket(nn.Linear(2, 2), file)
+    assert not file.exists()
+
+
+def test_extra_state_that_is_no_tensor(file):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    model = nn.Sequential(SupermaskLinear(2, 2), Extra(2, 2))
+    with pytest.raises(ValueError, match=r"1\._extra_state: expected a tensor, got extra state of type dict"):
+        save_ticket(model, file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("function", ("replace", "write_bytes"))
+def test_a_failed_save_leaves_the_old_file(function, file, monkeypatch):
+    save_ticket(network(), file)
+    before = file.read_bytes()
+    write_bytes = Path.write_bytes
+
+    def fail(self, *args):
+        if function == "write_bytes":
+            write_bytes(self, args[0][:100])  # the disk is full
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, function, fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_ticket(searched(network()), file)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_no_such_folder(file):
+    with pytest.raises(FileNotFoundError):
+        save_ticket(network(), file.parent / "none" / "net.slt")
+
+
+def test_saving_replaces_and_leaves_no_temporary(file):
+    save_ticket(network(), file)
+    first = file.read_bytes()
+    save_ticket(searched(network()), file)
+    assert file.read_bytes() != first
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_saving_is_deterministic_and_leaves_the_model_alone(file):
+    model = searched(network())
+    before = everything(model)
+    save_ticket(model, file)
+    again = file.with_name("again.slt")
+    save_ticket(model, again)
+    assert same_contents(again, file)
+    assert again.stat().st_size == file.stat().st_size
+    assert same(everything(model), before)
+
+
+def test_a_ticket_can_be_moved(file):
+    model = searched(network())
+    save_ticket(model, file)
+    elsewhere = Path(shutil.move(file, file.with_name("other name.bin")))
+    other = network().eval()
+    load_ticket(elsewhere, other)
+    assert torch.equal(other(images()), model(images()))
