@@ -43,6 +43,7 @@ void forward(const Conv2dForward &a) {
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
         Scratch<Digit> digits(MOST_VECTORS * DIGITS * pitch);
         Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+        Tiles tiles;
         int made = -1;  // the first call of what the panel holds
         for (int64_t from = cut.vector(piece); from < end; from += MOST_VECTORS) {
             const int64_t count = end - from < MOST_VECTORS ? end - from : MOST_VECTORS;
@@ -67,7 +68,7 @@ void forward(const Conv2dForward &a) {
                 made = int(first);
                 out.first = first == 0;
                 out.last = first + here == frame.calls;
-                multiply_blocks<DIGITS>({digits + first * CALL, DIGITS * pitch, pitch}, count, panel, here * QUADS, out);
+                multiply_blocks<DIGITS>(tiles, {digits + first * CALL, DIGITS * pitch, pitch}, count, panel, here * QUADS, out);
             }
         }
     });

@@ -106,6 +106,7 @@ void grad_input(const Conv2dGradInput &a) {
             Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
             Scratch<Digit> digits(MOST_VECTORS * DIGITS * pitch);
             Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+            Tiles tiles;
             int64_t made = -1;  // where what the panel holds begins
             for (int64_t from = cut.vector(piece); from < end; from += MOST_VECTORS) {
                 const int64_t count = end - from < MOST_VECTORS ? end - from : MOST_VECTORS;
@@ -129,7 +130,7 @@ void grad_input(const Conv2dGradInput &a) {
                     made = first;
                     out.first = first == 0;
                     out.last = first + here == depth;
-                    multiply_blocks<DIGITS>({digits + first, DIGITS * pitch, pitch}, count, panel, here / 4, out);
+                    multiply_blocks<DIGITS>(tiles, {digits + first, DIGITS * pitch, pitch}, count, panel, here / 4, out);
                 }
             }
         });

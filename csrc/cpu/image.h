@@ -5,8 +5,8 @@
 // group of one pixel, or zeros beyond the edge.
 #pragma once
 
-#include "digits.h"
 #include "parallel.h"
+#include "product.h"
 #include "scratch.h"
 
 namespace slt::SLT_ISA {
@@ -110,7 +110,7 @@ class Gather {
             for (int d = DIGITS - 1; d >= 0; --d) {
                 Digit *to = out + (v * DIGITS + d) * pitch;
                 row(planes.digits + (sample * DIGITS + d) * planes.plane, down, right, to);
-                sum = sum * (1 << DIGIT_BITS) + total(to);
+                sum = sum * (1 << DIGIT_BITS) + total(to, padded);
                 if (shuffle) shuffle_words(to);
             }
             sums[v] = sum;
@@ -126,6 +126,12 @@ class Gather {
     const bool shuffle;
     const Order order;
 
+    static SLT_INLINE void copy(const Digit *from, int64_t count, Digit *to) {
+        constexpr int64_t step = sizeof(U32) / sizeof(Digit);
+        for (; count >= step; count -= step, from += step, to += step) store(to, load<U32>(from));
+        if (count > 0) memcpy(to, from, size_t(count) * sizeof(Digit));
+    }
+
     void row(const Digit *plane, int64_t down, int64_t right, Digit *to) const {
         memset(to, 0, size_t(skipped) * sizeof(Digit));
         int64_t at = skipped;
@@ -135,21 +141,11 @@ class Gather {
                 memset(to + at, 0, size_t(taps.length) * sizeof(Digit));
                 continue;
             }
-            memcpy(to + at, plane + (h * x.width + w) * planes.pitch + taps.first, size_t(taps.channels) * sizeof(Digit));
+            copy(plane + (h * x.width + w) * planes.pitch + taps.first, taps.channels, to + at);
             if (taps.length > taps.channels)
                 memset(to + at + taps.channels, 0, size_t(taps.length - taps.channels) * sizeof(Digit));
         }
         memset(to + at, 0, size_t(padded - at) * sizeof(Digit));
-    }
-
-    int64_t total(const Digit *digits) const {
-        int64_t sum = 0;
-        for (int64_t at = 0; at < padded; at += WORD) {
-            int32_t part = 0;
-            for (int i = 0; i < WORD; ++i) part += digits[at + i];
-            sum += part;
-        }
-        return sum;
     }
 
     void shuffle_words(Digit *digits) const {

@@ -31,6 +31,7 @@ void forward(const LinearForward &a) {
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
         Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
+        Tiles tiles;
         Output out = {a.y + b * s.rows + row, nullptr, s.rows, 1, 0, int(rows), x.powers + b, false, x.corrections + b,
                       a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < frame.calls; first += calls) {
@@ -40,7 +41,7 @@ void forward(const LinearForward &a) {
                     weights(row + lane, first + call, panel + (lane * here + call * LANES) * QUADS);
             out.first = first == 0;
             out.last = first + here == frame.calls;
-            multiply_blocks<DIGITS>({x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch, panel,
+            multiply_blocks<DIGITS>(tiles, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch, panel,
                                     here * QUADS, out);
         }
     });

@@ -32,6 +32,7 @@ void grad_input(const LinearGradInput &a) {
         const bool parts = rows < depth;
         Scratch<uint32_t> panel(rows / 4 * CALL);
         Scratch<int64_t> sums(parts ? CALL * batch : 0);
+        Tiles tiles;
         Output out = {a.dx + b * s.fan + k, nullptr, s.fan, 1, k < 0 ? int(-k) : 0, int(s.fan - k < CALL ? s.fan - k : CALL),
                       dy.powers + b, false, dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < depth; first += rows) {
@@ -45,7 +46,7 @@ void grad_input(const LinearGradInput &a) {
             }
             out.first = first == 0;
             out.last = first + here == depth;
-            multiply_blocks<DIGITS>({dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch, panel,
+            multiply_blocks<DIGITS>(tiles, {dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch, panel,
                                     here / 4, out);
         }
     });

@@ -47,14 +47,42 @@ struct Output {
     bool first, last;         // part
 };
 
+// The sums of all digits: int64 [BLOCK].
 template <int DIGITS>
-inline void finish(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t v, const Output &out) {
-    alignas(64) int64_t sum[BLOCK];
+SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t *sum) {
+#if defined(__AVX512F__)
+    SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
+        __m512i s = _mm512_cvtepi32_epi64(load<__m256i>(tile + (DIGITS - 1) * BLOCK + l));
+        SLT_UNROLL for (int d = DIGITS - 2; d >= 0; --d)
+            s = _mm512_add_epi64(_mm512_slli_epi64(s, DIGIT_BITS), _mm512_cvtepi32_epi64(load<__m256i>(tile + d * BLOCK + l)));
+        store(sum + l, s);
+    }
+#else
     for (int l = 0; l < BLOCK; ++l) {
         int64_t s = tile[(DIGITS - 1) * BLOCK + l];
         for (int d = DIGITS - 2; d >= 0; --d) s = s * (1 << DIGIT_BITS) + tile[d * BLOCK + l];
         sum[l] = s;
     }
+#endif
+}
+
+// float(float(sum - correction) * power) * scale, rounded at each step.
+SLT_INLINE void round_sums(const int64_t *sum, int64_t correction, double power, float scale, float *y) {
+#if defined(__AVX512DQ__)
+    SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
+        const __m256 s = _mm512_cvtepi64_ps(_mm512_sub_epi64(load<__m512i>(sum + l), _mm512_set1_epi64(correction)));
+        const __m256 scaled = _mm512_cvtpd_ps(_mm512_mul_pd(_mm512_cvtps_pd(s), _mm512_set1_pd(power)));
+        store(y + l, _mm256_mul_ps(scaled, _mm256_set1_ps(scale)));
+    }
+#else
+    for (int l = 0; l < BLOCK; ++l) y[l] = float(double(float(sum[l] - correction)) * power) * scale;
+#endif
+}
+
+template <int DIGITS>
+inline void finish(const int32_t *tile, int64_t v, const Output &out) {
+    alignas(64) int64_t sum[BLOCK];
+    join_digits<DIGITS>(tile, sum);
     if (out.sums) {
         int64_t *total = out.sums + v * BLOCK;
         if (!out.first)
@@ -65,9 +93,7 @@ inline void finish(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t v, const O
         }
     }
     alignas(64) float y[BLOCK];
-    const int64_t correction = out.corrections[v];
-    const double power = out.powers[out.one_power ? 0 : v];
-    for (int l = 0; l < BLOCK; ++l) y[l] = float(double(float(sum[l] - correction)) * power) * out.scale;
+    round_sums(sum, out.corrections[v], out.powers[out.one_power ? 0 : v], out.scale, y);
     if (out.bias)
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
     float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
@@ -100,6 +126,22 @@ SLT_INLINE S32 multiply_pairs(U32 weights, S32 digits) {
 #endif
 }
 #endif
+
+// The sum of `count` digits, a multiple of 64.
+inline int64_t total(const Digit *digits, int64_t count) {
+    S32 sums = {};
+    const char *at = reinterpret_cast<const char *>(digits), *end = at + count * sizeof(Digit);
+    for (; at < end; at += sizeof(U32)) {
+#if SLT_BYTE_DIGITS
+        dot(sums, splat(0x01010101), load<S32>(at));
+#else
+        sums += multiply_pairs(splat(0x00010001), load<S32>(at));
+#endif
+    }
+    int64_t sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += sums[l];
+    return sum;
+}
 
 SLT_INLINE S32 broadcast(const void *at) {
     int32_t v;
@@ -154,9 +196,12 @@ inline void register_tiles(int vectors, const Vectors &x, const uint32_t *panel,
 
 #if !defined(__AMX_INT8__)
 
+struct Tiles {};  // the state that AMX has and others have not
+
 // Every vector against the panel; `used` groups of it exist.
 template <int DIGITS>
-void multiply(const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads, const Output &out) {
+void multiply(Tiles &, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
+              const Output &out) {
     constexpr int most = TILE_VECTORS<DIGITS>;
     alignas(64) int32_t tile[most * DIGITS * BLOCK];
     for (int64_t v = 0; v < vectors; v += most) {
@@ -187,7 +232,8 @@ namespace {
 // Vectors against several panels, [block][group][quad][LANES]; `out` is the first block's, its lanes those of all.
 // Sixteen vectors meet every panel before the next do, so that large inputs are read from far memory once a piece.
 template <int DIGITS>
-void multiply_blocks(const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t quads, const Output &out) {
+void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t quads,
+                     const Output &out) {
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int64_t count = vectors - v < MOST_VECTORS ? vectors - v : MOST_VECTORS;
         for (int block = 0; block * BLOCK < out.lanes; ++block) {
@@ -202,7 +248,7 @@ void multiply_blocks(const Vectors &x, int64_t vectors, const uint32_t *panel, i
             here.corrections += v;
             if (out.bias) here.bias += lane;
             if (out.sums) here.sums += (block * vectors + v) * BLOCK;
-            multiply<DIGITS>({x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch}, count,
+            multiply<DIGITS>(tiles, {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch}, count,
                              panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads, here);
         }
     }

@@ -18,6 +18,23 @@ struct alignas(64) TileConfiguration {
     }
 };
 
+// The thread's tile registers, for as long as this lives.
+class Tiles {
+  public:
+    void configure(int vectors) {
+        if (vectors == configured) return;
+        const TileConfiguration configuration(vectors);
+        _tile_loadconfig(&configuration);
+        configured = vectors;
+    }
+    ~Tiles() {
+        if (configured) _tile_release();
+    }
+
+  private:
+    int configured = 0;
+};
+
 constexpr int STEP = 16 * LANES;  // words of a panel in one step
 
 // All digits of a few vectors at once: rows of x are digit_pitch apart.
@@ -88,18 +105,13 @@ void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile)
 }
 
 template <int DIGITS>
-void multiply(const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads, const Output &out) {
+void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
+              const Output &out) {
     alignas(64) int32_t tile[MOST_VECTORS * DIGITS * BLOCK];
     const bool together = vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.digit_pitch;
-    int configured = 0;
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int count = vectors - v < MOST_VECTORS ? int(vectors - v) : MOST_VECTORS;
-        const int rows = together ? count * DIGITS : count;
-        if (rows != configured) {
-            const TileConfiguration configuration(rows);
-            _tile_loadconfig(&configuration);
-            configured = rows;
-        }
+        tiles.configure(together ? count * DIGITS : count);
         const Vectors here = {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch};
         if (together)
             few<DIGITS>(here, panel, quads, tile);
@@ -108,7 +120,6 @@ void multiply(const Vectors &x, int64_t vectors, const uint32_t *panel, int used
                 many<DIGITS>(here, panel + g * quads * LANES, quads, tile + g * LANES);
         for (int i = 0; i < count; ++i) finish<DIGITS>(tile + i * DIGITS * BLOCK, v + i, out);
     }
-    _tile_release();
 }
 
 }  // namespace
