@@ -16,7 +16,10 @@ def digits(seed: int = 0) -> Dataset:
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (it comes with the ``demo`` extra).
+        ValueError: a seed outside the 32 bits that scikit-learn takes.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}, for the split of the digits")
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
