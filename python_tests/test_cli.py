@@ -1,0 +1,273 @@
+"""The command line, and the search behind ``slt find``."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from slt_kernels import Freeze, convert, load_ticket, save_ticket, ticket_info
+from slt_kernels.cli import main
+from slt_kernels.data import DATASETS, digits
+from slt_kernels.models import convnet
+from slt_kernels.train import Search, accuracy, search
+
+SMALL = ("--epochs", "1", "--width", "8")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """(the ticket, the report) of a small search."""
+    folder = tmp_path_factory.mktemp("find")
+    file, report = folder / "net.slt", folder / "report.json"
+    assert main(["find", "--out", str(file), "--json", str(report), *SMALL]) == 0
+    return file, json.loads(report.read_text())
+
+
+def percentages(text: str) -> list[str]:
+    return re.findall(r"\d+\.\d\d%", text)
+
+
+def test_find_reports_what_it_wrote(tmp_path, capsys):
+    file = tmp_path / "net.slt"
+    assert main(["find", "--out", str(file), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    info = ticket_info(file)
+    accuracies = percentages(printed)
+    assert accuracies[0] == accuracies[1] == f"{info.metadata['test_accuracy']:.2%}"
+    for number in (f"{info.weights:,}", f"{info.free_bits:,}", f"{info.kept:,}", f"{info.size:,} bytes"):
+        assert number in printed
+    dense = 4 * sum(p.numel() for p in convnet(8).parameters())
+    assert f"{dense:,} bytes" in printed
+    assert info.size == file.stat().st_size
+
+
+def test_find_freezes_70_percent(found):
+    info = ticket_info(found[0])
+    assert info.free_bits / info.weights == pytest.approx(0.3, abs=0.03)
+    assert info.kept / info.weights == pytest.approx(0.3, abs=0.001)
+    assert info.metadata["options"]["width"] == 8
+
+
+def test_json_report(found):
+    assert isinstance(found[1], dict)
+    assert ticket_info(found[0]).metadata["test_accuracy"] in found[1].values()
+
+
+def test_eval_gives_the_same_accuracy(found, capsys):
+    assert main(["eval", str(found[0])]) == 0
+    accuracies = percentages(capsys.readouterr().out)
+    assert len(accuracies) == 2
+    assert accuracies[0] == accuracies[1] == f"{ticket_info(found[0]).metadata['test_accuracy']:.2%}"
+
+
+def test_eval_on_one_thread_gives_the_same_accuracy(found, capsys):
+    assert main(["eval", str(found[0]), "--threads", "1"]) == 0
+    accuracies = percentages(capsys.readouterr().out)
+    assert accuracies[0] == accuracies[1]
+
+
+def test_info_shows_every_layer(found, capsys):
+    assert main(["info", str(found[0])]) == 0
+    printed = capsys.readouterr().out
+    info = ticket_info(found[0])
+    assert f"{info.size:,} bytes, contract version 1" in printed
+    assert f"{len(info.layers)} layers, {info.weights:,} weights" in printed
+    for layer in info.layers:
+        assert f"  {layer.name}: {'x'.join(map(str, layer.shape))} signed_constant, seed 0" in printed
+        assert f"free {layer.free:,}, kept {layer.kept:,}" in printed
+    for t in info.tensors:
+        assert f"  {t.name}: {t.dtype}" in printed
+    assert "test_accuracy" in printed
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert f"PyTorch {torch.__version__}" in printed
+    assert "backend reference: plain PyTorch" in printed
+    assert re.search(r"^backend cpu: ", printed, re.MULTILINE)
+
+
+def test_options_reach_the_ticket(tmp_path, capsys):
+    file = tmp_path / "net.slt"
+    options = ["--seed", "7", "--prune", "0.3", "--lock", "0.2", "--spread", "erk", "--weight", "normal"]
+    options += ["--scale", "static", "--compact", "--sparsity", "0.5", "--scope", "global", "--batch-size", "256"]
+    assert main(["find", "--out", str(file), *SMALL, *options]) == 0
+    info = ticket_info(file)
+    assert {(x.source.seed, x.weight, x.scale, x.sparsity) for x in info.layers} == {(7, "normal", "static", 0.5)}
+    assert len({x.source.prune_below for x in info.layers}) > 1  # spread
+    assert info.kept / info.weights == pytest.approx(0.5, abs=0.001)
+    assert main(["eval", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        (("--epochs", "0"), "epochs=0: expected at least 1"),
+        (("--batch-size", "0"), "batch_size=0: expected at least 1"),
+        (("--width", "0"), "width=0: expected at least 1"),
+        (("--lr", "-1"), "lr=-1.0: expected"),
+        (("--lr", "nan"), "lr=nan: expected"),
+        (("--momentum", "-0.1"), "momentum=-0.1: expected"),
+        (("--weight-decay", "-1"), "weight_decay=-1.0: expected"),
+        (("--prune", "1.5"), "prune=1.5: expected a fraction"),
+        (("--lock", "-0.5"), "lock=-0.5: expected a fraction"),
+        (("--prune", "0.8", "--lock", "0.8"), "prune=0.8 + lock=0.8"),
+        (("--sparsity", "0.2"), "sparsity=0.2 is below prune=0."),
+        (("--sparsity", "0.95"), "sparsity=0.95 is above 1 - lock="),
+        (("--seed", "-1"), "seed=-1: expected"),
+        (("--seed", "4294967296"), "seed=4294967296: expected"),
+        (("--threads", "0"), "threads=0: expected at least 1"),
+        (("--device", "quantum"), "quantum"),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_find_refuses(arguments, message, tmp_path, capsys):
+    """Exit status 2, a message that names the argument, and the old file as it was."""
+    file = tmp_path / "net.slt"
+    file.write_bytes(b"old")
+    assert main(["find", "--out", str(file), *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert file.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "arguments,name",
+    (
+        (("find", "--spread", "random"), "--spread"),
+        (("find", "--weight", "gaussian"), "--weight"),
+        (("find", "--scope", "layer"), "--scope"),
+        (("find", "--scale", "big"), "--scale"),
+        (("find", "--data", "mnist"), "--data"),
+        (("find", "--model", "vgg"), "--model"),
+        (("find", "--epochs", "many"), "--epochs"),
+        (("find", "--nonsense"), "--nonsense"),
+        (("eval",), "file"),
+        (("search",), "command"),
+        ((), "command"),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_parser_refuses(arguments, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    assert name in capsys.readouterr().err
+
+
+def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+    assert main(["find", "--out", str(tmp_path / "none" / "net.slt"), *SMALL]) == 2
+    assert "out=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ("eval", "info"))
+def test_files_that_are_no_tickets(command, found, tmp_path, capsys):
+    file = tmp_path / "net.slt"
+    assert main([command, str(file)]) == 2
+    assert "net.slt" in capsys.readouterr().err
+    file.write_bytes(found[0].read_bytes()[:-10])
+    assert main([command, str(file)]) == 2
+    assert "cut short" in capsys.readouterr().err
+
+
+def test_eval_refuses_what_find_did_not_write(tmp_path, capsys):
+    file = tmp_path / "net.slt"
+    save_ticket(convert(convnet(4)), file)
+    assert main(["eval", str(file)]) == 2
+    assert "not written by slt find" in capsys.readouterr().err
+    assert main(["info", str(file)]) == 0
+
+
+def test_as_a_program():
+    command = [sys.executable, "-m", "slt_kernels.cli"]
+    done = subprocess.run([*command, "info", "no-such-file"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no-such-file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0
+
+
+# The search
+
+
+def run(seed: int = 0, width: int = 8, **settings):
+    data = digits()
+    model = convert(convnet(width), Freeze(0.6, 0.1), None, scale="dynamic", seed=seed)
+    epochs = []
+    defaults = {"epochs": 1, "sparsity": 0.7, "seed": seed}
+    search(model, data, Search(**(defaults | settings)), lambda *report: epochs.append(report))
+    return model, data, epochs
+
+
+def test_search_is_deterministic():
+    (a, _, first), (b, _, second) = run(), run()
+    assert first == second
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    other, *_ = run(seed=1)
+    assert not torch.equal(other[3].scores[:50], a[3].scores[:50])
+
+
+def test_search_trains_scores_alone_and_learns():
+    model, data, epochs = run(epochs=3, batch_size=64)
+    assert [number for number, *_ in epochs] == [1, 2, 3]
+    assert epochs[-1][1] < epochs[0][1]
+    assert accuracy(model, data.test) > 0.2  # a tenth by chance; that it goes to 97 % is the main job's to show
+    assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"scores"}
+    assert all(not m.auto_mask for m in model if hasattr(m, "auto_mask"))
+
+
+def test_search_then_ticket(tmp_path):
+    model, data, _ = run()
+    save_ticket(model, tmp_path / "net.slt")
+    other = convert(convnet(8), Freeze(0.6, 0.1), None, scale="dynamic", seed=0)
+    load_ticket(tmp_path / "net.slt", other)
+    model.eval()
+    assert torch.equal(other.eval()(data.test.images), model(data.test.images))
+
+
+def test_accuracy_is_the_fraction_that_is_right():
+    data = digits()
+    constant = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        constant.weight.zero_()
+        constant.bias.copy_(torch.arange(10) == 3)
+    model = torch.nn.Sequential(torch.nn.Flatten(), constant).train()
+    expected = (data.test.labels == 3).float().mean().item()
+    for batch_size in (1000, 256, 7):
+        assert accuracy(model, data.test, batch_size) == pytest.approx(expected)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ({"epochs": 0}, {"batch_size": 0}, {"lr": -1}, {"momentum": -1}, {"weight_decay": float("nan")}),
+    ids=str,
+)
+def test_search_refuses(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}=.*: expected"):
+        Search(**settings)
+
+
+# Data
+
+
+def test_digits():
+    assert DATASETS["digits"] is digits
+    data = digits()
+    assert [len(part) for part in data[:3]] == [1149, 288, 360]
+    assert data.classes == 10
+    images = torch.cat([part.images for part in data[:3]])
+    assert (images.shape, images.dtype) == ((1797, 1, 8, 8), torch.float32)
+    assert data.train.images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert data.train.images.std().item() == pytest.approx(1, abs=1e-5)
+    for part in data[:3]:
+        counts = part.labels.bincount(minlength=10)
+        assert counts.min() > 0.08 * len(part)
+    assert torch.equal(digits().test.images, data.test.images)
+    assert not torch.equal(digits(1).test.labels, data.test.labels)
+    rows = {tuple(image.flatten().tolist()) for image in data.test.images}
+    trained = {tuple(image.flatten().tolist()) for image in data.train.images}
+    assert len(rows & trained) == 0

@@ -1,0 +1,325 @@
+"""The package as such: what importing it does, its names and documentation, its layers, and choosing a backend."""
+
+import ast
+import importlib
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import slt_kernels
+from slt_kernels import Source, backends, ops
+
+ROOT = Path(slt_kernels.__file__).parent
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """In a new process."""
+    clean = {k: v for k, v in os.environ.items() if k != "SLT_BACKEND"} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=clean)
+
+
+def output(code: str, **environment: str) -> str:
+    done = python(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# Importing
+
+
+def test_import_touches_no_gpu_and_prints_nothing():
+    code = """
+import torch, slt_kernels
+assert not torch.cuda.is_initialized()
+"""
+    assert output(code) == ""
+
+
+def test_import_brings_in_nothing_heavy_or_optional():
+    """Beyond what PyTorch imports of its own; torch._dynamo takes longer than all of torch."""
+    names = ("sklearn", "scipy", "rich", "triton", "torch._dynamo", "torch._inductor")
+    report = f"print([name for name in {names} if name in sys.modules])"
+    assert output(f"import sys, slt_kernels; {report}") == output(f"import sys, torch; {report}")
+
+
+@pytest.mark.parametrize("missing", ("triton", "sklearn", "rich", "slt_kernels._cpu"))
+def test_works_without(missing):
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+import torch
+from slt_kernels import SupermaskLinear, backends
+layer = SupermaskLinear(33, 5)
+layer(torch.randn(2, 33)).sum().backward()
+assert layer.scores.grad.any()
+print(backends.name_for(torch.device("cpu")))
+"""
+    assert output(code) in backends.names()
+
+
+def test_without_the_extension_the_reference_runs_and_says_why():
+    code = """
+import sys
+sys.modules["slt_kernels._cpu"] = None
+from slt_kernels import backends
+assert backends.available() == ["reference"]
+print(backends.describe("cpu"))
+with backends.use("cpu"):
+    pass
+"""
+    done = python(code)
+    assert done.stdout.startswith("not available: ")
+    assert "RuntimeError: backend 'cpu' is not available: " in done.stderr
+
+
+@pytest.mark.parametrize("missing,command", (("rich", "find"), ("sklearn", "find")))
+def test_find_says_what_to_install(missing, command, tmp_path):
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+from slt_kernels.cli import main
+sys.exit(main([{command!r}, "--out", {str(tmp_path / "net.slt")!r}, "--epochs", "1", "--width", "4"]))
+"""
+    done = python(code)
+    assert done.returncode == 2
+    assert 'pip install "slt_kernels[demo]"' in done.stderr
+
+
+def test_floating_point_settings_are_left_alone():
+    """Denormals stay on, after a forward and a backward too."""
+    code = """
+import torch
+from slt_kernels import SupermaskConv2d, SupermaskLinear
+SupermaskLinear(65, 33)(torch.randn(64, 65)).sum().backward()
+SupermaskConv2d(3, 8, 3)(torch.randn(4, 3, 9, 9)).sum().backward()
+tiny = torch.full((64,), 1e-40)
+assert (tiny * 1.0 == tiny).all() and (tiny / 2 != 0).all()
+assert 5e-324 * 1.0 == 5e-324
+"""
+    assert output(code) == ""
+
+
+def test_random_state_is_left_alone():
+    """Weights, frozen patterns and scores come from the seed; a layer without bias takes no random number."""
+    before = torch.get_rng_state()
+    layer = slt_kernels.SupermaskLinear(40, 9, bias=False, freeze=slt_kernels.Freeze(0.3, 0.2))
+    layer(torch.ones(1, 40)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Names and documentation
+
+
+def modules() -> list[str]:
+    found = [m.name for m in pkgutil.walk_packages(slt_kernels.__path__, "slt_kernels.")]
+    return ["slt_kernels", *(name for name in found if not name.endswith("._cpu"))]
+
+
+def test_all_is_there():
+    assert sorted(slt_kernels.__all__) == slt_kernels.__all__
+    for name in slt_kernels.__all__:
+        assert getattr(slt_kernels, name) is not None
+    for name in ("SupermaskLinear", "SupermaskConv2d", "Freeze", "EdgePopup", "convert", "save_ticket", "load_ticket"):
+        assert name in slt_kernels.__all__
+
+
+@pytest.mark.parametrize("name", modules())
+def test_everything_public_is_documented(name):
+    """But methods that PyTorch documents, and a backend's functions: its package does, once for all."""
+    module = importlib.import_module(name)
+    assert module.__doc__
+    if name.startswith("slt_kernels.backends."):
+        return
+    inherited = {"forward", "extra_repr"}
+    for label, thing in vars(module).items():
+        if label.startswith("_") or getattr(thing, "__module__", None) != name:
+            continue
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), label
+        if inspect.isclass(thing):
+            for method_name, method in vars(thing).items():
+                function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+                public = inspect.isfunction(function) and not method_name.startswith("_")
+                if public and method_name not in inherited and not trivial(function):
+                    assert inspect.getdoc(function), f"{label}.{method_name}"
+
+
+def trivial(function) -> bool:
+    """Its name says it all: one return of one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body
+    return len(body) == 1 and isinstance(body[0], ast.Return) and body[0].lineno == body[0].end_lineno
+
+
+# Imports run down this list, never up: what stands in one line may import what stands in a line before it
+ORDER = (
+    ("_cpu", "bits", "philox", "window"),
+    ("source",),
+    ("backends",),
+    ("ops",),
+    ("nn",),
+    ("edge_popup", "freezing"),
+    ("convert", "ticket"),
+    ("models", "data"),
+    ("train",),
+    ("cli",),
+)
+
+
+def imports_of(file: Path) -> set[str]:
+    """Top-level names inside the package that a file imports."""
+    inside = file.relative_to(ROOT.parent).parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            full = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = list(inside[: len(inside) - node.level]) if node.level else []
+            full = [start + (node.module or "").split(".") * bool(node.module) + [a.name] for a in node.names]
+        else:
+            continue
+        found |= {parts[1] for parts in full if parts[0] == "slt_kernels" and len(parts) > 1}
+    return found
+
+
+def test_imports_run_one_way():
+    level = {name: i for i, names in enumerate(ORDER) for name in names}
+    checked = 0
+    for file in sorted(ROOT.rglob("*.py")):
+        name = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        assert name in level, f"{name}: where does it stand?"
+        for imported in imports_of(file) - {name}:
+            assert level[imported] < level[name], f"{file.relative_to(ROOT)} imports {imported}"
+            checked += 1
+    assert checked > 20
+
+
+def test_layers_know_no_backend_and_backends_no_layer():
+    for file in (*ROOT.glob("nn/*.py"), ROOT / "edge_popup.py", ROOT / "convert.py", ROOT / "ticket.py"):
+        assert "backends" not in imports_of(file), file
+    for file in ROOT.glob("backends/*.py"):
+        assert imports_of(file) <= {"backends", "bits", "philox", "source", "window", "_cpu"}, file
+
+
+# Backends
+
+
+def test_names_and_available():
+    assert "reference" in backends.available()
+    assert set(backends.available()) <= set(backends.names())
+    assert backends.names()[-1] == "reference"  # the last that anybody wants
+    for name in backends.names():
+        assert backends.describe(name)
+        assert (backends.why_unavailable(name) is None) == (name in backends.available())
+
+
+def test_use_forces_and_restores():
+    cpu = torch.device("cpu")
+    default = backends.name_for(cpu)
+    with backends.use("reference"):
+        assert backends.name_for(cpu) == "reference"
+        with backends.use(default):
+            assert backends.name_for(cpu) == default
+        assert backends.name_for(cpu) == "reference"
+    assert backends.name_for(cpu) == default
+    with pytest.raises(ZeroDivisionError), backends.use("reference"):
+        raise ZeroDivisionError
+    assert backends.name_for(cpu) == default
+
+
+def test_use_refuses():
+    with pytest.raises(ValueError, match=r"backend='cuda2': expected one of .*reference"), backends.use("cuda2"):
+        pass
+    with pytest.raises(ValueError, match="backend='gpu'"):
+        backends.why_unavailable("gpu")
+
+
+class Recording:
+    """A new backend, as a new file would supply one: the reference, and a list of what was called."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def unavailable(self):
+        return None
+
+    def __getattr__(self, name):
+        function = getattr(backends.reference, name)
+        if name in ("supports", "describe"):
+            return function
+        return lambda *args: (self.calls.append((name, args)), function(*args))[1]
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    monkeypatch.setattr(backends, "_backends", dict(backends._backends))
+    monkeypatch.setattr(backends, "_forced", None)
+    backend = Recording()
+    backends.register("recording", backend)
+    return backend
+
+
+def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
+    assert backends.names()[0] == "recording"
+    linear = slt_kernels.SupermaskLinear(9, 5)
+    conv = slt_kernels.SupermaskConv2d(2, 3, 3, compact=True)
+    linear(torch.randn(2, 9, requires_grad=True)).sum().backward()
+    conv(torch.randn(2, 2, 5, 5, requires_grad=True)).sum().backward()
+    linear.dense_weight()
+    ops.expand(conv.compact_mask(), conv.source)
+    documented = {line.split("(")[0].strip("` ") for line in backends.__doc__.splitlines() if line.startswith("``")}
+    assert {name for name, _ in recording.calls} == documented - {"unavailable", "describe", "supports"}
+    for _, args in recording.calls:
+        assert all(type(a) is not list or isinstance(a[0], torch.Tensor | int) for a in args)
+    sources = [a for _, args in recording.calls for a in args if isinstance(a, tuple)]
+    assert any(isinstance(a, Source) for a in sources)
+
+
+@pytest.mark.parametrize("reason", (None, "no such machine"))
+def test_a_backend_that_does_not_run_here_is_passed_over(reason, recording, monkeypatch):
+    monkeypatch.setattr(recording, "unavailable", lambda: reason)
+    assert (backends.name_for(torch.device("cpu")) == "recording") == (reason is None)
+    assert ("recording" in backends.available()) == (reason is None)
+    if reason:
+        assert backends.describe("recording") == "not available: no such machine"
+        with pytest.raises(RuntimeError, match="backend 'recording' is not available: no such machine"):
+            backends.use("recording").__enter__()
+
+
+def test_a_backend_that_does_not_take_the_device_is_passed_over(recording, monkeypatch):
+    monkeypatch.setattr(recording, "supports", lambda device: False, raising=False)
+    assert backends.name_for(torch.device("cpu")) != "recording"
+    with (
+        backends.use("recording"),
+        pytest.raises(RuntimeError, match="backend 'recording' does not take tensors on cpu"),
+    ):
+        ops.select([torch.ones(3)], 1)
+
+
+def test_the_environment_forces_a_backend():
+    code = "import torch; from slt_kernels import backends; print(backends.name_for(torch.device('cpu')))"
+    assert output(code, SLT_BACKEND="reference") == "reference"
+    assert output(code, SLT_BACKEND="") in backends.available()
+    done = python(code, SLT_BACKEND="cuda3")
+    assert "ValueError: backend='cuda3': expected one of" in done.stderr
+    assert "line 1, in <module>\nimport slt_kernels" not in done.stderr  # using one fails, importing does not
+
+
+def test_both_backends_run_from_autograds_threads():
+    """Backward passes run on threads of autograd's own; what `use` forces holds there too."""
+    seen = []
+    layer = slt_kernels.SupermaskLinear(9, 5)
+    x = torch.randn(2, 9, requires_grad=True)
+    with backends.use("reference"):
+        y = layer(x)
+        x.register_hook(lambda grad: seen.append(backends.name_for(grad.device)))
+        y.sum().backward()
+    assert seen == ["reference"]
