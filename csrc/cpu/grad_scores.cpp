@@ -8,6 +8,10 @@
 // instructions, a sign 0.07 (a byte weight 0.8), finishing 1. Blocks without a free weight cost their pattern only.
 #include "contraction_float.h"
 
+#if defined(__AMX_INT8__)
+#include "contraction_digits.h"
+#endif
+
 namespace slt::SLT_ISA {
 namespace {
 
@@ -160,8 +164,25 @@ void run(const GradScores &a, const Contraction &contraction) {
     });
 }
 
+#if defined(__AMX_INT8__)
+// Whether it could: NaN and infinity have no digits.
+template <int DIGITS>
+bool run_digits(const GradScores &a) {
+    if (!DigitContraction<DIGITS>::suits(a)) return false;
+    const Scales x(a.x, DIGITS, a.threads), dy(a.dy, DIGITS, a.threads);
+    if (!x.finite || !dy.finite) return false;
+    run(a, DigitContraction<DIGITS>(a, x, dy));
+    return true;
+}
+#endif
+
 }  // namespace
 
-void grad_scores(const GradScores &a) { run(a, FloatContraction(a)); }
+void grad_scores(const GradScores &a) {
+#if defined(__AMX_INT8__)
+    if (a.bytes == 3 ? run_digits<3>(a) : run_digits<2>(a)) return;
+#endif
+    run(a, FloatContraction(a));
+}
 
 }  // namespace slt::SLT_ISA

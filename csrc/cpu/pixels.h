@@ -10,17 +10,53 @@
 namespace slt::SLT_ISA {
 namespace {
 
+constexpr int64_t SEGMENT = 16;  // pixels that are read together: one cache line of a channel's plane
+
+#if defined(__AVX512F__)
+// A matrix of 16 x 16 dwords, its rows in registers.
+SLT_INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    SLT_UNROLL for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    SLT_UNROLL for (int i = 0; i < 16; i += 4)  // r[i + j]: column j of each 4 x 4 block of rows i to i + 3
+        SLT_UNROLL for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+        }
+    SLT_UNROLL for (int j = 0; j < 4; ++j) {
+        const __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xDD);
+        const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        const __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xDD);
+        t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[8 + j] = _mm512_shuffle_i32x4(a, c, 0xDD);
+        t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xDD);
+    }
+    SLT_UNROLL for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+#endif
+
 // `n` pixels of one row of one image, from `w` on: [n][channels]. Where a pixel's channels lie apart they are copied to
 // `buffer`, pixels innermost, since these are the neighbours in memory.
 inline const float *read_pixels(const Activations &x, int64_t b, int64_t h, int64_t w, int64_t n, float *buffer) {
     const float *at = x.data + b * x.image + h * x.row + w * x.pixel;
     if (x.channel == 1 && (n == 1 || x.pixel == x.channels)) return at;
-    for (int64_t c = 0; c < x.channels; ++c)
+    int64_t c = 0;
+#if defined(__AVX512F__)
+    if (n == 16 && x.pixel == 1)
+        for (; c + 16 <= x.channels; c += 16) {
+            __m512i block[16];
+            for (int i = 0; i < 16; ++i) block[i] = _mm512_loadu_si512(at + (c + i) * x.channel);
+            transpose(block);
+            for (int i = 0; i < 16; ++i) _mm512_storeu_si512(buffer + i * x.channels + c, block[i]);
+        }
+#endif
+    for (; c < x.channels; ++c)
         for (int64_t i = 0; i < n; ++i) buffer[i * x.channels + c] = at[c * x.channel + i * x.pixel];
     return buffer;
 }
-
-constexpr int64_t SEGMENT = 16;  // pixels that are read together: one cache line of a channel's plane
 
 // Images whose pixels hold their channels together, with zeros around them: a view where they are that already, or
 // else a copy.
