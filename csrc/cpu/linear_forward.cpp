@@ -2,7 +2,7 @@
 //
 // x becomes digits once, a row at a time. Then a piece of work is some blocks of rows of the weight (`Cut`): their panel is made for as
 // many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch takes
-// 512 k at a time instead, so that the panel stays in L1 and making it is all that counts.
+// 256 k at a time instead, so that the panel stays in L1 and making it is all that counts.
 #include "cut.h"
 #include "operations.h"
 #include "parallel.h"
@@ -11,7 +11,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t FEW_CALLS = 4, MOST_CALLS = LONGEST < 2048 ? 32 : 64;
+constexpr int64_t FEW_CALLS = 2, MOST_CALLS = LONGEST < 2048 ? 32 : 64;
 
 template <int DIGITS>
 void forward(const LinearForward &a) {

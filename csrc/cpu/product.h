@@ -151,7 +151,7 @@ SLT_INLINE S32 broadcast(const void *at) {
 
 // One tile of sums in registers, over all quads.
 template <int VECTORS, int DIGITS, int USED>
-void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile /* [v][d][BLOCK] */) {
+__attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile /* [v][d][BLOCK] */) {
     S32 sums[VECTORS][DIGITS][USED] = {};
     const char *digits = reinterpret_cast<const char *>(x.digits);
     const int64_t vector_pitch = x.vector_pitch * sizeof(Digit), digit_pitch = x.digit_pitch * sizeof(Digit);
