@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from slt_kernels import Freeze, convert, load_ticket, save_ticket, ticket_info
 from slt_kernels.cli import main
@@ -217,6 +218,16 @@ def test_search_trains_scores_alone_and_learns():
     assert accuracy(model, data.test) > 0.2  # a tenth by chance; that it goes to 97 % is the main job's to show
     assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"scores"}
     assert all(not m.auto_mask for m in model if hasattr(m, "auto_mask"))
+
+
+def test_the_learning_rate_follows_a_cosine():
+    rates = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        run(epochs=2, batch_size=600, lr=0.2)
+    finally:
+        handle.remove()
+    assert rates == pytest.approx([0.2, 0.2, 0.1, 0.1])
 
 
 def test_search_then_ticket(tmp_path):

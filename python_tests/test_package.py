@@ -221,20 +221,6 @@ def test_names_and_available():
         assert (backends.why_unavailable(name) is None) == (name in backends.available())
 
 
-def test_use_forces_and_restores():
-    cpu = torch.device("cpu")
-    default = backends.name_for(cpu)
-    with backends.use("reference"):
-        assert backends.name_for(cpu) == "reference"
-        with backends.use(default):
-            assert backends.name_for(cpu) == default
-        assert backends.name_for(cpu) == "reference"
-    assert backends.name_for(cpu) == default
-    with pytest.raises(ZeroDivisionError), backends.use("reference"):
-        raise ZeroDivisionError
-    assert backends.name_for(cpu) == default
-
-
 def test_use_refuses():
     with pytest.raises(ValueError, match=r"backend='cuda2': expected one of .*reference"), backends.use("cuda2"):
         pass
@@ -281,6 +267,20 @@ def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
         assert all(type(a) is not list or isinstance(a[0], torch.Tensor | int) for a in args)
     sources = [a for _, args in recording.calls for a in args if isinstance(a, tuple)]
     assert any(isinstance(a, Source) for a in sources)
+
+
+def test_use_forces_and_restores(recording):
+    cpu = torch.device("cpu")
+    assert backends.name_for(cpu) == "recording"
+    with backends.use("reference"):
+        assert backends.name_for(cpu) == "reference"
+        with backends.use("recording"):
+            assert backends.name_for(cpu) == "recording"
+        assert backends.name_for(cpu) == "reference"
+    assert backends.name_for(cpu) == "recording"
+    with pytest.raises(ZeroDivisionError), backends.use("reference"):
+        raise ZeroDivisionError
+    assert backends.name_for(cpu) == "recording"
 
 
 @pytest.mark.parametrize("reason", (None, "no such machine"))

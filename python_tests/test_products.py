@@ -327,6 +327,20 @@ def test_16_bit_accuracy(kind, dtype, backend):
             assert relative_error(a, b) < 2 * relative_error(c, b) + 1e-6, name
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_bias_gradients_are_summed_in_float32(dtype, backend):
+    case, window = Case(9, 27), Window(3, 3)
+    for x, run in (
+        (torch.randn(4000, 27), case.linear),
+        (torch.randn(40, 3, 12, 12), lambda *a: case.conv2d(a[0], window, *a[1:])),
+    ):
+        bias = torch.zeros(9, requires_grad=True)
+        y = run(x.to(dtype), bias)
+        dy = (torch.randn(y.shape) + 0.5).to(dtype)
+        axes = [i for i in range(dy.dim()) if i != 1]
+        assert relative_error(gradients(y, dy, bias)[0], dy.double().sum(axes)) < 1e-6
+
+
 # Masks
 
 
