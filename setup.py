@@ -20,7 +20,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi "
+    # gcc 12's own headers of intrinsics start from uninitialized registers
+    "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
+)
 
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"

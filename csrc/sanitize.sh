@@ -1,0 +1,24 @@
+#!/bin/sh
+# Runs the CPU backend's tests under the address and undefined-behaviour sanitizers, in a copy of the package.
+#
+#     csrc/sanitize.sh [pytest arguments]
+#
+# Other compilers and flags are tested the same way: SANITIZE= CXX=clang++ csrc/sanitize.sh
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cxx=${CXX:-c++}
+sanitize=${SANITIZE--fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1}
+
+cp -r "$root/slt_kernels" "$root/python_tests" "$root/csrc" "$root/setup.py" "$root/pyproject.toml" "$copy"
+for other in README.md LICENSE; do [ ! -e "$root/$other" ] || cp "$root/$other" "$copy"; done
+rm -f "$copy"/slt_kernels/_cpu*.so
+cd "$copy"
+CXX=$cxx CXXFLAGS=$sanitize python setup.py --quiet build_ext --inplace
+if [ -n "$sanitize" ]; then
+    # The interpreter itself is not instrumented: the run-time library has to come first, and its leaks are not ours.
+    LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so.6)"
+    export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
+fi
+PYTHONPATH=$copy python -m pytest -q -p no:cacheprovider python_tests/test_cpu_*.py "$@"
