@@ -67,8 +67,12 @@ def poisoned(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def highest_precision():
+def settings():
+    """One thread: most inputs are small, and `test_threads` uses more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(before)
     torch.set_float32_matmul_precision("highest")
 
 
@@ -205,13 +209,11 @@ def test_conv2d_layouts(isa, geometry):
 
 
 def test_threads(isa):
-    before = torch.get_num_threads()
     inputs = [linear_inputs(203, 1500, 77, "normal", FREEZES["frozen"]), conv2d_inputs(WINDOWS["3x3-32"], batch=12)]
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         results.append((cpu.linear_grad_scores(*inputs[0]), cpu.conv2d_grad_scores(*inputs[1])))
-    torch.set_num_threads(before)
     for linear, conv2d in results[1:]:
         assert torch.equal(linear, results[0][0])
         assert torch.equal(conv2d, results[0][1])

@@ -1,9 +1,10 @@
 // The weight gradient dW = dy^T x as a contraction over the pixels of the output, one block of it at a time.
 //
-// A block is up to Product::ROWS rows by the 128 columns (k) of one call. Its columns are in bit order, word by word, so
+// A block is some rows by the columns (k) of a few calls, 128 each. Its columns are in bit order, word by word, so
 // that a row of its sums lies as the bits of the mask do, and the free weights of a word are its set bits, compressed.
 #pragma once
 
+#include "digits.h"
 #include "expand.h"
 #include "operations.h"
 #include "pixels.h"
@@ -14,9 +15,10 @@ namespace {
 // Where the columns of a call are read, relative to the first tap of the kernel at a pixel.
 struct Columns {
     int64_t h[CALL], w[CALL], channel[CALL];
-    bool valid[CALL];                // the others are padding, or another shard's
-    bool together[WORDS_A_CALL];     // the word's columns are 32 neighbouring channels of one tap
+    bool valid[CALL];             // the others are padding, or another shard's
+    bool together[WORDS_A_CALL];  // the word's columns are 32 neighbouring channels of one tap
 
+    Columns() = default;
     Columns(const GradScores &a, int64_t call, int64_t group) {
         const Frame frame(a.source);
         const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w);

@@ -17,7 +17,7 @@
 #pragma once
 
 #include "contraction.h"
-#include "digits.h"
+#include "pages.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -127,8 +127,10 @@ class DigitContraction {
           pixel(DIGITS * a.x.channels),
           row(pixel * (a.x.width + 2 * a.window.padding_w)),
           image(row * (a.x.height + 2 * a.window.padding_h)),
-          x(quads * image + 16),
+          x(quads * image),
           dy(a.window.groups * group_tiles * steps * DIGITS * TILE) {
+        want_large_pages(x, quads * image * 4);
+        want_large_pages(dy, a.window.groups * group_tiles * steps * DIGITS * TILE * 4);
         cut_x();
         cut_dy();
     }
@@ -139,22 +141,26 @@ class DigitContraction {
         explicit Panels(int64_t) : x(CALL / 16 * DEPTH * DIGITS * TILE) {}
     };
 
-    void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns &columns, float *sums) const {
-        alignas(64) float half[CALL];  // of each column's channel
-        for (int c = 0; c < CALL; ++c) half[c] = x_scales.half[columns.channel[c]];
-        memset(sums, 0, rows * CALL * sizeof(float));
+    // sums [calls][rows][128] of the rows from `first_row` on.
+    void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls,
+                    float *sums) const {
+        memset(sums, 0, calls * rows * CALL * sizeof(float));
         const Tiles configured;
         for (int64_t first = 0; first < steps; first += DEPTH) {
             const int64_t count = steps - first < DEPTH ? steps - first : DEPTH;
-            pack(first * STEP, count * STEP, columns, panels.x);
-            for (int64_t c = 0; c < CALL; c += 16) {
-                if (!columns.any(c, 16)) continue;
-                for (int64_t r = 0; r < rows; r += 16) {
-                    alignas(64) int32_t orders[4][TILE];
-                    multiply(tile_of(first_row + r) + first * DIGITS * TILE, panels.x + c / 16 * DEPTH * DIGITS * TILE,
-                             count, orders);
-                    const int64_t n = rows - r < 16 ? rows - r : 16;
-                    combine(orders, dy_scales.half + first_row + r, half + c, n, sums + r * CALL + c);
+            for (int i = 0; i < calls; ++i) {
+                pack(first * STEP, count * STEP, columns[i], panels.x);
+                for (int64_t c = 0; c < CALL; c += 16) {
+                    if (!columns[i].any(c, 16)) continue;
+                    alignas(64) float half[16];  // of each column's channel
+                    for (int j = 0; j < 16; ++j) half[j] = x_scales.half[columns[i].channel[c + j]];
+                    for (int64_t r = 0; r < rows; r += 16) {
+                        alignas(64) int32_t orders[4][TILE];
+                        multiply(tile_of(first_row + r) + first * DIGITS * TILE,
+                                 panels.x + c / 16 * DEPTH * DIGITS * TILE, count, orders);
+                        combine(orders, dy_scales.half + first_row + r, half, rows - r < 16 ? rows - r : 16,
+                                sums + (i * rows + r) * CALL + c);
+                    }
                 }
             }
         }
@@ -213,10 +219,16 @@ class DigitContraction {
             Scratch<float> buffer(STEP * IMAGES * a.dy.channels);
             const float *from[STEP][IMAGES] = {};
             Position p(step * STEP, a.dy.height, a.dy.width);
-            for (int64_t j = 0; j < STEP && step * STEP + j < pixels; ++j, p.next())
-                for (int64_t i = 0; i < IMAGES && p.image * IMAGES + i < a.dy.count; ++i)
-                    from[j][i] = read_pixels(a.dy, p.image * IMAGES + i, p.h, p.w, 1,
-                                             buffer + (j * IMAGES + i) * a.dy.channels);
+            // Together where they follow each other in memory: a row may end among them, an image may not.
+            const bool run = a.dy.row == a.dy.width * a.dy.pixel &&
+                             p.h * a.dy.width + p.w + STEP <= a.dy.height * a.dy.width;
+            const int64_t n = run ? STEP : 1;
+            for (int64_t j = 0; j < STEP && step * STEP + j < pixels; j += n, p.next())
+                for (int64_t i = 0; i < IMAGES && p.image * IMAGES + i < a.dy.count; ++i) {
+                    float *copy = buffer + (i * STEP + j) * a.dy.channels;
+                    from[j][i] = read_pixels(a.dy, p.image * IMAGES + i, p.h, p.w, n, copy);
+                    for (int64_t k = 1; k < n; ++k) from[j + k][i] = from[j][i] + k * a.dy.channels;
+                }
             for (int64_t group = 0; group < a.window.groups; ++group)
                 for (int64_t r = 0; r < group_rows; r += 16) {
                     const int64_t c = group * group_rows + r;

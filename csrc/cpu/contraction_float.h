@@ -13,13 +13,11 @@
 namespace slt::SLT_ISA {
 namespace {
 
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-
-SLT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+SLT_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
-    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     return a * b + c;
 #endif
@@ -44,38 +42,24 @@ class FloatContraction {
     struct Panels {
         Scratch<float> x, dy;
         const float *x_at[DEPTH], *dy_at[DEPTH];  // the pixels of the panels
-        int64_t dy_first = -1;                    // pixel of the panel of dy
+        int64_t first = -1;                       // of those pixels
 
         explicit Panels(int64_t rows) : x(DEPTH * CALL), dy(DEPTH * ceil_div(rows, MR) * MR) {}
     };
 
-    // sums [rows][128] of the rows from `row` on.
-    void operator()(Panels &panels, int64_t row, int64_t rows, const Columns &columns, float *sums) const {
-        memset(sums, 0, rows * CALL * sizeof(float));
+    // sums [calls][rows][128] of the rows from `row` on.
+    void operator()(Panels &panels, int64_t row, int64_t rows, const Columns *columns, int calls, float *sums) const {
+        memset(sums, 0, calls * rows * CALL * sizeof(float));
         for (int64_t first = 0; first < depth; first += DEPTH) {
             const int64_t count = depth - first < DEPTH ? depth - first : DEPTH;
-            if (depth > DEPTH || first != panels.dy_first) {
+            if (first != panels.first) {
                 locate(first, count, panels);
                 pack_dy(row, rows, count, panels);
-                panels.dy_first = first;
+                panels.first = first;
             }
-            pack_x(columns, count, panels);
-            for (int64_t c = 0; c < CALL; c += NR) {
-                if (!columns.any(c, NR)) continue;
-                const float *strip = panels.x + c * DEPTH;
-                for (int64_t r = 0; r < rows; r += MR) {
-                    const float *at = panels.dy + r * DEPTH;
-                    float *to = sums + r * CALL + c;
-                    const int64_t left = rows - r;
-                    if (left >= MR)
-                        tile<MR>(at, strip, count, MR, to);
-                    else if (left > 4)
-                        tile<MR>(at, strip, count, left, to);
-                    else if (left > 1)
-                        tile<4>(at, strip, count, left, to);
-                    else
-                        tile<1>(at, strip, count, left, to);
-                }
+            for (int c = 0; c < calls; ++c) {
+                pack_x(columns[c], count, panels);
+                multiply(panels, rows, columns[c], count, sums + c * rows * CALL);
             }
         }
     }
@@ -88,7 +72,8 @@ class FloatContraction {
     void locate(int64_t first, int64_t count, Panels &panels) const {
         Position p(first, a.dy.height, a.dy.width);
         for (int64_t d = 0; d < count; ++d, p.next()) {
-            panels.x_at[d] = x.data + p.image * x.image + p.h * a.window.stride_h * x.row + p.w * a.window.stride_w * x.pixel;
+            const int64_t h = p.h * a.window.stride_h, w = p.w * a.window.stride_w;
+            panels.x_at[d] = x.data + p.image * x.image + h * x.row + w * x.pixel;
             panels.dy_at[d] = dy.data + p.image * dy.image + p.h * dy.row + p.w * dy.pixel;
         }
     }
@@ -133,14 +118,32 @@ class FloatContraction {
         }
     }
 
+    static void multiply(const Panels &panels, int64_t rows, const Columns &columns, int64_t count, float *sums) {
+        for (int64_t c = 0; c < CALL; c += NR) {
+            if (!columns.any(c, NR)) continue;
+            const float *strip = panels.x + c * DEPTH;
+            for (int64_t r = 0; r < rows; r += MR) {
+                const float *at = panels.dy + r * DEPTH;
+                float *to = sums + r * CALL + c;
+                const int64_t left = rows - r;
+                if (left > 4)
+                    tile<MR>(at, strip, count, left, to);
+                else if (left > 1)
+                    tile<4>(at, strip, count, left, to);
+                else
+                    tile<1>(at, strip, count, left, to);
+            }
+        }
+    }
+
     // Adds the first `rows` rows of an M x NR tile of products to the sums.
     template <int M>
     static void tile(const float *dy, const float *x, int64_t depth, int64_t rows, float *sums) {
-        Floats acc[M][2] = {};
+        F32 acc[M][2] = {};
         for (int64_t d = 0; d < depth; ++d, dy += MR, x += NR) {
-            const Floats x0 = load<Floats>(x), x1 = load<Floats>(x + LANES);
+            const F32 x0 = load<F32>(x), x1 = load<F32>(x + LANES);
             SLT_UNROLL for (int m = 0; m < M; ++m) {
-                const Floats y = dy[m] - Floats{};
+                const F32 y = dy[m] - F32{};
                 acc[m][0] = multiply_add(y, x0, acc[m][0]);
                 acc[m][1] = multiply_add(y, x1, acc[m][1]);
             }
@@ -148,8 +151,8 @@ class FloatContraction {
         SLT_UNROLL for (int m = 0; m < M; ++m) {
             if (m >= rows) return;
             float *to = sums + m * CALL;
-            store(to, load<Floats>(to) + acc[m][0]);
-            store(to + LANES, load<Floats>(to + LANES) + acc[m][1]);
+            store(to, load<F32>(to) + acc[m][0]);
+            store(to + LANES, load<F32>(to + LANES) + acc[m][1]);
         }
     }
 };

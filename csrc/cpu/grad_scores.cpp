@@ -1,12 +1,15 @@
 // The gradient of the scores: dL/dW * v * scale * sign(score) at every free weight, where dL/dW = dy^T x.
 //
 // dL/dW never exists: a piece of work is a block of rows, or a part of their columns where there are few blocks, and
-// goes over them a call (128 columns) at a time. `Contraction` makes the sums of rows x 128 in L2; the frozen pattern
-// and the weights of those columns are generated with a row a lane, and each word is then finished a row at a time:
-// 32 sums times the weights and the scale, the free ones of them compressed, signs of their scores put on, and written
-// where the row's free weights have got to. What a weight costs beside the product, with AVX-512: the pattern 0.6
-// instructions, a sign 0.07 (a byte weight 0.8), finishing 1. Blocks without a free weight cost their pattern only.
+// goes over them CALLS calls (of 128 columns) at a time. A contraction makes the sums of rows x 512 in L2 (256 KB); the
+// frozen pattern and the weights of those columns are generated with a row a lane, and each word is then finished a row
+// at a time: 32 sums times the weights and the scale, the free ones of them compressed, signs of their scores put on,
+// and written where the row's free weights have got to. What a weight costs beside the product, with AVX-512: the
+// pattern 0.6 instructions, a sign 0.07 (a byte weight 0.8), finishing 1. Several calls at a time let an operand that
+// is in L2 serve all of them, and make the runs of scores and gradients long enough to be prefetched. Calls without a
+// free weight cost their pattern only.
 #include "contraction_float.h"
+#include "pages.h"
 
 #if defined(__AMX_INT8__)
 #include "contraction_digits.h"
@@ -15,27 +18,13 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// The frozen pattern and the weights of one call of columns of some rows, to be read a row at a time.
-template <int64_t ROWS>
-class CallTile {
-  public:
-    CallTile(const Source &s) : s(s), frame(s), pattern(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
+constexpr int CALLS = 4;
 
-    // Returns whether one of the rows has a free weight there.
-    bool fill(int64_t row, int64_t rows, int64_t call) {
-        U32 any = {};
-        for (int64_t r = 0; r < rows; r += LANES)
-            for (int i = 0; i < WORDS_A_CALL; ++i) {
-                const int64_t word = call * WORDS_A_CALL + i - frame.skipped;
-                U32 f = {}, locked;
-                if (word >= 0 && word < words_of(s)) pattern(row + r, word, f, locked);
-                store(free[r / LANES][i], f);
-                any |= f;
-            }
-        for (int l = 0; l < LANES; ++l)
-            if (any[l]) return fill_weights(row, rows, call);
-        return false;
-    }
+// The free weights and the weights' values of one call of columns of some rows, to be read a row at a time.
+template <int64_t ROWS>
+struct alignas(64) CallTile {
+    uint32_t free[ROWS / LANES][WORDS_A_CALL][LANES];
+    uint32_t weights[ROWS / LANES][WORDS_A_CALL][8][LANES];  // the sign word, or 32 bytes v + 128 in k order
 
     uint32_t free_word(int64_t r, int i) const { return free[r / LANES][i][r % LANES]; }
     uint32_t sign_word(int64_t r, int i) const { return weights[r / LANES][i][0][r % LANES]; }
@@ -49,19 +38,35 @@ class CallTile {
             out[WORD / 2 + j] = float(bytes[2 * j + 1] - 128);
         }
     }
+};
 
-  private:
-    const Source &s;
-    const Frame frame;
-    const Pattern pattern;
-    const Generator generator;
-    static constexpr int64_t GROUPS = ROWS / LANES;
-    alignas(64) uint32_t free[GROUPS][WORDS_A_CALL][LANES];
-    alignas(64) uint32_t weights[GROUPS][WORDS_A_CALL][8][LANES];  // the sign word, or 32 bytes v + 128 in k order
+// Fills them.
+class Network {
+  public:
+    explicit Network(const Source &s)
+        : s(s), frame(s), pattern(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
 
-    bool fill_weights(int64_t row, int64_t rows, int64_t call) {
+    // Returns whether one of the rows has a free weight there.
+    template <int64_t ROWS>
+    bool free(int64_t row, int64_t rows, int64_t call, CallTile<ROWS> &tile) const {
+        U32 any = {};
+        for (int64_t r = 0; r < rows; r += LANES)
+            for (int i = 0; i < WORDS_A_CALL; ++i) {
+                const int64_t word = call * WORDS_A_CALL + i - frame.skipped;
+                U32 f = {}, locked;
+                if (word >= 0 && word < words_of(s)) pattern(row + r, word, f, locked);
+                store(tile.free[r / LANES][i], f);
+                any |= f;
+            }
+        for (int l = 0; l < LANES; ++l)
+            if (any[l]) return true;
+        return false;
+    }
+
+    template <int64_t ROWS>
+    void weights(int64_t row, int64_t rows, int64_t call, CallTile<ROWS> &tile) const {
         for (int64_t r = 0; r < rows; r += LANES) {
-            auto &out = weights[r / LANES];
+            auto &out = tile.weights[r / LANES];
             if (s.weight == SIGNED_CONSTANT) {
                 U32 sign[4];
                 generator(sign_index(s, row + r, call), sign);
@@ -75,8 +80,13 @@ class CallTile {
                     store(out[i][j], s.weight == UNIFORM ? u[j] | 0x01010101 : normal_bytes(u[j]));
             }
         }
-        return true;
     }
+
+  private:
+    const Source &s;
+    const Frame frame;
+    const Pattern pattern;
+    const Generator generator;
 };
 
 // The sign bit of each lane from LANES bits.
@@ -87,7 +97,7 @@ SLT_INLINE U32 sign_bits(uint32_t bits) {
 }
 
 // Writes the free ones of 32 gradients, with the signs of their scores; returns how many.
-SLT_INLINE int64_t write_free(const Floats grads[WORD / LANES], uint32_t free, const float *scores, float *out) {
+SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, const float *scores, float *out) {
 #if defined(__AVX512F__)
     const __m512i sign = _mm512_set1_epi32(0x80000000);
     int64_t written = 0;
@@ -115,12 +125,34 @@ SLT_INLINE int64_t write_free(const Floats grads[WORD / LANES], uint32_t free, c
 #endif
 }
 
+// Finishes one word of a row: writes the gradients of its free weights, of which `next` is the first, from its sums.
+template <int64_t ROWS>
+SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64_t r, int i, const float *sums,
+                          int64_t next) {
+    const uint32_t free = tile.free_word(r, i);
+    if (!free) return 0;
+    F32 grads[WORD / LANES];
+    memcpy(grads, sums, sizeof grads);
+    if (a.source.weight == SIGNED_CONSTANT) {
+        const uint32_t sign = tile.sign_word(r, i);
+        SLT_UNROLL for (int j = 0; j < WORD / LANES; ++j)
+            grads[j] = (F32)((U32)(grads[j] * a.scale) ^ sign_bits(sign >> j * LANES));
+    } else {
+        F32 v[WORD / LANES];
+        tile.values(r, i, (float *)v);
+        SLT_UNROLL for (int j = 0; j < WORD / LANES; ++j) grads[j] = grads[j] * v[j] * a.scale;
+    }
+    return write_free(grads, free, a.scores + next, a.out + next);
+}
+
 template <class Contraction>
 void run(const GradScores &a, const Contraction &contraction) {
     const Source &s = a.source;
     const Frame frame(s);
+    const Network network(s);
     const int64_t group_rows = s.rows / a.window.groups, blocks = ceil_div(group_rows, Contraction::ROWS);
-    const int64_t row_blocks = blocks * a.window.groups, wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, row_blocks);
+    const int64_t row_blocks = blocks * a.window.groups;
+    const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, row_blocks);
     const int64_t calls = ceil_div(frame.calls, wanted), parts = ceil_div(frame.calls, calls);  // calls of a part
 
     parallel_for(a.threads, row_blocks * parts, [&](int64_t piece) {
@@ -131,35 +163,28 @@ void run(const GradScores &a, const Contraction &contraction) {
 
         int64_t next[Contraction::ROWS];  // free weight of each row
         for (int64_t r = 0; r < rows; ++r) next[r] = a.offsets[row + r];
-        CallTile<Contraction::ROWS> tile(s);
+        CallTile<Contraction::ROWS> tiles[CALLS];
         for (int64_t call = 0; call < first; ++call) {
-            if (!tile.fill(row, rows, call)) continue;
+            if (!network.free(row, rows, call, tiles[0])) continue;
             for (int64_t r = 0; r < rows; ++r)
-                for (int i = 0; i < WORDS_A_CALL; ++i) next[r] += __builtin_popcount(tile.free_word(r, i));
+                for (int i = 0; i < WORDS_A_CALL; ++i) next[r] += __builtin_popcount(tiles[0].free_word(r, i));
         }
 
         typename Contraction::Panels panels(rows);
-        Scratch<float> sums(rows * CALL);
-        for (int64_t call = first; call < end; ++call) {
-            if (!tile.fill(row, rows, call)) continue;
-            contraction(panels, row, rows, Columns(a, call, group), sums);
-            for (int64_t r = 0; r < rows; ++r)
-                for (int i = 0; i < WORDS_A_CALL; ++i) {
-                    const uint32_t free = tile.free_word(r, i);
-                    if (!free) continue;
-                    Floats grads[WORD / LANES];
-                    memcpy(grads, sums + r * CALL + i * WORD, sizeof grads);
-                    if (s.weight == SIGNED_CONSTANT) {
-                        const uint32_t sign = tile.sign_word(r, i);
-                        SLT_UNROLL for (int j = 0; j < WORD / LANES; ++j)
-                            grads[j] = (Floats)((U32)(grads[j] * a.scale) ^ sign_bits(sign >> j * LANES));
-                    } else {
-                        Floats v[WORD / LANES];
-                        tile.values(r, i, (float *)v);
-                        SLT_UNROLL for (int j = 0; j < WORD / LANES; ++j) grads[j] = grads[j] * v[j] * a.scale;
-                    }
-                    next[r] += write_free(grads, free, a.scores + next[r], a.out + next[r]);
+        Scratch<float> sums(CALLS * rows * CALL);
+        Columns columns[CALLS];
+        for (int64_t call = first; call < end;) {
+            int count = 0;
+            for (; count < CALLS && call < end; ++call)
+                if (network.free(row, rows, call, tiles[count])) {
+                    network.weights(row, rows, call, tiles[count]);
+                    columns[count++] = Columns(a, call, group);
                 }
+            contraction(panels, row, rows, columns, count, sums);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int c = 0; c < count; ++c)
+                    for (int i = 0; i < WORDS_A_CALL; ++i)
+                        next[r] += finish(a, tiles[c], r, i, sums + (c * rows + r) * CALL + i * WORD, next[r]);
         }
     });
 }
@@ -179,6 +204,7 @@ bool run_digits(const GradScores &a) {
 }  // namespace
 
 void grad_scores(const GradScores &a) {
+    want_large_pages(a.out, a.offsets[a.source.rows] * int64_t(sizeof *a.out));
 #if defined(__AMX_INT8__)
     if (a.bytes == 3 ? run_digits<3>(a) : run_digits<2>(a)) return;
 #endif
