@@ -35,7 +35,7 @@ from types import ModuleType
 
 import torch
 
-from . import cpu, reference
+from . import cpu, reference, triton
 
 _backends: dict[str, ModuleType] = {}  # in order of preference
 _forced: str | None = os.environ.get("SLT_BACKEND") or None
@@ -118,4 +118,5 @@ def backend_for(device: torch.device) -> ModuleType:
 
 
 register("reference", reference)
+register("triton", triton)
 register("cpu", cpu)

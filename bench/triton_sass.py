@@ -1,0 +1,258 @@
+"""The Triton kernels, compiled ahead of time to machine code, and what it says about them. Needs triton and no GPU.
+
+    python bench/triton_sass.py                     a report of every kernel on sm_80, sm_90 and sm_100
+    python bench/triton_sass.py --check             fails where a kernel is over its budget, bench/triton_budget.json
+    python bench/triton_sass.py --write             tightens the budget to what was reached
+    python bench/triton_sass.py --arch 90 --only "forward bf16"
+
+Columns: registers a thread; spills (local loads and stores); shared memory; tensor-core instructions of the main loop
+and how many of them take their first operand from registers; other instructions of the main loop, and for products
+how many of them a weight costs: instructions x threads / weights of a step.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from slt_kernels.backends.triton.contract import Layer
+from slt_kernels.backends.triton.digits import to_digits_kernel
+from slt_kernels.backends.triton.expand import expand_kernel
+from slt_kernels.backends.triton.forward import Split, finish_kernel, forward_kernel
+from slt_kernels.backends.triton.grad_input import grad_input_kernel
+from slt_kernels.backends.triton.grad_scores import grad_scores_kernel, sum_grads_kernel
+from slt_kernels.backends.triton.images import Image
+from slt_kernels.backends.triton.launch import count_kernel
+from slt_kernels.backends.triton.materialize import materialize_kernel
+from slt_kernels.backends.triton.pack import pack_kernel
+from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
+
+BUDGET = Path(__file__).with_name("triton_budget.json")
+ARCHITECTURES = (80, 90, 100)
+
+_TUPLES = {"layer": Layer, "image": Image, "split": Split}
+_POINTERS = {
+    "mask": "*i32",
+    "row_starts": "*i64",
+    "call_starts": "*i32",
+    "table": "*i8",
+    "scale": "*fp32",
+    "bias": "*fp32",
+    "unit": "*fp64",
+    "scores": "*fp32",
+    "threshold": "*fp32",
+    "free_counts": "*i32",
+    "locked_counts": "*i32",
+    "kept": "*i64",
+    "counts": "*i64",
+    "state": "*i64",
+    "largest": "*fp32",
+    "digits": "*i8",
+    "grads": "*fp32",
+}
+_LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
+_UNALIGNED = ("columns", "count", "rank", "length", "parts", "pixels", "channel_blocks", *_TUPLES)
+
+
+class Case(NamedTuple):
+    """A kernel as it is launched for large, aligned layers."""
+
+    kernel: triton.JITFunction
+    constants: dict[str, object]
+    pointers: dict[str, str]  # types that depend on the case
+    options: dict[str, int]
+    weights: int  # of a step of the main loop; 0 where there is none
+    before_hopper: tuple[int, int] = ()  # columns and warps there, where they differ
+
+
+def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **flags: bool) -> Case:
+    flags = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True} | flags
+    constants = {"WEIGHT": weight, "D": d, "SPLIT": False, "BN": 128, "BM": bm, **flags}
+    pointers = {"x": "*i8" if d else dtype, "out": dtype}
+    return Case(forward_kernel, constants, pointers, {"num_warps": warps, "num_stages": 3}, 128 * 128)
+
+
+def _grad_input(dtype: str, d: int, weight: int = 0, warps: int = 4, bc: int = 128, **flags: bool) -> Case:
+    flags = {"CONV": False, "SINGLE": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
+    constants = {"WEIGHT": weight, "D": d, "BC": bc, "BN": 128, "BM": 64, **flags}
+    pointers = {"dy": "*i8" if d else dtype, "out": dtype}
+    return Case(grad_input_kernel, constants, pointers, {"num_warps": warps, "num_stages": 2}, 128 * bc)
+
+
+def _grad_scores(dtype: str, bm: int, conv: bool = False) -> Case:
+    flags = {"CONV": conv, "ONE_TAP": True, "SPLIT": False, "PRECISION": "tf32x3"}
+    constants = {"WEIGHT": 0, "BN": 128, "BM": bm, **flags}
+    pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
+    return Case(grad_scores_kernel, constants, pointers, {"num_warps": 8, "num_stages": 3}, 0)
+
+
+def _small(kernel: triton.JITFunction, pointers: dict[str, str], **constants: object) -> Case:
+    return Case(kernel, constants, pointers, {"num_warps": 4}, 0)
+
+
+_BF16, _FP32 = "*bf16", "*fp32"
+CASES = {
+    "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper=(64, 8)),
+    "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16),
+    "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
+    "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True),
+    "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False),
+    "forward fp32, 3 digits": _forward(_FP32, 3, 64, warps=8),
+    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16),
+    "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
+    "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
+    "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
+    "forward fp32, 3 digits, normal": _forward(_FP32, 3, 64, weight=2, warps=8),
+    "forward bf16, 2 digits, normal": _forward(_BF16, 2, 64, weight=2, warps=8),
+    "grad_input bf16": _grad_input(_BF16, 0),
+    "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
+    "grad_input bf16, convolution": _grad_input(_BF16, 0, CONV=True),
+    "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, bc=64, CONV=True),
+    "grad_input bf16, convolution, single weights": _grad_input(_BF16, 0, bc=32, CONV=True, SINGLE=True),
+    "grad_input fp32, 3 digits": _grad_input(_FP32, 3, warps=8),
+    "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, weight=2, warps=8),
+    "grad_scores bf16": _grad_scores(_BF16, 64),
+    "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True),
+    "grad_scores fp32": _grad_scores(_FP32, 32),
+    "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
+    "add parts of forward": _small(finish_kernel, {"sums": "*i64", "y": _FP32}, WEIGHT=0, D=3, BIAS=True, BLOCK=256),
+    "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, BLOCK=1024),
+    "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=64),
+    "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=64),
+    "expand": _small(expand_kernel, {"out": "*i32"}, N=64),
+    "pack": _small(pack_kernel, {}, W=128),
+    "count free weights": _small(count_kernel, {}, N=128),
+    "select, count": _small(histogram_kernel, {}, SHIFT=20, BITS=11, BLOCK=4096),
+    "select, descend": _small(descend_kernel, {}, BITS=11),
+}
+
+
+def compile_case(case: Case, architecture: int) -> triton.compiler.CompiledKernel:
+    names = case.kernel.arg_names
+    constants, warps = case.constants, case.options["num_warps"]
+    if architecture < 90 and case.before_hopper:
+        columns, warps = case.before_hopper
+        constants = constants | {"BM": columns}
+    types = {}
+    for name in names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name in _TUPLES:
+            types[name] = _TUPLES[name](*["i32"] * len(_TUPLES[name]._fields))
+        else:
+            types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
+    aligned = [name for name in names if name not in constants and name not in _UNALIGNED]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(fn=case.kernel, signature=types, constexprs=constants, attrs=attributes)
+    options = {**case.options, "num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def measure(case: Case, architecture: int) -> dict[str, object]:
+    compiled = compile_case(case, architecture)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        code = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
+    instructions, loop = _main_loop(code)
+    tensor = [i for i in loop if "MMA" in i.split()[0] or "MMA." in i]
+    result = {
+        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
+        "spills": sum(bool(re.search(r"\b(LDL|STL)\b", i)) for i in instructions),
+        "shared": compiled.metadata.shared,
+    }
+    if loop:
+        result["tensor"] = len(tensor)
+        result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
+        result["other"] = len(loop) - len(tensor)
+    if loop and case.weights:
+        threads = 32 * compiled.metadata.num_warps
+        result["a_weight"] = round((len(loop) - len(tensor)) * threads / case.weights, 2)
+    return result
+
+
+def _main_loop(code: str) -> tuple[list[str], list[str]]:
+    """All instructions of a kernel, and those of its shortest loop that has tensor-core instructions."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+            instructions.append(re.sub(r"^@!?U?P\w+ +", "", instruction.group(1)))
+    loops = []
+    for i, instruction in enumerate(instructions):
+        target = re.match(r"BRA.*`\((\.L_x_\d+)\)", instruction)
+        if target and labels.get(target.group(1), len(instructions)) <= i:
+            loops.append(instructions[labels[target.group(1)] : i + 1])
+    return instructions, min((loop for loop in loops if any("MMA" in i for i in loop)), key=len, default=[])
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def over_budget(name: str, result: dict, budget: dict) -> list[str]:
+    """What is worse than the budget allows; more registers or shared memory are not, spills and instructions are."""
+    limits = budget.get(name)
+    if limits is None:
+        return ["is not in the budget"]
+    worse = [
+        f"{key} {result[key]}, budget {limits[key]}"
+        for key in ("spills", "a_weight")
+        if key in limits and result.get(key, 0) > limits[key]
+    ]
+    if result.get("from_registers", 0) < limits.get("from_registers", 0):
+        worse.append(f"from_registers {result.get('from_registers', 0)}, budget {limits['from_registers']}")
+    return worse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--only", default="", help="cases whose name begins with this")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--out", type=Path, help="write the whole report as JSON")
+    arguments = parser.parse_args()
+    budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    failures, report = [], {"triton": triton.__version__, "kernels": {}}
+    for architecture in arguments.arch:
+        print(f"\nsm_{architecture}, Triton {triton.__version__}")
+        print("| kernel | registers | spills | shared | tensor | from registers | other | a weight |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        budget = budgets.setdefault(f"sm_{architecture}", {})
+        for name, case in CASES.items():
+            if not name.startswith(arguments.only):
+                continue
+            result = measure(case, architecture)
+            report["kernels"].setdefault(name, {})[f"sm_{architecture}"] = result
+            keys = ("registers", "spills", "shared", "tensor", "from_registers", "other", "a_weight")
+            print(f"| {name} | {' | '.join(str(result.get(key, '')) for key in keys)} |", flush=True)
+            if arguments.check:
+                failures += [f"sm_{architecture}, {name}: {text}" for text in over_budget(name, result, budget)]
+            if arguments.write:
+                budget[name] = {key: result[key] for key in ("spills", "from_registers", "a_weight") if key in result}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.write:
+        BUDGET.write_text(json.dumps(budgets, indent=1) + "\n")
+    if failures:
+        sys.exit("over budget:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

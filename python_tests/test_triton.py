@@ -1,0 +1,287 @@
+"""The Triton backend without a GPU: every operation against the reference, under Triton's interpreter.
+
+Triton decides when it is imported whether it interprets, so the tests run in a process of their own, which
+`test_under_the_interpreter` starts. 16-bit means float16 here: the interpreter's bfloat16 is wrong.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from slt_kernels import backends, bits
+from slt_kernels.backends import reference, triton
+from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels.window import Window
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs under the interpreter, in a process of its own")
+native = pytest.mark.skipif(INTERPRETED, reason="of the native process")
+installed = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+SCALE = torch.tensor(0.37)
+FROZEN = Freeze(0.35, 0.35)
+SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (67, 300, 5))
+CONVOLUTIONS = {  # channels, rows, images, height, width, window
+    "3x3": (4, 6, 2, 5, 7, Window(3, 3, padding_h=1, padding_w=1)),
+    "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
+    "depthwise": (2, 2, 2, 3, 3, Window(3, 3, padding_h=2, padding_w=1, groups=2)),
+    "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
+    "groups-dilation": (64, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
+    "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
+    "no-images": (3, 4, 0, 5, 5, Window(3, 3)),
+}
+
+
+@native
+@installed
+def test_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
+
+
+@native
+@installed
+def test_machine_code_is_within_its_budget():
+    script = Path(__file__).parent.parent / "bench" / "triton_sass.py"
+    command = [sys.executable, str(script), "--check", "--arch", "90", "--only", "forward bf16"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+
+
+@native
+def test_import_leaves_triton_alone():
+    code = "import sys, torch, slt_kernels; assert 'triton' not in sys.modules and not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@native
+def test_says_why_it_is_unavailable():
+    if not torch.cuda.is_available():
+        assert backends.why_unavailable("triton") in ("triton is not installed", "no CUDA or ROCm device")
+
+
+def source_of(rows: int, fan: int, weight: str, freeze: Freeze = FROZEN) -> Source:
+    return Source.of(rows, fan, seed=2**63 + 5 * rows, layer=2**32 - fan, weight=weight, freeze=freeze)
+
+
+def shards(rows: int, fan: int, weight: str) -> list[Source]:
+    """A source, and of the largest one, shards that start inside a call."""
+    source = source_of(rows, fan, weight)
+    return [source] if fan != 300 else [source, source.shard((3, 20), (1, 9)), source.shard((66, 67), (6, 10))]
+
+
+def random_mask(source: Source, compact: bool) -> torch.Tensor:
+    """Garbage in the padding included."""
+    shape = (bits.words_for(source.count_frozen()[1]),) if compact else (source.rows, source.words)
+    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
+
+
+def random_input(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Where there are vectors enough: a small one, a zero one, one with a NaN, and denormals."""
+    x = torch.randn(shape, dtype=dtype)
+    if len(x) > 2:
+        x[0] *= 2.0**-12
+        x[1] = 0
+        x[2].view(-1)[0] = torch.nan
+    if len(x) > 3 and dtype == torch.float32:
+        x[3] *= 2.0**-130
+    return x
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """The very bits in float32; in float16 the same within rounding, and no NaN that the reference does not have."""
+    assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+    if ours.dtype == torch.float32:
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+    else:
+        assert_close(ours, theirs, 2e-3)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, error: float) -> None:
+    finite = theirs.isfinite()
+    ours, theirs = ours[finite].double(), theirs[finite].double()
+    assert (ours - theirs).norm() <= error * theirs.norm()
+
+
+def shape_id(shape: tuple) -> str:
+    return "x".join(map(str, shape))
+
+
+# Masks
+
+
+@interpreted
+@pytest.mark.parametrize("freeze", [Freeze(), FROZEN, Freeze(1, 0), Freeze(0, 1)], ids=str)
+@pytest.mark.parametrize("rows,fan", [(1, 1), (3, 33), (17, 129)])
+def test_pack_and_expand(rows, fan, freeze):
+    source = source_of(rows, fan, "uniform", freeze)
+    compact = random_mask(source, compact=True)
+    assert torch.equal(triton.expand(compact, source), reference.expand(compact, source))
+    scores = torch.randn(source.count_frozen()[1])
+    for threshold in (0.5, float("inf"), float("-inf")):
+        for form in (False, True):
+            ours = triton.pack(scores, torch.tensor(threshold), source, form)
+            theirs = reference.pack(scores, torch.tensor(threshold), source, form)
+            assert torch.equal(ours[0], theirs[0])
+            assert ours[1].dtype == torch.int64 and torch.equal(ours[1], theirs[1])
+
+
+@interpreted
+@pytest.mark.parametrize("sizes", [(1,), (9,), (5000, 3), (100, 1, 70)], ids=shape_id)
+def test_select(sizes):
+    total = sum(sizes)
+    for scores in ([torch.randn(n) for n in sizes], [torch.randint(-3, 3, (n,)).float() for n in sizes]):
+        scores[0][0] = torch.nan
+        scores[-1][-1] = 0
+        for rank in (0, 1, 2, total // 2, total - 1, total):
+            assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
+
+
+@interpreted
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("rows,fan,_", SHAPES)
+def test_materialize(rows, fan, _, weight):
+    for source in shards(rows, fan, weight):
+        for compact in (False, True):
+            mask = random_mask(source, compact)
+            assert torch.equal(triton.materialize(mask, source), reference.materialize(mask, source))
+
+
+@interpreted
+def test_counters_past_32_bits():
+    whole = Source.of(2**31 - 1, 129, weight="normal", freeze=FROZEN)
+    source = whole.shard(rows=(2**31 - 3, 2**31 - 1))
+    for weight in range(len(WEIGHTS)):
+        part = source._replace(weight=weight)
+        mask = random_mask(part, compact=True)
+        assert torch.equal(triton.materialize(mask, part), reference.materialize(mask, part))
+
+
+# Linear
+
+
+@interpreted
+@pytest.mark.parametrize("weight,dtype", [*((w, torch.float32) for w in WEIGHTS), (WEIGHTS[0], torch.float16)], ids=str)
+@pytest.mark.parametrize("rows,fan,batch", SHAPES)
+def test_linear(rows, fan, batch, weight, dtype):
+    for source in shards(rows, fan, weight):
+        x = random_input(batch, source.fan, dtype=dtype)
+        dy = random_input(batch, source.rows, dtype=dtype)
+        bias = torch.randn(source.rows) if fan % 2 else None
+        for compact in (False, True):
+            mask = random_mask(source, compact)
+            arguments = (mask, SCALE, bias, source)
+            assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+            arguments = (mask, SCALE, source)
+            assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+        arguments = (dy.nan_to_num(), x.nan_to_num(), torch.randn(source.count_frozen()[1]), SCALE, source)
+        assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_two_digits(weight, dtype):
+    torch.set_float32_matmul_precision("high")
+    source = source_of(5, 129, weight)
+    x, dy, mask = torch.randn(3, 129, dtype=dtype), torch.randn(3, 5, dtype=dtype), random_mask(source, compact=False)
+    arguments = (mask, SCALE, None, source)
+    assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    arguments = (mask, SCALE, source)
+    assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+
+
+@interpreted
+def test_strided_inputs_and_repeats():
+    source = source_of(5, 40, "signed_constant")
+    mask = random_mask(source, compact=False)
+    wide = torch.randn(40, 6)
+    for x in (wide.T, wide.T[::2], torch.randn(1, 1).expand(4, 40), torch.randn(6, 80)[:, 1::2]):
+        y = triton.linear_forward(x, mask, SCALE, None, source)
+        assert torch.equal(y, reference.linear_forward(x, mask, SCALE, None, source))
+        assert torch.equal(y, triton.linear_forward(x, mask, SCALE, None, source))
+
+
+@interpreted
+@pytest.mark.parametrize("processors,summands", [(9, 2**17), (1, 256)], ids=["many processors", "few summands"])
+def test_parts_of_a_sum(monkeypatch, processors, summands):
+    """Sums in parts, for a device to have enough programs and an int32 not too many summands, are the same bits."""
+    from slt_kernels.backends.triton import forward
+
+    monkeypatch.setattr(forward, "processors", lambda device: processors)
+    monkeypatch.setattr(forward, "SUMMANDS", summands)
+    source = source_of(3, 600, "normal")
+    x, mask, bias = torch.randn(2, 600), random_mask(source, compact=True), torch.randn(3)
+    arguments = (mask, SCALE, bias, source)
+    assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    source = source_of(300, 20, "normal")
+    dy, mask = torch.randn(2, 300), random_mask(source, compact=False)
+    arguments = (mask, SCALE, source)
+    assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+    source = source_of(3, 20, "normal")
+    arguments = (torch.randn(140, 3), torch.randn(140, 20), torch.randn(source.count_frozen()[1]), SCALE, source)
+    assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+
+
+# Conv2d
+
+
+@interpreted
+@pytest.mark.parametrize("weight,dtype", [*((w, torch.float32) for w in WEIGHTS), (WEIGHTS[0], torch.float16)], ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv2d(name, weight, dtype):
+    channels, rows, images, height, width, window = CONVOLUTIONS[name]
+    source = source_of(rows, channels // window.groups * window.kernel_h * window.kernel_w, weight)
+    x = random_input(images, channels, height, width, dtype=dtype)
+    dy = random_input(images, rows, *window.output_size(height, width), dtype=dtype)
+    bias = torch.randn(rows)
+    for compact in (False, True):
+        mask = random_mask(source, compact)
+        if compact:
+            x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+        arguments = (mask, SCALE, bias, source, window)
+        assert_same(triton.conv2d_forward(x, *arguments), reference.conv2d_forward(x, *arguments))
+        arguments = (mask, SCALE, source, window, [height, width])
+        assert_same(triton.conv2d_grad_input(dy, *arguments), reference.conv2d_grad_input(dy, *arguments))
+    scores = torch.randn(source.count_frozen()[1])
+    arguments = (dy.nan_to_num(), x.nan_to_num(), scores, SCALE, source, window)
+    assert_close(triton.conv2d_grad_scores(*arguments), reference.conv2d_grad_scores(*arguments), 1e-6)
+
+
+# The layer on top
+
+
+@interpreted
+def test_training_step():
+    from slt_kernels import EdgePopup, SupermaskConv2d, SupermaskLinear
+
+    def steps() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            SupermaskConv2d(3, 8, 3, padding=1, bias=False, freeze=FROZEN, seed=1),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            SupermaskLinear(8 * 16, 5, freeze=FROZEN, seed=1, layer=1, compact=True),
+        )
+        popup = EdgePopup(net, sparsity=0.5, scope="global")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            loss = net(torch.randn(4, 3, 4, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            popup.step()
+        return [loss.detach(), net[0].mask_words, net[3].mask_words]
+
+    with backends.use("triton"):
+        ours = steps()
+    with backends.use("reference"):
+        theirs = steps()
+    torch.testing.assert_close(ours, theirs)

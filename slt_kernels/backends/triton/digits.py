@@ -1,0 +1,126 @@
+"""Fixed point: inputs cut into int8 digits, and exact sums of them back to floats.
+
+`docs/contract.md`, section 7: the values that share a scale (a row of a matrix, a sample of a batch of images) are
+rounded to integers X of 8 D - 1 bits, X is cut into D balanced base-256 digits, a product of int8 with int32 sums is
+taken of each digit, and what is rounded, once, is the exact sum of all. Every shape of tile and every split of the sum
+gives the same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .contract import SIGNED_CONSTANT
+from .launch import blocks, launch
+
+SUMMANDS = 1024 * 128
+"""How many products of an int8 weight and a digit an int32 sum holds: 127 * 128 * SUMMANDS < 2**31."""
+
+_BLOCK = 1024
+
+
+def digits_of(x: Tensor) -> int:
+    """How many digits a product of these inputs takes. Two are more exact than 16-bit inputs are."""
+    return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+
+
+class Digits(NamedTuple):
+    """Vectors in fixed point: ``x[b, i] = unit[b] * sum of 256**d * digits[d, b, i]``."""
+
+    digits: Tensor  # int8 [D, B, padded length]
+    unit: Tensor  # float64 [B], a power of two; NaN for a vector with a value that is not finite
+
+
+def to_digits(x: Tensor, quad_order: bool, multiple: int) -> Digits:
+    """Rounds vectors ``x`` [B, length], contiguous, to fixed point.
+
+    Each vector is padded with zeros to a multiple of ``multiple``; ``quad_order`` permutes each 32 of its values.
+    """
+    count, length = x.shape
+    d = digits_of(x)
+    padded = multiple * blocks(length, multiple)
+    digits = torch.empty(d, count, padded, dtype=torch.int8, device=x.device)
+    unit = torch.empty(count, dtype=torch.float64, device=x.device)
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    arguments = (x, largest, digits, unit, count * padded, length, padded)
+    launch(to_digits_kernel, count * blocks(padded, _BLOCK), x.device, *arguments, quad_order, d, _BLOCK)
+    return Digits(digits, unit)
+
+
+@triton.jit(do_not_specialize=["plane", "length", "padded"])
+def to_digits_kernel(
+    x,
+    largest,
+    digits,
+    unit,
+    plane: "i64",
+    length: "i64",
+    padded: "i64",
+    QUAD_ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program cuts BLOCK values of one vector, and the first of a vector writes its unit."""
+    parts = tl.cdiv(padded, BLOCK)
+    b = tl.program_id(0) // parts
+    part = tl.program_id(0) % parts
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    within = at & 31
+    # Quad order: byte i of quad s is bit s + 8 i of a word, and that bit is this k.
+    bit = within >> 2 | (within & 3) << 3
+    k = at - within + ((bit & 15) << 1 | bit >> 4) if QUAD_ORDER else at
+    value = tl.load(x + b * length + k, mask=k < length, other=0).to(tl.float64)
+
+    m = tl.load(largest + b).to(tl.float64)  # a double, so that the exponent of a denormal is in its bits
+    finite = m < float("inf")  # NaN is not
+    m = tl.where(finite, m, 0.0)
+    e = tl.where(m > 0, ((m.to(tl.int64, bitcast=True) >> 52) - 1022).to(tl.int32), 0)  # 2^(e-1) <= m < 2^e
+    shift = 8 * D - 1 - e
+    bound: tl.constexpr = 127 * (256**D - 1) // 255
+    shift -= (_round(m * _power_of_two(shift)) > bound).to(tl.int32)
+    integer = _round(tl.where(finite, value, 0.0) * _power_of_two(shift)).to(tl.int32)
+
+    for i in tl.static_range(D):
+        digit = (integer << 24) >> 24  # the low byte, balanced
+        tl.store(digits + i * plane + b * padded + at, digit.to(tl.int8), mask=at < padded)
+        integer = (integer - digit) >> 8
+    tl.store(unit + b, tl.where(finite, _power_of_two(-shift), float("nan")), mask=part == 0)
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """2.0**exponent as float64."""
+    return (exponent.to(tl.int64) + 1023 << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _round(x):
+    """A float64 below 2**51 in size to an integer, ties to even: past 2**52 a double has no fraction left."""
+    return (x + 6755399441055744.0) - 6755399441055744.0
+
+
+@triton.jit
+def sum_of(acc0, acc1, acc2, D: tl.constexpr):
+    """The exact sum that D digits' int32 sums spell, as int64."""
+    total = acc0.to(tl.int64) + (acc1.to(tl.int64) << 8)
+    if D == 3:
+        total += acc2.to(tl.int64) << 16
+    return total
+
+
+@triton.jit
+def finish(sums, unit, vector, scale, D: tl.constexpr, WEIGHT: tl.constexpr):
+    """Sums over weights, to float32: the factor of `contract` taken out, rounded, times the unit, times the scale.
+
+    ``sums`` are int64 of D digits, and ``vector`` the numbers of the vectors whose units they have; or for D = 0
+    float32. Every step is rounded to nearest even, none is fused with the next, and denormals are kept.
+    """
+    if D == 0:
+        return sums * 0.5 * tl.load(scale)
+    else:
+        exact = sums >> 6 if WEIGHT == SIGNED_CONSTANT else sums
+        y = (exact.to(tl.float32).to(tl.float64) * tl.load(unit + vector)).to(tl.float32)
+        return y * tl.load(scale)

@@ -1,0 +1,210 @@
+"""Grad_scores of Linear and Conv2d: dL/dW * v * scale * sign(score) at the free weights alone.
+
+dL/dW = dy^T x is a product without weights; they are in its epilogue, which makes v and the frozen pattern of its tile
+and writes the free weights' values where the scores have them. No dense gradient exists, unless the sum over the batch
+is split, for layers of few tiles.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...source import Source
+from ...window import Window
+from .. import reference
+from .contract import (
+    Layer,
+    bit_of,
+    frozen_words,
+    integer_weight,
+    popcount,
+    sign_words,
+    spread,
+    words_of,
+)
+from .forward import split_for
+from .images import NO_IMAGE, Image, flat, patches
+from .launch import blocks, free_starts, launch, normal_table
+
+
+def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    """float64 goes through the reference."""
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return reference.linear_grad_scores(dy, x, scores, scale, source)
+    return _product(dy.contiguous(), x.contiguous(), len(x), scores, scale, source, None, NO_IMAGE, source.fan)
+
+
+def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
+    """float64 goes through the reference."""
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return reference.conv2d_grad_scores(dy, x, scores, scale, source, window)
+    image = Image.of(window, *x.shape[2:])
+    columns = len(x) * image.out_height * image.out_width
+    return _product(flat(dy), flat(x), columns, scores, scale, source, window, image, x.shape[1])
+
+
+def _product(dy, x, columns, scores, scale, source, window, image, channels) -> Tensor:
+    layer = Layer.of(source)
+    groups = window.groups if window else 1
+    group_channels, group_rows = channels // groups, source.rows // groups
+    out = torch.empty(scores.numel(), dtype=torch.float32, device=x.device)
+    starts = free_starts(source, x.device)
+
+    bn = min(128, max(16, triton.next_power_of_2(group_rows)))
+    bm = 32 if x.dtype == torch.float32 else 64
+    programs = groups * blocks(group_rows, bn) * layer.calls
+    split = split_for(blocks(columns, bm), programs, x.device, 0, bm)
+    grads = out
+    if split.parts > 1:
+        grads = torch.empty(split.parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
+    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, layer)
+    launch(
+        grad_scores_kernel,
+        programs * split.parts,
+        x.device,
+        dy,
+        x,
+        grads,
+        *epilogue,
+        image,
+        columns,
+        channels,
+        source.fan,
+        source.rows,
+        group_channels,
+        group_rows,
+        split,
+        WEIGHT=source.weight,
+        CONV=window is not None,
+        ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
+        SPLIT=split.parts > 1,
+        PRECISION=_precision(x),
+        BN=bn,
+        BM=bm,
+        num_warps=8 if bn == 128 else 4,
+        num_stages=3,
+    )
+    if split.parts > 1:
+        n = 16
+        programs = layer.calls * blocks(source.rows, n)
+        launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, split.parts, WEIGHT=source.weight, N=n)
+    return out
+
+
+def _precision(x: Tensor) -> str:
+    """Of float32 products: three TF32 products are as exact as float32's own, where there are tensor cores."""
+    if torch.version.hip:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+@triton.jit(do_not_specialize=["layer", "image", "columns", "split"])
+def grad_scores_kernel(
+    dy,
+    x,
+    out,
+    scores,
+    row_starts,
+    call_starts,
+    table,
+    scale,
+    layer,
+    image,
+    columns: "i32",
+    channels,
+    fan,
+    all_rows,
+    group_channels,
+    group_rows,
+    split,
+    WEIGHT: tl.constexpr,
+    CONV: tl.constexpr,
+    ONE_TAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """A program makes dL/dW of BN rows x the 128 weights of one call, over one part of the columns, BM a step.
+
+    Programs that follow each other take the next rows of the same call: they share x in the L2 cache. Both operands
+    come through shared memory by asynchronous copies. The epilogue is `store_grads`.
+    """
+    row_blocks = tl.cdiv(group_rows, BN)
+    pid = tl.program_id(0)
+    in_group = pid % row_blocks * BN + tl.arange(0, BN)
+    pid = pid // row_blocks
+    call = pid % layer.calls
+    pid = pid // layer.calls
+    part = pid % split.parts
+    group = pid // split.parts
+    n = tl.where(in_group < group_rows, group * group_rows + in_group, layer.rows)  # [BN]; layer.rows: none
+    k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
+
+    acc = tl.zeros([BN, 128], tl.float32)
+    for step in range(split.steps):
+        m = (part * split.steps + step) * BM + tl.arange(0, BM)
+        inside = (m < columns)[:, None] & (in_group < group_rows)[None, :]
+        row = group * group_rows + in_group
+        rows = tl.load(dy + m.to(tl.int64)[:, None] * all_rows + row[None, :], mask=inside, other=0)  # [BM, BN]
+        first = group * group_channels
+        offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False)
+        inside = inside & (m < columns)[:, None]
+        patch = tl.load(x + offset, mask=inside, other=0)  # [BM, 128]
+        acc = tl.dot(rows.trans(), patch, acc, input_precision=PRECISION)
+
+    if SPLIT:
+        at = (tl.cast(part, tl.int64) * layer.rows + n)[:, None] * (128 * layer.calls) + 128 * call
+        tl.store(out + at + tl.arange(0, 128)[None, :], acc, mask=(n < layer.rows)[:, None])
+    else:
+        store_grads(out, acc, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT)
+
+
+@triton.jit(do_not_specialize=["layer", "parts"])
+def sum_grads_kernel(
+    grads,
+    out,
+    scores,
+    row_starts,
+    call_starts,
+    table,
+    scale,
+    layer,
+    parts,
+    WEIGHT: tl.constexpr,
+    N: tl.constexpr,
+):
+    """A program adds the parts of N rows of one call, always in the same order."""
+    call = tl.program_id(0) % layer.calls
+    n = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
+    at = n.to(tl.int64)[:, None] * (128 * layer.calls) + 128 * call + tl.arange(0, 128)[None, :]
+    total = tl.zeros([N, 128], tl.float32)
+    for part in range(parts):
+        size = tl.cast(layer.rows, tl.int64) * (128 * layer.calls)
+        total += tl.load(grads + part * size + at, mask=(n < layer.rows)[:, None], other=0)
+    store_grads(out, total, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT)
+
+
+@triton.jit
+def store_grads(out, grad, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT: tl.constexpr):
+    """dL/dW [N, 128] of rows n and one call, to the free weights' places: times v, scale and the score's sign.
+
+    A weight's place is its call's start, the free weights of the words before its own, and the free bits below its
+    own. A score of 0 counts as positive.
+    """
+    word = words_of(layer, call)
+    free, _ = frozen_words(layer, n, word)  # [N, 4]
+    counts = popcount(free)
+    inside = n < layer.rows
+    row_start = tl.load(row_starts + n, mask=inside, other=0)[:, None]
+    call_start = tl.load(call_starts + tl.cast(call, tl.int64) * layer.rows + n, mask=inside, other=0)
+    first = call_start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4], in the row
+    bit = bit_of(tl.arange(0, 128))[None, :].to(tl.uint32)
+    spread_free = spread(free)  # [N, 128]
+    at = spread(first) + popcount(spread_free & ((1 << bit) - 1))
+    inside = (spread_free >> bit & 1) != 0
+    v = integer_weight(layer, n, word, sign_words(layer, n, call), table, WEIGHT).to(tl.float32)
+    grad = grad * v * tl.load(scale)
+    score = tl.load(scores + row_start + at, mask=inside, other=0)
+    tl.store(out + row_start + at, tl.where(score < 0, -grad, grad), mask=inside)

@@ -1,0 +1,99 @@
+"""A convolution as a matrix product: which element of an image stands at a pixel and a k of its patch.
+
+Images are channels-last, [B, H, W, C]. A product's columns m are output pixels, in the order (b, y, x), and k counts
+(kh, kw, c) as the weight's rows do. A Linear is the same product with a vector for each patch.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...window import Window
+
+
+class Image(NamedTuple):
+    """A `Window` over images of one size, as kernels take it."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    taps: int  # kernel_h * kernel_w
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+
+    @classmethod
+    def of(cls, window: Window, height: int, width: int) -> "Image":
+        size = (height, width, *window.output_size(height, width))
+        return cls(
+            *size, window.kernel_h * window.kernel_w, window.kernel_w, *window.stride, *window.padding, *window.dilation
+        )
+
+
+NO_IMAGE = Image(*[1] * 8, 0, 0, 1, 1)  # of a Linear
+
+
+def flat(x: Tensor) -> Tensor:
+    """Images [B, C, H, W] as vectors [B, H * W * C], channels-last; a copy unless they are so already."""
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1)
+
+
+def images(y: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
+    """A matrix [pixels, C] as images [B, C, H, W], in the wanted memory format."""
+    y = y.view(len(y) // (height * width), height, width, y.shape[1]).permute(0, 3, 1, 2)
+    return y if channels_last else y.contiguous()
+
+
+@triton.jit
+def pixel_of(image, m):
+    """The image, row and column of output pixel m."""
+    pixels = image.out_height * image.out_width
+    b = m // pixels
+    y = m % pixels // image.out_width
+    return b, y, m % image.out_width
+
+
+@triton.jit
+def patches(
+    image,
+    m,
+    k,
+    fan,
+    channels,
+    group_channels,
+    first_channel,
+    CONV: tl.constexpr,
+    ONE_TAP: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and which of them there are.
+
+    For a Linear, ``channels`` is the pitch from vector to vector. ONE_TAP: all of k is at one tap of the window, so
+    that what depends on it is one number. FULL: all of k is in [0, fan).
+    """
+    inside = (m >= 0)[:, None]
+    if CONV:
+        b, y, x = pixel_of(image, m)
+        tap = tl.min(k, axis=0) // group_channels if ONE_TAP else (k // group_channels)[None, :]
+        dy = tap // image.kernel_w * image.dilation_h
+        dx = tap % image.kernel_w * image.dilation_w
+        iy = (y * image.stride_h - image.padding_h)[:, None] + dy
+        ix = (x * image.stride_w - image.padding_w)[:, None] + dx
+        inside = (iy >= 0) & (iy < image.height) & (ix >= 0) & (ix < image.width)
+        # Two terms, so that the one of m, 64 bits wide, leaves the loop over k.
+        origin = (b.to(tl.int64) * image.height + y * image.stride_h - image.padding_h) * image.width
+        origin = (origin + x * image.stride_w - image.padding_w) * channels + first_channel  # [M]
+        step = (dy * image.width + dx).to(tl.int64) * channels + (k[None, :] - tap * group_channels)  # [1, K]
+        offset = origin[:, None] + step
+    else:
+        offset = m.to(tl.int64)[:, None] * channels + k[None, :]
+    if not FULL:
+        inside = inside & ((k >= 0) & (k < fan))[None, :]
+    return offset, inside

@@ -1,0 +1,86 @@
+"""What every operation needs on the host: a launch on the tensors' own device, and what is kept for each source."""
+
+from contextlib import nullcontext
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...source import NORMAL_TABLE, Source
+from .contract import Layer, frozen_words, popcount, words_of
+
+
+def launch(kernel, programs: int, device: torch.device, *arguments, **meta) -> None:
+    """Runs ``programs`` programs on ``device``, whichever is current. Products and sums are never fused."""
+    if programs == 0:
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*arguments, enable_fp_fusion=False, **meta)
+
+
+def blocks(count: int, size: int) -> int:
+    """Blocks of ``size`` that cover ``count``."""
+    return (count + size - 1) // size
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def generation(device: torch.device) -> int:
+    """The major number of a device's compute capability; Hopper is 9."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+@cache
+def normal_table(device: torch.device) -> Tensor:
+    """``T`` of ``normal``, int8 [256]."""
+    return torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device)
+
+
+class FreeStarts(NamedTuple):
+    """Where a layer's free weights stand among each other: the first of call c of row n is number row[n] + call[c, n].
+
+    32 bits a call are a quarter of a bit a weight. A kernel reads them where it starts, and counts on from there.
+    """
+
+    row: Tensor  # int64 [rows]
+    call: Tensor  # int32 [calls, rows]
+    locked: Tensor  # int64 scalar: locked weights of the layer
+
+
+@lru_cache(maxsize=1024)
+def free_starts(source: Source, device: torch.device) -> FreeStarts:
+    """Counted once for each source and device, without waiting for the device."""
+    layer = Layer.of(source)
+    free = torch.empty(layer.calls, layer.rows, dtype=torch.int32, device=device)
+    locked = torch.empty_like(free)
+    n = 128
+    launch(count_kernel, layer.calls * blocks(layer.rows, n), device, free, locked, layer, N=n)
+    rows = free.sum(0)
+    return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
+
+
+@triton.jit(do_not_specialize=["layer"])
+def count_kernel(free_counts, locked_counts, layer, N: tl.constexpr):
+    """A program counts the free and the locked weights of one call of N rows."""
+    call = tl.program_id(0) % layer.calls
+    row = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
+    free, locked = frozen_words(layer, row, words_of(layer, call))
+    at = tl.cast(call, tl.int64) * layer.rows + row
+    tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < layer.rows)
+    tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < layer.rows)
+
+
+@triton.jit
+def free_start(row_starts, call_starts, layer, row, call):
+    """The number of the first free weight of a call of each row: row [N] -> int64 [N]; 0 past the last row."""
+    inside = row < layer.rows
+    at = tl.cast(call, tl.int64) * layer.rows + row
+    return tl.load(row_starts + row, mask=inside, other=0) + tl.load(call_starts + at, mask=inside, other=0)

@@ -1,0 +1,22 @@
+"""The operations of this backend, gathered: importing this module imports triton."""
+
+from .expand import expand
+from .forward import conv2d_forward, linear_forward
+from .grad_input import conv2d_grad_input, linear_grad_input
+from .grad_scores import conv2d_grad_scores, linear_grad_scores
+from .materialize import materialize
+from .pack import pack
+from .select import select
+
+__all__ = [
+    "conv2d_forward",
+    "conv2d_grad_input",
+    "conv2d_grad_scores",
+    "expand",
+    "linear_forward",
+    "linear_grad_input",
+    "linear_grad_scores",
+    "materialize",
+    "pack",
+    "select",
+]

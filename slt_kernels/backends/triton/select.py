@@ -1,0 +1,66 @@
+"""Select: the threshold, an exact order statistic of the magnitudes, without sorting, copying or waiting.
+
+The bits of a non-negative float, read as an integer, are in its order, so the rank-th smallest is found from the top
+bits down: a pass counts, among the scores whose higher bits are those found so far, how often each value of the next
+bits occurs. What is found lives in two numbers on the device, which each pass reads and moves on.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import reference
+from .launch import blocks, launch
+
+_BLOCK = 4096
+_PASSES = ((20, 11), (9, 11), (0, 9))  # (shift, bits) of each pass: the 31 bits of a float32's magnitude
+
+
+def select(scores: list[Tensor], rank: int) -> Tensor:
+    """float64 scores go through the reference, which waits for the device."""
+    dtype, device = scores[0].dtype, scores[0].device
+    total = sum(s.numel() for s in scores)
+    if dtype != torch.float32 or rank < 1 or rank >= total:
+        return reference.select(scores, rank)
+    scores = [s.contiguous() for s in scores]
+    counts = torch.zeros(1 << 11, dtype=torch.int64, device=device)
+    state = torch.zeros(2, dtype=torch.int64, device=device)  # the bits found so far; scores known to be below them
+    threshold = torch.empty((), dtype=dtype, device=device)
+    for shift, bits in _PASSES:
+        for s in scores:
+            programs = blocks(s.numel(), _BLOCK)
+            launch(
+                histogram_kernel, programs, device, s, counts, state, s.numel(), SHIFT=shift, BITS=bits, BLOCK=_BLOCK
+            )
+        launch(descend_kernel, 1, device, counts, state, threshold, rank, BITS=bits)
+    return threshold
+
+
+@triton.jit(do_not_specialize=["count"])
+def histogram_kernel(scores, counts, state, count: "i64", SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """A program counts BLOCK scores in shared memory and adds what it found to the counts of all.
+
+    The additions are of integers: their order does not matter.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    magnitude = tl.load(scores + at, mask=at < count, other=0).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    digit = magnitude >> SHIFT
+    inside = (at < count) & (digit >> BITS == tl.load(state))
+    found = tl.histogram(digit & (1 << BITS) - 1, 1 << BITS, mask=inside).to(tl.int64)
+    tl.atomic_add(counts + tl.arange(0, 1 << BITS), found, mask=found > 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["rank"])
+def descend_kernel(counts, state, threshold, rank: "i64", BITS: tl.constexpr):
+    """One program finds the next bits, moves the state on, and clears the counts for the next pass."""
+    digit = tl.arange(0, 1 << BITS)
+    count = tl.load(counts + digit)
+    prefix, below = tl.load(state), tl.load(state + 1)
+    before = below + tl.cumsum(count, axis=0) <= rank - 1  # digits under the one that is looked for
+    prefix = prefix << BITS | tl.sum(before.to(tl.int64))
+    tl.store(state, prefix)
+    tl.store(state + 1, below + tl.sum(tl.where(before, count, 0)))
+    tl.store(threshold, prefix.to(tl.int32).to(tl.float32, bitcast=True))  # complete after the last pass
+    tl.debug_barrier()
+    tl.store(counts + digit, tl.zeros_like(count))
