@@ -62,13 +62,17 @@ struct Planes {
             for (int64_t i = 0; i < x.width; i += LANES) {
                 const int pixels = x.width - i < LANES ? int(x.width - i) : LANES;
                 const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
-                alignas(64) int32_t integers[LANES][WORD] = {};
-                for (int j = 0; j < channels; ++j) {
-                    const float *at = in + (c + j) * x.pixels() + i;
-                    alignas(64) float part[LANES] = {};
-                    memcpy(part, at, size_t(pixels) * sizeof(float));
-                    const S32 row = fixed(load<F32>(part));
-                    for (int l = 0; l < LANES; ++l) integers[l][j] = row[l];
+                alignas(64) int32_t integers[LANES][WORD];
+                for (int part = 0; part < WORD; part += LANES) {
+                    S32 square[LANES];
+                    for (int j = 0; j < LANES; ++j) {
+                        alignas(64) float row[LANES] = {};
+                        const float *at = in + (c + part + j) * x.pixels() + i;
+                        if (part + j < channels) memcpy(row, at, size_t(pixels) * sizeof(float));
+                        square[j] = fixed(load<F32>(row));
+                    }
+                    transpose(square);
+                    for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
                 }
                 for (int l = 0; l < pixels; ++l)
                     write_word<DIGITS>(integers[l], order, out + (i + l) * pitch + c, plane);

@@ -229,13 +229,35 @@ void multiply(Tiles &, const Vectors &x, int64_t vectors, const uint32_t *panel,
 namespace slt::SLT_ISA {
 namespace {
 
+// Whether vectors stand side by side in y, as positions of an image whose channels are planes do.
+inline bool side_by_side(const int64_t *places, int64_t vectors) {
+    for (int64_t v = 1; v < vectors; ++v)
+        if (places[v] != places[0] + v) return false;
+    return true;
+}
+
+// Results [vector][BLOCK] to planes: a lane's vectors side by side, `stride` from lane to lane.
+inline void write_planes(const float *results, int64_t vectors, int lanes, float *y, int64_t stride) {
+    for (int lane = 0; lane < lanes; lane += LANES)
+        for (int64_t v = 0; v < vectors; v += LANES) {
+            S32 square[LANES];
+            for (int i = 0; i < LANES; ++i) square[i] = load<S32>(results + (v + i) * BLOCK + lane);
+            transpose(square);
+            const int64_t count = vectors - v < LANES ? vectors - v : LANES;
+            for (int l = 0; l < LANES && lane + l < lanes; ++l)
+                memcpy(y + (lane + l) * stride + v, &square[l], size_t(count) * sizeof(float));
+        }
+}
+
 // Vectors against several panels, [block][group][quad][LANES]; `out` is the first block's, its lanes those of all.
 // Sixteen vectors meet every panel before the next do, so that large inputs are read from far memory once a piece.
 template <int DIGITS>
 void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t quads,
                      const Output &out) {
+    alignas(64) float results[MOST_VECTORS * BLOCK];
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int64_t count = vectors - v < MOST_VECTORS ? vectors - v : MOST_VECTORS;
+        const bool planes = out.lane_stride != 1 && out.last && side_by_side(out.places + v, count);
         for (int block = 0; block * BLOCK < out.lanes; ++block) {
             const int lane = block * BLOCK, lanes = out.lanes - lane < BLOCK ? out.lanes - lane : BLOCK;
             Output here = out;
@@ -248,8 +270,16 @@ void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint
             here.corrections += v;
             if (out.bias) here.bias += lane;
             if (out.sums) here.sums += (block * vectors + v) * BLOCK;
+            if (planes) {
+                here.y = results;
+                here.places = nullptr;
+                here.vector_stride = BLOCK;
+                here.lane_stride = 1;
+            }
             multiply<DIGITS>(tiles, {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch}, count,
                              panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads, here);
+            if (planes)
+                write_planes(results, count, lanes, out.y + lane * out.lane_stride + out.places[v], out.lane_stride);
         }
     }
 }

@@ -73,5 +73,36 @@ SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
 #endif
 }
 
+// A square of 32-bit elements, a row a register, to its columns.
+SLT_INLINE void transpose(S32 r[LANES]) {
+#if defined(__AVX512F__)
+    __m512i a[16], b[16];
+    SLT_UNROLL for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32((__m512i)r[i], (__m512i)r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32((__m512i)r[i], (__m512i)r[i + 1]);
+    }
+    SLT_UNROLL for (int i = 0; i < 16; i += 4) {  // now b[i + j] holds columns j, j + 4, ... of four rows
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    SLT_UNROLL for (int j = 0; j < 4; ++j) {  // and columns of 128 bits are a 4 x 4 transposition
+        const __m512i low = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88), high = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xDD);
+        const __m512i low2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
+        const __m512i high2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xDD);
+        r[j] = (S32)_mm512_shuffle_i32x4(low, low2, 0x88);
+        r[j + 4] = (S32)_mm512_shuffle_i32x4(high, high2, 0x88);
+        r[j + 8] = (S32)_mm512_shuffle_i32x4(low, low2, 0xDD);
+        r[j + 12] = (S32)_mm512_shuffle_i32x4(high, high2, 0xDD);
+    }
+#else
+    int32_t square[LANES][LANES];
+    for (int i = 0; i < LANES; ++i)
+        for (int j = 0; j < LANES; ++j) square[j][i] = r[i][j];
+    memcpy(r, square, sizeof square);
+#endif
+}
+
 }  // namespace
 }  // namespace slt::SLT_ISA
