@@ -118,8 +118,14 @@ def test_random_state_is_left_alone():
 
 
 def modules() -> list[str]:
-    found = [m.name for m in pkgutil.walk_packages(slt_kernels.__path__, "slt_kernels.")]
-    return ["slt_kernels", *(name for name in found if not name.endswith("._cpu"))]
+    """But the backends: what they import may be missing here."""
+    found = [m.name for m in pkgutil.walk_packages(slt_kernels.__path__, "slt_kernels.", onerror=lambda name: None)]
+    return ["slt_kernels", *(m for m in found if not m.startswith(("slt_kernels.backends.", "slt_kernels._cpu")))]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_file_says_what_it_is(file):
+    assert ast.get_docstring(ast.parse(file.read_text()))
 
 
 def test_all_is_there():
@@ -132,11 +138,8 @@ def test_all_is_there():
 
 @pytest.mark.parametrize("name", modules())
 def test_everything_public_is_documented(name):
-    """But methods that PyTorch documents, and a backend's functions: its package does, once for all."""
+    """But methods that PyTorch documents."""
     module = importlib.import_module(name)
-    assert module.__doc__
-    if name.startswith("slt_kernels.backends."):
-        return
     inherited = {"forward", "extra_repr"}
     for label, thing in vars(module).items():
         if label.startswith("_") or getattr(thing, "__module__", None) != name:
