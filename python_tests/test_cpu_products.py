@@ -1,5 +1,7 @@
 """The CPU backend's products and materialize against the reference, bit for bit, on every instruction set."""
 
+import os
+
 import pytest
 import torch
 
@@ -134,3 +136,95 @@ def test_conv2d_grad_input(isa, precision, convolution, memory_format):
         mask = random_mask(source, compact=i == 0)
         dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:]))
         assert same_format(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:])))
+
+
+@pytest.mark.parametrize("batch", (2, 17))
+def test_sums_in_parts(isa, precision, batch):
+    """More k than one panel holds, or than an int32 sum does on the paths of int16 digits."""
+    scale, bias = torch.tensor(0.37), torch.randn(17)
+    for source in sources(17, 8500):
+        mask, x = random_mask(source), inputs(batch, 8500).sign() * 1e30
+        assert torch.equal(
+            cpu.linear_forward(x, mask, scale, bias, source), reference.linear_forward(x, mask, scale, bias, source)
+        )
+    for source in sources(4200, 33):
+        mask, dy = random_mask(source), inputs(batch, 4200)
+        assert torch.equal(
+            cpu.linear_grad_input(dy, mask, scale, source), reference.linear_grad_input(dy, mask, scale, source)
+        )
+
+
+def test_shard(isa):
+    whole = Source.of(40, 1031, seed=3)
+    shard = whole.shard((3, 40), (6, 31))
+    mask, scale, x, dy = random_mask(shard), torch.tensor(2.0), inputs(9, shard.fan), inputs(9, 37)
+    assert torch.equal(
+        cpu.linear_forward(x, mask, scale, None, shard), reference.linear_forward(x, mask, scale, None, shard)
+    )
+    assert torch.equal(
+        cpu.linear_grad_input(dy, mask, scale, shard), reference.linear_grad_input(dy, mask, scale, shard)
+    )
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf"), -float("inf")))
+def test_what_is_not_finite_stays_in_its_row(isa, bad):
+    source = Source.of(33, 129)
+    mask, scale, x = random_mask(source), torch.tensor(0.37), inputs(7, 129)
+    expected = cpu.linear_forward(x, mask, scale, None, source)
+    x[3, 128] = bad
+    y = cpu.linear_forward(x, mask, scale, None, source)
+    assert y[3].isnan().all()
+    y[3] = expected[3]
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_sixteen_bits(isa, dtype):
+    source = Source.of(65, 257, weight="normal")
+    mask, scale, x, dy = random_mask(source), torch.tensor(0.01), torch.randn(19, 257), torch.randn(19, 65)
+    for ours, oracle, args in (
+        (cpu.linear_forward, reference.linear_forward, (x.to(dtype), mask, scale, None, source)),
+        (cpu.linear_grad_input, reference.linear_grad_input, (dy.to(dtype), mask, scale, source)),
+    ):
+        y, expected = ours(*args), oracle(*args)
+        assert y.dtype == dtype
+        assert (y.float() - expected.float()).norm() < torch.finfo(dtype).eps * expected.float().norm()
+
+
+def test_inputs_need_not_be_contiguous(isa):
+    source = Source.of(33, 129)
+    mask, scale = random_mask(source), torch.tensor(0.37)
+    x = inputs(129, 7).T
+    assert torch.equal(
+        cpu.linear_forward(x, mask, scale, None, source), reference.linear_forward(x, mask, scale, None, source)
+    )
+    dy = torch.ones(()).expand(7, 33)
+    assert torch.equal(
+        cpu.linear_grad_input(dy, mask, scale, source), reference.linear_grad_input(dy, mask, scale, source)
+    )
+
+
+def test_any_number_of_threads_gives_the_same_bits(isa):
+    source, window = Source.of(70, 9 * 40), Window(3, 3, padding_h=1, padding_w=1)
+    mask, scale, x, images = random_mask(source), torch.tensor(0.37), inputs(300, 360), inputs(3, 40, 9, 9)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = cpu.linear_forward(x, mask, scale, None, source)
+        images_y = cpu.conv2d_forward(images, mask, scale, None, source, window)
+        dx = cpu.conv2d_grad_input(images_y, mask, scale, source, window, [9, 9])
+        results.append((y, cpu.linear_grad_input(y, mask, scale, source), images_y, dx))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_after_fork():
+    """A data loader's child can run kernels, though its parent had threads."""
+    source = Source.of(300, 129)
+    mask, scale, x = random_mask(source), torch.tensor(0.37), inputs(7, 129)
+    expected = cpu.linear_forward(x, mask, scale, None, source)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(cpu.linear_forward(x, mask, scale, None, source), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,7 +1,7 @@
 """The CPU backend: C++ kernels for every instruction set from plain C++ to AVX-512 VNNI and AMX, chosen at run time.
 
-float64 inputs go through the reference backend. ``SLT_CPU_ISA`` in the
-environment forces a lower instruction set than the best that runs here.
+float64 inputs go through the reference backend. ``SLT_CPU_ISA`` in the environment forces a lower instruction set than
+the best that runs here.
 """
 
 import os
