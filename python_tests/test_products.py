@@ -314,7 +314,8 @@ def test_float32_accuracy(kind, precision, bound, backend):
         ours, truth, _ = products(kind, torch.float32, weight)
         for name, a, b in zip(("y", "dx", "dscores"), ours, truth, strict=True):
             assert a.dtype == torch.float32
-            assert relative_error(a, b) < bound, name
+            rounded = 2 if name == "dscores" else 1  # operands; their errors are independent
+            assert relative_error(a, b) < bound * rounded**0.5, name
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))

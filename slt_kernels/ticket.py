@@ -8,7 +8,8 @@ A ticket is a safetensors file. Its tensors:
 ``float32`` …  one for each dtype: all other parameters and buffers of that dtype, flattened, in the index's order
 =============  =====================================================================================================
 
-and its safetensors metadata: ``format``, ``version``, and the ``sha256`` of the tensors. Grouping the other tensors
+and one entry of safetensors metadata, ``slt_kernels.ticket``: the version and the sha256 of the tensors. (Of several
+entries safetensors would write the order at random; so the same network is the same bytes.) Grouping the other tensors
 keeps a file at its information content: a header entry each would cost more than a BatchNorm's counter holds.
 """
 
@@ -150,8 +151,7 @@ def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, A
         same = [t.detach().cpu().flatten() for _, t in others if t.dtype == dtype]
         tensors[_dtype_name(same[0])] = torch.cat(same)
 
-    header = {"format": FORMAT, "version": str(VERSION), "sha256": _checksum(tensors)}
-    _write(Path(path), to_safetensors(tensors, header))
+    _write(Path(path), to_safetensors(tensors, {FORMAT: f"{VERSION} {_checksum(tensors)}"}))
     return ticket_info(path)
 
 
@@ -227,12 +227,12 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise TicketError(f"{path}: not a ticket, or cut short ({error})") from None
-    if header.get("format") != FORMAT:
-        raise TicketError(f"{path}: format={header.get('format')!r}: expected {FORMAT!r}")
-    version = header.get("version", "")
+    if FORMAT not in header:
+        raise TicketError(f"{path}: not a ticket: expected {FORMAT!r} in its metadata, got {sorted(header)}")
+    version, _, checksum = header[FORMAT].partition(" ")
     if not version.isdecimal() or not 1 <= int(version) <= VERSION:
         raise TicketError(f"{path}: version={version!r}: this package reads up to {VERSION}; a newer one wrote it")
-    if header.get("sha256") != _checksum(tensors):
+    if checksum != _checksum(tensors):
         raise TicketError(f"{path}: altered: its content does not match its checksum")
     try:
         index = json.loads(zlib.decompress(tensors["index"].numpy().tobytes()))

@@ -2,8 +2,8 @@
 //
 // A scale that is constant along the contraction can be taken out of it, so each channel of x and each row of dy becomes
 // fixed point over all images and pixels (`FixedPoint`), three bytes for "highest". Digits i and j of the two multiply
-// as bytes with exact int32 sums; products of one order i + j share their sums, and the order 0, 2^-32 of the whole, is
-// left out: eight products for three digits, three for two.
+// as bytes with exact int32 sums, and products of one order i + j share them. Of three digits the order 0, 2^-32 of the
+// whole, is left out: eight products; of two digits, where it would be 2^-16, it is not: four.
 //
 // A dword of an operand is four elements of the contraction. We take one pixel of four images, so that a tap of the
 // kernel shifts whole dwords, whatever its stride and dilation. A step is 16 pixels of four images. Inputs are turned
@@ -13,7 +13,7 @@
 // cycles). Combining the four orders in float32 costs 12 instructions for 16 sums a block; sums of 512 elements are so
 // small that converting them is exact, or nearly.
 //
-// Tile registers: 0 to 3 are the sums of orders 4 to 1 (2 and 1 with two digits), 4 to 6 digits of dy, 7 one of x.
+// Tile registers: 0 to 3 are the sums of orders 4 to 1 (2 to 0 with two digits), 4 to 6 digits of dy, 7 one of x.
 #pragma once
 
 #include "contraction.h"
@@ -314,25 +314,24 @@ class DigitContraction {
                 _tile_dpbssd(1, 5, 7);
                 _tile_loadd(7, x, 64);
                 _tile_dpbssd(1, 4, 7);
+                _tile_dpbssd(2, 5, 7);
             }
         }
         _tile_stored(0, orders[0], 64);
         _tile_stored(1, orders[1], 64);
-        if (DIGITS == 3) {
-            _tile_stored(2, orders[2], 64);
-            _tile_stored(3, orders[3], 64);
-        }
+        _tile_stored(2, orders[2], 64);
+        if (DIGITS == 3) _tile_stored(3, orders[3], 64);
     }
 
     // Adds the sums of `n` rows, as the numbers that they are. In units of the halves, so that nothing on the way
     // overflows or vanishes that the result does not.
     static void combine(const int32_t orders[4][TILE], const float *dy_half, const float *x_half, int64_t n,
                         float *sums) {
-        const __m512 base = _mm512_set1_ps(256), unit = _mm512_set1_ps(DIGITS == 3 ? 0x1p-36f : 0x1p-20f);
+        const __m512 base = _mm512_set1_ps(256), unit = _mm512_set1_ps(DIGITS == 3 ? 0x1p-36f : 0x1p-28f);
         const __m512 columns = _mm512_load_ps(x_half);
         for (int64_t r = 0; r < n; ++r) {
             __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(orders[0] + r * 16));
-            SLT_UNROLL for (int o = 1; o < (DIGITS == 3 ? 4 : 2); ++o)
+            SLT_UNROLL for (int o = 1; o < DIGITS + 1; ++o)
                 sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(_mm512_load_si512(orders[o] + r * 16)));
             const __m512 scale = _mm512_mul_ps(columns, _mm512_set1_ps(dy_half[r]));
             float *to = sums + r * CALL;
