@@ -45,7 +45,7 @@ class NinjaBuild(build_ext):
         import ninja
         import pybind11
 
-        compiler = shlex.split(os.environ.get("CXX", "c++")) + shlex.split(os.environ.get("CXXFLAGS", ""))
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
         if not compiles(compiler, []):
             raise CompileError(f"no working C++17 compiler ({shlex.join(compiler)})")
         openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
@@ -64,7 +64,7 @@ class NinjaBuild(build_ext):
         have = " ".join(f"X({name})" for name in sets)
 
         lines = [
-            f"flags = {FLAGS} {' '.join(openmp)}",
+            f"flags = {FLAGS} {' '.join(openmp)} {os.environ.get('CXXFLAGS', '')}",
             "rule compile",
             f"  command = {shlex.join(compiler)} $flags $extra -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
@@ -80,7 +80,7 @@ class NinjaBuild(build_ext):
 
         for name, flags in sets.items():
             for source in kernels:
-                compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_ISA={name}")
+                compile(source, f"{source.stem}.{name}", f"{flags} -fno-exceptions -DSLT_ISA={name}")
         compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
         compile(ROOT / "csrc/module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
         lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")

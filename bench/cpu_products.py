@@ -84,7 +84,8 @@ def conv2d(batch: int, last: bool, backward: bool = False) -> Case:
     source, window = Source.of(128, 1152), Window(3, 3, padding_h=1, padding_w=1)
     mask, x = mask_of(source), torch.randn(batch, 128, 32, 32)
     kernel = reference._to_kernel(dense(mask, source), window).contiguous()
-    formats = [[t.contiguous(memory_format=f) for t in (x, kernel)] for f in (torch.contiguous_format, torch.channels_last)]
+    both = torch.contiguous_format, torch.channels_last
+    formats = [[t.contiguous(memory_format=f) for t in (x, kernel)] for f in both]
     x = formats[last][0]
     if backward:
         args = x, mask, SCALE, source, window, [32, 32]

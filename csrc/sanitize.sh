@@ -9,7 +9,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cxx=${CXX:-c++}
-sanitize=${SANITIZE--fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1}
+sanitize=${SANITIZE--fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g1}
 
 cp -r "$root/slt_kernels" "$root/python_tests" "$root/csrc" "$root/setup.py" "$root/pyproject.toml" "$copy"
 for other in README.md LICENSE; do [ ! -e "$root/$other" ] || cp "$root/$other" "$copy"; done

@@ -94,7 +94,7 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "stride": (2, 1, 16, 5, (9, 10), {"kernel": (3, 3), "stride": (2, 3), "padding": (1, 0)}),
     "stride-1x1": (2, 1, 16, 20, (7, 7), {"kernel": (1, 1), "stride": (2, 2)}),
     "dilation": (1, 1, 4, 6, (11, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3)}),
-    "dilation-stride": (1, 1, 4, 6, (11, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3), "stride": (3, 2)}),
+    "both": (1, 1, 4, 6, (9, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3), "stride": (3, 2)}),
     "groups": (2, 3, 8, 5, (6, 6), {"kernel": (3, 3), "padding": (1, 1)}),
     "depthwise": (2, 9, 1, 1, (6, 5), {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)}),
     "one-pixel": (5, 1, 40, 33, (1, 1), {"kernel": (3, 3), "padding": (1, 1)}),

@@ -68,7 +68,8 @@ void forward(const Conv2dForward &a) {
                 made = int(first);
                 out.first = first == 0;
                 out.last = first + here == frame.calls;
-                multiply_blocks<DIGITS>(tiles, {digits + first * CALL, DIGITS * pitch, pitch}, count, panel, here * QUADS, out);
+                multiply_blocks<DIGITS>(tiles, {digits + first * CALL, DIGITS * pitch, pitch}, count, panel,
+                                        here * QUADS, out);
             }
         }
     });

@@ -130,7 +130,8 @@ void grad_input(const Conv2dGradInput &a) {
                     made = first;
                     out.first = first == 0;
                     out.last = first + here == depth;
-                    multiply_blocks<DIGITS>(tiles, {digits + first, DIGITS * pitch, pitch}, count, panel, here / 4, out);
+                    multiply_blocks<DIGITS>(tiles, {digits + first, DIGITS * pitch, pitch}, count, panel, here / 4,
+                                            out);
                 }
             }
         });

@@ -227,12 +227,13 @@ SLT_INLINE U32 normal_bytes(U32 u) {
 #endif
 }
 
-// One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1 of
-// the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
+// One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1
+// of the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
 SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
 #if defined(__AVX512BW__)
-    const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200)),
-                               _mm512_shuffle_epi8((__m512i)keep, _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301))};
+    const __m512i first = _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200);  // bytes 0, 2, 0, 2
+    const __m512i second = _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301);
+    const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, first), _mm512_shuffle_epi8((__m512i)keep, second)};
 #endif
     SLT_UNROLL for (int j = 0; j < 8; ++j) {
         const U32 v = weight == UNIFORM ? out[j] | 0x01010101 : normal_bytes(out[j]);

@@ -109,7 +109,8 @@ class Gather {
         const int64_t positions = grid.height * grid.width;
         for (int64_t v = 0; v < count; ++v) {
             const int64_t sample = (from + v) / positions, position = (from + v) % positions;
-            const int64_t down = position / grid.width * grid.step_down, right = position % grid.width * grid.step_right;
+            const int64_t down = position / grid.width * grid.step_down;
+            const int64_t right = position % grid.width * grid.step_right;
             int64_t sum = 0;
             for (int d = DIGITS - 1; d >= 0; --d) {
                 Digit *to = out + (v * DIGITS + d) * pitch;

@@ -1,8 +1,8 @@
 // Linear forward: y = x W^T.
 //
-// x becomes digits once, a row at a time. Then a piece of work is some blocks of rows of the weight (`Cut`): their panel is made for as
-// many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch takes
-// 256 k at a time instead, so that the panel stays in L1 and making it is all that counts.
+// x becomes digits once, a row at a time. A piece of work is some blocks of rows of the weight (`Cut`): their panel is
+// made for as many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch takes 256 k
+// at a time instead, so that the panel stays in L1 and making it is all that counts.
 #include "cut.h"
 #include "operations.h"
 #include "parallel.h"
@@ -41,8 +41,8 @@ void forward(const LinearForward &a) {
                     weights(row + lane, first + call, panel + (lane * here + call * LANES) * QUADS);
             out.first = first == 0;
             out.last = first + here == frame.calls;
-            multiply_blocks<DIGITS>(tiles, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch, panel,
-                                    here * QUADS, out);
+            multiply_blocks<DIGITS>(tiles, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch,
+                                    panel, here * QUADS, out);
         }
     });
 }

@@ -19,7 +19,8 @@ void grad_input(const LinearGradInput &a) {
     const Source &s = a.source;
     const Weights weights(s, a.mask);
     const int64_t depth = ceil_div(s.rows, ROWS_A_STEP) * ROWS_A_STEP, pitch = depth + 64 / int64_t(sizeof(Digit));
-    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BY_K, a.bytes, zero_of(s.weight), a.threads);
+    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BY_K, a.bytes, zero_of(s.weight),
+                               a.threads);
 
     const int64_t most = a.batch <= FEW_VECTORS ? FEW_ROWS : MOST_ROWS;
     const int64_t rows = depth < most ? depth : most;
@@ -33,8 +34,9 @@ void grad_input(const LinearGradInput &a) {
         Scratch<uint32_t> panel(rows / 4 * CALL);
         Scratch<int64_t> sums(parts ? CALL * batch : 0);
         Tiles tiles;
-        Output out = {a.dx + b * s.fan + k, nullptr, s.fan, 1, k < 0 ? int(-k) : 0, int(s.fan - k < CALL ? s.fan - k : CALL),
-                      dy.powers + b, false, dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
+        const int first_k = k < 0 ? int(-k) : 0, last_k = int(s.fan - k < CALL ? s.fan - k : CALL);
+        Output out = {a.dx + b * s.fan + k, nullptr, s.fan, 1, first_k, last_k, dy.powers + b, false,
+                      dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < depth; first += rows) {
             const int64_t here = depth - first < rows ? depth - first : rows;
             for (int64_t row = 0; row < here && first + row < s.rows; row += LANES) {
@@ -46,8 +48,8 @@ void grad_input(const LinearGradInput &a) {
             }
             out.first = first == 0;
             out.last = first + here == depth;
-            multiply_blocks<DIGITS>(tiles, {dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch, panel,
-                                    here / 4, out);
+            multiply_blocks<DIGITS>(tiles, {dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch,
+                                    panel, here / 4, out);
         }
     });
 }

@@ -54,7 +54,8 @@ SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t *
     SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
         __m512i s = _mm512_cvtepi32_epi64(load<__m256i>(tile + (DIGITS - 1) * BLOCK + l));
         SLT_UNROLL for (int d = DIGITS - 2; d >= 0; --d)
-            s = _mm512_add_epi64(_mm512_slli_epi64(s, DIGIT_BITS), _mm512_cvtepi32_epi64(load<__m256i>(tile + d * BLOCK + l)));
+            s = _mm512_add_epi64(_mm512_slli_epi64(s, DIGIT_BITS),
+                                 _mm512_cvtepi32_epi64(load<__m256i>(tile + d * BLOCK + l)));
         store(sum + l, s);
     }
 #else
@@ -149,9 +150,10 @@ SLT_INLINE S32 broadcast(const void *at) {
     return v - S32{};
 }
 
-// One tile of sums in registers, over all quads.
+// One tile of sums in registers, over all quads. Inlined, its sums would be spilled.
 template <int VECTORS, int DIGITS, int USED>
-__attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile /* [v][d][BLOCK] */) {
+__attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads,
+                                             int32_t *tile /* [VECTORS][DIGITS][BLOCK] */) {
     S32 sums[VECTORS][DIGITS][USED] = {};
     const char *digits = reinterpret_cast<const char *>(x.digits);
     const int64_t vector_pitch = x.vector_pitch * sizeof(Digit), digit_pitch = x.digit_pitch * sizeof(Digit);
@@ -180,7 +182,8 @@ __attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *p
     }
     SLT_UNROLL for (int v = 0; v < VECTORS; ++v)
         SLT_UNROLL for (int d = 0; d < DIGITS; ++d)
-            SLT_UNROLL for (int g = 0; g < USED; ++g) store(tile + (v * DIGITS + d) * BLOCK + g * LANES, sums[v][d][g]);
+            SLT_UNROLL for (int g = 0; g < USED; ++g)
+                store(tile + (v * DIGITS + d) * BLOCK + g * LANES, sums[v][d][g]);
 }
 
 // Vectors of one tile: six digits in all, or what sixteen registers hold.

@@ -1,7 +1,7 @@
 // `multiply` with AMX: tiles of 16 vectors by 16 lanes, 64 k a step (16 quads).
 //
-// Tile registers. Three digits: 0 to 5 hold sums, a digit by a group each, 6 digits of x, 7 weights; seven loads for six
-// products, with the last digit kept for the second group. Two digits: 0 to 3 sums, 4 and 5 digits, 6 and 7 weights.
+// Tile registers. Three digits: 0 to 5 hold sums, a digit by a group each, 6 digits of x, 7 weights; seven loads for
+// six products, with the last digit kept for the second group. Two digits: 0 to 3 sums, 4 and 5 digits, 6 and 7 weights.
 // Where all digits of all vectors fit 16 rows, as with a batch of 5, one tile holds them all, and 0 to 3 are the sums
 // of the four groups. What bounds it is loading tiles from L2: 1.6 to 1.9 T products/s a core where registers alone
 // reach 3.2.

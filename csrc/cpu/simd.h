@@ -88,7 +88,8 @@ SLT_INLINE void transpose(S32 r[LANES]) {
         b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
     }
     SLT_UNROLL for (int j = 0; j < 4; ++j) {  // and columns of 128 bits are a 4 x 4 transposition
-        const __m512i low = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88), high = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xDD);
+        const __m512i low = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88);
+        const __m512i high = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xDD);
         const __m512i low2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
         const __m512i high2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xDD);
         r[j] = (S32)_mm512_shuffle_i32x4(low, low2, 0x88);
