@@ -36,7 +36,9 @@ NORMAL: tl.constexpr = tl.constexpr(2)
 
 
 class Layer(NamedTuple):
-    """A `Source` as kernels take it: 32-bit integers, so that one compiled kernel serves every layer.
+    """A `Source` as kernels take it: 32-bit integers, so that few compiled kernels serve all layers.
+
+    (Triton compiles anew where one of them is 1, or a multiple of 16, or no longer is.)
 
     The calls of a row are counted from the one that holds the source's first word, of which ``skipped`` words are not
     the source's; ``calls`` of them hold its words.
@@ -305,6 +307,26 @@ def sign_floats(coded, dtype: tl.constexpr):
 
 
 @triton.jit
+def sign_floats_by_rows(coded, dtype: tl.constexpr):
+    """2 * v in bfloat16 or float16, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
+
+    Halves of the words of two rows are put together first; then a shift and an AND are two weights here too.
+    """
+    n: tl.constexpr = coded.shape[0]
+    w: tl.constexpr = coded.shape[1]
+    first, second = coded.reshape([n // 2, 2, w, 2]).permute(0, 2, 3, 1).split()  # [N / 2, W, 2] of each
+    even = (first & 0xFFFF) | second << 16  # the even k of both rows
+    odd = first >> 16 | (second & 0xFFFF0000)
+    halves = tl.join(even, odd)[:, :, None, :, :]
+    f = tl.arange(0, 8)[None, None, :, None, None]
+    pairs = (halves << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N / 2, W, 8, 2, 2]: k = 32 w + 4 f + 2 parity + odd
+    pairs = pairs.reshape([n // 2, 32 * w])
+    low = pairs.to(tl.uint16).to(dtype, bitcast=True)
+    high = (pairs >> 16).to(tl.uint16).to(dtype, bitcast=True)
+    return tl.join(low, high).permute(1, 0, 2).reshape([32 * w, n])
+
+
+@triton.jit
 def sign_quads(coded):
     """64 * v in int8, in quad order. A shift and an AND are four weights."""
     f = tl.arange(0, 4)[None, None, :, None]
@@ -313,12 +335,26 @@ def sign_quads(coded):
 
 
 @triton.jit
-def sign_fields(coded):
-    """The two bits (sign, keep) of each weight, in plain order, uint32."""
-    f = tl.arange(0, 8)[None, None, :, None, None]
-    half = tl.arange(0, 2)[None, None, None, None, :]
-    fields = coded[:, :, None, :, None] >> (16 * half + 2 * f).to(tl.uint32) & 3  # [N, W, 8, 2, 2]
-    return fields.reshape([coded.shape[0], 32 * coded.shape[1]])
+def sign_quads_by_rows(coded):
+    """64 * v in int8, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
+
+    Bytes of the words of four rows are put together first; then a shift and an AND are four weights here too.
+    """
+    n: tl.constexpr = coded.shape[0]
+    w: tl.constexpr = coded.shape[1]
+    rows = coded.reshape([n // 4, 2, 2, w, 2]).permute(0, 3, 4, 1, 2)  # [N / 4, W, 2, 2, 2]
+    even, odd = rows.split()
+    a, c = even.split()  # [N / 4, W, 2] of each row
+    b, d = odd.split()
+    # Byte j of a word is half j >> 1 (the odd k), and there the fields from 4 (j & 1) on.
+    j = tl.arange(0, 2)[None, None, :, None, None] + 2 * tl.arange(0, 2)[None, None, None, None, :]
+    at = (8 * j).to(tl.uint32)
+    quad = (a[:, :, None, :, None] >> at & 0xFF) | (b[:, :, None, :, None] >> at & 0xFF) << 8
+    quad |= (c[:, :, None, :, None] >> at & 0xFF) << 16 | (d[:, :, None, :, None] >> at & 0xFF) << 24
+    f = tl.arange(0, 4)[None, None, None, :, None, None]
+    quads = (quad[:, :, :, None, :, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N / 4, W, 2, 4, 2, 2]
+    weights = _bytes_of(quads.reshape([n // 4, 32 * w]))
+    return weights.reshape([n // 4, 32 * w, 4]).permute(1, 0, 2).reshape([32 * w, n])
 
 
 @triton.jit

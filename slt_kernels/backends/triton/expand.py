@@ -26,7 +26,7 @@ def resolved(mask: Tensor, source: Source) -> Tensor:
     return mask if mask.dim() == 2 else expand(mask, source)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
 def expand_kernel(mask, row_starts, call_starts, out, layer, N: tl.constexpr):
     """A program makes the four words of one call of N rows: bits from the compact mask where the pattern is free."""
     call = tl.program_id(0) % layer.calls

@@ -80,7 +80,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
 
     compact = mask.dim() == 1
     starts = free_starts(source, x.device) if compact else None
-    tile = _tile(columns, source.rows // groups, d, window is not None or compact, x.device)
+    tile = _tile(columns, source.rows // groups, d, window is not None or compact, ordered or d == 0, x.device)
     row_blocks = blocks(source.rows // groups, tile["BN"])
     programs = groups * row_blocks * blocks(columns, tile["BM"])
     split = split_for(layer.calls, programs, x.device, d, 128)
@@ -127,15 +127,17 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
     return y
 
 
-def _tile(columns: int, rows: int, d: int, more: bool, device: torch.device) -> dict[str, int]:
-    """Rows and columns of a program's tile: as many as its sums leave registers for.
+def _tile(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> dict[str, int]:
+    """Rows and columns of a program's tile: as many columns as their sums leave registers for.
 
-    ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so does, before
-    Hopper, the operand that later processors read from shared memory.
+    ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so do single
+    bytes of inputs that are not in quad order, and before Hopper the operand that later processors keep in shared
+    memory.
     """
-    bn = min(128, max(16, triton.next_power_of_2(rows)))
     old = generation(device) < 9
-    bm = min(64 if d or more or old else 128, max(16, triton.next_power_of_2(columns)))
+    bn = min(128, max(16, triton.next_power_of_2(rows)))
+    most = 32 if not ordered else 64 if d or more or old else 128
+    bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bn == 128 and (d * bm > 64 or (old and bm > 16))
     return {"BN": bn, "BM": bm, "num_warps": 8 if many else 4, "num_stages": 3}
 
@@ -179,7 +181,7 @@ def finish_sums(sums, unit, scale, bias, out, pixels, split, weight, d) -> None:
     )
 
 
-@triton.jit(do_not_specialize=["layer", "image", "columns", "split"])
+@triton.jit(do_not_specialize=["columns"])
 def forward_kernel(
     x,
     unit,
@@ -294,7 +296,7 @@ def add_product(acc, w, x, inside, MASKED: tl.constexpr):
     return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
 
 
-@triton.jit(do_not_specialize=["count", "rows", "pixels", "split"])
+@triton.jit(do_not_specialize=["count", "rows", "pixels"])
 def finish_kernel(
     sums,
     unit,

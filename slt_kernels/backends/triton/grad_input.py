@@ -24,7 +24,8 @@ from .contract import (
     integer_weight_at,
     part_of,
     resolved_words,
-    sign_fields,
+    sign_floats_by_rows,
+    sign_quads_by_rows,
     sign_words,
     spread_bits,
     words_of,
@@ -33,7 +34,7 @@ from .digits import digits_of, finish, sum_of, to_digits
 from .expand import resolved
 from .forward import add_product, finish_sums, split_for, uses_digits
 from .images import NO_IMAGE, Image, flat, images
-from .launch import blocks, free_start, free_starts, launch, normal_table
+from .launch import blocks, free_start, free_starts, generation, launch, normal_table
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -80,7 +81,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     else:
         d, operand, unit, pitch, plane = 0, dy, scale, source.rows, 0
 
-    tile = _tile(columns, group_rows, d)
+    tile = _tile(columns, group_rows, d, compact, window is not None, dy.device)
     channel_blocks = layer.calls if not window else blocks(group_channels, bc)
     row_blocks = blocks(group_rows, tile["BN"])
     programs = groups * channel_blocks * blocks(columns, tile["BM"])
@@ -125,14 +126,15 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     return dx
 
 
-def _tile(columns: int, rows: int, d: int) -> dict[str, int]:
-    """Rows of a step, a call each, and columns of a program's tile."""
-    bn = min(128, max(32 if d else 16, triton.next_power_of_2(rows)))
-    bm = min(64, max(16, triton.next_power_of_2(columns)))
+def _tile(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> dict[str, int]:
+    """Rows of a step, a call each, and columns of a program's tile: as in `forward`, what the registers hold."""
+    bn = min(64 if compact else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
+    most = 64 if d or compact or conv or generation(device) < 9 else 128
+    bm = min(most, max(16, triton.next_power_of_2(columns)))
     return {"BN": bn, "BM": bm, "num_warps": 8 if d and bm > 32 else 4, "num_stages": 2}
 
 
-@triton.jit(do_not_specialize=["layer", "image", "columns", "channel_blocks", "split"])
+@triton.jit(do_not_specialize=["columns", "channel_blocks"])
 def grad_input_kernel(
     dy,
     unit,
@@ -166,8 +168,8 @@ def grad_input_kernel(
     """A program makes BC channels (of a Linear: the 128 k of one call) of dx^T for BM columns.
 
     A step is BN rows at one tap; it makes one call a row, of which it uses BC weights. Four rows of one k are
-    neighbours in an int8 operand and two in a 16-bit one, and stand in different words, so a weight is expanded on
-    its own: a shift, an AND, and its share of packing, three instructions. SINGLE: a weight is a call on its own.
+    neighbours in an int8 operand and two in a 16-bit one: the words of so many rows are put together by bytes or
+    halves, and then expanded as in `forward`. SINGLE: a weight is a call on its own.
     """
     column_blocks = tl.cdiv(columns, BM)
     row_blocks = tl.cdiv(group_rows, BN)
@@ -195,7 +197,7 @@ def grad_input_kernel(
         step = part * split.steps + i
         tap = tl.minimum(step // row_blocks, image.taps - 1)
         in_group = step % row_blocks * BN + tl.arange(0, BN)
-        inside = (in_group < group_rows) & (step // row_blocks < image.taps)  # what is not meets a dy of 0
+        inside = in_group < tl.where(step // row_blocks < image.taps, group_rows, 0)  # what is not meets a dy of 0
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
         if SINGLE:
@@ -217,14 +219,10 @@ def grad_input_kernel(
                 keep = resolved_words(mask, layer, n, word, FULL and BC == 128)
             if WEIGHT == SIGNED_CONSTANT:
                 sign = part_of(sign_words(layer, n, call), first_k // BC % (128 // BC), BC // 32)
-                fields = sign_fields(coded_words(keep, sign))  # [BN, BC]
-                if D > 0:
-                    w = (fields << 6).to(tl.uint8).to(tl.int8, bitcast=True)
-                else:
-                    w = (fields << 14).to(tl.uint16).to(dy.dtype.element_ty, bitcast=True)
+                coded = coded_words(keep, sign)
+                w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
             else:
-                w = integer_weight(layer, n, word, keep, table, WEIGHT) * spread_bits(keep).to(tl.int8)
-            w = w.trans()  # [BC, BN]
+                w = (integer_weight(layer, n, word, keep, table, WEIGHT) * spread_bits(keep).to(tl.int8)).trans()
 
         if CONV:
             oy = y - tap // image.kernel_w * image.dilation_h

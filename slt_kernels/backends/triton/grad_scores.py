@@ -14,10 +14,12 @@ from ...source import Source
 from ...window import Window
 from .. import reference
 from .contract import (
+    SIGNED_CONSTANT,
     Layer,
     bit_of,
     frozen_words,
     integer_weight,
+    part_of,
     popcount,
     sign_words,
     spread,
@@ -99,7 +101,7 @@ def _precision(x: Tensor) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-@triton.jit(do_not_specialize=["layer", "image", "columns", "split"])
+@triton.jit(do_not_specialize=["columns"])
 def grad_scores_kernel(
     dy,
     x,
@@ -161,7 +163,7 @@ def grad_scores_kernel(
         store_grads(out, acc, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT)
 
 
-@triton.jit(do_not_specialize=["layer", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def sum_grads_kernel(
     grads,
     out,
@@ -188,23 +190,47 @@ def sum_grads_kernel(
 
 @triton.jit
 def store_grads(out, grad, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT: tl.constexpr):
-    """dL/dW [N, 128] of rows n and one call, to the free weights' places: times v, scale and the score's sign.
-
-    A weight's place is its call's start, the free weights of the words before its own, and the free bits below its
-    own. A score of 0 counts as positive.
-    """
-    word = words_of(layer, call)
-    free, _ = frozen_words(layer, n, word)  # [N, 4]
+    """dL/dW [N, 128] of rows n and one call, to the free weights' places: times v, scale and the score's sign."""
+    free, _ = frozen_words(layer, n, words_of(layer, call))  # [N, 4]
     counts = popcount(free)
     inside = n < layer.rows
-    row_start = tl.load(row_starts + n, mask=inside, other=0)[:, None]
-    call_start = tl.load(call_starts + tl.cast(call, tl.int64) * layer.rows + n, mask=inside, other=0)
-    first = call_start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4], in the row
-    bit = bit_of(tl.arange(0, 128))[None, :].to(tl.uint32)
-    spread_free = spread(free)  # [N, 128]
-    at = spread(first) + popcount(spread_free & ((1 << bit) - 1))
-    inside = (spread_free >> bit & 1) != 0
-    v = integer_weight(layer, n, word, sign_words(layer, n, call), table, WEIGHT).to(tl.float32)
+    base = tl.load(row_starts + n, mask=inside, other=0)
+    start = tl.load(call_starts + tl.cast(call, tl.int64) * layer.rows + n, mask=inside, other=0)
+    first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: of each word, in its row
+    sign = sign_words(layer, n, call) if WEIGHT == SIGNED_CONSTANT else free
+    # Half a call at a time: addresses and indices of all of it would not fit in the registers.
+    left, right = grad.reshape([grad.shape[0], 2, 64]).permute(0, 2, 1).split()
+    _store_half(out, left, scores, base, free, first, sign, table, scale, layer, n, call, 0, WEIGHT)
+    _store_half(out, right, scores, base, free, first, sign, table, scale, layer, n, call, 1, WEIGHT)
+
+
+@triton.jit
+def _store_half(
+    out,
+    grad,
+    scores,
+    base,
+    free,
+    first,
+    sign,
+    table,
+    scale,
+    layer,
+    n,
+    call,
+    HALF: tl.constexpr,
+    WEIGHT: tl.constexpr,
+):
+    """dL/dW [N, 64] of two words. A weight's place is its word's first and the free bits below its own.
+
+    A score of 0 counts as positive.
+    """
+    word = 4 * call - layer.skipped + 2 * HALF + tl.arange(0, 2)
+    bit = bit_of(tl.arange(0, 64))[None, :].to(tl.uint32)
+    here = spread(part_of(free, HALF, 2))  # [N, 64]
+    at = base[:, None] + (spread(part_of(first, HALF, 2)) + popcount(here & ((1 << bit) - 1)))
+    inside = (here >> bit & 1) != 0
+    v = integer_weight(layer, n, word, part_of(sign, HALF, 2), table, WEIGHT).to(tl.float32)
     grad = grad * v * tl.load(scale)
-    score = tl.load(scores + row_start + at, mask=inside, other=0)
-    tl.store(out + row_start + at, tl.where(score < 0, -grad, grad), mask=inside)
+    score = tl.load(scores + at, mask=inside, other=0)
+    tl.store(out + at, tl.where(score < 0, -grad, grad), mask=inside)

@@ -67,7 +67,7 @@ def free_starts(source: Source, device: torch.device) -> FreeStarts:
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
 def count_kernel(free_counts, locked_counts, layer, N: tl.constexpr):
     """A program counts the free and the locked weights of one call of N rows."""
     call = tl.program_id(0) % layer.calls

@@ -20,7 +20,7 @@ def materialize(mask: Tensor, source: Source) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
 def materialize_kernel(mask, table, out, layer, WEIGHT: tl.constexpr, N: tl.constexpr):
     """A program makes 128 weights of N rows: one call of signs a row, or eight of bytes."""
     call = tl.program_id(0) % layer.calls
