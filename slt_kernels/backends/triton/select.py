@@ -21,7 +21,9 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
     """float64 scores go through the reference, which waits for the device."""
     dtype, device = scores[0].dtype, scores[0].device
     total = sum(s.numel() for s in scores)
-    if dtype != torch.float32 or rank < 1 or rank >= total:
+    if rank < 1 or rank >= total:
+        return torch.full((), float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
+    if dtype != torch.float32:
         return reference.select(scores, rank)
     scores = [s.contiguous() for s in scores]
     counts = torch.zeros(1 << 11, dtype=torch.int64, device=device)
