@@ -53,14 +53,11 @@ struct Index {
     Index twice() const { return {even + even, odd + odd}; }
 };
 
-// first + lane * step
-SLT_INLINE Index index_of(uint64_t first, uint64_t step) {
-    Index index;
-    for (int i = 0; i < LANES / 2; ++i) {
-        index.even[i] = first + 2 * i * step;
-        index.odd[i] = first + (2 * i + 1) * step;
-    }
-    return index;
+// first + lane * step, for a step of 32 bits.
+SLT_INLINE Index index_of(uint64_t first, uint32_t step) {
+    U64 lane;
+    for (int i = 0; i < LANES / 2; ++i) lane[i] = 2 * i;
+    return {first + multiply_low(lane, step), first + multiply_low(lane + 1, step)};
 }
 
 // One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
@@ -89,7 +86,7 @@ class Generator {
         U64 even[4], odd[4];
         rounds(index.even, even);
         rounds(index.odd, odd);
-        SLT_UNROLL for (int i = 0; i < 4; ++i) out[i] = (U32)((even[i] & 0xFFFFFFFF) | odd[i] << 32);
+        SLT_UNROLL for (int i = 0; i < 4; ++i) out[i] = interleave(even[i], odd[i]);
     }
 
   private:
@@ -116,13 +113,14 @@ class Generator {
 
 // The calls of LANES rows from `row` on: for SIGN, one call for four words.
 SLT_INLINE Index sign_index(const Source &s, int64_t row, int64_t call) {
-    return index_of(uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_A_CALL + call, s.row_calls);
+    const uint64_t first = uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_A_CALL + call;
+    return index_of(first, uint32_t(s.row_calls));
 }
 
 // For VALUE and FREEZE: twice this number, and the one after it. `word` counts from the frame's first.
 SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, int64_t word) {
-    const uint64_t step = uint64_t(s.row_calls) * WORDS_A_CALL;
-    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, step);
+    const uint64_t step = uint64_t(s.row_calls) * WORDS_A_CALL;  // at most 2^18
+    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, uint32_t(step));
 }
 
 SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8]) {

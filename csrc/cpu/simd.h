@@ -64,6 +64,15 @@ SLT_INLINE U64 multiply_low(U64 a, uint32_t b) {
 #endif
 }
 
+// The low halves of 64-bit lanes: those of `even` in the even 32-bit lanes, those of `odd` in the odd ones.
+SLT_INLINE U32 interleave(U64 even, U64 odd) {
+#if defined(__AVX512F__)
+    return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
+#else
+    return (U32)((even & 0xFFFFFFFF) | odd << 32);
+#endif
+}
+
 // Bit by bit, where(m, a, b) is a where m is set and b elsewhere.
 SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
 #if defined(__AVX512F__)

@@ -129,7 +129,7 @@ def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: S
 # Masks
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _count_frozen(source: Source) -> tuple[Tensor, int]:
     offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
     _cpu.count_frozen(source, offsets.data_ptr(), locked.data_ptr(), _threads())
