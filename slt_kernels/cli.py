@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     how = find.add_argument_group("search")
     how.add_argument("--sparsity", type=float, default=0.7, help="fraction of all weights dropped, frozen included")
     how.add_argument("--scope", choices=SCOPES, default="global", help="one threshold for all layers, or one each")
-    how.add_argument("--epochs", type=int, default=12)
+    how.add_argument("--epochs", type=int, default=16)
     how.add_argument("--batch-size", type=int, default=32)
     how.add_argument("--lr", type=float, default=0.1, help="of SGD; follows a cosine to 0")
     how.add_argument("--momentum", type=float, default=0.9)

@@ -25,7 +25,7 @@ class Search:
 
     sparsity: float = 0.7
     scope: str = "global"
-    epochs: int = 12
+    epochs: int = 16
     batch_size: int = 128
     lr: float = 0.1
     momentum: float = 0.9
