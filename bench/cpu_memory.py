@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,21 +38,23 @@ def resident(field: str) -> int:
     return 1024 * int(status[field].split()[0])
 
 
-def extra_bytes(case: str) -> int:
-    x = torch.randn(BATCH, SIZE, requires_grad=True)
+def method(case: str, size: int) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """A layer of that size as a function, and what of it is trained."""
     options = CASES[case]
     if options is None:
-        trained = torch.randn(SIZE, SIZE, requires_grad=True)
+        weight = torch.randn(size, size, requires_grad=True)
+        return (lambda x: F.linear(x, weight)), weight
+    layer = SupermaskLinear(size, size, bias=False, freeze=Freeze(0.35, 0.35), **options)
+    if case == "materializing":
+        layer = Materializing(layer)
+    return layer, layer.scores
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            return F.linear(x, trained)
-    else:
-        layer = SupermaskLinear(SIZE, SIZE, bias=False, freeze=Freeze(0.35, 0.35), **options)
-        if case == "materializing":
-            layer = Materializing(layer)
-        trained, forward = layer.scores, layer
-    small = torch.randn(BATCH, 64, requires_grad=True)  # the first backward of a process starts its machinery
-    F.linear(small, torch.randn(64, 64)).sum().backward()
+
+def extra_bytes(case: str) -> int:
+    forward, _ = method(case, 512)
+    forward(torch.randn(BATCH, 512, requires_grad=True)).sum().backward()  # loads what a first pass loads
+    x = torch.randn(BATCH, SIZE, requires_grad=True)
+    forward, trained = method(case, SIZE)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = resident("VmRSS")
     y = forward(x)
