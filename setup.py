@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -57,7 +58,8 @@ class NinjaBuild(build_ext):
 
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve()
+        # Not setuptools' temporary folder: what stays here is built anew only where it changed, and can be checked.
+        folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
         kernels = sorted(p for p in (ROOT / "csrc/cpu").glob("*.cpp") if "SLT_ISA" in p.read_text())

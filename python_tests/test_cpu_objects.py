@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-OBJECTS = sorted(Path(__file__).parent.parent.glob("build/temp*/*.o"))
+OBJECTS = sorted(Path(__file__).parent.parent.glob("build/objects.*/*.o"))
 KERNELS = [o for o in OBJECTS if o.stem.count(".") == 1]  # <operation>.<instruction set>.o
 
 pytestmark = [
-    pytest.mark.skipif(not OBJECTS, reason="no objects of a build in build/temp*"),
+    pytest.mark.skipif(not OBJECTS, reason="no objects of a build in build/objects.*"),
     pytest.mark.skipif(not (shutil.which("objdump") and shutil.which("nm")), reason="needs binutils"),
 ]
 
