@@ -98,7 +98,17 @@ def cpu_memory() -> str:
     return f"{table(['method', 'peak memory on the way', 'of the dense fp32 weight'], rows)}\n\n{on(memory['machine'])}"
 
 
-TABLES = {"find_digits": find_digits, "cpu": cpu, "cpu_all": cpu_all, "cpu_memory": cpu_memory}
+def cpu_generator() -> str:
+    return "```\n" + (ROOT / "bench/results/cpu_generator.txt").read_text() + "```"
+
+
+TABLES = {
+    "find_digits": find_digits,
+    "cpu": cpu,
+    "cpu_all": cpu_all,
+    "cpu_generator": cpu_generator,
+    "cpu_memory": cpu_memory,
+}
 
 
 def render(text: str) -> str:

@@ -1,0 +1,76 @@
+// What bounds a small batch on the CPU: the cost of making weights, 2048 at a time (16 rows x 128 k), on one thread.
+//
+//     flags="-std=c++17 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+//     flags="$flags -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"
+//     c++ $flags -DSLT_ISA=avx512vnni bench/cpu_generator.cpp -o /tmp/cpu_generator && /tmp/cpu_generator
+//
+// Cycles are of a chain of dependent additions, timed in the same run.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "../csrc/cpu/generate.h"
+
+using namespace slt;
+using namespace slt::SLT_ISA;
+
+constexpr int64_t ROWS = 1024, CALLS = 32, ROUNDS = 50;
+
+static double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+static double cycle() {
+    double best = 1;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+        uint64_t x = 1;
+        const double start = seconds();
+        for (int64_t i = 0; i < 20000000; ++i) asm volatile("add $1, %0" : "+r"(x));
+        const double each = (seconds() - start) / 20000000;
+        best = each < best ? each : best;
+    }
+    return best;
+}
+
+template <class Body>
+static void measure(const char *name, const Body &body) {
+    double best = 1;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+        const double start = seconds();
+        for (int64_t i = 0; i < ROUNDS; ++i)
+            for (int64_t row = 0; row < ROWS; row += LANES)
+                for (int64_t call = 0; call < CALLS; ++call) body(row, call);
+        const double each = (seconds() - start) / double(ROUNDS * ROWS / LANES * CALLS);
+        best = each < best ? each : best;
+    }
+    printf("%-22s %6.1f ns  %5.0f cycles\n", name, best * 1e9, best / cycle());
+}
+
+int main() {
+    const int64_t words = CALLS * WORDS_A_CALL;
+    uint32_t *mask = static_cast<uint32_t *>(aligned_alloc(64, ROWS * words * 4));
+    for (int64_t i = 0; i < ROWS * words; ++i) mask[i] = uint32_t(rand()) * 2654435761u;
+    alignas(64) static uint32_t out[4][QUADS * LANES];
+    U32 sum = {}, w[4];
+
+    Source source = {ROWS, CALLS * CALL, 42, 1, SIGNED_CONSTANT, 0, 256, 0, 0, CALLS};
+    const Generator generator(source, SIGN);
+    measure("one call of Philox", [&](int64_t row, int64_t call) {
+        generator(sign_index(source, row, call), w);
+        sum ^= w[0] ^ w[1] ^ w[2] ^ w[3];
+    });
+    measure("mask words", [&](int64_t row, int64_t call) {
+        load_words(mask + row * words, words, ROWS - row, call * WORDS_A_CALL, w);
+        sum ^= w[0] ^ w[1] ^ w[2] ^ w[3];
+    });
+    for (const auto &[name, weight] : {std::pair{"signed constant", SIGNED_CONSTANT}, {"uniform", UNIFORM}, {"normal", NORMAL}}) {
+        source.weight = weight;
+        const Weights weights(source, mask);
+        measure(name, [&](int64_t row, int64_t call) { weights(row, call, out[call % 4]); });
+    }
+    uint32_t kept = out[0][0];
+    for (int i = 0; i < LANES; ++i) kept ^= sum[i];
+    printf("(%u)\n", kept);  // so that nothing above is left out
+    free(mask);
+}
