@@ -9,16 +9,20 @@ import torch
 
 from slt_kernels import backends
 
+# What a result is of: other results and documents do not make it another.
+CODE = (":/slt_kernels", ":/csrc", ":/bench", ":/setup.py", ":(exclude,top)bench/results")
+
 
 def machine() -> dict[str, Any]:
     """The processor, its threads, the versions, the backends, and the commit that is measured."""
+    changed = _git("status", "--porcelain", "-uno", "--", *CODE)
     info = {
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backends": {name: backends.describe(name) for name in backends.names()},
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
     }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/performance.md from the committed results: no figure there is typed in.
+"""Writes the tables of README.md and docs/performance.md from the committed results.
 
     python bench/render.py            # after the benches have written bench/results/*.json
     python bench/render.py --check    # exit 1 where a document differs from what the results say

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from slt_kernels import backends
+from slt_kernels.backends import cpu
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
@@ -40,3 +41,22 @@ def backend(request):
     """Each backend that runs here, in turn."""
     with backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
+def isa(request):
+    """Each instruction set of the CPU backend that runs here, in turn."""
+    with cpu.use_instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every output starts full of NaN, or of garbage, so that an element nobody writes shows."""
+    empty = torch.empty
+
+    def garbage(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out.fill_(-123456789)
+
+    monkeypatch.setattr(torch, "empty", garbage)

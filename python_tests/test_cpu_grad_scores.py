@@ -38,12 +38,6 @@ WINDOWS = {
 }
 
 
-@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
-def isa(request):
-    with cpu.use_instruction_set(request.param):
-        yield request.param
-
-
 @pytest.fixture(params=FREEZES.values(), ids=FREEZES)
 def freeze(request):
     return request.param
@@ -52,18 +46,6 @@ def freeze(request):
 @pytest.fixture(params=WINDOWS.values(), ids=WINDOWS)
 def geometry(request):
     return request.param
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Every float output starts full of NaN, so that an element nobody writes shows."""
-    empty = torch.empty
-
-    def garbage(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", garbage)
 
 
 @pytest.fixture(autouse=True)

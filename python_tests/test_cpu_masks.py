@@ -24,12 +24,6 @@ FREEZES = {
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
-def isa(request):
-    with cpu.use_instruction_set(request.param):
-        yield request.param
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Most inputs are small; `threads` asks for more."""
@@ -48,18 +42,6 @@ def threads(request, one_thread):
 @pytest.fixture(params=FREEZES.values(), ids=FREEZES)
 def freeze(request):
     return request.param
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Every output starts full of garbage, so that a word nobody writes shows."""
-    empty = torch.empty
-
-    def garbage(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out.fill_(-123456789)
-
-    monkeypatch.setattr(torch, "empty", garbage)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

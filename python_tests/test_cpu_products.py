@@ -14,12 +14,6 @@ pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.un
 SHAPES = ((1, 1), (3, 31), (17, 32), (65, 33), (16, 63), (3, 65), (1, 127), (33, 129), (17, 257), (5, 1031))
 
 
-@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
-def isa(request):
-    with cpu.use_instruction_set(request.param):
-        yield request.param
-
-
 def random_mask(source: Source, compact: bool = False) -> torch.Tensor:
     """Garbage in the padding included."""
     shape = ((source.count_frozen()[1] + 31) // 32,) if compact else (source.rows, source.words)
