@@ -4,14 +4,12 @@ import copy
 import io
 import itertools
 import multiprocessing
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_processes
 from torch import nn
 
 from slt_kernels import Freeze, SupermaskConv2d, SupermaskLinear
@@ -440,13 +438,8 @@ def test_fork_after_a_forward():
 
 
 DISTRIBUTED = """
-import os, sys
-import torch
-import torch.distributed as dist
 from slt_kernels import EdgePopup, Freeze, SupermaskLinear
 
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
 options = {"freeze": Freeze(0.35, 0.25), "scale": "dynamic"}
 model = torch.nn.Sequential(SupermaskLinear(16, 32, layer=0, **options), torch.nn.ReLU(),
                             SupermaskLinear(32, 4, layer=1, **options))
@@ -468,25 +461,13 @@ everyones = [torch.zeros_like(mine) for _ in range(world)]
 dist.all_gather(everyones, mine)
 assert all(torch.equal(m, mine) for m in everyones)
 print(mine.sum().item())
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.parametrize("world", (1, 2))
 def test_distributed_data_parallel(world, tmp_path):
     """Every process makes the same masks of the same scores, without a word about them."""
-    store = str(tmp_path / "store")
-    command = [sys.executable, "-c", DISTRIBUTED]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    children = [subprocess.Popen([*command, str(rank), str(world), store], **pipes) for rank in range(world)]
-    try:
-        outputs = [child.communicate(timeout=100) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0] * world, outputs
-    assert len({out for out, _ in outputs}) == 1
+    assert len(set(run_processes(DISTRIBUTED, world, tmp_path))) == 1
 
 
 # Bad input
