@@ -51,7 +51,7 @@ int main() {
     const int64_t words = CALLS * WORDS_A_CALL;
     uint32_t *mask = static_cast<uint32_t *>(aligned_alloc(64, ROWS * words * 4));
     for (int64_t i = 0; i < ROWS * words; ++i) mask[i] = uint32_t(rand()) * 2654435761u;
-    alignas(64) static uint32_t out[4][QUADS * LANES];
+    alignas(64) static uint32_t out[4 * QUADS * LANES];
     U32 sum = {}, w[4];
 
     Source source = {ROWS, CALLS * CALL, 42, 1, SIGNED_CONSTANT, 0, 256, 0, 0, CALLS};

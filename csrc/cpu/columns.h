@@ -9,13 +9,11 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int ROW_QUADS = LANES / 4;
+constexpr int COLUMN_ROWS = 2 * LANES;  // two calls of the generator
+constexpr int ROW_QUADS = COLUMN_ROWS / 4;
 
-// One call of LANES rows: [ROW_QUADS][CALL] lanes of four rows, in the order of k.
-inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
-    alignas(64) uint32_t quads[QUADS * LANES];
-    weights(row, call, quads);
-    const bool shuffled = weights.source.weight == SIGNED_CONSTANT;
+// The quads of one call of LANES rows to their columns.
+inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out) {
 #if defined(__AVX512BW__)
     // A register is 4 x (4 rows x 4 k). Signs come as k = 2s, 2s + 16, 2s + 1, 2s + 17: two k of a register go beside
     // two of the next one.
@@ -51,6 +49,15 @@ inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint
             for (int l = 0; l < LANES; ++l) to[(l / 4 * CALL + k) * 4 + l % 4] = from[(q * LANES + l) * 4 + i];
         }
 #endif
+}
+
+// One call of COLUMN_ROWS rows: [ROW_QUADS][CALL] lanes of four rows, in the order of k.
+inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
+    alignas(64) uint32_t quads[2 * QUADS * LANES];
+    weights.write_rows(row, call, quads);
+    const bool shuffled = weights.signs();
+    transpose_quads(quads, shuffled, out);
+    transpose_quads(quads + QUADS * LANES, shuffled, out + LANES / 4 * CALL);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 
 #include "contraction.h"
 #include "pages.h"
+#include "tiles.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -25,15 +26,6 @@ namespace {
 constexpr int64_t STEP = 16;               // pixels, of IMAGES images
 constexpr int64_t IMAGES = 4;
 constexpr int64_t TILE = 16 * STEP;        // dwords
-
-struct alignas(64) Tiles {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-
-    Tiles() { _tile_loadconfig(this); }
-    ~Tiles() { _tile_release(); }
-};
 
 // The fixed point of each channel over all images and pixels.
 class Scales {
@@ -145,7 +137,8 @@ class DigitContraction {
     void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls,
                     float *sums) const {
         memset(sums, 0, calls * rows * CALL * sizeof(float));
-        const Tiles configured;
+        Tiles tiles;
+        tiles.configure(16);
         for (int64_t first = 0; first < steps; first += DEPTH) {
             const int64_t count = steps - first < DEPTH ? steps - first : DEPTH;
             for (int i = 0; i < calls; ++i) {
@@ -286,6 +279,7 @@ class DigitContraction {
 
     // The exact sums of `count` steps, an order each, the highest first.
     static void multiply(const uint32_t *dy, const uint32_t *x, int64_t count, int32_t orders[4][TILE]) {
+        tile_memory();
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);

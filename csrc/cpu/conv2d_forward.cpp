@@ -63,8 +63,7 @@ void forward(const Conv2dForward &a) {
                 const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;
                 if (made != first)
                     for (int64_t l = 0; l < lanes; l += LANES)
-                        for (int64_t call = 0; call < here; ++call)
-                            weights(row + l, first + call, panel + (l * here + call * LANES) * QUADS);
+                        weights.write(row + l, first, here, panel + l * here * QUADS);
                 made = int(first);
                 out.first = first == 0;
                 out.last = first + here == frame.calls;

@@ -54,9 +54,9 @@ inline void make_panel(const Weights &weights, const Class &c, const Sizes &size
                        int64_t lanes, int64_t from, int64_t depth, uint32_t *panel) {
     for (int64_t t = 0; t < c.count; ++t) {
         const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
-        for (int64_t row = 0; row < size.rows; row += LANES) {
+        for (int64_t row = 0; row < size.rows; row += COLUMN_ROWS) {
             const int64_t depth_at = t * size.tap_length + row - from;
-            if (depth_at + LANES <= 0 || depth_at >= depth) continue;
+            if (depth_at + COLUMN_ROWS <= 0 || depth_at >= depth) continue;
             for (int64_t call = k / CALL; call * CALL < k + lanes; ++call) {
                 alignas(64) uint32_t columns[ROW_QUADS * CALL];
                 make_columns(weights, group * size.rows + row, call, columns);

@@ -62,7 +62,8 @@ SLT_INLINE Index index_of(uint64_t first, uint32_t step) {
 
 // One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
 // next multiplication ignores the high one. The stream and the layer are the same in every lane, so a third of the
-// first two rounds is done here.
+// first two rounds is done here. A round waits for the one before (7 cycles with AVX-512, where a call's work in it is
+// 6), so two calls run side by side wherever 32 registers hold their state.
 class Generator {
   public:
     Generator(const Source &s, Stream stream) {
@@ -81,33 +82,49 @@ class Generator {
         a_low = uint32_t(a);
     }
 
-    // The four words of a call, for each row of the index.
-    SLT_INLINE void operator()(const Index &index, U32 out[4]) const {
-        U64 even[4], odd[4];
-        rounds(index.even, even);
-        rounds(index.odd, odd);
-        SLT_UNROLL for (int i = 0; i < 4; ++i) out[i] = interleave(even[i], odd[i]);
+    // The four words of each call, for each row of its index.
+    template <int CALLS>
+    SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4]) const {
+        constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
+        SLT_UNROLL for (int i = 0; i < CALLS; i += together) {
+            U64 c[2 * together][4];
+            SLT_UNROLL for (int j = 0; j < together; ++j) {
+                c[2 * j][0] = index[i + j].even;
+                c[2 * j + 1][0] = index[i + j].odd;
+            }
+            rounds<2 * together>(c);
+            SLT_UNROLL for (int j = 0; j < together; ++j)
+                SLT_UNROLL for (int w = 0; w < 4; ++w) out[i + j][w] = interleave(c[2 * j][w], c[2 * j + 1][w]);
+        }
     }
 
   private:
+    static constexpr int TOGETHER = LANES == 16 ? 2 : 1;
+
     uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
     uint64_t c1, a_high, a_low;  // of the state after the rounds' constant part
 
-    SLT_INLINE void rounds(U64 index, U64 c[4]) const {
-        const U64 a = multiply_low(index, PHILOX_MULTIPLIER_0);
-        const U64 b = multiply_low(a >> 32 ^ index >> 32 ^ key1[0], PHILOX_MULTIPLIER_1);
-        c[0] = b >> 32 ^ (c1 ^ key0[1]);
-        c[1] = b;
-        c[2] = a ^ a_high;
-        c[3] = splat64(a_low);
-        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i) {
-            const U64 a = multiply_low(c[0], PHILOX_MULTIPLIER_0);
-            const U64 b = multiply_low(c[2], PHILOX_MULTIPLIER_1);
-            c[0] = b >> 32 ^ c[1] ^ key0[i];
-            c[1] = b;
-            c[2] = a >> 32 ^ c[3] ^ key1[i];
-            c[3] = a;
+    // From the index in c[h][0] to the words in c[h].
+    template <int HALVES>
+    SLT_INLINE void rounds(U64 c[HALVES][4]) const {
+        SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
+            const U64 index = c[h][0], a = multiply_low(index, PHILOX_MULTIPLIER_0);
+            const U64 b = multiply_low(a >> 32 ^ index >> 32 ^ key1[0], PHILOX_MULTIPLIER_1);
+            c[h][0] = b >> 32 ^ (c1 ^ key0[1]);
+            c[h][1] = b;
+            c[h][2] = a ^ a_high;
+            c[h][3] = splat64(a_low);
         }
+        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i)
+            SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
+                const U64 a = multiply_low(c[h][0], PHILOX_MULTIPLIER_0);
+                const U64 b = multiply_low(c[h][2], PHILOX_MULTIPLIER_1);
+                c[h][0] = b >> 32 ^ c[h][1] ^ key0[i];
+                c[h][1] = b;
+                c[h][2] = a >> 32 ^ c[h][3] ^ key1[i];
+                c[h][3] = a;
+                SLT_IN_ORDER(c[h][0], c[h][1], c[h][2], c[h][3]);
+            }
     }
 };
 
@@ -125,8 +142,9 @@ SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, in
 
 SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8]) {
     const Index twice = word.twice();
-    generator(twice, out);
-    generator(twice + 1, out + 4);
+    U32 calls[2][4];
+    generator({twice, twice + 1}, calls);
+    SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
 // Where the byte that eight bit planes spell is under a threshold, bit by bit: one majority function a plane.
@@ -151,29 +169,8 @@ SLT_INLINE void frozen_words(const Source &s, const Generator &freeze, const Ind
 
 // Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0; rows
 // from `rows` on are copies of the last.
-inline void load_words(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word, U32 out[4]) {
-    if (word >= 0 && word + 4 <= words && rows >= LANES) {
-        const uint32_t *at = matrix + word;
-#if defined(__AVX512F__)
-        __m512i r[4];  // four rows a register, a row in each 128 bits; then a transposition inside the 128 bits
-        SLT_UNROLL for (int i = 0; i < 4; ++i) {
-            __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(at + i * words)));
-            v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (4 + i) * words)), 1);
-            v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (8 + i) * words)), 2);
-            r[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (12 + i) * words)), 3);
-        }
-        const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
-        const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
-        out[0] = (U32)_mm512_unpacklo_epi64(a, c);
-        out[1] = (U32)_mm512_unpackhi_epi64(a, c);
-        out[2] = (U32)_mm512_unpacklo_epi64(b, d);
-        out[3] = (U32)_mm512_unpackhi_epi64(b, d);
-#else
-        for (int l = 0; l < LANES; ++l)
-            for (int i = 0; i < 4; ++i) out[i][l] = at[l * words + i];
-#endif
-        return;
-    }
+__attribute__((noinline)) inline void load_edge(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word,
+                                                U32 out[4]) {
     uint32_t lanes[4][LANES];
     for (int i = 0; i < 4; ++i)
         for (int l = 0; l < LANES; ++l) {
@@ -181,6 +178,30 @@ inline void load_words(const uint32_t *matrix, int64_t words, int64_t rows, int6
             lanes[i][l] = word + i >= 0 && word + i < words ? matrix[row * words + word + i] : 0;
         }
     memcpy(out, lanes, sizeof lanes);
+}
+
+SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word, U32 out[4]) {
+    if (__builtin_expect(word < 0 || word + 4 > words || rows < LANES, 0))
+        return load_edge(matrix, words, rows, word, out);
+    const uint32_t *at = matrix + word;
+#if defined(__AVX512F__)
+    __m512i r[4];  // four rows a register, a row in each 128 bits; then a transposition inside the 128 bits
+    SLT_UNROLL for (int i = 0; i < 4; ++i) {
+        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(at + i * words)));
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (4 + i) * words)), 1);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (8 + i) * words)), 2);
+        r[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (12 + i) * words)), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    out[0] = (U32)_mm512_unpacklo_epi64(a, c);
+    out[1] = (U32)_mm512_unpackhi_epi64(a, c);
+    out[2] = (U32)_mm512_unpacklo_epi64(b, d);
+    out[3] = (U32)_mm512_unpackhi_epi64(b, d);
+#else
+    for (int l = 0; l < LANES; ++l)
+        for (int i = 0; i < 4; ++i) out[i][l] = at[l * words + i];
+#endif
 }
 
 // Two bits of every byte, 2f and 2f + 1, as the byte's value.
@@ -198,8 +219,8 @@ SLT_INLINE U32 field(U32 v, int f) {
 // field of a register then takes one shift and one AND, or with GFNI one product of bit matrices.
 SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
     const U32 high = keep & ~sign, high_bits = splat(0xAAAAAAAA);
-    const U32 even = where(high_bits, high << 1, ~keep);
-    const U32 odd = where(high_bits, high, ~(keep >> 1));
+    const U32 even = where_not(high_bits, high << 1, keep);
+    const U32 odd = where_not(high_bits, high, keep >> 1);
     SLT_UNROLL for (int f = 0; f < 4; ++f) {
         out[2 * f] = field(even, f);
         out[2 * f + 1] = field(odd, f);
@@ -247,38 +268,81 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
     }
 }
 
-// Makes the weights of LANES rows, a call at a time.
+// Makes the weights of LANES rows, a call or two at a time.
 class Weights {
   public:
     const Source &source;
     const Frame frame;
+
+    // One call of the rows from `row` on.
+    struct Place {
+        int64_t row, call;
+    };
 
     // `mask`: resolved words of the rows from `first_row` of the source on.
     Weights(const Source &s, const uint32_t *mask, int64_t first_row = 0)
         : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE),
           mask(mask - first_row * words_of(s)), words(words_of(s)) {}
 
-    // Quads of one call of the rows from `row` on: [QUADS][LANES] in `out`, with `pitch` bytes from quad to quad.
-    SLT_INLINE void operator()(int64_t row, int64_t call, void *out, int64_t pitch = sizeof(U32)) const {
-        U32 keep[4], sign[4], quads[8];
-        load_words(mask + row * words, words, source.rows - row, call * WORDS_A_CALL - frame.skipped, keep);
-        if (source.weight == SIGNED_CONSTANT) generator(sign_index(source, row, call), sign);
-        char *at = static_cast<char *>(out);
-        SLT_UNROLL for (int w = 0; w < WORDS_A_CALL; ++w) {
-            if (source.weight == SIGNED_CONSTANT) {
-                sign_quads(keep[w], sign[w], quads);
-            } else {
-                eight_words(generator, word_index(source, row, frame, call * WORDS_A_CALL + w), quads);
-                byte_quads(source.weight, keep[w], quads);
-            }
-            SLT_UNROLL for (int s = 0; s < 8; ++s, at += pitch) store(at, quads[s]);
+    bool signs() const { return source.weight == SIGNED_CONSTANT; }
+
+    // use(p, w, quads) for the eight quads of word w at each place p. The weight is signed_constant, or it is not.
+    template <bool SIGNS, int PLACES, class Use>
+    SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
+        Index index[PLACES];
+        U32 sign[PLACES][4];
+        if constexpr (SIGNS) {
+            SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
+            generator(index, sign);
         }
+        SLT_UNROLL for (int p = 0; p < PLACES; ++p) {
+            const int64_t row = places[p].row, word = places[p].call * WORDS_A_CALL;
+            U32 keep[4], quads[8];
+            load_words(mask + row * words, words, source.rows - row, word - frame.skipped, keep);
+            SLT_UNROLL for (int w = 0; w < WORDS_A_CALL; ++w) {
+                if constexpr (SIGNS) {
+                    sign_quads(keep[w], sign[p][w], quads);
+                } else {
+                    eight_words(generator, word_index(source, row, frame, word + w), quads);
+                    byte_quads(source.weight, keep[w], quads);
+                }
+                use(p, w, quads);
+            }
+        }
+    }
+
+    // Stores them, [PLACES][QUADS][LANES].
+    template <bool SIGNS, int PLACES>
+    SLT_INLINE void write(const Place (&places)[PLACES], uint32_t *out) const {
+        each<SIGNS>(places, [&](int p, int w, const U32 quads[8]) {
+            uint32_t *at = out + (p * QUADS + 8 * w) * LANES;
+            SLT_UNROLL for (int s = 0; s < 8; ++s) store(at + s * LANES, quads[s]);
+        });
+    }
+
+    // Stores `count` calls of the rows from `row` on.
+    void write(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
+        signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
+    }
+
+    // One call of the rows from `row` on, and of the LANES rows after them.
+    void write_rows(int64_t row, int64_t call, uint32_t *out) const {
+        signs() ? write<true>({{row, call}, {row + LANES, call}}, out)
+                : write<false>({{row, call}, {row + LANES, call}}, out);
     }
 
   private:
     const Generator generator;
     const uint32_t *mask;
     const int64_t words;
+
+    template <bool SIGNS>
+    void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
+        int64_t i = 0;
+        for (; i + 1 < count; i += 2)
+            write<SIGNS>({{row, call + i}, {row, call + i + 1}}, out + i * QUADS * LANES);
+        if (i < count) write<SIGNS>({{row, call + i}}, out + i * QUADS * LANES);
+    }
 };
 
 }  // namespace

@@ -68,9 +68,9 @@ class Network {
         for (int64_t r = 0; r < rows; r += LANES) {
             auto &out = tile.weights[r / LANES];
             if (s.weight == SIGNED_CONSTANT) {
-                U32 sign[4];
-                generator(sign_index(s, row + r, call), sign);
-                for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[i]);
+                U32 sign[1][4];
+                generator({sign_index(s, row + r, call)}, sign);
+                for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[0][i]);
                 continue;
             }
             for (int i = 0; i < WORDS_A_CALL; ++i) {

@@ -4,6 +4,7 @@
 // made for as many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch takes 256 k
 // at a time instead, so that the panel stays in L1 and making it is all that counts.
 #include "cut.h"
+#include "few.h"
 #include "operations.h"
 #include "parallel.h"
 #include "quantize.h"
@@ -22,6 +23,20 @@ void forward(const LinearForward &a) {
     const Quantized<DIGITS> x(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, pitch, layout_of(s.weight),
                               a.bytes, zero_of(s.weight), a.threads);
 
+#if defined(__AVX512VNNI__)
+    if (a.batch * DIGITS <= FEW_DIGITS) {
+        parallel_for(a.threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
+            const int64_t row = piece * BLOCK, rows = s.rows - row < BLOCK ? s.rows - row : BLOCK;
+            const Weights weights(s, a.mask);
+            Tiles tiles;
+            multiply_few<DIGITS>(tiles, weights, row, x.digits, pitch, a.batch,
+                                 {a.y + row, nullptr, s.rows, 1, 0, int(rows), x.powers, false, x.corrections, a.scale,
+                                  a.bias ? a.bias + row : nullptr, nullptr, true, true});
+        });
+        return;
+    }
+#endif
+
     const bool few = a.batch <= FEW_VECTORS;
     const int64_t most_calls = few ? FEW_CALLS : MOST_CALLS;
     const int64_t calls = frame.calls < most_calls ? frame.calls : most_calls;
@@ -37,8 +52,7 @@ void forward(const LinearForward &a) {
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;
             for (int64_t lane = 0; lane < rows; lane += LANES)
-                for (int64_t call = 0; call < here; ++call)
-                    weights(row + lane, first + call, panel + (lane * here + call * LANES) * QUADS);
+                weights.write(row + lane, first, here, panel + lane * here * QUADS);
             out.first = first == 0;
             out.last = first + here == frame.calls;
             multiply_blocks<DIGITS>(tiles, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch,

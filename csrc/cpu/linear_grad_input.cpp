@@ -39,7 +39,7 @@ void grad_input(const LinearGradInput &a) {
                       dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < depth; first += rows) {
             const int64_t here = depth - first < rows ? depth - first : rows;
-            for (int64_t row = 0; row < here && first + row < s.rows; row += LANES) {
+            for (int64_t row = 0; row < here && first + row < s.rows; row += COLUMN_ROWS) {
                 alignas(64) uint32_t columns[ROW_QUADS * CALL];
                 make_columns(weights, first + row, call, columns);
                 for (int q = 0; q < ROW_QUADS; ++q)

@@ -12,9 +12,10 @@ void materialize(const Materialize &a) {
     const int zero = zero_of(s.weight);
     parallel_for(a.threads, ceil_div(s.rows, LANES), [&](int64_t piece) {
         const int64_t row = piece * LANES;
-        uint8_t bytes[QUADS][LANES][4];
+        alignas(64) uint32_t quads[QUADS * LANES];
+        const uint8_t(*bytes)[LANES][4] = reinterpret_cast<const uint8_t(*)[LANES][4]>(quads);
         for (int64_t call = 0; call < weights.frame.calls; ++call) {
-            weights(row, call, bytes);
+            weights.write(row, call, 1, quads);
             for (int l = 0; l < LANES && row + l < s.rows; ++l)
                 for (int i = 0; i < CALL; ++i) {
                     const int quad = i / 4, in_word = quad_k(s.weight, quad % 8, i % 4);

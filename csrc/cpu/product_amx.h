@@ -7,35 +7,10 @@
 // reach 3.2.
 #pragma once
 
+#include "tiles.h"
+
 namespace slt::SLT_ISA {
 namespace {
-
-struct alignas(64) TileConfiguration {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {};
-
-    TileConfiguration(int vectors, int digits) {
-        for (int i = 0; i < 8; ++i) rows[i] = uint8_t(i == 7 || (i == 6 && digits == 2) ? 16 : vectors);
-    }
-};
-
-// The thread's tile registers, for as long as this lives.
-class Tiles {
-  public:
-    void configure(int vectors, int digits) {
-        if (vectors == configured) return;
-        const TileConfiguration configuration(vectors, digits);
-        _tile_loadconfig(&configuration);
-        configured = vectors;
-    }
-    ~Tiles() {
-        if (configured) _tile_release();
-    }
-
-  private:
-    int configured = 0;
-};
 
 constexpr int STEP = 16 * LANES;  // words of a panel in one step
 
@@ -43,6 +18,7 @@ constexpr int STEP = 16 * LANES;  // words of a panel in one step
 template <int DIGITS>
 void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES;
+    tile_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -70,6 +46,7 @@ void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile)
     const uint32_t *second = panel + quads * LANES;
     const Digit *x0 = x.digits, *x1 = x0 + x.digit_pitch, *x2 = x1 + x.digit_pitch;
     constexpr int64_t row = DIGITS * BLOCK * 4;
+    tile_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -123,7 +100,7 @@ void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *p
     const bool together = vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.digit_pitch;
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int count = vectors - v < MOST_VECTORS ? int(vectors - v) : MOST_VECTORS;
-        tiles.configure(together ? count * DIGITS : count, DIGITS);
+        tiles.configure(together ? count * DIGITS : count, DIGITS == 3 ? 1 << 7 : 1 << 7 | 1 << 6);
         const Vectors here = {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch};
         if (together)
             few<DIGITS>(here, panel, quads, tile);

@@ -18,6 +18,12 @@
 #else
 #define SLT_UNROLL _Pragma("GCC unroll 16")
 #endif
+// Keeps gcc 12 from moving these values' making elsewhere, which costs it registers where they are short.
+#if defined(__AVX512F__)
+#define SLT_IN_ORDER(a, b, c, d) asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
+#else
+#define SLT_IN_ORDER(a, b, c, d)
+#endif
 #define SLT_INLINE inline __attribute__((always_inline))
 
 namespace slt::SLT_ISA {
@@ -79,6 +85,15 @@ SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
     return (U32)_mm512_ternarylogic_epi32((__m512i)m, (__m512i)a, (__m512i)b, 0xCA);
 #else
     return (a & m) | (b & ~m);
+#endif
+}
+
+// The same of ~b.
+SLT_INLINE U32 where_not(U32 m, U32 a, U32 b) {
+#if defined(__AVX512F__)
+    return (U32)_mm512_ternarylogic_epi32((__m512i)m, (__m512i)a, (__m512i)b, 0xC5);
+#else
+    return (a & m) | ~(b | m);
 #endif
 }
 

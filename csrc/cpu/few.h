@@ -1,0 +1,170 @@
+// The product of a few vectors, where making the weights is what counts: they are used as they are made, and never form
+// a panel. Sums of all k stay in registers.
+//
+// With AMX the weights of two calls pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of vectors
+// (all digits of 5 vectors, say) by 16 outputs; six of them are as many as there are registers. Per 2048 weights: 188
+// vector instructions to make them (at best 94 cycles on two ports), and beside them 2 x 16 cycles of tile products and
+// 32 stores. With AVX-512 VNNI they go from the generator's registers into the dot product: 32 for each digit of x.
+#pragma once
+
+#include <utility>
+
+#include "product.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+#if defined(__AMX_INT8__)
+
+constexpr int FEW_DIGITS = 48;
+
+// Sums T += digits of x (register 6) times weights (register 7).
+template <int T>
+SLT_INLINE void add_product() {
+    if constexpr (T == 0) _tile_dpbsud(0, 6, 7);
+    if constexpr (T == 1) _tile_dpbsud(1, 6, 7);
+    if constexpr (T == 2) _tile_dpbsud(2, 6, 7);
+    if constexpr (T == 3) _tile_dpbsud(3, 6, 7);
+    if constexpr (T == 4) _tile_dpbsud(4, 6, 7);
+    if constexpr (T == 5) _tile_dpbsud(5, 6, 7);
+}
+
+SLT_INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+}
+
+template <int T>
+SLT_INLINE void store_sums(int32_t *to) {
+    if constexpr (T == 0) _tile_stored(0, to, BLOCK * 4);
+    if constexpr (T == 1) _tile_stored(1, to, BLOCK * 4);
+    if constexpr (T == 2) _tile_stored(2, to, BLOCK * 4);
+    if constexpr (T == 3) _tile_stored(3, to, BLOCK * 4);
+    if constexpr (T == 4) _tile_stored(4, to, BLOCK * 4);
+    if constexpr (T == 5) _tile_stored(5, to, BLOCK * 4);
+}
+
+// TALL tiles of digits by one group of outputs for each G, from `row` on, over `count` calls; digit r of x is row r of
+// `sums`. The last tile of digits may share rows with the one before.
+template <bool SIGNS, int TALL, int... G>
+void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
+               int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, G...>) {
+    alignas(64) uint32_t quads[2 * QUADS * LANES];
+    const int second = TALL == 2 ? digits - 16 : 16, third = digits - 16;
+    const auto multiply = [&](auto group, int64_t call, int calls) {
+        constexpr int g = decltype(group)::value;
+        if (calls == 2)
+            weights.write<SIGNS>({{row + g * LANES, call}, {row + g * LANES, call + 1}}, quads);
+        else
+            weights.write<SIGNS>({{row + g * LANES, call}}, quads);
+        const Digit *at = x + call * CALL;
+        tile_memory();
+        for (int s = 0; s < 2 * calls; ++s, at += 64) {
+            _tile_loadd(7, quads + s * 16 * LANES, 64);
+            _tile_loadd(6, at, pitch);
+            add_product<TALL * g>();
+            if constexpr (TALL > 1) {
+                _tile_loadd(6, at + second * pitch, pitch);
+                add_product<TALL * g + 1>();
+            }
+            if constexpr (TALL > 2) {
+                _tile_loadd(6, at + third * pitch, pitch);
+                add_product<TALL * g + 2>();
+            }
+        }
+    };
+    const auto store = [&](auto group) {
+        constexpr int g = decltype(group)::value;
+        store_sums<TALL * g>(sums + g * LANES);
+        if constexpr (TALL > 1) store_sums<TALL * g + 1>(sums + second * BLOCK + g * LANES);
+        if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + third * BLOCK + g * LANES);
+    };
+    zero_sums();
+    for (int64_t call = first; call < first + count; call += 2)
+        (multiply(std::integral_constant<int, G>(), call, first + count - call > 1 ? 2 : 1), ...);
+    (store(std::integral_constant<int, G>()), ...);
+}
+
+template <bool SIGNS, int TALL, int WIDE>
+void few_groups(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+                int64_t pitch, int digits, int32_t *sums) {
+    tiles.configure(TALL == 1 ? digits : 16, 1 << 7);
+    for (int g = 0; g < GROUPS; g += WIDE)
+        few_tiles<SIGNS, TALL>(weights, row + g * LANES, first, count, x, pitch, digits, sums + g * LANES,
+                               std::make_integer_sequence<int, WIDE>());
+}
+
+template <bool SIGNS>
+void few_sums(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+                     int64_t pitch, int digits, int32_t *sums) {
+    if (digits <= 16) return few_groups<SIGNS, 1, 4>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 32) return few_groups<SIGNS, 2, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    few_groups<SIGNS, 3, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
+}
+
+#elif defined(__AVX512VNNI__)
+
+constexpr int FEW_DIGITS = 6;
+
+// The digits of x against a group of outputs. A dot product waits 5 cycles for the one before: few have sums to spare.
+template <bool SIGNS, int ROWS>
+void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
+                   int32_t *sums) {
+    constexpr int TURNS = ROWS > 3 ? 1 : 2;
+    S32 sum[ROWS][TURNS] = {};
+    const auto multiply = [&](const Digit *at, const U32 quads[8]) {
+        SLT_UNROLL for (int s = 0; s < 8; ++s)
+            SLT_UNROLL for (int r = 0; r < ROWS; ++r) dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
+    };
+    int64_t call = first;
+    for (; call + 1 < first + count; call += 2)
+        weights.each<SIGNS>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
+            multiply(x + (call + p) * CALL + w * WORD, quads);
+        });
+    if (call < first + count)
+        weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) { multiply(x + call * CALL + w * WORD, quads); });
+    SLT_UNROLL for (int r = 0; r < ROWS; ++r) store(sums + r * BLOCK, TURNS == 1 ? sum[r][0] : sum[r][0] + sum[r][1]);
+}
+
+template <bool SIGNS>
+void few_sums(Tiles &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+                     int64_t pitch, int digits, int32_t *sums) {
+    for (int g = 0; g < GROUPS; ++g, row += LANES, sums += LANES) {
+        if (digits == 2) few_registers<SIGNS, 2>(weights, row, first, count, x, pitch, sums);
+        if (digits == 3) few_registers<SIGNS, 3>(weights, row, first, count, x, pitch, sums);
+        if (digits == 4) few_registers<SIGNS, 4>(weights, row, first, count, x, pitch, sums);
+        if (digits == 6) few_registers<SIGNS, 6>(weights, row, first, count, x, pitch, sums);
+    }
+}
+
+#endif
+
+#if defined(__AVX512VNNI__)
+
+// `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, against a block of outputs from `row` on.
+template <int DIGITS>
+void multiply_few(Tiles &tiles, const Weights &weights, int64_t row, const Digit *x, int64_t pitch, int64_t vectors,
+                  Output out) {
+    constexpr int64_t most = LONGEST / QUADS;
+    const int64_t calls = weights.frame.calls;
+    alignas(64) int32_t sums[FEW_DIGITS * BLOCK];
+    alignas(64) int64_t totals[FEW_DIGITS * BLOCK];
+    if (calls > most) out.sums = totals;
+    for (int64_t first = 0; first < calls; first += most) {
+        const int64_t count = calls - first < most ? calls - first : most;
+        const int digits = int(vectors * DIGITS);
+        weights.signs() ? few_sums<true>(tiles, weights, row, first, count, x, pitch, digits, sums)
+                        : few_sums<false>(tiles, weights, row, first, count, x, pitch, digits, sums);
+        out.first = first == 0;
+        out.last = first + count == calls;
+        for (int64_t v = 0; v < vectors; ++v) finish<DIGITS>(sums + v * DIGITS * BLOCK, v, out);
+    }
+}
+#endif
+
+}  // namespace
+}  // namespace slt::SLT_ISA
