@@ -316,6 +316,22 @@ def test_the_environment_forces_a_backend():
     assert "line 1, in <module>\nimport slt_kernels" not in done.stderr  # using one fails, importing does not
 
 
+def test_a_mistaken_instruction_set_is_refused_where_it_would_be_used():
+    code = """
+import torch
+from slt_kernels import SupermaskLinear, backends
+layer = SupermaskLinear(33, 5)
+try:
+    layer(torch.randn(2, 33))
+except ValueError as error:
+    print(error)
+with backends.use("reference"):
+    layer(torch.randn(2, 33))
+"""
+    if "cpu" in backends.available():
+        assert output(code, SLT_CPU_ISA="avx1024").startswith("SLT_CPU_ISA='avx1024': expected one of scalar")
+
+
 def test_both_backends_run_from_autograds_threads():
     """Backward passes run on threads of autograd's own; what `use` forces holds there too."""
     seen = []

@@ -23,12 +23,13 @@ except ImportError as error:
     _cpu, _why_not = None, f"the extension slt_kernels._cpu is not built ({error})"
 else:
     _why_not = None
-    _forced = os.environ.get("SLT_CPU_ISA")
-    if _forced:
-        if _forced in _cpu.instruction_sets():
-            _cpu.use_instruction_set(_forced)
-        else:
-            _why_not = f"SLT_CPU_ISA={_forced!r}: expected one of {', '.join(_cpu.instruction_sets())}"
+
+_misnamed = None  # a mistake of the environment's, told when it would matter
+if _cpu and (_forced := os.environ.get("SLT_CPU_ISA")):
+    if _forced in _cpu.instruction_sets():
+        _cpu.use_instruction_set(_forced)
+    else:
+        _misnamed = f"SLT_CPU_ISA={_forced!r}: expected one of {', '.join(_cpu.instruction_sets())}"
 
 _forked = False
 
@@ -47,10 +48,12 @@ def unavailable() -> str | None:
 
 
 def describe() -> str:
-    return f"{_cpu.instruction_set()}, {_threads()} threads (of {', '.join(_cpu.instruction_sets())})"
+    return _misnamed or f"{_cpu.instruction_set()}, {_threads()} threads (of {', '.join(_cpu.instruction_sets())})"
 
 
 def supports(device: torch.device) -> bool:
+    if _misnamed and device.type == "cpu":
+        raise ValueError(_misnamed)
     return device.type == "cpu"
 
 
