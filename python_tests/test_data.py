@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import os
 import sys
 
 import hypothesis.strategies as st
@@ -122,11 +123,30 @@ def test_evaluation_meets_each_example_once(count, batch_size, ranks):
     assert numbers(Loader(Numbers(count), batch_size), 7)[0] == list(range(min(count, batch_size)))
 
 
-def test_an_epoch_leaves_the_random_numbers_of_pytorch_alone():
+@pytest.mark.parametrize("workers", (0, 2))
+def test_an_epoch_leaves_the_random_numbers_of_pytorch_alone(workers):
     before = torch.random.get_rng_state()
-    for batch in Loader(Numbers(30), 7, training=True).epoch(1):
+    for batch in Loader(Numbers(30), 7, training=True, workers=workers).epoch(1):
         assert type(batch.inputs) is tuple
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_workers_are_other_processes():
+    class Process(Numbers):
+        def batch(self, indices, epoch=None):
+            return (torch.tensor(os.getpid()),), indices
+
+    seen = {int(batch.inputs[0]) for batch in Loader(Process(30), 3, workers=2).epoch()}
+    assert len(seen) == 2
+    assert os.getpid() not in seen
+
+
+def test_epochs_may_run_side_by_side():
+    loader = Loader(Numbers(30), 7, training=True)
+    pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+    assert [[b.inputs[0].tolist() for b in pair] for pair in pairs] == [
+        list(pair) for pair in zip(numbers(loader, 0), numbers(loader, 1), strict=True)
+    ]
 
 
 def test_epochs_and_seeds_differ():

@@ -69,16 +69,19 @@ class Loader:
         self.training = training
         self.rank = rank
         self.ranks = ranks
-        self._plan: list[_Task] = []  # of the epoch at hand: what the workers are given, one entry a batch
-        self._loader = DataLoader(
-            _Batches(part),
-            batch_size=None,
-            sampler=self._plan,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=workers > 0 and torch.cuda.is_available(),
-            generator=torch.Generator(),  # so that an epoch draws nothing from PyTorch's own
-        )
+        self._batches = _Batches(part)
+        self._plan: list[_Task] = []  # what the workers are given, a task a batch
+        self._workers: DataLoader | None = None
+        if workers > 0:
+            self._workers = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # so that an epoch draws nothing from PyTorch's own
+            )
 
     @property
     def steps(self) -> int:
@@ -92,8 +95,13 @@ class Loader:
         numbers = order(count, self.seed, epoch) if self.training else torch.arange(count)
         batches = numbers.split(self.batch_size)[start : self.steps]
         shares = [batch[self.rank :: self.ranks] for batch in batches]
-        self._plan[:] = [_Task(share.tolist(), epoch if self.training else None) for share in shares]
-        for whole, share, (inputs, targets) in zip(batches, shares, self._loader, strict=True):
+        tasks = [_Task(share.tolist(), epoch if self.training else None) for share in shares]
+        if self._workers is None:
+            loaded = map(self._batches.__getitem__, tasks)
+        else:
+            self._plan[:] = tasks
+            loaded = self._workers
+        for whole, share, (inputs, targets) in zip(batches, shares, loaded, strict=True):
             yield Batch(tuple(inputs), targets, len(share) / len(whole))
 
 
