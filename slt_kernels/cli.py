@@ -16,7 +16,7 @@ from .convert import convert, summary
 from .data import DATASETS
 from .edge_popup import SCOPES
 from .freezing import SPREADS
-from .models import MODELS
+from .models import MODELS, build
 from .nn.supermask import SCALES
 from .source import WEIGHTS, Freeze
 from .ticket import TicketInfo, load_ticket, save_ticket, ticket_info
@@ -97,7 +97,7 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
 def _build(options: dict) -> torch.nn.Module:
     """The random network that ``find`` searches in, from the options that a ticket of it carries."""
     return convert(
-        MODELS[options["model"]](width=options["width"], classes=options["classes"]),
+        build(options["model"], width=options["width"], classes=options["classes"]),
         Freeze(options["prune"], options["lock"]),
         sparsity=None,
         spread=options["spread"],
@@ -153,7 +153,7 @@ def _find(arguments: argparse.Namespace) -> None:
     if again != found:
         raise RuntimeError(f"{arguments.out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
 
-    dense = MODELS[options["model"]](width=options["width"], classes=options["classes"])
+    dense = build(options["model"], width=options["width"], classes=options["classes"])
     report = {
         "test_accuracy": found,
         "weights": ticket.weights,
@@ -214,6 +214,7 @@ def _info(arguments: argparse.Namespace) -> None:
     info = ticket_info(arguments.file)
     print(f"{arguments.file}: {info.size:,} bytes, contract version {info.contract}")
     print(f"{len(info.layers)} layers, {info.weights:,} weights, {info.free_bits:,} free bits, {info.kept:,} kept")
+    print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
     for layer in info.layers:
         source = layer.source
         shape = "x".join(map(str, layer.shape))

@@ -61,7 +61,7 @@ def search(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     hook = popup.attach(optimizer)
     device = popup.layers[0].scores.device
-    images, labels = (t.to(device) for t in data.train)
+    images, labels = (t.to(device) for t in (data.train.images, data.train.labels))
     order = torch.Generator().manual_seed(settings.seed)
     for epoch in range(1, settings.epochs + 1):
         model.train()

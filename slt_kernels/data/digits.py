@@ -2,7 +2,8 @@
 
 import torch
 
-from .dataset import Dataset, Part
+from .dataset import Dataset
+from .images import Images
 
 
 def digits(seed: int = 0) -> Dataset:
@@ -12,7 +13,7 @@ def digits(seed: int = 0) -> Dataset:
         seed: of the split, which takes its low 32 bits. Default 0.
 
     Returns:
-        Images float32 ``[N, 1, 8, 8]``, standardized with the mean and deviation of the training part.
+        Images float32 ``[N, 1, 8, 8]``, standardized with the mean and deviation of the training part; not augmented.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (it comes with the ``demo`` extra).
@@ -29,4 +30,5 @@ def digits(seed: int = 0) -> Dataset:
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8)
     x = (x - x[train].mean()) / x[train].std()
     y = torch.tensor(labels, dtype=torch.int64)
-    return Dataset(*(Part(x[part], y[part]) for part in (train, validation, test)), classes=10)
+    parts = (Images(x[part], y[part]) for part in (train, validation, test))
+    return Dataset(*parts, "images", {"classes": 10, "channels": 1, "size": 8})

@@ -1,0 +1,161 @@
+"""A folder of images, one subfolder a class, as ImageNet comes: read, cropped and flipped as they are asked for."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .chance import draws, split
+from .dataset import Dataset, Part
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual ones
+_TRIES = 10
+
+
+def image_folder(
+    path: str | Path, seed: int = 0, validation: float = 0.2, size: int = 224, augment: bool = True
+) -> Dataset:
+    """Images in ``path/train/CLASS/`` and ``path/val/CLASS/``: the layout of ImageNet.
+
+    Training images are cropped to 8 to 100 % of their area at 3:4 to 4:3, resized to ``size``, and mirrored half of the
+    time. Others are resized so that their shorter side is ``size * 256 / 224``, and their middle is taken. All are
+    standardized with ImageNet's mean and deviation. Nothing is kept in memory: give the `Loader` worker processes.
+
+    Args:
+        path: of the folder. Classes are the sorted names in its ``train``.
+        seed: of the split and of the augmentation. Default 0.
+        validation: fraction of ``train`` to validate with; ``val`` is the test part. Default 0.2.
+        size: side of the images that networks get. Default 224.
+        augment: as above; otherwise training images are treated as the others. Default True.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it; the message says where, and how it has to look.
+        ModuleNotFoundError: Pillow is not installed (it comes with the ``images`` extra).
+        ValueError: a class in ``val`` that ``train`` has not; a wrong fraction. A damaged image is one when it is read.
+    """
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('images are read with Pillow: pip install "slt_kernels[images]"') from None
+    if size < 1:
+        raise ValueError(f"size={size}: expected at least 1")
+    path = Path(path)
+    classes = sorted(e.name for e in _entries(path / "train") if e.is_dir())
+    files, labels = _files(path / "train", classes)
+    tested = _files(path / "val", classes)
+    rest, held = split(len(labels), validation, seed)
+    return Dataset(
+        ImageFiles(path / "train", files[rest], labels[rest], size, augment, seed),
+        ImageFiles(path / "train", files[held], labels[held], size),
+        ImageFiles(path / "val", *tested, size),
+        "images",
+        {"classes": len(classes), "channels": 3, "size": size},
+    )
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{folder}: no such folder: images are expected in train/CLASS/ and val/CLASS/ of {folder.parent}. "
+            "ImageNet (ILSVRC2012) is to be had from https://image-net.org/download.php; its archives unpack to these "
+            "folders, validation images sorted into those of their classes"
+        ) from None
+
+
+def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
+    """File names in the folder, as bytes in one array (workers share it; a list they would copy), and labels."""
+    found = {e.name for e in _entries(folder) if e.is_dir()}
+    unknown = sorted(found - set(classes))
+    if unknown:
+        raise ValueError(f"{folder / unknown[0]}: no such class in train")
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        if name in found:
+            inside = sorted(e.name for e in _entries(folder / name) if e.name.lower().endswith(_SUFFIXES))
+            names += [os.fsencode(os.path.join(name, file)) for file in inside]
+            labels += [label] * len(inside)
+    if not names:
+        raise FileNotFoundError(f"{folder}: no images ({', '.join(_SUFFIXES)}) in folders of their classes")
+    return np.array(names), torch.tensor(labels)
+
+
+class ImageFiles(Part):
+    """Image files and their labels; read when asked for.
+
+    Args:
+        folder, files: where they are, and their names in there, bytes.
+        labels: int64 ``[N]``.
+        size, augment, seed: see `image_folder`.
+    """
+
+    def __init__(
+        self, folder: Path, files: np.ndarray, labels: Tensor, size: int, augment: bool = False, seed: int = 0
+    ) -> None:
+        self.folder = folder
+        self.files = files
+        self.labels = labels
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        chance = [None] * len(indices)
+        if epoch is not None and self.augment:
+            chance = draws(indices, 4 * _TRIES + 1, self.seed, epoch).tolist()
+        names = self.files[indices.numpy()]
+        images = [self._read(self.folder / os.fsdecode(name), c) for name, c in zip(names, chance, strict=True)]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
+        return ((pixels - mean) / std,), self.labels[indices]
+
+    def _read(self, file: Path, chance: list[float] | None) -> np.ndarray:
+        """Pixels uint8 ``[size, size, 3]``."""
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for bad PNGs
+            raise ValueError(f"{file}: damaged, or not an image: {error}") from None
+        width, height = image.size
+        box = _middle(width, height, self.size) if chance is None else random_box(width, height, chance)
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        if chance is not None and chance[-1] < 0.5:
+            image = ImageOps.mirror(image)
+        return np.asarray(image)
+
+
+def _middle(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """The box of the original that a resize to ``size * 256 / 224`` and a crop of the middle would show."""
+    side = min(width, height) * 224 / 256
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random_box(width: int, height: int, chance: list[float]) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of 8 to 100 % of an image's area, its ratio 3:4 to 4:3 (Szegedy et al., 2015).
+
+    Ten tries, four numbers each; if none fits, the largest box in the middle whose ratio is in that range.
+    """
+    for area, ratio, x, y in zip(*(iter(chance[: 4 * _TRIES]),) * 4, strict=True):
+        wanted = width * height * (0.08 + 0.92 * area)
+        aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,122 @@
+"""Graphs whose nodes are classified: the karate club, and OGBN-Arxiv."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .chance import order
+from .dataset import UNANSWERED, Dataset, Part
+
+
+class Nodes(Part):
+    """A whole graph as the only example; some of its nodes are asked for.
+
+    Args:
+        features: float32 ``[N, features]``.
+        neighbours_mean: sparse float32 ``[N, N]``, see `neighbours_mean`.
+        targets: int64 ``[N]``, `UNANSWERED` outside this part.
+    """
+
+    def __init__(self, features: Tensor, neighbours_mean: Tensor, targets: Tensor) -> None:
+        self.features = features
+        self.neighbours_mean = neighbours_mean
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        return (self.features, self.neighbours_mean), self.targets
+
+    def to(self, device: torch.device | str) -> "Nodes":
+        return Nodes(*(t.to(device) for t in (self.features, self.neighbours_mean, self.targets)))
+
+
+def neighbours_mean(edges: Tensor, nodes: int) -> Tensor:
+    """The mean over neighbours as a sparse (COO) matrix: ``1/degree(i)`` at the neighbours of ``i``.
+
+    Args:
+        edges: int64 ``[2, E]``; each counts in both directions, and once, whatever its repeats. A node without
+            neighbours has an empty row: a mean of 0.
+        nodes: how many.
+    """
+    both = torch.cat((edges, edges.flip(0)), 1)
+    places = torch.unique(both[0] * nodes + both[1])  # ascending, so that the matrix is coalesced
+    both = torch.stack((places // nodes, places % nodes))
+    shares = 1 / both[0].bincount(minlength=nodes)[both[0]].float()
+    return torch.sparse_coo_tensor(both, shares, (nodes, nodes), is_coalesced=True, check_invariants=False)
+
+
+def karate(seed: int = 0) -> Dataset:
+    """Zachary's karate club (1977), which ships with networkx: 34 members, 78 ties, and the side that each took.
+
+    A member's feature is who it is: ``[34, 34]``, the identity. Of each side 9 are trained on, 3 validated with, and 5
+    tested.
+
+    Args:
+        seed: of the split. Default 0.
+
+    Raises:
+        ModuleNotFoundError: networkx is not installed (it comes with the ``graphs`` extra).
+    """
+    try:
+        import networkx
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('the karate club ships with networkx: pip install "slt_kernels[graphs]"') from None
+    graph = networkx.karate_club_graph()
+    labels = torch.tensor([graph.nodes[n]["club"] != "Mr. Hi" for n in graph]).long()
+    shuffled = order(len(labels), seed)
+    parts: list[list[Tensor]] = [[], [], []]
+    for side in (0, 1):
+        members = shuffled[labels[shuffled] == side]
+        for part, nodes in zip(parts, members.split([9, 3, 5]), strict=True):
+            part.append(nodes)
+    edges = torch.tensor(list(graph.edges)).T
+    return _dataset(torch.eye(len(labels)), edges, labels, [torch.cat(p) for p in parts], classes=2)
+
+
+def ogbn_arxiv(path: str | Path) -> Dataset:
+    """OGBN-Arxiv (Hu et al., 2020): 169,343 papers, who cites whom, and one of 40 subjects to tell; OGB's own split.
+
+    Citations count in both directions.
+
+    Args:
+        path: the folder that ``ogb`` keeps its data sets in; it downloads what it does not find there.
+
+    Raises:
+        ModuleNotFoundError: ogb is not installed (it comes with the ``ogb`` extra).
+        RuntimeError: it could not be downloaded, or not be read; the message says from where, and how to get it.
+    """
+    try:
+        import pandas
+        from ogb.io.read_graph_raw import read_csv_graph_raw
+        from ogb.nodeproppred import NodePropPredDataset
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('OGBN-Arxiv is read with ogb: pip install "slt_kernels[ogb]"') from None
+    folder = Path(path) / "ogbn_arxiv"
+    files = (folder / "raw/node-label", *(folder / "split/time" / name for name in ("train", "valid", "test")))
+    try:
+        if not (folder / "raw/edge.csv.gz").exists():
+            NodePropPredDataset("ogbn-arxiv", root=str(path))
+        # Not by the class above: it keeps a pickle, which PyTorch refuses to load since 2.6.
+        graph = read_csv_graph_raw(str(folder / "raw"))[0]
+        labels, *parts = (torch.tensor(pandas.read_csv(f"{f}.csv.gz", header=None)[0].to_numpy()) for f in files)
+    except Exception as error:
+        raise RuntimeError(
+            f"{folder}: ogb could not load OGBN-Arxiv ({type(error).__name__}: {error}). Without a network, or if it "
+            "is damaged, unpack http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip and give its folder that name"
+        ) from error
+    features, edges = (torch.tensor(graph[name]) for name in ("node_feat", "edge_index"))
+    return _dataset(features, edges, labels, parts, classes=40)
+
+
+def _dataset(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor], classes: int) -> Dataset:
+    mean = neighbours_mean(edges, len(labels))
+
+    def part(nodes: Tensor) -> Nodes:
+        targets = torch.full_like(labels, UNANSWERED)
+        targets[nodes] = labels[nodes]
+        return Nodes(features, mean, targets)
+
+    return Dataset(*map(part, parts), "nodes", {"features": features.shape[1], "classes": classes})

@@ -1,0 +1,70 @@
+"""Images in memory, and the crops and flips that CIFAR is trained with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .chance import draws
+from .dataset import Part
+
+
+class Images(Part):
+    """Images and their labels, in memory.
+
+    Args:
+        images: ``[N, C, H, W]``: float32 as networks take them, or uint8.
+        labels: int64 ``[N]``.
+        mean, std: of each channel, float32 ``[C]``, in units of 255: what uint8 images are standardized with.
+        padding: augment by cropping images that are padded by so many black pixels, and by flipping half of them.
+            Default 0, no augmentation.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        padding: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.mean = mean
+        self.std = std
+        self.padding = padding
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        indices = indices.to(self.labels.device)
+        images = self.images[indices]
+        if epoch is not None and self.padding:
+            images = crop_and_flip(images, self.padding, draws(indices, 3, self.seed, epoch))
+        if self.mean is not None:
+            images = (images.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return (images,), self.labels[indices]
+
+    def to(self, device: torch.device | str) -> "Images":
+        tensors = (t if t is None else t.to(device) for t in (self.images, self.labels, self.mean, self.std))
+        return Images(*tensors, self.padding, self.seed)
+
+
+def crop_and_flip(images: Tensor, padding: int, chance: Tensor) -> Tensor:
+    """Crops of the images padded by ``padding`` zeros, of their own size, half of them mirrored.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        chance: ``[B, 3]`` in [0, 1): which row and column the crop starts at, and whether it is mirrored.
+    """
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    start = (chance[:, :2] * (2 * padding + 1)).long()
+    rows = start[:, :1] + torch.arange(height, device=images.device)  # [B, H]
+    across = torch.arange(width, device=images.device).expand(count, width)
+    columns = start[:, 1:2] + torch.where(chance[:, 2:] < 0.5, across.flip(1), across)  # [B, W]
+    each = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[each, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,120 @@
+"""Batches of a part: the same ones in whatever way they are come by."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .chance import order
+from .dataset import Part
+
+
+class Batch(NamedTuple):
+    """What a network takes (``model(*inputs)``), its targets, and their share of the batch that all ranks have."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    share: float
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on that device; from pinned memory without waiting."""
+        inputs = tuple(t.to(device, non_blocking=True) for t in self.inputs)
+        return Batch(inputs, self.targets.to(device, non_blocking=True), self.share)
+
+
+class Loader:
+    """Batches of a part, epoch by epoch.
+
+    In training the order of the examples, and what augments them, are pure functions of (seed, epoch, index). So the
+    batches of an epoch are the same with any number of workers, can be taken up at any step, and are cut into the same
+    global batches for any number of ranks.
+
+    Args:
+        part: of a `Dataset`.
+        batch_size: examples of all ranks together.
+        seed: of the order. Default 0.
+        training: shuffle and augment; all ranks take as many steps, so a last batch of fewer examples than ranks is
+            left out. Default False: in order, as they are, each example on exactly one rank.
+        rank, ranks: this process takes every ``ranks``-th example of a batch, from the ``rank``-th. Default 0 of 1.
+        workers: processes that read and augment. Default 0, this one: right for what lies in memory.
+
+    Raises:
+        ValueError: a number out of its range; a batch of fewer examples than ranks, or a part of none, in training.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        training: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if ranks < 1 or not 0 <= rank < ranks:
+            raise ValueError(f"rank={rank}: expected one of ranks={ranks}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if training and min(batch_size, len(part)) < ranks:
+            raise ValueError(f"batch_size={batch_size} of {len(part)} examples: expected one for each of {ranks} ranks")
+        if workers < 0:
+            raise ValueError(f"workers={workers}: expected at least 0")
+        self.part = part
+        self.batch_size = batch_size
+        self.seed = seed
+        self.training = training
+        self.rank = rank
+        self.ranks = ranks
+        self._batches = _Batches(part)
+        self._plan: list[_Task] = []  # what the workers are given, a task a batch
+        self._workers: DataLoader | None = None
+        if workers > 0:
+            self._workers = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # so that an epoch draws nothing from PyTorch's own
+            )
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(len(self.part), self.batch_size)
+        return whole + (rest >= self.ranks if self.training else rest > self.rank)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, without the first ``start``. Loaders with workers run one epoch at a time."""
+        count = len(self.part)
+        numbers = order(count, self.seed, epoch) if self.training else torch.arange(count)
+        batches = numbers.split(self.batch_size)[start : self.steps]
+        shares = [batch[self.rank :: self.ranks] for batch in batches]
+        tasks = [_Task(share.tolist(), epoch if self.training else None) for share in shares]
+        if self._workers is None:
+            loaded = map(self._batches.__getitem__, tasks)
+        else:
+            self._plan[:] = tasks
+            loaded = self._workers
+        for whole, share, (inputs, targets) in zip(batches, shares, loaded, strict=True):
+            yield Batch(tuple(inputs), targets, len(share) / len(whole))
+
+
+class _Task(NamedTuple):
+    indices: list[int]
+    epoch: int | None
+
+
+class _Batches:
+    """A part as DataLoader takes it: an entry is a batch."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __getitem__(self, task: _Task) -> tuple[tuple[Tensor, ...], Tensor]:
+        return self.part.batch(torch.tensor(task.indices), task.epoch)
