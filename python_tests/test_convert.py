@@ -229,7 +229,7 @@ def test_summary():
     "options,message",
     (
         ({"exclude": ["head", "stem"]}, "exclude=['head']: expected names of modules of the model"),
-        ({"exclude": ["stem", "blocks", "heads"]}, "model: expected at least one nn.Linear or nn.Conv2d"),
+        ({"exclude": ["stem", "blocks", "heads"]}, "model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding"),
         ({"freeze": [Freeze()] * 4}, "freeze: 4 given, expected one for each of 5 layers"),
         ({"spread": "random"}, "spread='random': expected one of"),
         ({"weight": "gaussian"}, "weight='gaussian': expected one of"),

@@ -279,7 +279,7 @@ def test_refusals():
     model = network()
     with pytest.raises(ValueError, match="scope='layer': expected 'global' or 'local'"):
         EdgePopup(model, 0.5, "layer")
-    with pytest.raises(ValueError, match="model: expected at least one SupermaskLinear or SupermaskConv2d"):
+    with pytest.raises(ValueError, match="model: expected at least one supermask layer"):
         EdgePopup(nn.Linear(2, 2), 0.5)
     with pytest.raises(ValueError, match=r"sparsity=1\.2: expected a fraction"):
         EdgePopup(model, 1.2)

@@ -7,7 +7,7 @@ regenerated inside each product; what is learned, kept and stored is one bit for
 from . import backends, freezing, ops
 from .convert import convert, summary
 from .edge_popup import EdgePopup
-from .nn import SupermaskConv2d, SupermaskLinear
+from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
 from .source import Freeze, Source
 from .ticket import TicketError, load_ticket, save_ticket, ticket_info
 from .window import Window
@@ -19,6 +19,7 @@ __all__ = [
     "Freeze",
     "Source",
     "SupermaskConv2d",
+    "SupermaskEmbedding",
     "SupermaskLinear",
     "TicketError",
     "Window",

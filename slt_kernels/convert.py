@@ -1,4 +1,4 @@
-"""convert: supermask layers in place of every ``nn.Linear`` and ``nn.Conv2d`` of a model."""
+"""convert: supermask layers in place of every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model."""
 
 import logging
 import math
@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .freezing import spread_freeze
-from .nn import SupermaskConv2d, SupermaskLayer, SupermaskLinear
+from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, SupermaskLinear
 from .source import Freeze
 
 _log = logging.getLogger(__name__)
 _DENSE = Freeze()
+_REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -92,21 +93,22 @@ def convert(
     compact: bool = False,
     exclude: Collection[str] = (),
 ) -> nn.Module:
-    """Replaces every ``nn.Linear`` and ``nn.Conv2d`` of a model, in place, and returns the model.
+    """Replaces every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model, in place, and returns the model.
 
     Layers are numbered in the order of ``model.modules()``, from 0, excluded ones left out. A module that stands in
     two places is replaced once, by one layer. Each new layer takes over the bias (the very parameter), device,
-    training mode and hooks of the old one; its trained weight is dropped. Subclasses of the two are left alone, as
-    are weights that belong to another module (``nn.MultiheadAttention``). What was done is logged (``logging``, level
+    training mode and hooks of the old one; its trained weight is dropped, and two modules that shared one (an embedding
+    and the output layer of a language model) have one each. Subclasses of the three are left alone, as are weights
+    that belong to another module (``nn.MultiheadAttention``). What was done is logged (``logging``, level
     INFO); `summary` gives it as data.
 
     Args:
-        model: any module; if it is itself an ``nn.Linear`` or ``nn.Conv2d``, its replacement is returned.
+        model: any module; if it is itself one of the three, its replacement is returned.
         freeze: fractions of all the converted weights together, shared out by ``spread``; or one `Freeze` a layer.
         sparsity: of each layer used alone, see `SupermaskLinear`. None where an `EdgePopup` with the global scope will
             make the masks: a spread may prune more than ``sparsity`` in some layers.
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
-        weight, scale, gain, seed, compact: as `SupermaskLinear`'s.
+        weight, scale, gain, seed, compact: as `SupermaskLinear`'s; embeddings have no gain, but the std 1.
         exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it.
 
     Raises:
@@ -121,13 +123,12 @@ def convert(
     def excluded(name: str) -> bool:
         return any(name == e or name.startswith(f"{e}.") for e in exclude)
 
-    replaced = (nn.Linear, nn.Conv2d)
-    places = {n: m for n, m in modules.items() if type_before_parametrizations(m) in replaced and not excluded(n)}
+    places = {n: m for n, m in modules.items() if type_before_parametrizations(m) in _REPLACED and not excluded(n)}
     originals = list({id(m): m for m in places.values()}.values())
     if not originals:
-        raise ValueError("model: expected at least one nn.Linear or nn.Conv2d to convert")
+        raise ValueError("model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding to convert")
     for name, m in modules.items():
-        if isinstance(m, nn.Linear | nn.Conv2d) and name not in places:
+        if isinstance(m, _REPLACED) and name not in places:
             _log.info("left alone: %s (%s)", name, "excluded" if excluded(name) else type(m).__name__)
     for name, m in places.items():
         if "weight" not in m._parameters or is_parametrized(m):
@@ -154,14 +155,17 @@ def convert(
     return converted
 
 
-def _replacement(old: nn.Linear | nn.Conv2d, **options) -> SupermaskLayer:
-    common = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype, **options}
-    if isinstance(old, nn.Linear):
-        new = SupermaskLinear(old.in_features, old.out_features, **common)
+def _replacement(old: nn.Linear | nn.Conv2d | nn.Embedding, *, gain: float, **options) -> SupermaskLayer:
+    options |= {"device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, nn.Embedding):
+        extras = (old.padding_idx, old.max_norm, old.norm_type, old.scale_grad_by_freq, old.sparse)
+        new = SupermaskEmbedding(old.num_embeddings, old.embedding_dim, *extras, **options)
+    elif isinstance(old, nn.Linear):
+        new = SupermaskLinear(old.in_features, old.out_features, old.bias is not None, gain=gain, **options)
     else:
-        geometry = (old.kernel_size, old.stride, old.padding, old.dilation, old.groups)
-        new = SupermaskConv2d(old.in_channels, old.out_channels, *geometry, padding_mode=old.padding_mode, **common)
-    if old.bias is not None:
+        geometry = (old.kernel_size, old.stride, old.padding, old.dilation, old.groups, old.bias is not None)
+        new = SupermaskConv2d(old.in_channels, old.out_channels, *geometry, old.padding_mode, gain=gain, **options)
+    if new.bias is not None:
         new.bias = old.bias
     new.train(old.training)
     for hooks in _HOOKS:  # the very dicts, so that the handles that the caller holds still remove them

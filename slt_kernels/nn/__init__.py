@@ -1,7 +1,8 @@
-"""Layers: drop-in replacements of ``nn.Linear`` and ``nn.Conv2d``."""
+"""Layers: drop-in replacements of ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding``."""
 
 from .conv2d import SupermaskConv2d
+from .embedding import SupermaskEmbedding
 from .linear import SupermaskLinear
 from .supermask import SupermaskLayer
 
-__all__ = ["SupermaskConv2d", "SupermaskLayer", "SupermaskLinear"]
+__all__ = ["SupermaskConv2d", "SupermaskEmbedding", "SupermaskLayer", "SupermaskLinear"]

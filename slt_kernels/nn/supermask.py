@@ -28,7 +28,7 @@ def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
 
 
 class SupermaskLayer(nn.Module):
-    """A random layer of which only a mask is learned; the base of `SupermaskLinear` and `SupermaskConv2d`.
+    """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
     Attributes:
         scores: parameter, float32 ``[free]``, one a free weight in the contract's order (row, word, bit).
@@ -95,10 +95,14 @@ class SupermaskLayer(nn.Module):
         """``[rows, fan]`` to `weight_shape`."""
         raise NotImplementedError
 
+    @property
+    def _score_gain(self) -> float:
+        return self.gain
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's."""
-        bound = self.gain * math.sqrt(3 / self.source.fan)
+        bound = self._score_gain * math.sqrt(3 / self.source.fan)
         self.scores.copy_(self.source.initial_scores(self.free, bound, self.scores.device))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.source.fan)

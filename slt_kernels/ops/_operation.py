@@ -49,8 +49,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
-    """Raises TypeError or ValueError unless the tensors of one layer fit each other and their source."""
-    check_floating("x", x)
+    """Raises TypeError or ValueError unless the tensors of one layer fit each other, their source, and the input."""
     free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
     if scores.shape != (free,) or scores.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"scores: expected float32 or float64 [{free}], got {scores.dtype} {list(scores.shape)}")
@@ -63,7 +62,7 @@ def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Te
             raise ValueError(f"bias.shape={list(bias.shape)}: expected [{source.rows}]")
     for name, tensor in (("scores", scores), ("mask", mask), ("scale", scale), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name}.device={tensor.device}: expected {x.device}, where x is")
+            raise ValueError(f"{name}.device={tensor.device}: expected {x.device}, where the input is")
 
 
 def check_mask(mask: Tensor, source: Source, free: int | None = None) -> None:

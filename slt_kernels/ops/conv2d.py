@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from ..source import Source
 from ..window import Window, channels_last
-from ._operation import autocast, check_layer, operation
+from ._operation import autocast, check_floating, check_layer, operation
 
 
 @operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
@@ -75,6 +75,7 @@ def conv2d(
         TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
     """
     x = autocast(x)
+    check_floating("x", x)
     check_layer(x, scores, mask, scale, bias, source)
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..source import Source
-from ._operation import autocast, check_layer, operation
+from ._operation import autocast, check_floating, check_layer, operation
 
 
 @operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
@@ -65,6 +65,7 @@ def linear(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor 
         TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
     """
     x = autocast(x)
+    check_floating("x", x)
     check_layer(x, scores, mask, scale, bias, source)
     if x.dim() == 0 or x.shape[-1] != source.fan:
         raise ValueError(f"x.shape={list(x.shape)}: expected [..., {source.fan}]")

@@ -1,0 +1,102 @@
+"""SupermaskEmbedding, in place of ``nn.Embedding``."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..source import Freeze, Source
+from .supermask import SupermaskLayer
+
+_DENSE = Freeze()
+
+
+class SupermaskEmbedding(SupermaskLayer):
+    """``nn.Embedding`` with a random weight, of which only a mask is learned; no row exists but those looked up.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, scale_grad_by_freq, device, dtype: as ``nn.Embedding``'s. The row
+            of ``padding_idx`` reads as zeros and has no gradient. ``dtype`` is that of the output, and follows
+            ``.to(dtype)``.
+        max_norm, norm_type, sparse: only ``nn.Embedding``'s defaults. A random weight is never changed, so it is not
+            renormalized either; and the scores' gradient is not by rows.
+        std: standard deviation of a weight before mask and ``scale``. Default 1, ``nn.Embedding``'s.
+        freeze, sparsity, weight, scale, seed, layer, compact: as `SupermaskLinear`'s.
+
+    Input int64 or int32 of any shape ``[*]``, output ``[*, embedding_dim]``. Initial scores have the standard
+    deviation ``sqrt(2 / embedding_dim)`` whatever ``std`` is, that of the layers beside which one global threshold
+    ranks them.
+
+    Raises:
+        ValueError, TypeError: an argument outside its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        std: float = 1.0,
+        freeze: Freeze = _DENSE,
+        sparsity: float | None = 0.5,
+        weight: str = "signed_constant",
+        scale: str | None = None,
+        seed: int = 0,
+        layer: int = 0,
+        compact: bool = False,
+    ) -> None:
+        source = Source.of(num_embeddings, embedding_dim, seed=seed, layer=layer, weight=weight, freeze=freeze)
+        if max_norm is not None:
+            raise ValueError(f"max_norm={max_norm}: expected None, since a random weight is never renormalized")
+        if sparse:
+            raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(f"padding_idx={padding_idx}: expected one in [{-num_embeddings}, {num_embeddings})")
+        if not (math.isfinite(std) and std > 0):
+            raise ValueError(f"std={std}: expected a positive number")
+        super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.dtype = dtype or torch.get_default_dtype()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.source.rows, self.source.fan
+
+    @property
+    def _score_gain(self) -> float:
+        return math.sqrt(2)
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def dense_weight(self) -> Tensor:
+        """Float32 ``[num_embeddings, embedding_dim]``: ``scale * mask * v``, and 0 for the row of ``padding_idx``."""
+        weight = super().dense_weight()
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0
+        return weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        self._refresh_mask()
+        layer = self.scores, self.mask_words, self.weight_scale, self.source
+        y = ops.embedding(index, *layer, self.dtype, self.scale_grad_by_freq)
+        return y if self.padding_idx is None else y.masked_fill((index == self.padding_idx).unsqueeze(-1), 0)
+
+    def _apply(self, fn, recurse: bool = True):
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scores.device)).dtype
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}, {self._repr_options()}"
