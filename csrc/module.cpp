@@ -101,6 +101,19 @@ PYBIND11_MODULE(_cpu, m) {
             {source_of(source), window_of(window), activations_of(dy, dy_sizes), activations_of(x, x_sizes),
              at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
+    m.def("embedding_forward", [](const SourceArray &source, Pointer mask, Pointer offsets, Pointer index,
+                                  int64_t count, float scale, Pointer y, int threads) {
+        run(&Operations::embedding_forward,
+            {source_of(source), at<const uint32_t>(mask), at<const int64_t>(offsets), at<const int64_t>(index), count,
+             scale, at<float>(y), threads});
+    });
+    m.def("embedding_grad_scores", [](const SourceArray &source, Pointer index, int64_t count, Pointer starts,
+                                      Pointer order, Pointer dy, Pointer scores, float scale, Pointer offsets,
+                                      Pointer out, int threads) {
+        run(&Operations::embedding_grad_scores,
+            {source_of(source), at<const int64_t>(index), count, at<const int64_t>(starts), at<const int64_t>(order),
+             at<const float>(dy), at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), threads});
+    });
     m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
         run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});
     });

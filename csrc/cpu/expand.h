@@ -95,15 +95,18 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
     return kept;
 }
 
+// Bits i to i + 31 of a compact mask of `free` bits, the first lowest; garbage past the last.
+SLT_INLINE uint32_t compact_bits(const uint32_t *compact, int64_t free, int64_t i) {
+    const int64_t word = i / WORD, last = ceil_div(free, WORD) - 1;
+    if (word > last) return 0;
+    return uint32_t((compact[word] | uint64_t(compact[word < last ? word + 1 : last]) << 32) >> i % WORD);
+}
+
 // Resolved words of rows [row0, row0 + rows) from a compact mask, to `out` [rows][words].
 inline void expand_rows(const Source &s, const uint32_t *compact, const int64_t *offsets, int64_t row0, int64_t rows,
                         uint32_t *out) {
-    const int64_t last = ceil_div(offsets[s.rows], WORD) - 1;  // word of the mask
-    resolve_rows(s, offsets, row0, rows, out, [&](int64_t i) -> uint32_t {
-        const int64_t word = i / WORD;
-        if (word > last) return 0;
-        return uint32_t((compact[word] | uint64_t(compact[word < last ? word + 1 : last]) << 32) >> i % WORD);
-    });
+    const int64_t free = offsets[s.rows];
+    resolve_rows(s, offsets, row0, rows, out, [&](int64_t i) { return compact_bits(compact, free, i); });
 }
 
 }  // namespace

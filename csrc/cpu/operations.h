@@ -88,6 +88,33 @@ struct GradScores {
     int threads;
 };
 
+// y [count, fan]: scale * v * mask of the rows `index` [count]. The mask is compact where there are `offsets`.
+struct EmbeddingForward {
+    Source source;
+    const uint32_t *mask;
+    const int64_t *offsets;  // as of CountFrozen, or null
+    const int64_t *index;
+    int64_t count;
+    float scale;
+    float *y;
+    int threads;
+};
+
+// dL/dW * v * scale * sign(score) at the free weights of the rows `index` [count], each once; others are not written.
+// Their gradients are rows order[starts[n]] to order[starts[n + 1] - 1] of dy, added in that order, in double.
+struct EmbeddingGradScores {
+    Source source;
+    const int64_t *index;
+    int64_t count;
+    const int64_t *starts, *order;
+    const float *dy;
+    const float *scores;
+    float scale;
+    const int64_t *offsets;
+    float *out;
+    int threads;
+};
+
 // Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and one number of locked ones.
 struct CountFrozen {
     Source source;
@@ -134,6 +161,8 @@ struct Pack {
     X(conv2d_forward, Conv2dForward) \
     X(conv2d_grad_input, Conv2dGradInput) \
     X(grad_scores, GradScores) \
+    X(embedding_forward, EmbeddingForward) \
+    X(embedding_grad_scores, EmbeddingGradScores) \
     X(count_frozen, CountFrozen) \
     X(expand, Expand) \
     X(select, Select) \

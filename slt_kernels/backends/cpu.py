@@ -250,6 +250,43 @@ def conv2d_grad_input(
     return dx.to(dy.dtype)
 
 
+def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
+    index = _rows_of(index, source)
+    if dtype == torch.float64:
+        return reference.embedding_forward(index, mask, scale, source, dtype)
+    mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
+    y = torch.empty(len(index), source.fan)
+    pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
+    _cpu.embedding_forward(source, *pointers, scale.item(), y.data_ptr(), _threads())
+    return y.to(dtype)
+
+
+def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    index = _rows_of(index, source)
+    if torch.float64 in (dy.dtype, scores.dtype):
+        return reference.embedding_grad_scores(dy, index, scores, scale, source)
+    offsets = free_offsets(source)
+    _check_count("scores", scores.numel(), int(offsets[-1]), source)
+    index, order = index.sort(stable=True)
+    index, counts = index.unique_consecutive(return_counts=True)
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    dy, scores = _floats(dy), scores.detach().contiguous()
+    out = torch.zeros(scores.numel())
+    pointers = [t.data_ptr() for t in (starts, order, dy, scores)]
+    _cpu.embedding_grad_scores(
+        source, index.data_ptr(), len(index), *pointers, scale.item(), offsets.data_ptr(), out.data_ptr(), _threads()
+    )
+    return out
+
+
+def _rows_of(index: Tensor, source: Source) -> Tensor:
+    """Contiguous int64 numbers of rows that there are."""
+    if index.numel() and not (index.min() >= 0 and index.max() < source.rows):
+        outside = index[(index < 0) | (index >= source.rows)][0]
+        raise IndexError(f"index holds {outside}: expected rows in [0, {source.rows})")
+    return index.long().contiguous()
+
+
 def _images(x: Tensor) -> tuple[Tensor, bool]:
     """As float32 in one of the two dense formats, and whether it is channels-last."""
     x = x.detach().float()
@@ -274,7 +311,3 @@ def _pointer(x: Tensor | None) -> int:
 def _bytes(x: Tensor) -> int:
     """Of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
-
-
-embedding_forward = reference.embedding_forward
-embedding_grad_scores = reference.embedding_grad_scores

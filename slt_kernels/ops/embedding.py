@@ -64,7 +64,7 @@ def embedding(
     """
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"index.dtype={index.dtype}: expected int64 or int32")
-    check_floating("the result", torch.empty(0, dtype=dtype, device="meta"))
+    check_floating("result", torch.empty(0, dtype=dtype, device="meta"))
     check_layer(index, scores, mask, scale, None, source)
     y = _Embedding.apply(index.reshape(-1), scores, mask, scale, source, dtype, scale_grad_by_freq)
     return y.view(*index.shape, source.fan)
