@@ -29,6 +29,7 @@ from triton.compiler import ASTSource
 
 from slt_kernels.backends.triton.contract import Layer
 from slt_kernels.backends.triton.digits import to_digits_kernel
+from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
 from slt_kernels.backends.triton.expand import expand_kernel
 from slt_kernels.backends.triton.forward import Split, finish_kernel, forward_kernel
 from slt_kernels.backends.triton.grad_input import grad_input_kernel
@@ -62,6 +63,9 @@ _POINTERS = {
     "largest": "*fp32",
     "digits": "*i8",
     "grads": "*fp32",
+    "index": "*i64",
+    "order": "*i64",
+    "ends": "*i64",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
 _UNALIGNED = ("columns", "count", "rank", "length", "parts", "pixels", "channel_blocks", *_TUPLES)
@@ -135,6 +139,9 @@ CASES = {
     "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, BLOCK=1024),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=64),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=64),
+    "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, N=32),
+    "embedding, compact, normal": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=2, COMPACT=True, N=32),
+    "embedding, grad_scores": _small(embedding_grad_scores_kernel, {"dy": _FP32, "out": _FP32}, WEIGHT=0, N=16),
     "expand": _small(expand_kernel, {"out": "*i32"}, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, N=128),

@@ -255,6 +255,31 @@ def test_conv2d(name, weight, dtype):
     assert_close(triton.conv2d_grad_scores(*arguments), reference.conv2d_grad_scores(*arguments), 1e-6)
 
 
+# Embedding
+
+
+@interpreted
+@pytest.mark.parametrize("weight,dtype", [*((w, torch.float32) for w in WEIGHTS), (WEIGHTS[0], torch.float16)], ids=str)
+@pytest.mark.parametrize("rows,fan,count", SHAPES)
+def test_embedding(rows, fan, count, weight, dtype):
+    for source in shards(rows, fan, weight):
+        index = torch.randint(source.rows, (2 * count + 3,)) // 2  # some rows often, and some never
+        for compact in (False, True):
+            arguments = (index, random_mask(source, compact), SCALE, source, dtype)
+            assert_same(triton.embedding_forward(*arguments), reference.embedding_forward(*arguments))
+        arguments = (torch.randn(len(index), source.fan, dtype=dtype), index, torch.randn(source.free), SCALE, source)
+        assert_close(triton.embedding_grad_scores(*arguments), reference.embedding_grad_scores(*arguments), 1e-6)
+
+
+@interpreted
+def test_a_row_that_is_not_there_is_nan():
+    source = source_of(3, 33, "uniform")
+    for compact in (False, True):
+        index = torch.tensor([-1, 2, 3, 2**40])
+        y = triton.embedding_forward(index, random_mask(source, compact), SCALE, source, torch.float32)
+        assert y.isnan().all(1).tolist() == [True, False, True, True]
+
+
 # The layer on top
 
 
