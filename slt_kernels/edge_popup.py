@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from . import ops
-from .nn import SupermaskLayer
+from .nn import SupermaskLayer, spread
 from .nn.supermask import check_sparsity
 
 SCOPES = ("global", "local")
@@ -70,7 +69,7 @@ class EdgePopup:
         threshold = None
         if self.scope == "global":
             rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
-            threshold = ops.select([layer.scores for layer in self.layers], rank)
+            threshold = spread.select(self.layers, rank)
         for layer in self.layers:
             layer.update_mask(threshold)
 

@@ -71,7 +71,7 @@ class SupermaskEmbedding(SupermaskLayer):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return self.source.rows, self.source.fan
+        return self.whole.rows, self.whole.fan
 
     @property
     def _score_gain(self) -> float:
@@ -84,14 +84,19 @@ class SupermaskEmbedding(SupermaskLayer):
         """Float32 ``[num_embeddings, embedding_dim]``: ``scale * mask * v``, and 0 for the row of ``padding_idx``."""
         weight = super().dense_weight()
         if self.padding_idx is not None:
-            weight[self.padding_idx] = 0
+            weight[torch.arange(len(weight)) + self.source.first_row == self.padding_idx] = 0
         return weight
 
     def forward(self, index: Tensor) -> Tensor:
         self._refresh_mask()
+        zero = None if self.padding_idx is None else index == self.padding_idx
+        if self.source.rows < self.whole.rows:  # a shard: rows of the others read as zeros
+            local = index - self.source.first_row
+            elsewhere = (local < 0) | (local >= self.source.rows)
+            index, zero = local.masked_fill(elsewhere, 0), elsewhere if zero is None else zero | elsewhere
         layer = self.scores, self.mask_words, self.weight_scale, self.source
         y = ops.embedding(index, *layer, self.dtype, self.scale_grad_by_freq)
-        return y if self.padding_idx is None else y.masked_fill((index == self.padding_idx).unsqueeze(-1), 0)
+        return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
 
     def _apply(self, fn, recurse: bool = True):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scores.device)).dtype

@@ -60,14 +60,15 @@ class SupermaskLinear(SupermaskLayer):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return self.source.rows, self.source.fan
+        return self.whole.rows, self.whole.fan
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix
 
     def forward(self, x: Tensor) -> Tensor:
         self._refresh_mask()
-        return ops.linear(x, self.scores, self.mask_words, self.weight_scale, self.bias, self.source)
+        bias = self.bias if self.source.fan == self.whole.fan else None  # a part of the sums: the bias comes after all
+        return ops.linear(x, self.scores, self.mask_words, self.weight_scale, bias, self.source)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

@@ -3,10 +3,12 @@
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import bits, ops
 from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source
+from . import spread
 
 SCALES = (None, "static", "dynamic")
 
@@ -27,6 +29,10 @@ def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
         )
 
 
+def _identity(source: Source) -> list[int]:
+    return [CONTRACT_VERSION, *source]
+
+
 class SupermaskLayer(nn.Module):
     """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
@@ -35,8 +41,10 @@ class SupermaskLayer(nn.Module):
         mask_words: buffer, int32: the mask, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
         weight_scale: buffer, one float32: what the integer weights are multiplied by.
         bias: parameter ``[rows]`` or None.
-        source: what generates the weights and the frozen pattern.
-        total, pruned, free, locked: counts of weights.
+        source: what generates the weights and the frozen pattern here; of the whole layer, or of a shard of it.
+        whole: the source of the whole layer.
+        group: the processes that hold the shards of it; None where there are none.
+        total, pruned, free, locked: counts of the whole layer's weights.
         sparsity: fraction of all weights, frozen included, that a mask of this layer's own drops; None keeps all.
         auto_mask: whether a forward in training makes the mask anew when the scores have changed. An `EdgePopup`
             and `load_ticket` turn it off: then only they change the mask.
@@ -63,7 +71,8 @@ class SupermaskLayer(nn.Module):
             check_sparsity(sparsity, freeze.prune, freeze.lock)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain={gain}: expected a positive number")
-        self.source = source
+        self.source = self.whole = source
+        self.group: dist.ProcessGroup | None = None
         self.freeze = freeze
         self.sparsity = sparsity
         self.scale = scale
@@ -77,14 +86,14 @@ class SupermaskLayer(nn.Module):
         words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
         self.register_buffer("mask_words", torch.zeros(words, dtype=torch.int32, device=device))
         self.register_buffer("weight_scale", torch.zeros((), dtype=torch.float32, device=device))
-        identity = torch.tensor([CONTRACT_VERSION, *source], device=device)
+        identity = torch.empty(1 + len(source), dtype=torch.int64, device=device)
         self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
         self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     @property
     def total(self) -> int:
-        return self.source.total
+        return self.whole.total
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -101,11 +110,16 @@ class SupermaskLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's."""
-        bound = self._score_gain * math.sqrt(3 / self.source.fan)
-        self.scores.copy_(self.source.initial_scores(self.free, bound, self.scores.device))
+        """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's.
+
+        With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
+        """
+        self.source_id.copy_(torch.tensor(_identity(self.source)))
+        bound = self._score_gain * math.sqrt(3 / self.whole.fan)
+        scores = self.whole.initial_scores(self.free, bound, self.scores.device)
+        spread.copy_(self.scores, self._part_of_scores(scores))
         if self.bias is not None:
-            bound = 1 / math.sqrt(self.source.fan)
+            bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
         self.update_mask()
 
@@ -124,8 +138,8 @@ class SupermaskLayer(nn.Module):
             threshold: keep the free weights with |score| above it; by default that of `sparsity` in this layer alone.
         """
         if threshold is None:
-            threshold = ops.select([self.scores], self.rank)
-        words, kept = ops.pack(self.scores, threshold, self.source, self.compact)
+            threshold = spread.select([self], self.rank)
+        words, kept = spread.pack(self, threshold)
         self.mask_words.copy_(words)
         self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores()
@@ -150,18 +164,29 @@ class SupermaskLayer(nn.Module):
             weight_scale: the number that multiplies the integer weights.
         """
         compact = compact.to(self.mask_words.device)
-        self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
+        if self.group is not None:
+            self._take_words(ops.expand(compact, self.whole)[self._part])
+        else:
+            self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
         self.weight_scale.fill_(weight_scale)
         self.auto_mask = False
 
     def compact_mask(self) -> Tensor:
-        """The learned bits alone: int32 ``[ceil(free / 32)]``, first bit lowest, 0 past the last."""
+        """The learned bits alone: int32 ``[ceil(free / 32)]``, first bit lowest, 0 past the last.
+
+        They are the whole layer's: of a sharded one, every process of the `group` has to ask.
+        """
+        if self.group is not None:
+            words = self.mask_words.new_zeros(self.whole.rows, self.whole.words)
+            words[self._part] = self._resolved_words()
+            dist.all_reduce(words, group=self.group)  # no two shards meet: the sum is an OR
+            return bits.gather(words, self.whole.frozen_words(words.device)[0])
         if self.compact:
             return self.mask_words.clone()
         return bits.gather(self.mask_words, self.source.frozen_words(self.mask_words.device)[0])
 
     def _scale_for(self, kept: Tensor) -> Tensor:
-        base = self.gain / math.sqrt(self.source.fan) / self.source.weight_std
+        base = self.gain / math.sqrt(self.whole.fan) / self.whole.weight_std
         factor = torch.ones((), dtype=torch.float64, device=kept.device)
         if self.scale == "dynamic":
             factor = (kept.double() / self.total).rsqrt()
@@ -169,7 +194,72 @@ class SupermaskLayer(nn.Module):
             factor = factor / math.sqrt(1 - self.sparsity) if self.sparsity < 1 else 0 * factor
         return torch.where(kept > 0, base * factor, 0)  # an emptied layer is 0, not 0 * inf
 
-    # Looking and testing: all of these materialize
+    # A shard of the layer
+
+    @torch.no_grad()
+    def shard(
+        self, group: dist.ProcessGroup, rows: tuple[int, int] | None = None, words: tuple[int, int] | None = None
+    ) -> None:
+        """Keeps rows ``[n0, n1)``, or words ``[w0, w1)`` of each, with their scores and mask bits, and drops the rest.
+
+        Thresholds, scale, counts and tickets stay the whole layer's: the processes of ``group`` hold all of its
+        shards, and make masks together. `parallel` has what tensor parallelism needs besides. `scores` is a new
+        parameter: make the optimizer afterwards.
+
+        Raises:
+            ValueError: a layer that is sharded already, or a range that is empty or leaves it.
+        """
+        if self.group is not None or spread.is_dtensor(self.scores):
+            raise ValueError("layer: expected one that is not sharded yet")
+        resolved = self._resolved_words()
+        self.source = self.whole.shard(rows, words)
+        self.group = group
+        shape = bits.words_for(self.source.free) if self.compact else (self.source.rows, self.source.words)
+        self.mask_words = self.mask_words.new_empty(shape)
+        self._take_words(resolved[self._part])
+        self.source_id = torch.tensor(_identity(self.source), device=self.source_id.device)
+        fresh = self._masked_version == self.scores._version
+        self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
+        self._masked_version = self.scores._version if fresh else None
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.part_of_bias(self.bias.detach()).clone(), self.bias.requires_grad)
+
+    @property
+    def _part(self) -> tuple[slice, slice]:
+        """This shard's words among the whole layer's ``[rows, words]``."""
+        row, word = self.source.first_row - self.whole.first_row, self.source.first_word - self.whole.first_word
+        return slice(row, row + self.source.rows), slice(word, word + self.source.words)
+
+    def _part_of_scores(self, scores: Tensor) -> Tensor:
+        """The scores of this shard's free weights, of the whole layer's."""
+        if self.group is None:
+            return scores
+        free = bits.unpack(self.whole.frozen_words(scores.device)[0])  # [rows, words, 32]
+        mine = torch.zeros_like(free)
+        mine[self._part] = True
+        return scores[mine[free]]
+
+    def whole_bias(self) -> Tensor:
+        """The bias of all rows; of a sharded layer, every process of the `group` has to ask."""
+        if self.source.rows == self.whole.rows:
+            return self.bias.detach()
+        bias = self.bias.new_zeros(self.whole.rows, requires_grad=False)
+        bias[self._part[0]] = self.bias.detach()
+        dist.all_reduce(bias, group=self.group)
+        return bias
+
+    def part_of_bias(self, bias: Tensor) -> Tensor:
+        """This shard's rows of the bias of all."""
+        return bias[self._part[0]]
+
+    def _resolved_words(self) -> Tensor:
+        return ops.expand(self.mask_words, self.source) if self.compact else self.mask_words
+
+    def _take_words(self, resolved: Tensor) -> None:
+        free = self.source.frozen_words(resolved.device)[0]
+        self.mask_words.copy_(bits.gather(resolved.contiguous(), free) if self.compact else resolved)
+
+    # Looking and testing: all of these materialize, of a sharded layer the shard
 
     def frozen_state(self) -> Tensor:
         """Int8, the weight's shape: -1 pruned, 0 free, +1 locked."""
@@ -181,15 +271,18 @@ class SupermaskLayer(nn.Module):
 
     def mask(self) -> Tensor:
         """Bool, the weight's shape: what is kept, frozen and learned decided."""
-        words = self.mask_words
-        resolved = ops.expand(words, self.source) if self.compact else words
-        return self._as_weight(bits.to_k_order(bits.unpack(resolved), self.source.fan))
+        return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
 
     def dense_weight(self) -> Tensor:
         """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
         return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
 
     # nn.Module
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "scores":  # another tensor's versions say nothing; FSDP2 puts one in place for each forward
+            self._masked_version = None
 
     def __getstate__(self) -> dict:
         # A copy's scores count their versions anew: what it can know is whether its mask was of them.
@@ -210,10 +303,12 @@ class SupermaskLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         identity = state_dict.get(f"{prefix}source_id")
-        if identity is not None and identity.tolist() != [CONTRACT_VERSION, *self.source]:
+        if identity is not None and self.group is not None and identity.tolist() == _identity(self.whole):
+            self._take_part_of_state(state_dict, prefix)
+        elif identity is not None and identity.tolist() != _identity(self.source):
             errors.append(
                 f"{prefix}source_id is of another network: [contract, {', '.join(Source._fields)}] = "
-                f"{identity.tolist()}, expected {[CONTRACT_VERSION, *self.source]}"
+                f"{identity.tolist()}, expected {_identity(self.source)}"
             )
             return
         words = state_dict.get(f"{prefix}mask_words")
@@ -223,6 +318,22 @@ class SupermaskLayer(nn.Module):
             state_dict[f"{prefix}mask_words"] = other
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._remember_scores()
+
+    def _take_part_of_state(self, state_dict: dict, prefix: str) -> None:
+        """Makes the whole layer's state this shard's."""
+
+        def resolved(words: Tensor) -> Tensor:
+            return ops.expand(words, self.whole) if words.dim() == 1 else words
+
+        parts = {
+            "scores": self._part_of_scores,
+            "mask_words": lambda words: resolved(words)[self._part].contiguous(),
+            "bias": self.part_of_bias,
+            "source_id": lambda _: self.source_id,
+        }
+        for name, part in parts.items():
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = part(state_dict[prefix + name])
 
     def _repr_options(self) -> str:
         parts = [f"prune={self.freeze.prune:.4g}, lock={self.freeze.lock:.4g}, sparsity={self.sparsity}"]

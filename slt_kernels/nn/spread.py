@@ -1,0 +1,117 @@
+"""Scores that are spread over processes, and what a mask needs of all of them.
+
+FSDP2 (``torch.distributed.fsdp.fully_shard``) makes a layer's scores a DTensor, of which each process holds a run.
+Under tensor parallelism (`parallel`) each process has a shard of the layer, and that shard's scores. A threshold is an
+order statistic of all of them: processes add up histograms, and never gather scores.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .. import bits, ops
+from ..source import Source
+
+if TYPE_CHECKING:
+    from .supermask import SupermaskLayer
+
+_BITS = 16  # of a score's magnitude that one pass counts
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; torch.distributed.tensor is not imported to say no."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of a DTensor, every process has to ask."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def copy_(tensor: Tensor, values: Tensor) -> None:
+    """``tensor.copy_(values)``, for a DTensor of the part that this process holds."""
+    if is_dtensor(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = values.to(tensor.device, tensor.dtype)
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(values)
+
+
+def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
+    """`ops.select` over the scores of all layers in all processes; every process gets the threshold."""
+    spread: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    for layer in layers:
+        spread.setdefault(_groups(layer), []).append(local(layer.scores))
+    scores = [s for part in spread.values() for s in part]
+    if spread.keys() == {()} or rank < 1 or rank >= sum(layer.free for layer in layers):
+        return ops.select(scores, rank)
+    # The bits of a non-negative float, read as an integer, are in its order: find them from the top.
+    prefix, rest = 0, rank
+    for shift in range(32 - _BITS, -1, -_BITS):
+        counts = torch.zeros(1 << _BITS, dtype=torch.int64, device=scores[0].device)
+        for groups, part in spread.items():
+            counts += _added(sum(_histogram(s, prefix, shift) for s in part), groups)
+        digit = int(torch.searchsorted(counts.cumsum(0), rest))
+        rest -= int(counts[:digit].sum())
+        prefix = prefix << _BITS | digit
+    return torch.tensor(prefix, dtype=torch.int32, device=scores[0].device).view(torch.float32)
+
+
+def pack(layer: "SupermaskLayer", threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """`ops.pack` of a layer's scores: the mask of what this process multiplies, and how many the whole layer keeps."""
+    if is_dtensor(layer.scores):
+        mask, kept = _pack_dtensor(layer.scores, threshold, layer.source, layer.compact)
+    else:
+        mask, kept = ops.pack(layer.scores, threshold, layer.source, layer.compact)
+    return mask, kept if layer.group is None else _added(kept, (layer.group,))
+
+
+def _pack_dtensor(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:
+    """Each process packs its run of the scores, and all get all bits: a 32nd of the scores' size."""
+    (group,) = _mesh_groups(scores)
+    processes = dist.get_world_size(group)
+    run = -(-len(scores) // processes)  # as `torch.chunk` has it: the last ones may be shorter, or empty
+    mine = local(scores).abs() > threshold
+    mine = bits.pack_sequence(nn.functional.pad(mine, (0, run - len(mine))))
+    runs = [torch.empty_like(mine) for _ in range(processes)]
+    dist.all_gather(runs, mine, group=group)
+    mask = bits.pack_sequence(torch.cat([bits.unpack(words).flatten()[:run] for words in runs])[: len(scores)])
+    kept = bits.popcount(mask) + source.count_frozen()[2]
+    return (mask if compact else ops.expand(mask, source)), kept
+
+
+def _groups(layer: "SupermaskLayer") -> tuple[dist.ProcessGroup, ...]:
+    """The groups over which the layer's scores are spread: each score is in one process of them."""
+    mesh = _mesh_groups(layer.scores) if is_dtensor(layer.scores) else ()
+    return mesh if layer.group is None else (*mesh, layer.group)
+
+
+def _mesh_groups(scores: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    return tuple(scores.device_mesh.get_group(i) for i, placed in enumerate(scores.placements) if placed.is_shard())
+
+
+def _added(count: Tensor, groups: tuple[dist.ProcessGroup, ...]) -> Tensor:
+    for group in groups:
+        dist.all_reduce(count, group=group)
+    return count
+
+
+def _histogram(scores: Tensor, prefix: int, shift: int) -> Tensor:
+    """How often each value of the next 16 bits of |score| occurs after ``prefix``, int64 [65536]."""
+    magnitude = scores.detach().abs().contiguous().view(torch.int32) >> shift
+    if shift < 32 - _BITS:
+        magnitude = magnitude[magnitude >> _BITS == prefix]
+    return torch.bincount(magnitude & (1 << _BITS) - 1, minlength=1 << _BITS)
