@@ -384,9 +384,9 @@ def test_rewriting_is_what_it_takes(written, file):
     load_ticket(rewritten(written, file, index=lambda index: index), network())
 
 
-@pytest.mark.parametrize("version", ("2", "10", "0", "-1", "", "one", "1.0"))
+@pytest.mark.parametrize("version", ("3", "10", "0", "-1", "", "one", "1.0"))
 def test_another_version(version, written, file):
-    refused(rewritten(written, file, version), f"version='{version}': this package reads up to 1")
+    refused(rewritten(written, file, version), f"version='{version}': this package reads up to 2")
 
 
 def test_another_contract(written, file):

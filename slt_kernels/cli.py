@@ -214,6 +214,7 @@ def _info(arguments: argparse.Namespace) -> None:
     info = ticket_info(arguments.file)
     print(f"{arguments.file}: {info.size:,} bytes, contract version {info.contract}")
     print(f"{len(info.layers)} layers, {info.weights:,} weights, {info.free_bits:,} free bits, {info.kept:,} kept")
+    print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
     for layer in info.layers:
         source = layer.source
         shape = "x".join(map(str, layer.shape))

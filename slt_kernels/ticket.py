@@ -5,12 +5,17 @@ A ticket is a safetensors file. Its tensors:
 =============  =====================================================================================================
 ``index``      uint8: zlib-compressed JSON: the contract's version, the layers, the other tensors' names, metadata
 ``masks``      uint8: each layer's compact mask, ``ceil(free / 8)`` bytes, first bit lowest, in the index's order
+``coded``      uint8, in place of ``masks`` in a compressed ticket: the same bits, entropy-coded
 ``float32`` …  one for each dtype: all other parameters and buffers of that dtype, flattened, in the index's order
 =============  =====================================================================================================
 
 and one entry of safetensors metadata, ``slt_kernels.ticket``: the version and the sha256 of the tensors. (Of several
 entries safetensors would write the order at random; so the same network is the same bytes.) Grouping the other tensors
 keeps a file at its information content: a header entry each would cost more than a BatchNorm's counter holds.
+
+A plain ticket is of version 1, a compressed one of version 2. There the index has ``ones``, how many bits of a layer's
+mask are set, and the bits are symbols of a Bernoulli variable of probability ``ones / free`` to an ANS coder
+(``constriction.stream.stack.AnsCoder``), one stream for all layers, little-endian words.
 """
 
 import hashlib
@@ -22,17 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import bits
-from .nn import SupermaskLayer
+from .nn import SupermaskLayer, spread
 from .source import CONTRACT_VERSION, WEIGHTS, Source
 
 FORMAT = "slt_kernels.ticket"
-VERSION = 1
+PLAIN, COMPRESSED = 1, 2  # versions
 
 
 class TicketError(ValueError):
@@ -51,6 +57,7 @@ class TicketLayer:
     scale: str | None
     sparsity: float | None
     weight_scale: float
+    ones: int | None = None  # free weights kept; of a compressed ticket
 
     @property
     def weight(self) -> str:
@@ -76,13 +83,18 @@ class TicketTensor:
 
 @dataclass(frozen=True)
 class TicketInfo:
-    """What a ticket holds. ``metadata`` is what its writer passed; ``size`` is of the file, in bytes."""
+    """What a ticket holds. ``metadata`` is what its writer passed.
+
+    ``size`` is of the file, and ``mask_bytes`` of the learned bits in it, entropy-coded if ``compressed``.
+    """
 
     contract: int
     layers: tuple[TicketLayer, ...]
     tensors: tuple[TicketTensor, ...]
     metadata: dict[str, Any]
     size: int
+    mask_bytes: int
+    compressed: bool
 
     @property
     def weights(self) -> int:
@@ -97,7 +109,9 @@ class TicketInfo:
         return sum(layer.kept for layer in self.layers)
 
 
-def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, Any] | None = None) -> TicketInfo:
+def save_ticket(
+    model: nn.Module, path: str | os.PathLike, metadata: dict[str, Any] | None = None, compress: bool = False
+) -> TicketInfo:
     """Writes a model with supermask layers as a ticket.
 
     The file holds every layer's learned bits, seed, freezing, distribution and scale, and all other parameters and
@@ -106,11 +120,16 @@ def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, A
     renamed, so a failure leaves an old file as it was.
 
     Args:
-        model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``.
+        model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``. Of one that is sharded
+            (``fully_shard``, `nn.parallel`) every process has to write a ticket, each the same whole one.
         path: the file.
         metadata: anything JSON holds, for `ticket_info` to give back.
+        compress: entropy-code the learned bits (the extra ``compress``): a layer of ``n`` free weights, the fraction
+            ``p`` of them kept, takes ``n (-p log2 p - (1 - p) log2 (1 - p))`` bits in place of ``n``. It is smaller
+            where much more or less than half is kept. Default False.
 
     Raises:
+        ModuleNotFoundError: to compress, without the package for it.
         ValueError: no supermask layer in it, extra state that is no tensor, or metadata that JSON does not hold.
     """
     model = _unwrap(model)
@@ -119,39 +138,40 @@ def save_ticket(model: nn.Module, path: str | os.PathLike, metadata: dict[str, A
         raise ValueError("model: expected at least one supermask layer in it")
     others = list(_other_tensors(model))
     masks = [m.compact_mask().cpu() for _, m in layers]
+    ones = [int(bits.popcount(mask)) for mask in masks]
     index = {
         "contract": CONTRACT_VERSION,
         "layers": [
             {
                 "name": name,
                 "shape": m.weight_shape,
-                "source": m.source,
+                "source": m.whole,
                 "free": m.free,
-                "kept": int(bits.popcount(mask)) + m.locked,
+                "kept": count + m.locked,
                 "scale": m.scale,
                 "sparsity": m.sparsity,
                 "weight_scale": m.weight_scale.item(),
+                **({"ones": count} if compress else {}),
             }
-            for (name, m), mask in zip(layers, masks, strict=True)
+            for (name, m), count in zip(layers, ones, strict=True)
         ],
-        "tensors": [{"name": n, "dtype": _dtype_name(t), "shape": t.shape} for n, t in others],
+        "tensors": [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in others],
         "metadata": metadata or {},
     }
     try:
         text = json.dumps(index, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata={metadata!r}: expected what JSON holds ({error})") from None
+    octets = [mask.view(torch.uint8)[: (m.free + 7) // 8] for (_, m), mask in zip(layers, masks, strict=True)]
     tensors = {
         "index": torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8),
-        "masks": torch.cat(
-            [mask.view(torch.uint8)[: (m.free + 7) // 8] for (_, m), mask in zip(layers, masks, strict=True)]
-        ),
+        **({"coded": _encode(octets, [m.free for _, m in layers], ones)} if compress else {"masks": torch.cat(octets)}),
     }
-    for dtype in dict.fromkeys(t.dtype for _, t in others):
-        same = [t.detach().cpu().flatten() for _, t in others if t.dtype == dtype]
-        tensors[_dtype_name(same[0])] = torch.cat(same)
+    for dtype in dict.fromkeys(t.dtype for t in others):
+        tensors[dtype] = torch.cat([t.gather().cpu().flatten() for t in others if t.dtype == dtype])
 
-    _write(Path(path), to_safetensors(tensors, {FORMAT: f"{VERSION} {_checksum(tensors)}"}))
+    version = COMPRESSED if compress else PLAIN
+    _write(Path(path), to_safetensors(tensors, {FORMAT: f"{version} {_checksum(tensors)}"}))
     return ticket_info(path)
 
 
@@ -163,36 +183,38 @@ def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
 
     Args:
         path: the file.
-        model: built as the saved one was: the same layers, names, seed, freezing, distribution and scale.
+        model: built as the saved one was: the same layers, names, seed, freezing, distribution and scale. It may be
+            sharded: each process takes its part.
 
     Raises:
+        ModuleNotFoundError: it is compressed, and the package for that (the extra ``compress``) is missing.
         TicketError: cut short, altered, of a newer version, or of another network. The model is unchanged.
         FileNotFoundError: no such file.
     """
     info, tensors = _read(path)
     model = _unwrap(model)
     layers = dict(_layers(model))
-    others = dict(_other_tensors(model))
+    others = {t.name: t for t in _other_tensors(model)}
     _check_names("supermask layers", [x.name for x in info.layers], list(layers))
     _check_names("other tensors", [x.name for x in info.tensors], list(others))
     for saved in info.layers:
         _check_layer(saved, layers[saved.name])
     for saved in info.tensors:
         here = others[saved.name]
-        _check_equal(saved.name, "dtype", saved.dtype, _dtype_name(here))
+        _check_equal(saved.name, "dtype", saved.dtype, here.dtype)
         _check_equal(saved.name, "shape", list(saved.shape), list(here.shape))
+    masks = _decode(tensors["coded"], info.layers, path) if info.compressed else tensors["masks"]
 
     # All fits: nothing below fails.
-    masks = tensors["masks"].split([layer.mask_bytes for layer in info.layers])
+    masks = masks.split([layer.mask_bytes for layer in info.layers])
     for saved, octets in zip(info.layers, masks, strict=True):
         padded = torch.zeros(bits.words_for(saved.free) * 4, dtype=torch.uint8)
         padded[: len(octets)] = octets
         layers[saved.name].load_mask(padded.view(torch.int32), saved.weight_scale)
     taken = dict.fromkeys(tensors, 0)
-    with torch.no_grad():
-        for saved in info.tensors:
-            start, taken[saved.dtype] = taken[saved.dtype], taken[saved.dtype] + saved.numel
-            others[saved.name].copy_(tensors[saved.dtype][start : start + saved.numel].view(saved.shape))
+    for saved in info.tensors:
+        start, taken[saved.dtype] = taken[saved.dtype], taken[saved.dtype] + saved.numel
+        others[saved.name].load(tensors[saved.dtype][start : start + saved.numel].view(saved.shape))
     return info
 
 
@@ -230,8 +252,8 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
     if FORMAT not in header:
         raise TicketError(f"{path}: not a ticket: expected {FORMAT!r} in its metadata, got {sorted(header)}")
     version, _, checksum = header[FORMAT].partition(" ")
-    if not version.isdecimal() or not 1 <= int(version) <= VERSION:
-        raise TicketError(f"{path}: version={version!r}: this package reads up to {VERSION}; a newer one wrote it")
+    if not version.isdecimal() or int(version) not in (PLAIN, COMPRESSED):
+        raise TicketError(f"{path}: version={version!r}: this package reads up to {COMPRESSED}; a newer one wrote it")
     if checksum != _checksum(tensors):
         raise TicketError(f"{path}: altered: its content does not match its checksum")
     try:
@@ -243,11 +265,19 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
             TicketLayer(**{**x, "shape": tuple(x["shape"]), "source": Source(*x["source"])}) for x in index["layers"]
         )
         others = tuple(TicketTensor(**{**x, "shape": tuple(x["shape"])}) for x in index["tensors"])
-        info = TicketInfo(contract, layers, others, index["metadata"], size)
-        lengths = {"masks": sum(layer.mask_bytes for layer in layers), "index": len(tensors["index"])}
+        compressed = int(version) == COMPRESSED
+        learned = "coded" if compressed else "masks"
+        lengths = {learned: sum(layer.mask_bytes for layer in layers), "index": len(tensors["index"])}
+        if compressed:
+            if not all(0 <= layer.ones <= layer.free for layer in layers):
+                raise ValueError("ones")
+            lengths[learned] = len(tensors[learned])
+        info = TicketInfo(contract, layers, others, index["metadata"], size, lengths[learned], compressed)
         for other in others:
             lengths[other.dtype] = lengths.get(other.dtype, 0) + other.numel
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, zlib.error) as error:
+    except TicketError:
+        raise
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise TicketError(f"{path}: damaged index ({error!r})") from None
     if {name: t.numel() for name, t in tensors.items()} != lengths:
         raise TicketError(f"{path}: its tensors do not have the lengths that its index gives")
@@ -263,7 +293,71 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _encode(octets: list[Tensor], free: list[int], ones: list[int]) -> Tensor:
+    """The learned bits of all layers, ``ceil(free / 8)`` bytes each, entropy-coded: uint8."""
+    coder = _constriction().stack.AnsCoder()
+    for mask, n, kept in reversed(list(zip(octets, free, ones, strict=True))):  # a stack: the first layer comes last
+        symbols = np.unpackbits(mask.numpy(), count=n, bitorder="little").astype(np.int32)
+        coder.encode_reverse(symbols, _bernoulli(n, kept))
+    return torch.from_numpy(coder.get_compressed().astype("<u4").view(np.uint8))
+
+
+def _decode(coded: Tensor, layers: tuple[TicketLayer, ...], path: str | os.PathLike) -> Tensor:
+    """The inverse of `_encode`: all layers' bytes in a row."""
+    constriction = _constriction()
+    try:
+        coder = constriction.stack.AnsCoder(coded.numpy().view("<u4").astype(np.uint32))
+        octets = []
+        for layer in layers:
+            symbols = coder.decode(_bernoulli(layer.free, layer.ones), layer.free).astype(np.uint8)
+            if symbols.sum(dtype=np.int64) != layer.ones:
+                raise ValueError(f"{layer.name}: {symbols.sum()} bits set, expected {layer.ones}")
+            octets.append(torch.from_numpy(np.packbits(symbols, bitorder="little")))
+        if not coder.is_empty():
+            raise ValueError("more bits than its layers have")
+    except ValueError as error:
+        raise TicketError(f"{path}: damaged: its entropy-coded bits do not decode ({error})") from None
+    return torch.cat(octets)
+
+
+def _bernoulli(n: int, ones: int):
+    return _constriction().model.Bernoulli(ones / max(n, 1), perfect=False)
+
+
+def _constriction():
+    try:
+        import constriction
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('compressed tickets need constriction: pip install "slt_kernels[compress]"') from None
+    return constriction.stream
+
+
 # What of a model is in a ticket
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A parameter or buffer that no mask stands for; it may be sharded, as a DTensor or the bias of a sharded layer."""
+
+    name: str
+    tensor: Tensor
+    layer: SupermaskLayer | None  # whose bias it is, if that layer is sharded
+
+    @property
+    def dtype(self) -> str:
+        return _dtype_name(self.tensor)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape if self.layer is None else torch.Size([self.layer.whole.rows])
+
+    def gather(self) -> Tensor:
+        """All of it; where it is sharded, every process has to ask."""
+        return spread.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
+
+    @torch.no_grad()
+    def load(self, values: Tensor) -> None:
+        spread.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -280,15 +374,17 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, SupermaskLayer]]:
     return ((name, m) for name, m in model.named_modules() if isinstance(m, SupermaskLayer))
 
 
-def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _other_tensors(model: nn.Module) -> Iterator[_Other]:
     """Parameters and persistent buffers that no mask stands for, each once."""
+    state = model.state_dict(keep_vars=True)  # first: with FSDP2 it brings the sharded parameters back
     replaced = {id(t) for _, m in _layers(model) for t in (m.scores, m.mask_words, m.weight_scale, m.source_id)}
-    for name, t in model.state_dict(keep_vars=True).items():
+    biases = {id(m.bias): m for _, m in _layers(model) if m.group is not None}
+    for name, t in state.items():
         if not isinstance(t, Tensor):
             raise ValueError(f"{name}: expected a tensor, got extra state of type {type(t).__name__}")
         if id(t) not in replaced:
             replaced.add(id(t))
-            yield name, t
+            yield _Other(name, t, biases.get(id(t)))
 
 
 def _dtype_name(t: Tensor) -> str:
@@ -306,7 +402,7 @@ def _check_names(what: str, saved: list[str], here: list[str]) -> None:
 
 def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
     _check_equal(saved.name, "shape", list(saved.shape), list(here.weight_shape))
-    for field, a, b in zip(Source._fields, saved.source, here.source, strict=True):
+    for field, a, b in zip(Source._fields, saved.source, here.whole, strict=True):
         _check_equal(saved.name, field, a, b)
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
