@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from slt_kernels import Freeze, TicketInfo, convert, load_ticket, save_ticket
+from slt_kernels import Freeze, convert, load_ticket, save_ticket
 from slt_kernels.models import resnet
+from slt_kernels.ticket import TicketInfo
 
 WEIGHTS = 25_502_912
 
