@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/tickets.md")
 
 
 def result(name: str) -> dict:
@@ -102,12 +102,26 @@ def cpu_generator() -> str:
     return "```\n" + (ROOT / "bench/results/cpu_generator.txt").read_text() + "```"
 
 
+def ticket_size() -> str:
+    sizes = result("ticket_size")
+    dense = sizes["tickets"]["dense"]
+    rows = []
+    for source, t in sizes["tickets"].items():
+        smaller = f"{dense['plain_mask_bytes'] / t['plain_mask_bytes']:.2f}x"
+        columns = ("plain_mask_bytes", "plain_bytes", "entropy_bytes", "compressed_mask_bytes", "compressed_bytes")
+        learned, *others = (f"{t[key] / 1e6:.3f} MB" for key in columns)
+        rows.append([source, f"{t['kept'] / t['weights']:.0%}", learned, smaller, *others])
+    head = ["source network", "kept", "learned bits", "smaller", "file", "entropy", "coded", "compressed file"]
+    return f"{table(head, rows)}\n\n{on(sizes['machine'])} Command: `python bench/ticket_size.py`."
+
+
 TABLES = {
     "find_digits": find_digits,
     "cpu": cpu,
     "cpu_all": cpu_all,
     "cpu_generator": cpu_generator,
     "cpu_memory": cpu_memory,
+    "ticket_size": ticket_size,
 }
 
 

@@ -262,6 +262,7 @@ def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
     conv = slt_kernels.SupermaskConv2d(2, 3, 3, compact=True)
     linear(torch.randn(2, 9, requires_grad=True)).sum().backward()
     conv(torch.randn(2, 2, 5, 5, requires_grad=True)).sum().backward()
+    slt_kernels.SupermaskEmbedding(4, 3)(torch.tensor([2, 0])).sum().backward()
     linear.dense_weight()
     ops.expand(conv.compact_mask(), conv.source)
     documented = {line.split("(")[0].strip("` ") for line in backends.__doc__.splitlines() if line.startswith("``")}

@@ -43,12 +43,13 @@ class CallOfWeights {
     CallOfWeights(const Source &s) : weight(s.weight), generator(s, weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
 
     void fill(const Rows &rows, int64_t call) {
-        U32 out[8];
         if (weight == SIGNED_CONSTANT) {
-            generator(rows.call(call), out);
-            for (int i = 0; i < WORDS_A_CALL; ++i) store(words[i][0], out[i]);
+            U32 sign[1][4];
+            generator({rows.call(call)}, sign);
+            for (int i = 0; i < WORDS_A_CALL; ++i) store(words[i][0], sign[0][i]);
             return;
         }
+        U32 out[8];
         for (int i = 0; i < WORDS_A_CALL; ++i) {
             eight_words(generator, rows.word(call * WORDS_A_CALL + i), out);
             for (int j = 0; j < 8; ++j)

@@ -110,8 +110,9 @@ class RowwiseParallel(torch_parallel.RowwiseParallel):
 def _shard(module: SupermaskLayer, style: torch_parallel.ParallelStyle, mesh: DeviceMesh, **part: tuple) -> None:
     """Of one bias, as PyTorch's styles: that of the first process, unless the plan says that all have it."""
     group = mesh.get_group()
-    if module.bias is not None and module.group is None and style.src_data_rank is not None:
-        dist.broadcast(module.bias.detach(), dist.get_global_rank(group, style.src_data_rank), group)
+    first = getattr(style, "src_data_rank", 0)  # PyTorch 2.6 knows no other
+    if module.bias is not None and module.group is None and first is not None:
+        dist.broadcast(module.bias.detach(), dist.get_global_rank(group, first), group)
     module.shard(group, **part)
 
 

@@ -41,12 +41,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def copy_(tensor: Tensor, values: Tensor) -> None:
-    """``tensor.copy_(values)``, for a DTensor of the part that this process holds."""
+    """``tensor.copy_(values)``; of a DTensor every process has to ask, and takes its part."""
     if is_dtensor(tensor):
         from torch.distributed.tensor import distribute_tensor
 
         values = values.to(tensor.device, tensor.dtype)
-        values = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
     tensor.copy_(values)
 
 

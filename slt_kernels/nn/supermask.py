@@ -112,10 +112,8 @@ class SupermaskLayer(nn.Module):
     def reset_parameters(self) -> None:
         """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's.
 
-        A layer made on the meta device becomes a whole one by ``layer.to_empty(device=...)`` and then this.
+        With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
-        if self.scores.is_meta:
-            return
         self.source_id.copy_(torch.tensor(_identity(self.source)))
         bound = self._score_gain * math.sqrt(3 / self.whole.fan)
         scores = self.whole.initial_scores(self.free, bound, self.scores.device)

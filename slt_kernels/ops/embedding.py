@@ -66,5 +66,9 @@ def embedding(
         raise TypeError(f"index.dtype={index.dtype}: expected int64 or int32")
     check_floating("result", torch.empty(0, dtype=dtype, device="meta"))
     check_layer(index, scores, mask, scale, None, source)
-    y = _Embedding.apply(index.reshape(-1), scores, mask, scale, source, dtype, scale_grad_by_freq)
+    rows = index.reshape(-1)
+    if torch.is_grad_enabled():
+        y = _Embedding.apply(rows, scores, mask, scale, source, dtype, scale_grad_by_freq)
+    else:
+        y = forward(rows, mask, scale, source, dtype)
     return y.view(*index.shape, source.fan)
