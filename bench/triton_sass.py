@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 from slt_kernels.backends.triton.contract import Layer
 from slt_kernels.backends.triton.digits import to_digits_kernel
 from slt_kernels.backends.triton.expand import expand_kernel
-from slt_kernels.backends.triton.forward import Split, finish_kernel, forward_kernel
+from slt_kernels.backends.triton.forward import forward_kernel
 from slt_kernels.backends.triton.grad_input import grad_input_kernel
 from slt_kernels.backends.triton.grad_scores import grad_scores_kernel, sum_grads_kernel
 from slt_kernels.backends.triton.images import Image
@@ -39,11 +39,12 @@ from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
 from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
 
+_BF16, _FP32 = "*bf16", "*fp32"
 BUDGET = Path(__file__).with_name("triton_budget.json")
 ARCHITECTURES = (80, 90, 100)
 VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
 
-_TUPLES = {"layer": Layer, "image": Image, "split": Split}
+_TUPLES = {"layer": Layer, "image": Image}
 _POINTERS = {
     "mask": "*i32",
     "row_starts": "*i64",
@@ -52,6 +53,7 @@ _POINTERS = {
     "scale": "*fp32",
     "bias": "*fp32",
     "unit": "*fp64",
+    "arrived": "*i32",
     "scores": "*fp32",
     "threshold": "*fp32",
     "free_counts": "*i32",
@@ -64,7 +66,7 @@ _POINTERS = {
     "grads": "*fp32",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
-_UNALIGNED = ("columns", "count", "rank", "length", "parts", "pixels", "channel_blocks", *_TUPLES)
+_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", *_TUPLES)
 
 
 class Case(NamedTuple):
@@ -79,19 +81,20 @@ class Case(NamedTuple):
 
 
 def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **flags: bool) -> Case:
-    flags = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True} | flags
-    constants = {"WEIGHT": weight, "D": d, "SPLIT": False, "BN": 128, "BM": bm, **flags}
-    pointers = {"x": "*i8" if d else dtype, "out": dtype}
+    defaults = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True}
+    flags = {**defaults, "SPLIT": False, **flags}
+    constants = {"WEIGHT": weight, "D": d, "BN": 128, "BM": bm, **flags}
+    pointers = {"x": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
     return Case(forward_kernel, constants, pointers, {"num_warps": warps, "num_stages": 3}, 128 * 128)
 
 
 def _grad_input(
     dtype: str, d: int, weight: int = 0, warps: int = 4, bc: int = 128, columns: int = 64, **flags: bool
 ) -> Case:
-    flags = {"CONV": False, "SINGLE": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
+    flags = {"CONV": False, "SHARED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
     rows = 64 if flags["COMPACT"] else 128
     constants = {"WEIGHT": weight, "D": d, "BC": bc, "BN": rows, "BM": columns, **flags}
-    pointers = {"dy": "*i8" if d else dtype, "out": dtype}
+    pointers = {"dy": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
     return Case(grad_input_kernel, constants, pointers, {"num_warps": warps, "num_stages": 2}, rows * bc)
 
 
@@ -106,15 +109,14 @@ def _small(kernel: triton.JITFunction, pointers: dict[str, str], **constants: ob
     return Case(kernel, constants, pointers, {"num_warps": 4}, 0)
 
 
-_BF16, _FP32 = "*bf16", "*fp32"
 CASES = {
     "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper=(64, 8)),
-    "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16),
+    "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16, SPLIT=True),
     "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
     "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True),
     "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False),
     "forward fp32, 3 digits": _forward(_FP32, 3, 64, warps=8),
-    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16),
+    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16, SPLIT=True),
     "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
     "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
     "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
@@ -124,15 +126,15 @@ CASES = {
     "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
     "grad_input bf16, convolution": _grad_input(_BF16, 0, CONV=True),
     "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, bc=64, CONV=True),
-    "grad_input bf16, convolution, single weights": _grad_input(_BF16, 0, bc=32, CONV=True, SINGLE=True),
+    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, bc=32, CONV=True, SHARED=True),
+    "grad_input bf16, convolution, 48 channels, normal": _grad_input(_BF16, 2, 2, bc=32, CONV=True, SHARED=True),
     "grad_input fp32, 3 digits": _grad_input(_FP32, 3, warps=8),
     "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, weight=2, warps=8),
     "grad_scores bf16": _grad_scores(_BF16, 64),
     "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True),
     "grad_scores fp32": _grad_scores(_FP32, 32),
     "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
-    "add parts of forward": _small(finish_kernel, {"sums": "*i64", "y": _FP32}, WEIGHT=0, D=3, BIAS=True, BLOCK=256),
-    "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, BLOCK=1024),
+    "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=64),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=64),
     "expand": _small(expand_kernel, {"out": "*i32"}, N=64),

@@ -26,12 +26,13 @@ installed = pytest.mark.skipif(find_spec("triton") is None, reason="triton is no
 SCALE = torch.tensor(0.37)
 FROZEN = Freeze(0.35, 0.35)
 SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (67, 300, 5))
+SIZES = ((1,), (9,), (5000, 3), (100, 1, 70))
 CONVOLUTIONS = {  # channels, rows, images, height, width, window
-    "3x3": (4, 6, 2, 5, 7, Window(3, 3, padding_h=1, padding_w=1)),
+    "3x3": (5, 6, 2, 5, 7, Window(3, 3, padding_h=1, padding_w=1)),
     "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
     "depthwise": (2, 2, 2, 3, 3, Window(3, 3, padding_h=2, padding_w=1, groups=2)),
     "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
-    "groups-dilation": (64, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
+    "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
     "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
     "no-images": (3, 4, 0, 5, 5, Window(3, 3)),
 }
@@ -134,10 +135,11 @@ def test_pack_and_expand(rows, fan, freeze):
 
 
 @interpreted
-@pytest.mark.parametrize("sizes", [(1,), (9,), (5000, 3), (100, 1, 70)], ids=shape_id)
-def test_select(sizes):
+@pytest.mark.parametrize("sizes,dtype", [((9,), torch.float64), *((s, torch.float32) for s in SIZES)], ids=str)
+def test_select(sizes, dtype):
     total = sum(sizes)
-    for scores in ([torch.randn(n) for n in sizes], [torch.randint(-3, 3, (n,)).float() for n in sizes]):
+    normal, few = [torch.randn(n, dtype=dtype) for n in sizes], [torch.randint(-3, 3, (n,)).to(dtype) for n in sizes]
+    for scores in (normal, few):
         scores[0][0] = torch.nan
         scores[-1][-1] = 0
         for rank in (0, 1, 2, total // 2, total - 1, total):
@@ -213,10 +215,10 @@ def test_strided_inputs_and_repeats():
 @pytest.mark.parametrize("processors,summands", [(9, 2**17), (1, 256)], ids=["many processors", "few summands"])
 def test_parts_of_a_sum(monkeypatch, processors, summands):
     """Sums in parts, for a device to have enough programs and an int32 not too many summands, are the same bits."""
-    from slt_kernels.backends.triton import forward
+    from slt_kernels.backends.triton import tiles
 
-    monkeypatch.setattr(forward, "processors", lambda device: processors)
-    monkeypatch.setattr(forward, "SUMMANDS", summands)
+    monkeypatch.setattr(tiles, "processors", lambda device: processors)
+    monkeypatch.setattr(tiles, "SUMMANDS", summands)
     source = source_of(3, 600, "normal")
     x, mask, bias = torch.randn(2, 600), random_mask(source, compact=True), torch.randn(3)
     arguments = (mask, SCALE, bias, source)

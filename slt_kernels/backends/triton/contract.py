@@ -137,6 +137,26 @@ def sign_words(layer, row, call):
 
 
 @triton.jit
+def sign_words_at(layer, row, word):
+    """The sign words of any words, a call each: row [N], word [W] -> [N, W]."""
+    word = word + layer.skipped
+    a, b, c, d = philox(layer, SIGN, first_index(layer, row)[:, None] + (word >> 2)[None, :])
+    return _one_of(word & 3, a, b, c, d)
+
+
+@triton.jit
+def aligned(words, shift):
+    """The 32 weights from number ``shift`` (0 to 31) on of two neighbouring words, as a word: [N, 2] -> [N, 1]."""
+    first, second = words.split()
+    even = (first & 0xFFFF) | second << 16  # the even k of both
+    odd = first >> 16 | (second & 0xFFFF0000)
+    half = (shift >> 1).to(tl.uint32)
+    if shift & 1:
+        even, odd = odd, even >> 1
+    return ((even >> half & 0xFFFF) | odd >> half << 16)[:, None]
+
+
+@triton.jit
 def part_of(words, part, W: tl.constexpr):
     """W of a call's four words, from number W * part on: [N, 4] -> [N, W]."""
     if W == 4:
@@ -288,10 +308,11 @@ def _moves(at, left, step: tl.constexpr):
 def coded_words(keep, sign):
     """The two-bit fields (sign, keep) of words [N, W]: [N, W, 2], the fields of even bits and those of odd bits.
 
-    The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where nothing is kept.
+    Five instructions a word. The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where
+    nothing is kept.
     """
     sign = sign & keep
-    even = (sign & 0x55555555) << 1 | (keep & 0x55555555)
+    even = (sign << 1 & 0xAAAAAAAA) | (keep & 0x55555555)
     odd = (sign & 0xAAAAAAAA) | (keep >> 1 & 0x55555555)
     return tl.join(even, odd)
 
@@ -437,21 +458,23 @@ def integer_weight(layer, row, word, sign, table, WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def integer_weight_at(layer, row, k, table, WEIGHT: tl.constexpr):
-    """v of single weights, a call of Philox each: row and k, of shapes that broadcast -> int8."""
-    k = k + 32 * layer.skipped
-    index = first_index(layer, row) + (k >> 7)
-    word = k >> 5 & 3
-    if WEIGHT == SIGNED_CONSTANT:
-        a, b, c, d = philox(layer, SIGN, index)
-        sign = _select(word, a, b, c, d) >> bit_of(k).to(tl.uint32) & 1
-        return (1 - 2 * sign.to(tl.int32)).to(tl.int8)
-    else:
-        a, b, c, d = philox(layer, VALUE, 2 * (4 * index + word) + (k >> 4 & 1))
-        u = _select(k >> 2 & 3, a, b, c, d) >> (8 * (k & 3)).to(tl.uint32)
-        return _byte_values(u.to(tl.uint8).to(tl.int8, bitcast=True), table, WEIGHT)
+def byte_weight_from(layer, row, k, table, WEIGHT: tl.constexpr):
+    """v of 32 weights from any k on, unmasked, in plain order: row [N] -> int8 [N, 32]. A call is made for four."""
+    at = k // 4 + 8 * layer.skipped + tl.arange(0, 8)
+    shift = (8 * (k & 3)).to(tl.uint32)
+    words = _value_word(layer, row, at) >> shift | _value_word(layer, row, at + 1) << 1 << (31 - shift)
+    return _byte_values(_bytes_of(words), table, WEIGHT)
 
 
 @triton.jit
-def _select(i, a, b, c, d):
+def _value_word(layer, row, at):
+    """The words of VALUE, each of four weights, a call each: row [N], at [W] -> [N, W]."""
+    a, b, c, d = philox(layer, VALUE, 8 * first_index(layer, row)[:, None] + (at >> 2)[None, :])
+    return _one_of(at & 3, a, b, c, d)
+
+
+@triton.jit
+def _one_of(i, a, b, c, d):
+    """i [W], the others [N, W]."""
+    i = i[None, :]
     return tl.where(i < 2, tl.where(i == 0, a, b), tl.where(i == 2, c, d))

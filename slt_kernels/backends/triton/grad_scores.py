@@ -5,6 +5,8 @@ and writes the free weights' values where the scores have them. No dense gradien
 is split, for layers of few tiles.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -25,9 +27,9 @@ from .contract import (
     spread,
     words_of,
 )
-from .forward import split_for
 from .images import NO_IMAGE, Image, flat, patches
 from .launch import blocks, free_starts, launch, normal_table
+from .tiles import Tile, choose, split
 
 
 def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -53,45 +55,59 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
     out = torch.empty(scores.numel(), dtype=torch.float32, device=x.device)
     starts = free_starts(source, x.device)
 
-    bn = min(128, max(16, triton.next_power_of_2(group_rows)))
-    bm = 32 if x.dtype == torch.float32 else 64
-    programs = groups * blocks(group_rows, bn) * layer.calls
-    split = split_for(blocks(columns, bm), programs, x.device, 0, bm)
-    grads = out
-    if split.parts > 1:
-        grads = torch.empty(split.parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
     epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, layer)
-    launch(
-        grad_scores_kernel,
-        programs * split.parts,
-        x.device,
-        dy,
-        x,
-        grads,
-        *epilogue,
-        image,
-        columns,
-        channels,
-        source.fan,
-        source.rows,
-        group_channels,
-        group_rows,
-        split,
-        WEIGHT=source.weight,
-        CONV=window is not None,
-        ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
-        SPLIT=split.parts > 1,
-        PRECISION=_precision(x),
-        BN=bn,
-        BM=bm,
-        num_warps=8 if bn == 128 else 4,
-        num_stages=3,
-    )
-    if split.parts > 1:
-        n = 16
-        programs = layer.calls * blocks(source.rows, n)
-        launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, split.parts, WEIGHT=source.weight, N=n)
-    return out
+
+    def run(tile: Tile) -> Tensor:
+        tiles = groups * blocks(group_rows, tile.BN) * layer.calls
+        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 0, tile.waves, x.device)
+        grads = out
+        if parts > 1:
+            grads = torch.empty(parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
+        launch(
+            grad_scores_kernel,
+            tiles * parts,
+            x.device,
+            dy,
+            x,
+            grads,
+            *epilogue,
+            image,
+            columns,
+            channels,
+            source.fan,
+            source.rows,
+            group_channels,
+            group_rows,
+            parts,
+            steps,
+            WEIGHT=source.weight,
+            CONV=window is not None,
+            ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
+            SPLIT=parts > 1,
+            PRECISION=_precision(x),
+            **tile.meta(),
+        )
+        if parts > 1:
+            n = 16
+            programs = layer.calls * blocks(source.rows, n)
+            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, WEIGHT=source.weight, N=n)
+        return out
+
+    key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
+    return run(choose(key, columns, x.device, _tiles(group_rows, x.dtype), run))
+
+
+def _tiles(rows: int, dtype: torch.dtype) -> Iterator[Tile]:
+    """First the rule's."""
+    bn = min(128, max(16, triton.next_power_of_2(rows)))
+    first = Tile(bn, 32 if dtype == torch.float32 else 64, 8 if bn == 128 else 4, 3)
+    yield first
+    yield first._replace(num_stages=4)
+    yield first._replace(num_stages=2)
+    yield first._replace(num_warps=12 - first.num_warps)
+    yield first._replace(BM=first.BM // 2)
+    if bn > 32:
+        yield first._replace(BN=bn // 2)
 
 
 def _precision(x: Tensor) -> str:
@@ -101,7 +117,7 @@ def _precision(x: Tensor) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"])
 def grad_scores_kernel(
     dy,
     x,
@@ -119,7 +135,8 @@ def grad_scores_kernel(
     all_rows,
     group_channels,
     group_rows,
-    split,
+    parts: "i32",
+    steps: "i32",
     WEIGHT: tl.constexpr,
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
@@ -139,14 +156,14 @@ def grad_scores_kernel(
     pid = pid // row_blocks
     call = pid % layer.calls
     pid = pid // layer.calls
-    part = pid % split.parts
-    group = pid // split.parts
+    part = pid % parts
+    group = pid // parts
     n = tl.where(in_group < group_rows, group * group_rows + in_group, layer.rows)  # [BN]; layer.rows: none
     k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
 
     acc = tl.zeros([BN, 128], tl.float32)
-    for step in range(split.steps):
-        m = (part * split.steps + step) * BM + tl.arange(0, BM)
+    for step in range(steps):
+        m = (part * steps + step) * BM + tl.arange(0, BM)
         inside = (m < columns)[:, None] & (in_group < group_rows)[None, :]
         row = group * group_rows + in_group
         rows = tl.load(dy + m.to(tl.int64)[:, None] * all_rows + row[None, :], mask=inside, other=0)  # [BM, BN]
