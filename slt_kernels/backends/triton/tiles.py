@@ -46,6 +46,8 @@ def choose(
     A run makes a result of its own, so that timing a few leaves no trace. Nothing is timed while a CUDA graph is
     captured: what is not known by then takes the first tile.
     """
+    if columns >= 2**31 - 2**10:
+        raise ValueError(f"{columns} rows of x, or output pixels: expected fewer than 2**31 - 1024; split the batch")
     tiles = iter(tiles)
     first = next(tiles)
     if FILE is None:
