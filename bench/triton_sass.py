@@ -44,7 +44,10 @@ BUDGET = Path(__file__).with_name("triton_budget.json")
 ARCHITECTURES = (80, 90, 100)
 VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
 
-_TUPLES = {"layer": Layer, "image": Image}
+_TUPLES = {
+    "layer": Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2)),
+    "image": Image(*["i32"] * len(Image._fields)),
+}
 _POINTERS = {
     "mask": "*i32",
     "row_starts": "*i64",
@@ -105,8 +108,8 @@ def _grad_scores(dtype: str, bm: int, conv: bool = False) -> Case:
     return Case(grad_scores_kernel, constants, pointers, {"num_warps": 8, "num_stages": 3}, 0)
 
 
-def _small(kernel: triton.JITFunction, pointers: dict[str, str], **constants: object) -> Case:
-    return Case(kernel, constants, pointers, {"num_warps": 4}, 0)
+def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> Case:
+    return Case(kernel, constants, pointers, {"num_warps": warps}, 0)
 
 
 CASES = {
@@ -134,9 +137,9 @@ CASES = {
     "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True),
     "grad_scores fp32": _grad_scores(_FP32, 32),
     "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
-    "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
-    "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=64),
-    "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=64),
+    "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
+    "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
+    "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
     "expand": _small(expand_kernel, {"out": "*i32"}, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, N=128),
@@ -156,7 +159,7 @@ def compile_case(case: Case, architecture: int) -> triton.compiler.CompiledKerne
         if name in constants:
             types[name] = "constexpr"
         elif name in _TUPLES:
-            types[name] = _TUPLES[name](*["i32"] * len(_TUPLES[name]._fields))
+            types[name] = _TUPLES[name]
         else:
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
     aligned = [name for name in names if name not in constants and name not in _UNALIGNED]

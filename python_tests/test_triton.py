@@ -4,9 +4,11 @@ Triton decides when it is imported whether it interprets, so the tests run in a 
 `test_under_the_interpreter` starts. 16-bit means float16 here: the interpreter's bfloat16 is wrong.
 """
 
+import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +25,7 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs under the interpr
 native = pytest.mark.skipif(INTERPRETED, reason="of the native process")
 installed = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
+BENCH = Path(__file__).parent.parent / "bench"
 SCALE = torch.tensor(0.37)
 FROZEN = Freeze(0.35, 0.35)
 SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (67, 300, 5))
@@ -49,10 +52,46 @@ def test_under_the_interpreter():
 @native
 @installed
 def test_machine_code_is_within_its_budget():
-    script = Path(__file__).parent.parent / "bench" / "triton_sass.py"
-    command = [sys.executable, str(script), "--check", "--arch", "90", "--only", "forward bf16"]
+    command = [sys.executable, str(BENCH / "triton_sass.py"), "--check", "--arch", "90", "--only", "forward bf16"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+
+
+@native
+def test_gpu_check_goes_on_after_a_dead_process():
+    """One item fails, one ends its process without a word, one hangs until there is no time left."""
+    worker = """if True:
+        import json, os, sys, time
+        for i in range(int(sys.argv[1]), 5):
+            print("@" + json.dumps({"begins": i}), flush=True)
+            if i == 1: os._exit(7)
+            if i == 3: time.sleep(60)
+            print("noise")
+            print("@" + json.dumps({"item": i, "result": {"name": "x", "ok": i != 2}}), flush=True)
+    """
+    sys.path.append(str(BENCH))
+    try:
+        from gpu_check import supervise
+    finally:
+        sys.path.remove(str(BENCH))
+    started = time.monotonic()
+    results = supervise(lambda first: [sys.executable, "-c", worker, str(first)], 0, 5, 1, started + 3)
+    assert time.monotonic() - started < 30
+    assert {i: r["ok"] for i, r in results.items()} == {0: True, 1: False, 2: False}
+    assert "ended with 7" in results[1]["why"]
+
+
+@interpreted
+@pytest.mark.parametrize("section", ["checks", "speed", "tuned", "memory", "traffic"])
+def test_gpu_check(section):
+    """The script, but for what only a GPU does: the last small item of each section."""
+    sys.path.append(str(BENCH))
+    try:
+        import gpu_check
+    finally:
+        sys.path.remove(str(BENCH))
+    result = gpu_check.attempt(list(gpu_check.SECTIONS[section](smoke=True))[-1])
+    assert result["ok"], result["why"]
 
 
 @native
@@ -230,6 +269,38 @@ def test_parts_of_a_sum(monkeypatch, processors, summands):
     source = source_of(3, 20, "normal")
     arguments = (torch.randn(140, 3), torch.randn(140, 20), torch.randn(source.count_frozen()[1]), SCALE, source)
     assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+
+
+@interpreted
+def test_autotuning(monkeypatch, tmp_path):
+    """Every tile gives the same bits; the fastest is kept in a file, and taken from it."""
+    from slt_kernels.backends.triton import tiles
+
+    timed = []
+
+    def milliseconds(run, device):
+        timed.append(run())
+        return -len(timed)  # the last is the fastest
+
+    file = tmp_path / "tiles.json"
+    monkeypatch.setattr(tiles, "FILE", str(file))
+    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
+    source = source_of(3, 33, "signed_constant")
+    mask, x, dy, scores = random_mask(source, False), torch.randn(18, 33), torch.randn(18, 3), torch.randn(source.free)
+    for times in (True, False):
+        arguments = (x, mask, SCALE, None, source)
+        assert_same(triton.linear_forward(*arguments), reference.linear_forward(*arguments))
+        arguments = (dy, mask, SCALE, source)
+        assert_same(triton.linear_grad_input(*arguments), reference.linear_grad_input(*arguments))
+        arguments = (dy, x, scores, SCALE, source)
+        assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+        assert bool(timed) == times
+        timed.clear()
+        tiles._known.cache_clear()
+    assert len(json.loads(file.read_text())) == 3
+    file.write_text("{")
+    with pytest.raises(ValueError, match="SLT_AUTOTUNE"):
+        triton.linear_forward(x, mask, SCALE, None, source._replace(rows=2))
 
 
 # Conv2d

@@ -19,6 +19,7 @@ s, s + 8, s + 16 and s + 24, which are k = 2 s, 2 s + 16, 2 s + 1 and 2 s + 17. 
 other operand is put in that order once (`digits.py`), and the weights never are.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import triton
@@ -36,9 +37,7 @@ NORMAL: tl.constexpr = tl.constexpr(2)
 
 
 class Layer(NamedTuple):
-    """A `Source` as kernels take it: 32-bit integers, so that few compiled kernels serve all layers.
-
-    (Triton compiles anew where one of them is 1, or a multiple of 16, or no longer is.)
+    """A `Source` in 32-bit integers.
 
     The calls of a row are counted from the one that holds the source's first word, of which ``skipped`` words are not
     the source's; ``calls`` of them hold its words.
@@ -59,6 +58,7 @@ class Layer(NamedTuple):
     lock_from: int
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def of(cls, source: Source) -> "Layer":
         skipped = source.first_word % 4
         return cls(
@@ -77,6 +77,18 @@ class Layer(NamedTuple):
             source.lock_from,
         )
 
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def coded(cls, source: Source) -> "Layer":
+        """As kernels take it, and `decoded` reads it: but for the seed, a number is the upper half of one of 64 bits.
+
+        Triton compiles anew where a number is 1 or a multiple of 16 or needs 64 bits, or no longer does. Here all of
+        them need 64 bits (but -1) and end in 3: few compiled kernels serve all layers. A network has one seed, and
+        its halves are used in each round.
+        """
+        low, high, *others = cls.of(source)
+        return cls(low, high, *((number << 32) + 2**31 + 3 for number in others))
+
 
 def full(source: Source) -> bool:
     """Whether rows are whole calls."""
@@ -86,6 +98,31 @@ def full(source: Source) -> bool:
 def _signed(word: int) -> int:
     """The low 32 bits as an int32."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+@triton.jit
+def _upper(number):
+    return (tl.cast(number, tl.int64) + 0 >> 32).to(tl.int32)  # + 0: the interpreter has 2**31 to 2**32 in 32 bits
+
+
+@triton.jit
+def decoded(layer):
+    """The numbers of a `Layer.coded`, int32."""
+    return Layer(
+        tl.cast(layer.seed_low, tl.int32),
+        tl.cast(layer.seed_high, tl.int32),
+        _upper(layer.layer),
+        _upper(layer.first_row),
+        _upper(layer.row_calls),
+        _upper(layer.first_call),
+        _upper(layer.skipped),
+        _upper(layer.calls),
+        _upper(layer.rows),
+        _upper(layer.fan),
+        _upper(layer.words),
+        _upper(layer.prune_below),
+        _upper(layer.lock_from),
+    )
 
 
 # Words
@@ -98,10 +135,10 @@ def philox(layer, stream: tl.constexpr, index):
     Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs: 40 instructions, and the additions to the
     key, which leave any loop over calls.
     """
-    k0 = tl.cast(layer.seed_low, tl.int32).to(tl.uint32, bitcast=True)
-    k1 = tl.cast(layer.seed_high, tl.int32).to(tl.uint32, bitcast=True)
+    k0 = layer.seed_low.to(tl.uint32, bitcast=True)
+    k1 = layer.seed_high.to(tl.uint32, bitcast=True)
     c0 = index.to(tl.uint32)
-    c1 = tl.cast(layer.layer, tl.int32).to(tl.uint32, bitcast=True)
+    c1 = layer.layer.to(tl.uint32, bitcast=True)
     c2 = tl.full((), stream, tl.uint32)
     c3 = (index >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -193,7 +230,6 @@ def _word_index(layer, row, word):
 @triton.jit
 def _below(planes, threshold):
     """Where the byte of eight bit planes, the least significant first, is under a threshold from 0 to 256."""
-    threshold = tl.cast(threshold, tl.int32)
     always = -(threshold >> 8)  # all ones for 256, under which every byte is
     result = (tl.zeros_like(planes[0]).to(tl.int32, bitcast=True) + always).to(tl.uint32, bitcast=True)
     for i in tl.static_range(8):

@@ -4,7 +4,7 @@ The product is taken as y^T = W x^T: W is the first operand of the tensor core's
 registers, so a weight goes from Philox to the product without passing through shared memory.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from .contract import (
     byte_quads,
     coded_words,
     compact_words,
+    decoded,
     frozen_words,
     full,
     resolved_words,
@@ -109,7 +110,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
             y,
             sums,
             arrived,
-            layer,
+            Layer.coded(source),
             image,
             columns,
             plane,
@@ -138,7 +139,8 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
     return run(choose(key, columns, x.device, tiles, run))
 
 
-def _tiles(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> Iterator[Tile]:
+@lru_cache(maxsize=4096)
+def _tiles(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> list[Tile]:
     """First the rule's tile: as many columns as their sums leave registers for.
 
     ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so do single
@@ -151,15 +153,13 @@ def _tiles(columns: int, rows: int, d: int, more: bool, ordered: bool, device: t
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bn == 128 and (d * bm > 64 or (old and bm > 16))
     first = Tile(bn, bm, 8 if many else 4, 3)
-    yield first
-    yield first._replace(num_stages=4)
-    yield first._replace(waves=8)
-    yield first._replace(num_warps=12 - first.num_warps)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 4}, {"waves": 8}, {"num_warps": other}))]
     if bm > 16:
-        yield first._replace(BM=bm // 2)
-    if rows >= 256:
-        yield first._replace(BN=256, num_warps=8)  # the columns are read half as often
-        yield first._replace(BN=256, num_warps=4)  # each thread has two rows
+        tiles.append(first._replace(BM=bm // 2))
+    if rows >= 256:  # the columns are read half as often, and with four warps each thread has two rows
+        tiles += [first._replace(BN=256, num_warps=warps) for warps in (8, 4)]
+    return tiles
 
 
 @triton.jit(do_not_specialize=["columns", "parts", "steps"])
@@ -209,6 +209,7 @@ def forward_kernel(
     D = 0: x is bfloat16 or float16 and the sums are float32. Else x is D planes of int8 digits, W is expanded once
     for all of them, and the sums are int32, each its own accumulator.
     """
+    layer = decoded(layer)
     row_blocks = tl.cdiv(group_rows, BN)
     column_blocks = tl.cdiv(columns, BM)
     pid = tl.program_id(0)

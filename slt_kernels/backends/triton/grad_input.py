@@ -4,7 +4,7 @@ As in `forward`, W is the first operand: dx^T = W^T dy^T, a tile of 128 k (or of
 summed over rows. A convolution sums over its taps as well.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from .contract import (
     byte_weight_from,
     coded_words,
     compact_words,
+    decoded,
     frozen_words,
     full,
     integer_weight,
@@ -106,7 +107,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             dx,
             sums,
             arrived,
-            layer,
+            Layer.coded(source),
             image,
             columns,
             plane,
@@ -134,20 +135,20 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     return run(choose(key, columns, dy.device, tiles, run))
 
 
-def _tiles(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> Iterator[Tile]:
+@lru_cache(maxsize=4096)
+def _tiles(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> list[Tile]:
     """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
     bn = min(64 if compact else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
     most = 64 if d or compact or conv or generation(device) < 9 else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     first = Tile(bn, bm, 8 if d and bm > 32 else 4, 2)
-    yield first
-    yield first._replace(num_stages=3)
-    yield first._replace(waves=8)
-    yield first._replace(num_warps=12 - first.num_warps)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 3}, {"waves": 8}, {"num_warps": other}))]
     if bm > 16:
-        yield first._replace(BM=bm // 2)
+        tiles.append(first._replace(BM=bm // 2))
     if bn > 32:
-        yield first._replace(BN=bn // 2)
+        tiles.append(first._replace(BN=bn // 2))
+    return tiles
 
 
 @triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"])
@@ -191,6 +192,7 @@ def grad_input_kernel(
     halves, and then expanded as in `forward`. SHARED: BC weights may begin anywhere in a word, so a word is put
     together from two, of a call each.
     """
+    layer = decoded(layer)
     column_blocks = tl.cdiv(columns, BM)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)

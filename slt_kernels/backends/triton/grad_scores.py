@@ -5,7 +5,7 @@ and writes the free weights' values where the scores have them. No dense gradien
 is split, for layers of few tiles.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from .contract import (
     SIGNED_CONSTANT,
     Layer,
     bit_of,
+    decoded,
     frozen_words,
     integer_weight,
     part_of,
@@ -55,7 +56,7 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
     out = torch.empty(scores.numel(), dtype=torch.float32, device=x.device)
     starts = free_starts(source, x.device)
 
-    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, layer)
+    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, Layer.coded(source))
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * blocks(group_rows, tile.BN) * layer.calls
@@ -97,17 +98,20 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
     return run(choose(key, columns, x.device, _tiles(group_rows, x.dtype), run))
 
 
-def _tiles(rows: int, dtype: torch.dtype) -> Iterator[Tile]:
+@lru_cache(maxsize=4096)
+def _tiles(rows: int, dtype: torch.dtype) -> list[Tile]:
     """First the rule's."""
     bn = min(128, max(16, triton.next_power_of_2(rows)))
     first = Tile(bn, 32 if dtype == torch.float32 else 64, 8 if bn == 128 else 4, 3)
-    yield first
-    yield first._replace(num_stages=4)
-    yield first._replace(num_stages=2)
-    yield first._replace(num_warps=12 - first.num_warps)
-    yield first._replace(BM=first.BM // 2)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [
+        first,
+        *(first._replace(**change) for change in ({"num_stages": 4}, {"num_stages": 2}, {"num_warps": other})),
+    ]
+    tiles.append(first._replace(BM=first.BM // 2))
     if bn > 32:
-        yield first._replace(BN=bn // 2)
+        tiles.append(first._replace(BN=bn // 2))
+    return tiles
 
 
 def _precision(x: Tensor) -> str:
@@ -115,6 +119,7 @@ def _precision(x: Tensor) -> str:
     if torch.version.hip:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return tiles
 
 
 @triton.jit(do_not_specialize=["columns", "parts", "steps"])
@@ -150,6 +155,7 @@ def grad_scores_kernel(
     Programs that follow each other take the next rows of the same call: they share x in the L2 cache. Both operands
     come through shared memory by asynchronous copies. The epilogue is `store_grads`.
     """
+    layer = decoded(layer)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)
     in_group = pid % row_blocks * BN + tl.arange(0, BN)
@@ -195,6 +201,7 @@ def sum_grads_kernel(
     N: tl.constexpr,
 ):
     """A program adds the parts of N rows of one call, always in the same order."""
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     n = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
     at = n.to(tl.int64)[:, None] * (128 * layer.calls) + 128 * call + tl.arange(0, 128)[None, :]

@@ -7,7 +7,7 @@ fastest is kept in that file.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -38,28 +38,24 @@ class Tile(NamedTuple):
         return {"BN": self.BN, "BM": self.BM, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def choose(
-    key: tuple, columns: int, device: torch.device, tiles: Iterable[Tile], run: Callable[[Tile], Tensor]
-) -> Tile:
+def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], Tensor]) -> Tile:
     """The tile to ``run`` with: the first, or where ``SLT_AUTOTUNE`` is set the fastest for ``key`` on this device.
 
-    A run makes a result of its own, so that timing a few leaves no trace. Nothing is timed while a CUDA graph is
-    captured: what is not known by then takes the first tile.
+    A run writes the same result whole, so that timing leaves no trace. Nothing is timed while a CUDA graph is captured:
+    what is not known by then takes the first tile.
     """
     if columns >= 2**31 - 2**10:
         raise ValueError(f"{columns} rows of x, or output pixels: expected fewer than 2**31 - 1024; split the batch")
-    tiles = iter(tiles)
-    first = next(tiles)
     if FILE is None:
-        return first
+        return tiles[0]
     known = _known(FILE)
     name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
     entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key))} {triton.next_power_of_2(columns)}"
     if entry not in known and not _capturing(device):
-        times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in (first, *tiles)}
+        times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in tiles}
         known[entry] = min(times, key=times.get)
         _keep(FILE, entry, known[entry])
-    return known.get(entry, first)
+    return known.get(entry, tiles[0])
 
 
 @cache
