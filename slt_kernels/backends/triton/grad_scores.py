@@ -222,14 +222,18 @@ def store_grads(out, grad, scores, row_starts, call_starts, table, scale, layer,
     start = tl.load(call_starts + tl.cast(call, tl.int64) * layer.rows + n, mask=inside, other=0)
     first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: of each word, in its row
     sign = sign_words(layer, n, call) if WEIGHT == SIGNED_CONSTANT else free
-    # Half a call at a time: addresses and indices of all of it would not fit in the registers.
-    left, right = grad.reshape([grad.shape[0], 2, 64]).permute(0, 2, 1).split()
-    _store_half(out, left, scores, base, free, first, sign, table, scale, layer, n, call, 0, WEIGHT)
-    _store_half(out, right, scores, base, free, first, sign, table, scale, layer, n, call, 1, WEIGHT)
+    # A word at a time: addresses and indices of a whole call would not fit in the registers.
+    halves = grad.reshape([grad.shape[0], 2, 2, 32]).permute(0, 3, 2, 1).split()  # of [N, 32, 2]
+    first_word, second_word = halves[0].split()
+    third_word, fourth_word = halves[1].split()
+    _store_word(out, first_word, scores, base, free, first, sign, table, scale, layer, n, call, 0, WEIGHT)
+    _store_word(out, second_word, scores, base, free, first, sign, table, scale, layer, n, call, 1, WEIGHT)
+    _store_word(out, third_word, scores, base, free, first, sign, table, scale, layer, n, call, 2, WEIGHT)
+    _store_word(out, fourth_word, scores, base, free, first, sign, table, scale, layer, n, call, 3, WEIGHT)
 
 
 @triton.jit
-def _store_half(
+def _store_word(
     out,
     grad,
     scores,
@@ -242,19 +246,19 @@ def _store_half(
     layer,
     n,
     call,
-    HALF: tl.constexpr,
+    WORD: tl.constexpr,
     WEIGHT: tl.constexpr,
 ):
-    """dL/dW [N, 64] of two words. A weight's place is its word's first and the free bits below its own.
+    """dL/dW [N, 32] of one word. A weight's place is its word's first and the free bits below its own.
 
     A score of 0 counts as positive.
     """
-    word = 4 * call - layer.skipped + 2 * HALF + tl.arange(0, 2)
-    bit = bit_of(tl.arange(0, 64))[None, :].to(tl.uint32)
-    here = spread(part_of(free, HALF, 2))  # [N, 64]
-    at = base[:, None] + (spread(part_of(first, HALF, 2)) + popcount(here & ((1 << bit) - 1)))
+    word = 4 * call - layer.skipped + WORD + tl.arange(0, 1)
+    bit = bit_of(tl.arange(0, 32))[None, :].to(tl.uint32)
+    here = spread(part_of(free, WORD, 1))  # [N, 32]
+    at = base[:, None] + (spread(part_of(first, WORD, 1)) + popcount(here & ((1 << bit) - 1)))
     inside = (here >> bit & 1) != 0
-    v = integer_weight(layer, n, word, part_of(sign, HALF, 2), table, WEIGHT).to(tl.float32)
+    v = integer_weight(layer, n, word, part_of(sign, WORD, 1), table, WEIGHT).to(tl.float32)
     grad = grad * v * tl.load(scale)
     score = tl.load(scores + at, mask=inside, other=0)
     tl.store(out + at, tl.where(score < 0, -grad, grad), mask=inside)
