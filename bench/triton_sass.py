@@ -4,6 +4,7 @@
     python bench/triton_sass.py --check             fails where a kernel is over its budget, bench/triton_budget.json
     python bench/triton_sass.py --write             tightens the budget to what was reached
     python bench/triton_sass.py --arch 90 --only "forward bf16"
+    python bench/triton_sass.py --bounds            what that allows on an H200, computed and not measured
 
 Columns: registers a thread; spills (local loads and stores); shared memory; tensor-core instructions of the main loop
 and how many of them take their first operand from registers; other instructions of the main loop, and for products
@@ -44,9 +45,17 @@ BUDGET = Path(__file__).with_name("triton_budget.json")
 ARCHITECTURES = (80, 90, 100)
 VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
 
+_ONES = (
+    "stride_h",
+    "stride_w",
+    "padding_h",
+    "padding_w",
+    "dilation_h",
+    "dilation_w",
+)  # of an image, as launched for it
 _TUPLES = {
     "layer": Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2)),
-    "image": Image(*["i32"] * len(Image._fields)),
+    "image": Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(_ONES, "constexpr")),
 }
 _POINTERS = {
     "mask": "*i32",
@@ -164,6 +173,8 @@ def compile_case(case: Case, architecture: int) -> triton.compiler.CompiledKerne
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
     aligned = [name for name in names if name not in constants and name not in _UNALIGNED]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    if "image" in names:
+        constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in _ONES}
     source = ASTSource(fn=case.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {**case.options, "num_warps": warps, "enable_fp_fusion": False}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -184,6 +195,7 @@ def measure(case: Case, architecture: int) -> dict[str, object]:
         "shared": compiled.metadata.shared,
     }
     if loop:
+        result["outside"] = len(instructions) - len(loop)
         result["tensor"] = len(tensor)
         result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
         result["other"] = len(loop) - len(tensor)
@@ -229,14 +241,61 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
     return worse
 
 
+# An H200: multiprocessors x lanes x clock under load; and what a copy, and dense products in each type, were seen to
+# reach there. All but the first are rounded; so is what follows from them.
+LANES = 132 * 128 * 1.755e9
+BYTES = 4.3e12
+FLOPS = {0: 790e12, 3: 2 * 790e12}  # of D: bfloat16, int8
+FP32_FLOPS = 60e12
+SIZE = 8192
+AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast as the dense product it should be
+    "forward, batch 1 to 16": ("forward bf16, batch 1 to 16", 16, 4),
+    "forward, batch 256": ("forward bf16", 256, 0.75),
+    "forward, batch 4096": ("forward bf16", 4096, 0.75),
+    "forward, batch 1024, float32 highest": ("forward fp32, 3 digits", 1024, 4),
+    "grad_input, batch 4096": ("grad_input bf16", 4096, 0.7),
+    "grad_scores, batch 4096": ("grad_scores bf16", 4096, 0.9),
+}
+
+
+def print_bounds() -> None:
+    """For each aim: what instructions, bytes and tensor cores take; and the ratio to the dense product's own bound
+    where they overlap wholly, and where not at all."""
+    print(f"H200, computed from sm_90 code of Triton {triton.__version__}: not measured\n")
+    print("| case | issue us | bytes us | tensor us | dense us | overlapped | one by one | aim |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for aim, (name, batch, target) in AIMS.items():
+        case = CASES[name]
+        result = measure(case, 90)
+        threads = 32 * case.options["num_warps"]
+        weights, values = SIZE**2, 2 * batch * SIZE
+        blocks = -(-batch // case.constants["BM"])
+        tiles = weights / 128**2 if case.kernel is grad_scores_kernel else SIZE / 128 * blocks
+        programs = max(tiles, 4 * 132)  # sums in parts
+        steps = weights / (case.weights or 128 * 128) * blocks
+        d = case.constants.get("D", 0)
+        issue = (steps * result["other"] + programs * result["outside"]) * threads / LANES
+        moved = 8 * weights if case.kernel is grad_scores_kernel else weights / 8  # scores and their gradient; masks
+        size = 4 if d else 2
+        times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])
+        rate = FP32_FLOPS if d else FLOPS[0]
+        dense = max(size * (weights + values) / BYTES, 2 * weights * batch / rate)
+        numbers = [f"{1e6 * t:.1f}" for t in (*times, dense)] + [f"{dense / t:.2f}x" for t in (max(times), sum(times))]
+        print(f"| {aim} | {' | '.join(numbers)} | {target}x |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--only", default="", help="cases whose name begins with this")
+    parser.add_argument("--bounds", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--out", type=Path, help="write the whole report as JSON")
     arguments = parser.parse_args()
+    if arguments.bounds:
+        print_bounds()
+        return
     budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     if arguments.check and VERSION not in budgets:
         print(f"no budget for Triton {VERSION}: nothing is checked")

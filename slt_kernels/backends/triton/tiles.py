@@ -21,7 +21,7 @@ from torch import Tensor
 from .digits import SUMMANDS, finish
 from .launch import blocks, processors
 
-FILE = os.environ.get("SLT_AUTOTUNE")
+FILE = os.environ.get("SLT_AUTOTUNE") or None
 
 
 class Tile(NamedTuple):
