@@ -111,9 +111,9 @@ def source_of(rows: int, fan: int, weight: str, freeze: Freeze = FROZEN) -> Sour
 
 
 def shards(rows: int, fan: int, weight: str) -> list[Source]:
-    """A source, and of the largest one, shards that start inside a call."""
+    """A source; of the largest one, shards that start inside a call."""
     source = source_of(rows, fan, weight)
-    return [source] if fan != 300 else [source, source.shard((3, 20), (1, 9)), source.shard((66, 67), (6, 10))]
+    return [source] if fan != 300 else [source.shard((0, 66), (1, 9)), source.shard((66, 67), (6, 10))]
 
 
 def random_mask(source: Source, compact: bool) -> torch.Tensor:

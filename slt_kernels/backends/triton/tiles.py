@@ -165,15 +165,15 @@ def store_product(
     """
     if SPLIT:
         size: tl.constexpr = sums.shape[0] * sums.shape[1]
-        inner = tl.arange(0, sums.shape[0])[:, None] * sums.shape[1] + tl.arange(0, sums.shape[1])[None, :]
+        inner = tl.arange(0, sums.shape[0])[:, None] + sums.shape[0] * tl.arange(0, sums.shape[1])[None, :]
         parts_sums += tl.cast(tile, tl.int64) * parts * size
-        tl.store(parts_sums + part * size + inner, sums)
+        tl.store(parts_sums + part * size + inner, sums, mask=there)
         tl.debug_barrier()  # all threads' stores, before this program counts itself
         if tl.atomic_add(arrived + tile, 1) == parts - 1:
             tl.store(arrived + tile, 0)
             total = tl.zeros_like(sums)
             for i in range(parts):
-                total += tl.load(parts_sums + i * size + inner)
+                total += tl.load(parts_sums + i * size + inner, mask=there, other=0)
             _store(out, at, there, total, bias, unit, vector, scale, D, WEIGHT, BIAS)
     else:
         _store(out, at, there, sums, bias, unit, vector, scale, D, WEIGHT, BIAS)
