@@ -4,6 +4,7 @@
     python bench/triton_sass.py --check             fails where a kernel is over its budget, bench/triton_budget.json
     python bench/triton_sass.py --write             tightens the budget to what was reached
     python bench/triton_sass.py --arch 90 --only "forward bf16"
+    python bench/triton_sass.py --bounds            what that allows on an H200, computed and not measured
 
 Columns: registers a thread; spills (local loads and stores); shared memory; tensor-core instructions of the main loop
 and how many of them take their first operand from registers; other instructions of the main loop, and for products
@@ -31,7 +32,7 @@ from slt_kernels.backends.triton.contract import Layer
 from slt_kernels.backends.triton.digits import to_digits_kernel
 from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
 from slt_kernels.backends.triton.expand import expand_kernel
-from slt_kernels.backends.triton.forward import Split, finish_kernel, forward_kernel
+from slt_kernels.backends.triton.forward import forward_kernel
 from slt_kernels.backends.triton.grad_input import grad_input_kernel
 from slt_kernels.backends.triton.grad_scores import grad_scores_kernel, sum_grads_kernel
 from slt_kernels.backends.triton.images import Image
@@ -40,11 +41,23 @@ from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
 from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
 
+_BF16, _FP32 = "*bf16", "*fp32"
 BUDGET = Path(__file__).with_name("triton_budget.json")
 ARCHITECTURES = (80, 90, 100)
 VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
 
-_TUPLES = {"layer": Layer, "image": Image, "split": Split}
+_ONES = (
+    "stride_h",
+    "stride_w",
+    "padding_h",
+    "padding_w",
+    "dilation_h",
+    "dilation_w",
+)  # of an image, as launched for it
+_TUPLES = {
+    "layer": Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2)),
+    "image": Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(_ONES, "constexpr")),
+}
 _POINTERS = {
     "mask": "*i32",
     "row_starts": "*i64",
@@ -53,6 +66,7 @@ _POINTERS = {
     "scale": "*fp32",
     "bias": "*fp32",
     "unit": "*fp64",
+    "arrived": "*i32",
     "scores": "*fp32",
     "threshold": "*fp32",
     "free_counts": "*i32",
@@ -68,7 +82,7 @@ _POINTERS = {
     "ends": "*i64",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
-_UNALIGNED = ("columns", "count", "rank", "length", "parts", "pixels", "channel_blocks", *_TUPLES)
+_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", *_TUPLES)
 
 
 class Case(NamedTuple):
@@ -83,19 +97,20 @@ class Case(NamedTuple):
 
 
 def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **flags: bool) -> Case:
-    flags = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True} | flags
-    constants = {"WEIGHT": weight, "D": d, "SPLIT": False, "BN": 128, "BM": bm, **flags}
-    pointers = {"x": "*i8" if d else dtype, "out": dtype}
+    defaults = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True}
+    flags = {**defaults, "SPLIT": False, **flags}
+    constants = {"WEIGHT": weight, "D": d, "BN": 128, "BM": bm, **flags}
+    pointers = {"x": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
     return Case(forward_kernel, constants, pointers, {"num_warps": warps, "num_stages": 3}, 128 * 128)
 
 
 def _grad_input(
     dtype: str, d: int, weight: int = 0, warps: int = 4, bc: int = 128, columns: int = 64, **flags: bool
 ) -> Case:
-    flags = {"CONV": False, "SINGLE": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
+    flags = {"CONV": False, "SHARED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
     rows = 64 if flags["COMPACT"] else 128
     constants = {"WEIGHT": weight, "D": d, "BC": bc, "BN": rows, "BM": columns, **flags}
-    pointers = {"dy": "*i8" if d else dtype, "out": dtype}
+    pointers = {"dy": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
     return Case(grad_input_kernel, constants, pointers, {"num_warps": warps, "num_stages": 2}, rows * bc)
 
 
@@ -106,19 +121,18 @@ def _grad_scores(dtype: str, bm: int, conv: bool = False) -> Case:
     return Case(grad_scores_kernel, constants, pointers, {"num_warps": 8, "num_stages": 3}, 0)
 
 
-def _small(kernel: triton.JITFunction, pointers: dict[str, str], **constants: object) -> Case:
-    return Case(kernel, constants, pointers, {"num_warps": 4}, 0)
+def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> Case:
+    return Case(kernel, constants, pointers, {"num_warps": warps}, 0)
 
 
-_BF16, _FP32 = "*bf16", "*fp32"
 CASES = {
     "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper=(64, 8)),
-    "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16),
+    "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16, SPLIT=True),
     "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
     "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True),
     "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False),
     "forward fp32, 3 digits": _forward(_FP32, 3, 64, warps=8),
-    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16),
+    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16, SPLIT=True),
     "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
     "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
     "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
@@ -128,17 +142,17 @@ CASES = {
     "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
     "grad_input bf16, convolution": _grad_input(_BF16, 0, CONV=True),
     "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, bc=64, CONV=True),
-    "grad_input bf16, convolution, single weights": _grad_input(_BF16, 0, bc=32, CONV=True, SINGLE=True),
+    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, bc=32, CONV=True, SHARED=True),
+    "grad_input bf16, convolution, 48 channels, normal": _grad_input(_BF16, 2, 2, bc=32, CONV=True, SHARED=True),
     "grad_input fp32, 3 digits": _grad_input(_FP32, 3, warps=8),
     "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, weight=2, warps=8),
     "grad_scores bf16": _grad_scores(_BF16, 64),
     "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True),
     "grad_scores fp32": _grad_scores(_FP32, 32),
     "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
-    "add parts of forward": _small(finish_kernel, {"sums": "*i64", "y": _FP32}, WEIGHT=0, D=3, BIAS=True, BLOCK=256),
-    "to digits": _small(to_digits_kernel, {"x": _FP32}, QUAD_ORDER=True, D=3, BLOCK=1024),
-    "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=64),
-    "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=64),
+    "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
+    "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
+    "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
     "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, N=32),
     "embedding, compact, normal": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=2, COMPACT=True, N=32),
     "embedding, grad_scores": _small(embedding_grad_scores_kernel, {"dy": _FP32, "out": _FP32}, WEIGHT=0, N=16),
@@ -161,11 +175,13 @@ def compile_case(case: Case, architecture: int) -> triton.compiler.CompiledKerne
         if name in constants:
             types[name] = "constexpr"
         elif name in _TUPLES:
-            types[name] = _TUPLES[name](*["i32"] * len(_TUPLES[name]._fields))
+            types[name] = _TUPLES[name]
         else:
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
     aligned = [name for name in names if name not in constants and name not in _UNALIGNED]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    if "image" in names:
+        constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in _ONES}
     source = ASTSource(fn=case.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {**case.options, "num_warps": warps, "enable_fp_fusion": False}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -186,6 +202,7 @@ def measure(case: Case, architecture: int) -> dict[str, object]:
         "shared": compiled.metadata.shared,
     }
     if loop:
+        result["outside"] = len(instructions) - len(loop)
         result["tensor"] = len(tensor)
         result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
         result["other"] = len(loop) - len(tensor)
@@ -231,14 +248,61 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
     return worse
 
 
+# An H200: multiprocessors x lanes x clock under load; and what a copy, and dense products in each type, were seen to
+# reach there. All but the first are rounded; so is what follows from them.
+LANES = 132 * 128 * 1.755e9
+BYTES = 4.3e12
+FLOPS = {0: 790e12, 3: 2 * 790e12}  # of D: bfloat16, int8
+FP32_FLOPS = 60e12
+SIZE = 8192
+AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast as the dense product it should be
+    "forward, batch 1 to 16": ("forward bf16, batch 1 to 16", 16, 4),
+    "forward, batch 256": ("forward bf16", 256, 0.75),
+    "forward, batch 4096": ("forward bf16", 4096, 0.75),
+    "forward, batch 1024, float32 highest": ("forward fp32, 3 digits", 1024, 4),
+    "grad_input, batch 4096": ("grad_input bf16", 4096, 0.7),
+    "grad_scores, batch 4096": ("grad_scores bf16", 4096, 0.9),
+}
+
+
+def print_bounds() -> None:
+    """For each aim: what instructions, bytes and tensor cores take; and the ratio to the dense product's own bound
+    where they overlap wholly, and where not at all."""
+    print(f"H200, computed from sm_90 code of Triton {triton.__version__}: not measured\n")
+    print("| case | issue us | bytes us | tensor us | dense us | overlapped | one by one | aim |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for aim, (name, batch, target) in AIMS.items():
+        case = CASES[name]
+        result = measure(case, 90)
+        threads = 32 * case.options["num_warps"]
+        weights, values = SIZE**2, 2 * batch * SIZE
+        blocks = -(-batch // case.constants["BM"])
+        tiles = weights / 128**2 if case.kernel is grad_scores_kernel else SIZE / 128 * blocks
+        programs = max(tiles, 4 * 132)  # sums in parts
+        steps = weights / (case.weights or 128 * 128) * blocks
+        d = case.constants.get("D", 0)
+        issue = (steps * result["other"] + programs * result["outside"]) * threads / LANES
+        moved = 8 * weights if case.kernel is grad_scores_kernel else weights / 8  # scores and their gradient; masks
+        size = 4 if d else 2
+        times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])
+        rate = FP32_FLOPS if d else FLOPS[0]
+        dense = max(size * (weights + values) / BYTES, 2 * weights * batch / rate)
+        numbers = [f"{1e6 * t:.1f}" for t in (*times, dense)] + [f"{dense / t:.2f}x" for t in (max(times), sum(times))]
+        print(f"| {aim} | {' | '.join(numbers)} | {target}x |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--only", default="", help="cases whose name begins with this")
+    parser.add_argument("--bounds", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--out", type=Path, help="write the whole report as JSON")
     arguments = parser.parse_args()
+    if arguments.bounds:
+        print_bounds()
+        return
     budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     if arguments.check and VERSION not in budgets:
         print(f"no budget for Triton {VERSION}: nothing is checked")

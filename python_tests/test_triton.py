@@ -4,9 +4,11 @@ Triton decides when it is imported whether it interprets, so the tests run in a 
 `test_under_the_interpreter` starts. 16-bit means float16 here: the interpreter's bfloat16 is wrong.
 """
 
+import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,15 +25,17 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs under the interpr
 native = pytest.mark.skipif(INTERPRETED, reason="of the native process")
 installed = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
+BENCH = Path(__file__).parent.parent / "bench"
 SCALE = torch.tensor(0.37)
 FROZEN = Freeze(0.35, 0.35)
 SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (67, 300, 5))
+SIZES = ((1,), (9,), (5000, 3), (100, 1, 70))
 CONVOLUTIONS = {  # channels, rows, images, height, width, window
-    "3x3": (4, 6, 2, 5, 7, Window(3, 3, padding_h=1, padding_w=1)),
+    "3x3": (5, 6, 2, 5, 7, Window(3, 3, padding_h=1, padding_w=1)),
     "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
     "depthwise": (2, 2, 2, 3, 3, Window(3, 3, padding_h=2, padding_w=1, groups=2)),
     "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
-    "groups-dilation": (64, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
+    "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
     "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
     "no-images": (3, 4, 0, 5, 5, Window(3, 3)),
 }
@@ -48,10 +52,46 @@ def test_under_the_interpreter():
 @native
 @installed
 def test_machine_code_is_within_its_budget():
-    script = Path(__file__).parent.parent / "bench" / "triton_sass.py"
-    command = [sys.executable, str(script), "--check", "--arch", "90", "--only", "forward bf16"]
+    command = [sys.executable, str(BENCH / "triton_sass.py"), "--check", "--arch", "90", "--only", "forward bf16"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+
+
+@native
+def test_gpu_check_goes_on_after_a_dead_process():
+    """One item fails, one ends its process without a word, one hangs until there is no time left."""
+    worker = """if True:
+        import json, os, sys, time
+        for i in range(int(sys.argv[1]), 5):
+            print("@" + json.dumps({"begins": i}), flush=True)
+            if i == 1: os._exit(7)
+            if i == 3: time.sleep(60)
+            print("noise")
+            print("@" + json.dumps({"item": i, "result": {"name": "x", "ok": i != 2}}), flush=True)
+    """
+    sys.path.append(str(BENCH))
+    try:
+        from gpu_check import supervise
+    finally:
+        sys.path.remove(str(BENCH))
+    started = time.monotonic()
+    results = supervise(lambda first: [sys.executable, "-c", worker, str(first)], 0, 5, 1, started + 3)
+    assert time.monotonic() - started < 30
+    assert {i: r["ok"] for i, r in results.items()} == {0: True, 1: False, 2: False}
+    assert "ended with 7" in results[1]["why"]
+
+
+@interpreted
+@pytest.mark.parametrize("section", ["checks", "speed", "tuned", "memory", "traffic"])
+def test_gpu_check(section):
+    """The script, but for what only a GPU does: the last small item of each section."""
+    sys.path.append(str(BENCH))
+    try:
+        import gpu_check
+    finally:
+        sys.path.remove(str(BENCH))
+    result = gpu_check.attempt(list(gpu_check.SECTIONS[section](smoke=True))[-1])
+    assert result["ok"], result["why"]
 
 
 @native
@@ -71,9 +111,9 @@ def source_of(rows: int, fan: int, weight: str, freeze: Freeze = FROZEN) -> Sour
 
 
 def shards(rows: int, fan: int, weight: str) -> list[Source]:
-    """A source, and of the largest one, shards that start inside a call."""
+    """A source; of the largest one, shards that start inside a call."""
     source = source_of(rows, fan, weight)
-    return [source] if fan != 300 else [source, source.shard((3, 20), (1, 9)), source.shard((66, 67), (6, 10))]
+    return [source] if fan != 300 else [source.shard((0, 66), (1, 9)), source.shard((66, 67), (6, 10))]
 
 
 def random_mask(source: Source, compact: bool) -> torch.Tensor:
@@ -134,10 +174,11 @@ def test_pack_and_expand(rows, fan, freeze):
 
 
 @interpreted
-@pytest.mark.parametrize("sizes", [(1,), (9,), (5000, 3), (100, 1, 70)], ids=shape_id)
-def test_select(sizes):
+@pytest.mark.parametrize("sizes,dtype", [((9,), torch.float64), *((s, torch.float32) for s in SIZES)], ids=str)
+def test_select(sizes, dtype):
     total = sum(sizes)
-    for scores in ([torch.randn(n) for n in sizes], [torch.randint(-3, 3, (n,)).float() for n in sizes]):
+    normal, few = [torch.randn(n, dtype=dtype) for n in sizes], [torch.randint(-3, 3, (n,)).to(dtype) for n in sizes]
+    for scores in (normal, few):
         scores[0][0] = torch.nan
         scores[-1][-1] = 0
         for rank in (0, 1, 2, total // 2, total - 1, total):
@@ -213,10 +254,10 @@ def test_strided_inputs_and_repeats():
 @pytest.mark.parametrize("processors,summands", [(9, 2**17), (1, 256)], ids=["many processors", "few summands"])
 def test_parts_of_a_sum(monkeypatch, processors, summands):
     """Sums in parts, for a device to have enough programs and an int32 not too many summands, are the same bits."""
-    from slt_kernels.backends.triton import forward
+    from slt_kernels.backends.triton import tiles
 
-    monkeypatch.setattr(forward, "processors", lambda device: processors)
-    monkeypatch.setattr(forward, "SUMMANDS", summands)
+    monkeypatch.setattr(tiles, "processors", lambda device: processors)
+    monkeypatch.setattr(tiles, "SUMMANDS", summands)
     source = source_of(3, 600, "normal")
     x, mask, bias = torch.randn(2, 600), random_mask(source, compact=True), torch.randn(3)
     arguments = (mask, SCALE, bias, source)
@@ -228,6 +269,38 @@ def test_parts_of_a_sum(monkeypatch, processors, summands):
     source = source_of(3, 20, "normal")
     arguments = (torch.randn(140, 3), torch.randn(140, 20), torch.randn(source.count_frozen()[1]), SCALE, source)
     assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+
+
+@interpreted
+def test_autotuning(monkeypatch, tmp_path):
+    """Every tile gives the same bits; the fastest is kept in a file, and taken from it."""
+    from slt_kernels.backends.triton import tiles
+
+    timed = []
+
+    def milliseconds(run, device):
+        timed.append(run())
+        return -len(timed)  # the last is the fastest
+
+    file = tmp_path / "tiles.json"
+    monkeypatch.setattr(tiles, "FILE", str(file))
+    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
+    source = source_of(3, 33, "signed_constant")
+    mask, x, dy, scores = random_mask(source, False), torch.randn(18, 33), torch.randn(18, 3), torch.randn(source.free)
+    for times in (True, False):
+        arguments = (x, mask, SCALE, None, source)
+        assert_same(triton.linear_forward(*arguments), reference.linear_forward(*arguments))
+        arguments = (dy, mask, SCALE, source)
+        assert_same(triton.linear_grad_input(*arguments), reference.linear_grad_input(*arguments))
+        arguments = (dy, x, scores, SCALE, source)
+        assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), 1e-6)
+        assert bool(timed) == times
+        timed.clear()
+        tiles._known.cache_clear()
+    assert len(json.loads(file.read_text())) == 3
+    file.write_text("{")
+    with pytest.raises(ValueError, match="SLT_AUTOTUNE"):
+        triton.linear_forward(x, mask, SCALE, None, source._replace(rows=2))
 
 
 # Conv2d

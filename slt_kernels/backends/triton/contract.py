@@ -19,6 +19,7 @@ s, s + 8, s + 16 and s + 24, which are k = 2 s, 2 s + 16, 2 s + 1 and 2 s + 17. 
 other operand is put in that order once (`digits.py`), and the weights never are.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import triton
@@ -36,9 +37,7 @@ NORMAL: tl.constexpr = tl.constexpr(2)
 
 
 class Layer(NamedTuple):
-    """A `Source` as kernels take it: 32-bit integers, so that few compiled kernels serve all layers.
-
-    (Triton compiles anew where one of them is 1, or a multiple of 16, or no longer is.)
+    """A `Source` in 32-bit integers.
 
     The calls of a row are counted from the one that holds the source's first word, of which ``skipped`` words are not
     the source's; ``calls`` of them hold its words.
@@ -59,6 +58,7 @@ class Layer(NamedTuple):
     lock_from: int
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def of(cls, source: Source) -> "Layer":
         skipped = source.first_word % 4
         return cls(
@@ -77,6 +77,18 @@ class Layer(NamedTuple):
             source.lock_from,
         )
 
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def coded(cls, source: Source) -> "Layer":
+        """As kernels take it, and `decoded` reads it: but for the seed, a number is the upper half of one of 64 bits.
+
+        Triton compiles anew where a number is 1 or a multiple of 16 or needs 64 bits, or no longer does. Here all of
+        them need 64 bits (but -1) and end in 3: few compiled kernels serve all layers. A network has one seed, and
+        its halves are used in each round.
+        """
+        low, high, *others = cls.of(source)
+        return cls(low, high, *((number << 32) + 2**31 + 3 for number in others))
+
 
 def full(source: Source) -> bool:
     """Whether rows are whole calls."""
@@ -86,6 +98,31 @@ def full(source: Source) -> bool:
 def _signed(word: int) -> int:
     """The low 32 bits as an int32."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+@triton.jit
+def _upper(number):
+    return (tl.cast(number, tl.int64) + 0 >> 32).to(tl.int32)  # + 0: the interpreter has 2**31 to 2**32 in 32 bits
+
+
+@triton.jit
+def decoded(layer):
+    """The numbers of a `Layer.coded`, int32."""
+    return Layer(
+        tl.cast(layer.seed_low, tl.int32),
+        tl.cast(layer.seed_high, tl.int32),
+        _upper(layer.layer),
+        _upper(layer.first_row),
+        _upper(layer.row_calls),
+        _upper(layer.first_call),
+        _upper(layer.skipped),
+        _upper(layer.calls),
+        _upper(layer.rows),
+        _upper(layer.fan),
+        _upper(layer.words),
+        _upper(layer.prune_below),
+        _upper(layer.lock_from),
+    )
 
 
 # Words
@@ -98,10 +135,10 @@ def philox(layer, stream: tl.constexpr, index):
     Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs: 40 instructions, and the additions to the
     key, which leave any loop over calls.
     """
-    k0 = tl.cast(layer.seed_low, tl.int32).to(tl.uint32, bitcast=True)
-    k1 = tl.cast(layer.seed_high, tl.int32).to(tl.uint32, bitcast=True)
+    k0 = layer.seed_low.to(tl.uint32, bitcast=True)
+    k1 = layer.seed_high.to(tl.uint32, bitcast=True)
     c0 = index.to(tl.uint32)
-    c1 = tl.cast(layer.layer, tl.int32).to(tl.uint32, bitcast=True)
+    c1 = layer.layer.to(tl.uint32, bitcast=True)
     c2 = tl.full((), stream, tl.uint32)
     c3 = (index >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -134,6 +171,26 @@ def sign_words(layer, row, call):
     """The four sign words of a call: row [N] -> [N, 4]. A set bit is a -1."""
     a, b, c, d = philox(layer, SIGN, first_index(layer, row) + call)
     return join4(a, b, c, d)
+
+
+@triton.jit
+def sign_words_at(layer, row, word):
+    """The sign words of any words, a call each: row [N], word [W] -> [N, W]."""
+    word = word + layer.skipped
+    a, b, c, d = philox(layer, SIGN, first_index(layer, row)[:, None] + (word >> 2)[None, :])
+    return _one_of(word & 3, a, b, c, d)
+
+
+@triton.jit
+def aligned(words, shift):
+    """The 32 weights from number ``shift`` (0 to 31) on of two neighbouring words, as a word: [N, 2] -> [N, 1]."""
+    first, second = words.split()
+    even = (first & 0xFFFF) | second << 16  # the even k of both
+    odd = first >> 16 | (second & 0xFFFF0000)
+    half = (shift >> 1).to(tl.uint32)
+    if shift & 1:
+        even, odd = odd, even >> 1
+    return ((even >> half & 0xFFFF) | odd >> half << 16)[:, None]
 
 
 @triton.jit
@@ -173,7 +230,6 @@ def _word_index(layer, row, word):
 @triton.jit
 def _below(planes, threshold):
     """Where the byte of eight bit planes, the least significant first, is under a threshold from 0 to 256."""
-    threshold = tl.cast(threshold, tl.int32)
     always = -(threshold >> 8)  # all ones for 256, under which every byte is
     result = (tl.zeros_like(planes[0]).to(tl.int32, bitcast=True) + always).to(tl.uint32, bitcast=True)
     for i in tl.static_range(8):
@@ -288,10 +344,11 @@ def _moves(at, left, step: tl.constexpr):
 def coded_words(keep, sign):
     """The two-bit fields (sign, keep) of words [N, W]: [N, W, 2], the fields of even bits and those of odd bits.
 
-    The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where nothing is kept.
+    Five instructions a word. The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where
+    nothing is kept.
     """
     sign = sign & keep
-    even = (sign & 0x55555555) << 1 | (keep & 0x55555555)
+    even = (sign << 1 & 0xAAAAAAAA) | (keep & 0x55555555)
     odd = (sign & 0xAAAAAAAA) | (keep >> 1 & 0x55555555)
     return tl.join(even, odd)
 
@@ -437,21 +494,23 @@ def integer_weight(layer, row, word, sign, table, WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def integer_weight_at(layer, row, k, table, WEIGHT: tl.constexpr):
-    """v of single weights, a call of Philox each: row and k, of shapes that broadcast -> int8."""
-    k = k + 32 * layer.skipped
-    index = first_index(layer, row) + (k >> 7)
-    word = k >> 5 & 3
-    if WEIGHT == SIGNED_CONSTANT:
-        a, b, c, d = philox(layer, SIGN, index)
-        sign = _select(word, a, b, c, d) >> bit_of(k).to(tl.uint32) & 1
-        return (1 - 2 * sign.to(tl.int32)).to(tl.int8)
-    else:
-        a, b, c, d = philox(layer, VALUE, 2 * (4 * index + word) + (k >> 4 & 1))
-        u = _select(k >> 2 & 3, a, b, c, d) >> (8 * (k & 3)).to(tl.uint32)
-        return _byte_values(u.to(tl.uint8).to(tl.int8, bitcast=True), table, WEIGHT)
+def byte_weight_from(layer, row, k, table, WEIGHT: tl.constexpr):
+    """v of 32 weights from any k on, unmasked, in plain order: row [N] -> int8 [N, 32]. A call is made for four."""
+    at = k // 4 + 8 * layer.skipped + tl.arange(0, 8)
+    shift = (8 * (k & 3)).to(tl.uint32)
+    words = _value_word(layer, row, at) >> shift | _value_word(layer, row, at + 1) << 1 << (31 - shift)
+    return _byte_values(_bytes_of(words), table, WEIGHT)
 
 
 @triton.jit
-def _select(i, a, b, c, d):
+def _value_word(layer, row, at):
+    """The words of VALUE, each of four weights, a call each: row [N], at [W] -> [N, W]."""
+    a, b, c, d = philox(layer, VALUE, 8 * first_index(layer, row)[:, None] + (at >> 2)[None, :])
+    return _one_of(at & 3, a, b, c, d)
+
+
+@triton.jit
+def _one_of(i, a, b, c, d):
+    """i [W], the others [N, W]."""
+    i = i[None, :]
     return tl.where(i < 2, tl.where(i == 0, a, b), tl.where(i == 2, c, d))

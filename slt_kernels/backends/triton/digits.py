@@ -19,7 +19,8 @@ from .launch import blocks, launch
 SUMMANDS = 1024 * 128
 """How many products of an int8 weight and a digit an int32 sum holds: 127 * 128 * SUMMANDS < 2**31."""
 
-_BLOCK = 1024
+_LONGEST = 8192
+"""Of the vectors that one program cuts whole."""
 
 
 def digits_of(x: Tensor) -> int:
@@ -44,9 +45,13 @@ def to_digits(x: Tensor, quad_order: bool, multiple: int) -> Digits:
     padded = multiple * blocks(length, multiple)
     digits = torch.empty(d, count, padded, dtype=torch.int8, device=x.device)
     unit = torch.empty(count, dtype=torch.float64, device=x.device)
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    alone = padded <= _LONGEST
+    block = max(128, triton.next_power_of_2(padded)) if alone else 1024
+    largest = x if alone else torch.linalg.vector_norm(x, torch.inf, dim=1)
     arguments = (x, largest, digits, unit, count * padded, length, padded)
-    launch(to_digits_kernel, count * blocks(padded, _BLOCK), x.device, *arguments, quad_order, d, _BLOCK)
+    programs = count * blocks(padded, block)
+    warps = 16 if block > 1024 else 4
+    launch(to_digits_kernel, programs, x.device, *arguments, quad_order, d, alone, block, num_warps=warps)
     return Digits(digits, unit)
 
 
@@ -61,9 +66,13 @@ def to_digits_kernel(
     padded: "i64",
     QUAD_ORDER: tl.constexpr,
     D: tl.constexpr,
+    ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program cuts BLOCK values of one vector, and the first of a vector writes its unit."""
+    """A program cuts BLOCK values of one vector, and the first of a vector writes its unit.
+
+    ALONE: they are all of it, so that the largest is found here.
+    """
     parts = tl.cdiv(padded, BLOCK)
     b = tl.program_id(0) // parts
     part = tl.program_id(0) % parts
@@ -74,7 +83,11 @@ def to_digits_kernel(
     k = at - within + ((bit & 15) << 1 | bit >> 4) if QUAD_ORDER else at
     value = tl.load(x + b * length + k, mask=k < length, other=0).to(tl.float64)
 
-    m = tl.load(largest + b).to(tl.float64)  # a double, so that the exponent of a denormal is in its bits
+    if ALONE:  # the bits of magnitudes are in their order, infinity and NaN above all
+        magnitude = value.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+        m = tl.max(magnitude, axis=0).to(tl.float64, bitcast=True)
+    else:
+        m = tl.load(largest + b).to(tl.float64)  # a double, so that the exponent of a denormal is in its bits
     finite = m < float("inf")  # NaN is not
     m = tl.where(finite, m, 0.0)
     e = tl.where(m > 0, ((m.to(tl.int64, bitcast=True) >> 52) - 1022).to(tl.int32), 0)  # 2^(e-1) <= m < 2^e

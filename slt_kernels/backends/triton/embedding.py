@@ -11,6 +11,7 @@ from .contract import (
     SIGNED_CONSTANT,
     Layer,
     compact_words,
+    decoded,
     frozen_words,
     integer_weight,
     resolved_words,
@@ -41,7 +42,7 @@ def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source
         normal_table(mask.device),
         scale,
         y,
-        layer,
+        Layer.coded(source),
         len(index),
         WEIGHT=source.weight,
         COMPACT=mask.dim() == 1,
@@ -74,7 +75,7 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
         starts.call,
         normal_table(dy.device),
         scale,
-        layer,
+        Layer.coded(source),
         len(index),
         WEIGHT=source.weight,
         N=n,
@@ -98,6 +99,7 @@ def embedding_forward_kernel(
     N: tl.constexpr,
 ):
     """A program makes the 128 weights of one call of N rows that are looked up."""
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     at = (tl.program_id(0) // layer.calls).to(tl.int64) * N + tl.arange(0, N)
     wanted = tl.load(index + at, mask=at < count, other=0)
@@ -138,6 +140,7 @@ def embedding_grad_scores_kernel(
 
     ``order`` sorts the look-ups by row, and a row's end before number ``ends`` of that order. They are added in it.
     """
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     at = (tl.program_id(0) // layer.calls).to(tl.int64) * N + tl.arange(0, N)
     row = tl.load(index + at, mask=at < count, other=-1)

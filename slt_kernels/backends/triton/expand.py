@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
-from .contract import Layer, compact_words, frozen_words, words_of
+from .contract import Layer, compact_words, decoded, frozen_words, words_of
 from .launch import blocks, free_start, free_starts, launch
 
 
@@ -14,10 +14,9 @@ def expand(mask: Tensor, source: Source) -> Tensor:
     layer = Layer.of(source)
     starts = free_starts(source, mask.device)
     out = torch.empty(source.rows, source.words, dtype=torch.int32, device=mask.device)
+    arguments = (mask, starts.row, starts.call, out, Layer.coded(source))
     n = 64
-    launch(
-        expand_kernel, layer.calls * blocks(layer.rows, n), mask.device, mask, starts.row, starts.call, out, layer, N=n
-    )
+    launch(expand_kernel, layer.calls * blocks(layer.rows, n), mask.device, *arguments, N=n)
     return out
 
 
@@ -29,6 +28,7 @@ def resolved(mask: Tensor, source: Source) -> Tensor:
 @triton.jit
 def expand_kernel(mask, row_starts, call_starts, out, layer, N: tl.constexpr):
     """A program makes the four words of one call of N rows: bits from the compact mask where the pattern is free."""
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     row = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
     word = words_of(layer, call)

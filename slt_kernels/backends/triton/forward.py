@@ -4,7 +4,7 @@ The product is taken as y^T = W x^T: W is the first operand of the tensor core's
 registers, so a weight goes from Philox to the product without passing through shared memory.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from .contract import (
     byte_quads,
     coded_words,
     compact_words,
+    decoded,
     frozen_words,
     full,
     resolved_words,
@@ -28,9 +29,15 @@ from .contract import (
     sign_words,
     words_of,
 )
-from .digits import SUMMANDS, digits_of, finish, sum_of, to_digits
+from .digits import digits_of, sum_of, to_digits
+from .expand import resolved
 from .images import NO_IMAGE, Image, flat, images, patches
-from .launch import blocks, free_start, free_starts, generation, launch, normal_table, processors
+from .launch import blocks, free_start, free_starts, generation, launch, normal_table
+from .tiles import Tile, choose, room, split, store_product
+
+COMPACT_COLUMNS = 64
+"""Up to here each weight's frozen pattern is made once in a product, in its kernel. For more columns it would be made
+again for each block of them, at several times the cost of a weight: the mask is expanded first, a bit a weight."""
 
 
 def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
@@ -78,57 +85,63 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
     else:
         d, operand, unit, pitch, fan, plane = 0, x, scale, channels, source.fan, 0
 
+    if columns > COMPACT_COLUMNS:
+        mask = resolved(mask, source)
     compact = mask.dim() == 1
     starts = free_starts(source, x.device) if compact else None
-    tile = _tile(columns, source.rows // groups, d, window is not None or compact, ordered or d == 0, x.device)
-    row_blocks = blocks(source.rows // groups, tile["BN"])
-    programs = groups * row_blocks * blocks(columns, tile["BM"])
-    split = split_for(layer.calls, programs, x.device, d, 128)
-    sums = y
-    if split.parts > 1:
-        sums = torch.empty(split.parts, *y.shape, dtype=torch.int64 if d else torch.float32, device=x.device)
-    launch(
-        forward_kernel,
-        programs * split.parts,
-        x.device,
-        operand,
-        unit,
-        mask,
-        starts.row if compact else mask,
-        starts.call if compact else mask,
-        normal_table(x.device),
-        scale,
-        bias if bias is not None else scale,
-        sums,
-        layer,
-        image,
-        columns,
-        plane,
-        fan,
-        pitch,
-        source.rows,
-        group_channels,
-        source.rows // groups,
-        split,
-        WEIGHT=source.weight,
-        D=d,
-        CONV=window is not None,
-        ORDERED=ordered or d == 0,
-        ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
-        FULL=full(source) and split.parts * split.steps == layer.calls,
-        COMPACT=compact,
-        BIAS=bias is not None,
-        SPLIT=split.parts > 1,
-        **tile,
-    )
-    if split.parts > 1:
-        pixels = image.out_height * image.out_width
-        finish_sums(sums, unit, scale, bias, y, pixels, split, source.weight, d)
-    return y
+    group_rows = source.rows // groups
+
+    def run(tile: Tile) -> Tensor:
+        tiles = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
+        parts, steps = split(layer.calls, 128, tiles, d, tile.waves, x.device)
+        sums, arrived = room(parts, tiles, tile.BN * tile.BM, d, y)
+        launch(
+            forward_kernel,
+            tiles * parts,
+            x.device,
+            operand,
+            unit,
+            mask,
+            starts.row if compact else mask,
+            starts.call if compact else mask,
+            normal_table(x.device),
+            scale,
+            bias if bias is not None else scale,
+            y,
+            sums,
+            arrived,
+            Layer.coded(source),
+            image,
+            columns,
+            plane,
+            fan,
+            pitch,
+            source.rows,
+            group_channels,
+            group_rows,
+            parts,
+            steps,
+            WEIGHT=source.weight,
+            D=d,
+            CONV=window is not None,
+            ORDERED=ordered or d == 0,
+            ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
+            FULL=full(source) and parts * steps == layer.calls,
+            COMPACT=compact,
+            BIAS=bias is not None,
+            SPLIT=parts > 1,
+            **tile.meta(),
+        )
+        return y
+
+    tiles = _tiles(columns, group_rows, d, window is not None or compact, ordered or d == 0, x.device)
+    key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
+    return run(choose(key, columns, x.device, tiles, run))
 
 
-def _tile(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> dict[str, int]:
-    """Rows and columns of a program's tile: as many columns as their sums leave registers for.
+@lru_cache(maxsize=4096)
+def _tiles(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> list[Tile]:
+    """First the rule's tile: as many columns as their sums leave registers for.
 
     ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so do single
     bytes of inputs that are not in quad order, and before Hopper the operand that later processors keep in shared
@@ -139,49 +152,17 @@ def _tile(columns: int, rows: int, d: int, more: bool, ordered: bool, device: to
     most = 32 if not ordered else 64 if d or more or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bn == 128 and (d * bm > 64 or (old and bm > 16))
-    return {"BN": bn, "BM": bm, "num_warps": 8 if many else 4, "num_stages": 3}
+    first = Tile(bn, bm, 8 if many else 4, 3)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 4}, {"waves": 8}, {"num_warps": other}))]
+    if bm > 16:
+        tiles.append(first._replace(BM=bm // 2))
+    if rows >= 256:  # the columns are read half as often, and with four warps each thread has two rows
+        tiles += [first._replace(BN=256, num_warps=warps) for warps in (8, 4)]
+    return tiles
 
 
-class Split(NamedTuple):
-    """A sum in parts, each a program's."""
-
-    parts: int
-    steps: int  # of each part
-
-
-def split_for(steps: int, programs: int, device: torch.device, d: int, summands: int) -> Split:
-    """Parts of a sum of ``steps``, each of so many summands: enough for four programs on every multiprocessor, none
-    with fewer than four steps, and none with more summands than an int32 holds."""
-    wanted = min(4 * processors(device) // programs, blocks(steps, 4))
-    needed = blocks(steps * summands, SUMMANDS) if d else 1
-    of_each = blocks(steps, max(wanted, needed, 1))
-    return Split(blocks(steps, of_each), of_each)
-
-
-def finish_sums(sums, unit, scale, bias, out, pixels, split, weight, d) -> None:
-    """Adds partial ``sums`` [parts, columns, width] to ``out`` [columns, width], finished as products are."""
-    block = 256
-    launch(
-        finish_kernel,
-        blocks(out.numel(), block),
-        out.device,
-        sums,
-        unit,
-        scale,
-        scale if bias is None else bias,
-        out,
-        out.numel(),
-        out.shape[1],
-        pixels,
-        split,
-        WEIGHT=weight,
-        D=d,
-        BIAS=bias is not None,
-        BLOCK=block,
-    )
-
-
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"])
 def forward_kernel(
     x,
     unit,
@@ -192,6 +173,8 @@ def forward_kernel(
     scale,
     bias,
     out,
+    parts_sums,
+    arrived,
     layer,
     image,
     columns: "i32",
@@ -201,7 +184,8 @@ def forward_kernel(
     rows,
     group_channels,
     group_rows,
-    split,
+    parts: "i32",
+    steps: "i32",
     WEIGHT: tl.constexpr,
     D: tl.constexpr,
     CONV: tl.constexpr,
@@ -225,6 +209,7 @@ def forward_kernel(
     D = 0: x is bfloat16 or float16 and the sums are float32. Else x is D planes of int8 digits, W is expanded once
     for all of them, and the sums are int32, each its own accumulator.
     """
+    layer = decoded(layer)
     row_blocks = tl.cdiv(group_rows, BN)
     column_blocks = tl.cdiv(columns, BM)
     pid = tl.program_id(0)
@@ -232,14 +217,14 @@ def forward_kernel(
     pid = pid // row_blocks
     column_block = pid % column_blocks
     pid = pid // column_blocks
-    part = pid % split.parts
-    group = pid // split.parts
+    part = pid % parts
+    group = pid // parts
 
     in_group = row_block * BN + tl.arange(0, BN)
     column = column_block * BM + tl.arange(0, BM)
     n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]; past the end: the last one once more,
     m = tl.minimum(column, columns - 1)  # [BM]; so that nothing is outside, and what is computed twice is stored once
-    first = part * split.steps
+    first = part * steps
 
     if COMPACT:
         start = free_start(row_starts, call_starts, layer, n, first)
@@ -252,7 +237,7 @@ def forward_kernel(
     acc0 = tl.zeros([BN, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
-    for step in range(split.steps):  # a call past the last has no words and no k
+    for step in range(steps):  # a call past the last has no words and no k
         call = first + step
         k = 128 * call - 32 * layer.skipped + at
         word = words_of(layer, call, FULL)
@@ -279,47 +264,36 @@ def forward_kernel(
     there = (in_group < group_rows)[:, None] & (column < columns)[None, :]
     row = group * group_rows + in_group
     at_out = column.to(tl.int64)[None, :] * rows + row[:, None]
-    if SPLIT:
-        tl.store(out + tl.cast(part, tl.int64) * columns * rows + at_out, sums, mask=there)
-    else:
-        vector = m // (image.out_height * image.out_width)
-        y = finish(sums, unit, vector[None, :], scale, D, WEIGHT)
-        if BIAS:
-            y += tl.load(bias + row, mask=in_group < group_rows, other=0).to(tl.float32)[:, None]
-        tl.store(out + at_out, y, mask=there)
+    added = tl.load(bias + row, mask=in_group < group_rows, other=0).to(tl.float32)[:, None] if BIAS else 0.0
+    vector = (m // (image.out_height * image.out_width))[None, :]
+    tile = (group * column_blocks + column_block) * row_blocks + row_block
+    store_product(
+        out,
+        at_out,
+        there,
+        sums,
+        added,
+        parts_sums,
+        arrived,
+        tile,
+        part,
+        parts,
+        unit,
+        vector,
+        scale,
+        D,
+        WEIGHT,
+        BIAS,
+        SPLIT,
+    )
 
 
 @triton.jit
 def add_product(acc, w, x, inside, MASKED: tl.constexpr):
     """acc + w x^T: w [N, K] in registers, x points to [M, K]."""
     value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
-    return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
-
-
-@triton.jit(do_not_specialize=["count", "rows", "pixels"])
-def finish_kernel(
-    sums,
-    unit,
-    scale,
-    bias,
-    y,
-    count: "i64",
-    rows: "i32",
-    pixels: "i32",
-    split,
-    WEIGHT: tl.constexpr,
-    D: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A program adds the parts of BLOCK outputs, always in the same order, and finishes them."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    at = tl.minimum(at, count - 1)
-    total = tl.load(sums + at)
-    for part in range(1, split.parts):
-        total += tl.load(sums + part * count + at)
-    value = finish(total, unit, at // rows // pixels, scale, D, WEIGHT)
-    if BIAS:
-        value += tl.load(bias + at % rows).to(tl.float32)
-    tl.store(y + at, value, mask=inside)
+    acc = tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
+    if acc.shape[1] > 32:
+        return acc
+    else:  # Seen to be used, the sums are waited for once, and not after each 16 k: 15 % fewer instructions.
+        return acc.to(tl.int32, bitcast=True).to(acc.dtype, bitcast=True)

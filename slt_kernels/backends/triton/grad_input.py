@@ -4,6 +4,8 @@ As in `forward`, W is the first operand: dx^T = W^T dy^T, a tile of 128 k (or of
 summed over rows. A convolution sums over its taps as well.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -15,26 +17,29 @@ from .. import reference
 from .contract import (
     SIGNED_CONSTANT,
     Layer,
-    bit_of,
+    aligned,
+    byte_weight_from,
     coded_words,
     compact_words,
+    decoded,
     frozen_words,
     full,
     integer_weight,
-    integer_weight_at,
     part_of,
     resolved_words,
     sign_floats_by_rows,
     sign_quads_by_rows,
     sign_words,
+    sign_words_at,
     spread_bits,
     words_of,
 )
-from .digits import digits_of, finish, sum_of, to_digits
+from .digits import digits_of, sum_of, to_digits
 from .expand import resolved
-from .forward import add_product, finish_sums, split_for, uses_digits
+from .forward import COMPACT_COLUMNS, add_product, uses_digits
 from .images import NO_IMAGE, Image, flat, images
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
+from .tiles import Tile, choose, room, split, store_product
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -64,12 +69,13 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     group_channels, group_rows = channels // groups, source.rows // groups
     dx = torch.empty(columns, channels, dtype=dy.dtype, device=dy.device)
 
-    # A tile is BC weights of one call at one tap, or else single weights: where taps share words, and in small layers.
+    # A tile is BC weights of one call at one tap; or SHARED: 32 of any two neighbouring words, which taps may share.
     bc = next((size for size in (128, 64, 32) if group_channels % size == 0), 0) if window else 128
-    single = bc == 0 or (window is not None and layer.skipped != 0)
-    bc = bc or min(32, max(16, triton.next_power_of_2(group_channels)))
-    if single or bc < 128:
-        mask = resolved(mask, source)  # a bit a weight for a moment: only whole calls know where their bits start
+    shared = bc == 0 or (window is not None and layer.skipped != 0)
+    if shared:
+        bc = 32
+    if shared or columns > COMPACT_COLUMNS:
+        mask = resolved(mask, source)
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
 
@@ -81,60 +87,71 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     else:
         d, operand, unit, pitch, plane = 0, dy, scale, source.rows, 0
 
-    tile = _tile(columns, group_rows, d, compact, window is not None, dy.device)
     channel_blocks = layer.calls if not window else blocks(group_channels, bc)
-    row_blocks = blocks(group_rows, tile["BN"])
-    programs = groups * channel_blocks * blocks(columns, tile["BM"])
-    split = split_for(taps * row_blocks, programs, dy.device, d, tile["BN"])
-    sums = dx
-    if split.parts > 1:
-        sums = torch.empty(split.parts, *dx.shape, dtype=torch.int64 if d else torch.float32, device=dy.device)
-    launch(
-        grad_input_kernel,
-        programs * split.parts,
-        dy.device,
-        operand,
-        unit,
-        mask,
-        starts.row if compact else mask,
-        starts.call if compact else mask,
-        normal_table(dy.device),
-        scale,
-        sums,
-        layer,
-        image,
-        columns,
-        plane,
-        pitch,
-        channels,
-        group_channels,
-        group_rows,
-        channel_blocks,
-        split,
-        WEIGHT=source.weight,
-        D=d,
-        CONV=window is not None,
-        SINGLE=single,
-        FULL=full(source),
-        COMPACT=compact,
-        SPLIT=split.parts > 1,
-        BC=bc,
-        **tile,
-    )
-    if split.parts > 1:
-        finish_sums(sums, unit, scale, None, dx, image.height * image.width, split, source.weight, d)
-    return dx
+
+    def run(tile: Tile) -> Tensor:
+        tiles = groups * channel_blocks * blocks(columns, tile.BM)
+        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, tiles, d, tile.waves, dy.device)
+        sums, arrived = room(parts, tiles, bc * tile.BM, d, dx)
+        launch(
+            grad_input_kernel,
+            tiles * parts,
+            dy.device,
+            operand,
+            unit,
+            mask,
+            starts.row if compact else mask,
+            starts.call if compact else mask,
+            normal_table(dy.device),
+            scale,
+            dx,
+            sums,
+            arrived,
+            Layer.coded(source),
+            image,
+            columns,
+            plane,
+            pitch,
+            channels,
+            group_channels,
+            group_rows,
+            channel_blocks,
+            parts,
+            steps,
+            WEIGHT=source.weight,
+            D=d,
+            CONV=window is not None,
+            SHARED=shared,
+            FULL=full(source),
+            COMPACT=compact,
+            SPLIT=parts > 1,
+            BC=bc,
+            **tile.meta(),
+        )
+        return dx
+
+    tiles = _tiles(columns, group_rows, d, compact, window is not None, dy.device)
+    key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
+    return run(choose(key, columns, dy.device, tiles, run))
 
 
-def _tile(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> dict[str, int]:
-    """Rows of a step, a call each, and columns of a program's tile: as in `forward`, what the registers hold."""
+@lru_cache(maxsize=4096)
+def _tiles(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> list[Tile]:
+    """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
     bn = min(64 if compact else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
     most = 64 if d or compact or conv or generation(device) < 9 else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    return {"BN": bn, "BM": bm, "num_warps": 8 if d and bm > 32 else 4, "num_stages": 2}
+    first = Tile(bn, bm, 8 if d and bm > 32 else 4, 2)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 3}, {"waves": 8}, {"num_warps": other}))]
+    if bm > 16:
+        tiles.append(first._replace(BM=bm // 2))
+    if bn > 32:
+        tiles.append(first._replace(BN=bn // 2))
+    return tiles
 
 
-@triton.jit(do_not_specialize=["columns", "channel_blocks"])
+@triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"])
 def grad_input_kernel(
     dy,
     unit,
@@ -144,6 +161,8 @@ def grad_input_kernel(
     table,
     scale,
     out,
+    parts_sums,
+    arrived,
     layer,
     image,
     columns: "i32",
@@ -153,11 +172,12 @@ def grad_input_kernel(
     group_channels,
     group_rows,
     channel_blocks: "i32",
-    split,
+    parts: "i32",
+    steps: "i32",
     WEIGHT: tl.constexpr,
     D: tl.constexpr,
     CONV: tl.constexpr,
-    SINGLE: tl.constexpr,
+    SHARED: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -169,8 +189,10 @@ def grad_input_kernel(
 
     A step is BN rows at one tap; it makes one call a row, of which it uses BC weights. Four rows of one k are
     neighbours in an int8 operand and two in a 16-bit one: the words of so many rows are put together by bytes or
-    halves, and then expanded as in `forward`. SINGLE: a weight is a call on its own.
+    halves, and then expanded as in `forward`. SHARED: BC weights may begin anywhere in a word, so a word is put
+    together from two, of a call each.
     """
+    layer = decoded(layer)
     column_blocks = tl.cdiv(columns, BM)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)
@@ -178,8 +200,8 @@ def grad_input_kernel(
     pid = pid // channel_blocks
     column_block = pid % column_blocks
     pid = pid // column_blocks
-    part = pid % split.parts
-    group = pid // split.parts
+    part = pid % parts
+    group = pid // parts
 
     column = column_block * BM + tl.arange(0, BM)
     m = tl.minimum(column, columns - 1)  # [BM]; past the end: the last one once more, and not stored
@@ -189,53 +211,61 @@ def grad_input_kernel(
     b = m // (image.height * image.width)
     y = m % (image.height * image.width) // image.width + image.padding_h
     x = m % image.width + image.padding_w
+    # The output pixel that a tap takes to a column is this one, moved by what the tap alone decides, so that nothing
+    # is divided in the loop; there is one where the remainders are the tap's.
+    oy, left_y = y // image.stride_h, y % image.stride_h
+    ox, left_x = x // image.stride_w, x % image.stride_w
+    pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
+    start = pixel * pitch + group * group_rows  # [BM]
 
     acc0 = tl.zeros([BC, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
-    for i in range(split.steps):
-        step = part * split.steps + i
+    for i in range(steps):
+        step = part * steps + i
         tap = tl.minimum(step // row_blocks, image.taps - 1)
         in_group = step % row_blocks * BN + tl.arange(0, BN)
         inside = in_group < tl.where(step // row_blocks < image.taps, group_rows, 0)  # what is not meets a dy of 0
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
-        if SINGLE:
-            k = tap * group_channels + c
-            there = inside[None, :] & (c < group_channels)[:, None]
-            at = n.to(tl.int64)[None, :] * layer.words + (k >> 5)[:, None]
-            keep = tl.load(mask + at, mask=there, other=0) >> bit_of(k)[:, None] & 1
-            w = integer_weight_at(layer, n[None, :], k[:, None], table, WEIGHT) * keep.to(tl.int8)  # [BC, BN]
+        first_k = tap * group_channels + channel_block * BC
+        if SHARED:
+            word = first_k // 32 + tl.arange(0, 2)
+            keep = aligned(resolved_words(mask, layer, n, word), first_k & 31)
             if WEIGHT == SIGNED_CONSTANT:
-                w = w * 64 if D > 0 else (w * 2).to(dy.dtype.element_ty)
+                coded = coded_words(keep, aligned(sign_words_at(layer, n, word), first_k & 31))
+            else:
+                v = byte_weight_from(layer, n, first_k, table, WEIGHT)
         else:
-            first_k = tap * group_channels + channel_block * BC
             call = first_k // 128
-            word = words_of(layer, call, FULL) if BC == 128 else first_k // 32 - layer.skipped + tl.arange(0, BC // 32)
+            here = first_k // BC % (128 // BC)  # of the parts of a call
+            first_word = first_k // 32 - layer.skipped
+            word = words_of(layer, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
             if COMPACT:
-                free, locked = frozen_words(layer, n, word)
+                free, locked = frozen_words(layer, n, words_of(layer, call, FULL))
                 keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, layer, n, call))
+                keep = part_of(keep, here, BC // 32)
             else:
                 keep = resolved_words(mask, layer, n, word, FULL and BC == 128)
             if WEIGHT == SIGNED_CONSTANT:
-                sign = part_of(sign_words(layer, n, call), first_k // BC % (128 // BC), BC // 32)
-                coded = coded_words(keep, sign)
-                w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
+                coded = coded_words(keep, part_of(sign_words(layer, n, call), here, BC // 32))
             else:
-                w = (integer_weight(layer, n, word, keep, table, WEIGHT) * spread_bits(keep).to(tl.int8)).trans()
-
-        if CONV:
-            oy = y - tap // image.kernel_w * image.dilation_h
-            ox = x - tap % image.kernel_w * image.dilation_w
-            there = (oy >= 0) & (oy % image.stride_h == 0) & (ox >= 0) & (ox % image.stride_w == 0)
-            oy = oy // image.stride_h
-            ox = ox // image.stride_w
-            there = there & (oy < image.out_height) & (ox < image.out_width)
-            pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox
+                v = integer_weight(layer, n, word, keep, table, WEIGHT)
+        if WEIGHT == SIGNED_CONSTANT:
+            w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
         else:
-            there = m >= 0
-            pixel = m.to(tl.int64)
-        offset = (pixel * pitch)[:, None] + (group * group_rows + in_group)[None, :]
+            w = (v * spread_bits(keep).to(tl.int8)).trans()
+
+        there = m >= 0
+        moved = 0
+        if CONV:
+            tap_y = tap // image.kernel_w * image.dilation_h
+            tap_x = tap % image.kernel_w * image.dilation_w
+            up, left = tap_y // image.stride_h, tap_x // image.stride_w
+            there = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
+            there = there & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
+            moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
+        offset = (start - moved)[:, None] + in_group[None, :]
         there = there[:, None] & inside[None, :]  # [BM, BN]
         acc0 = add_product(acc0, w, dy + offset, there, True)
         if D > 1:
@@ -246,7 +276,23 @@ def grad_input_kernel(
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
     inside = ((c >= 0) & (c < group_channels))[:, None] & (column < columns)[None, :]
     at = column.to(tl.int64)[None, :] * channels + (group * group_channels + c)[:, None]
-    if SPLIT:
-        tl.store(out + tl.cast(part, tl.int64) * columns * channels + at, sums, mask=inside)
-    else:
-        tl.store(out + at, finish(sums, unit, b[None, :], scale, D, WEIGHT), mask=inside)
+    tile = (group * column_blocks + column_block) * channel_blocks + channel_block
+    store_product(
+        out,
+        at,
+        inside,
+        sums,
+        0.0,
+        parts_sums,
+        arrived,
+        tile,
+        part,
+        parts,
+        unit,
+        b[None, :],
+        scale,
+        D,
+        WEIGHT,
+        False,
+        SPLIT,
+    )

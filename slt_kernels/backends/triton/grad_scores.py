@@ -5,6 +5,8 @@ and writes the free weights' values where the scores have them. No dense gradien
 is split, for layers of few tiles.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from .contract import (
     SIGNED_CONSTANT,
     Layer,
     bit_of,
+    decoded,
     frozen_words,
     integer_weight,
     part_of,
@@ -25,9 +28,9 @@ from .contract import (
     spread,
     words_of,
 )
-from .forward import split_for
 from .images import NO_IMAGE, Image, flat, patches
 from .launch import blocks, free_starts, launch, normal_table
+from .tiles import Tile, choose, split
 
 
 def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -53,45 +56,62 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
     out = torch.empty(scores.numel(), dtype=torch.float32, device=x.device)
     starts = free_starts(source, x.device)
 
-    bn = min(128, max(16, triton.next_power_of_2(group_rows)))
-    bm = 32 if x.dtype == torch.float32 else 64
-    programs = groups * blocks(group_rows, bn) * layer.calls
-    split = split_for(blocks(columns, bm), programs, x.device, 0, bm)
-    grads = out
-    if split.parts > 1:
-        grads = torch.empty(split.parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
-    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, layer)
-    launch(
-        grad_scores_kernel,
-        programs * split.parts,
-        x.device,
-        dy,
-        x,
-        grads,
-        *epilogue,
-        image,
-        columns,
-        channels,
-        source.fan,
-        source.rows,
-        group_channels,
-        group_rows,
-        split,
-        WEIGHT=source.weight,
-        CONV=window is not None,
-        ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
-        SPLIT=split.parts > 1,
-        PRECISION=_precision(x),
-        BN=bn,
-        BM=bm,
-        num_warps=8 if bn == 128 else 4,
-        num_stages=3,
-    )
-    if split.parts > 1:
-        n = 16
-        programs = layer.calls * blocks(source.rows, n)
-        launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, split.parts, WEIGHT=source.weight, N=n)
-    return out
+    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, Layer.coded(source))
+
+    def run(tile: Tile) -> Tensor:
+        tiles = groups * blocks(group_rows, tile.BN) * layer.calls
+        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 0, tile.waves, x.device)
+        grads = out
+        if parts > 1:
+            grads = torch.empty(parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
+        launch(
+            grad_scores_kernel,
+            tiles * parts,
+            x.device,
+            dy,
+            x,
+            grads,
+            *epilogue,
+            image,
+            columns,
+            channels,
+            source.fan,
+            source.rows,
+            group_channels,
+            group_rows,
+            parts,
+            steps,
+            WEIGHT=source.weight,
+            CONV=window is not None,
+            ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
+            SPLIT=parts > 1,
+            PRECISION=_precision(x),
+            **tile.meta(),
+        )
+        if parts > 1:
+            n = 16
+            programs = layer.calls * blocks(source.rows, n)
+            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, WEIGHT=source.weight, N=n)
+        return out
+
+    key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
+    return run(choose(key, columns, x.device, _tiles(group_rows, x.dtype), run))
+
+
+@lru_cache(maxsize=4096)
+def _tiles(rows: int, dtype: torch.dtype) -> list[Tile]:
+    """First the rule's."""
+    bn = min(128, max(16, triton.next_power_of_2(rows)))
+    first = Tile(bn, 32 if dtype == torch.float32 else 64, 8 if bn == 128 else 4, 3)
+    other = 12 - first.num_warps  # 4 or 8
+    tiles = [
+        first,
+        *(first._replace(**change) for change in ({"num_stages": 4}, {"num_stages": 2}, {"num_warps": other})),
+    ]
+    tiles.append(first._replace(BM=first.BM // 2))
+    if bn > 32:
+        tiles.append(first._replace(BN=bn // 2))
+    return tiles
 
 
 def _precision(x: Tensor) -> str:
@@ -99,9 +119,10 @@ def _precision(x: Tensor) -> str:
     if torch.version.hip:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return tiles
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"])
 def grad_scores_kernel(
     dy,
     x,
@@ -119,7 +140,8 @@ def grad_scores_kernel(
     all_rows,
     group_channels,
     group_rows,
-    split,
+    parts: "i32",
+    steps: "i32",
     WEIGHT: tl.constexpr,
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
@@ -133,20 +155,21 @@ def grad_scores_kernel(
     Programs that follow each other take the next rows of the same call: they share x in the L2 cache. Both operands
     come through shared memory by asynchronous copies. The epilogue is `store_grads`.
     """
+    layer = decoded(layer)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)
     in_group = pid % row_blocks * BN + tl.arange(0, BN)
     pid = pid // row_blocks
     call = pid % layer.calls
     pid = pid // layer.calls
-    part = pid % split.parts
-    group = pid // split.parts
+    part = pid % parts
+    group = pid // parts
     n = tl.where(in_group < group_rows, group * group_rows + in_group, layer.rows)  # [BN]; layer.rows: none
     k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
 
     acc = tl.zeros([BN, 128], tl.float32)
-    for step in range(split.steps):
-        m = (part * split.steps + step) * BM + tl.arange(0, BM)
+    for step in range(steps):
+        m = (part * steps + step) * BM + tl.arange(0, BM)
         inside = (m < columns)[:, None] & (in_group < group_rows)[None, :]
         row = group * group_rows + in_group
         rows = tl.load(dy + m.to(tl.int64)[:, None] * all_rows + row[None, :], mask=inside, other=0)  # [BM, BN]
@@ -178,6 +201,7 @@ def sum_grads_kernel(
     N: tl.constexpr,
 ):
     """A program adds the parts of N rows of one call, always in the same order."""
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     n = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
     at = n.to(tl.int64)[:, None] * (128 * layer.calls) + 128 * call + tl.arange(0, 128)[None, :]
@@ -198,14 +222,18 @@ def store_grads(out, grad, scores, row_starts, call_starts, table, scale, layer,
     start = tl.load(call_starts + tl.cast(call, tl.int64) * layer.rows + n, mask=inside, other=0)
     first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: of each word, in its row
     sign = sign_words(layer, n, call) if WEIGHT == SIGNED_CONSTANT else free
-    # Half a call at a time: addresses and indices of all of it would not fit in the registers.
-    left, right = grad.reshape([grad.shape[0], 2, 64]).permute(0, 2, 1).split()
-    _store_half(out, left, scores, base, free, first, sign, table, scale, layer, n, call, 0, WEIGHT)
-    _store_half(out, right, scores, base, free, first, sign, table, scale, layer, n, call, 1, WEIGHT)
+    # A word at a time: addresses and indices of a whole call would not fit in the registers.
+    halves = grad.reshape([grad.shape[0], 2, 2, 32]).permute(0, 3, 2, 1).split()  # of [N, 32, 2]
+    first_word, second_word = halves[0].split()
+    third_word, fourth_word = halves[1].split()
+    _store_word(out, first_word, scores, base, free, first, sign, table, scale, layer, n, call, 0, WEIGHT)
+    _store_word(out, second_word, scores, base, free, first, sign, table, scale, layer, n, call, 1, WEIGHT)
+    _store_word(out, third_word, scores, base, free, first, sign, table, scale, layer, n, call, 2, WEIGHT)
+    _store_word(out, fourth_word, scores, base, free, first, sign, table, scale, layer, n, call, 3, WEIGHT)
 
 
 @triton.jit
-def _store_half(
+def _store_word(
     out,
     grad,
     scores,
@@ -218,19 +246,19 @@ def _store_half(
     layer,
     n,
     call,
-    HALF: tl.constexpr,
+    WORD: tl.constexpr,
     WEIGHT: tl.constexpr,
 ):
-    """dL/dW [N, 64] of two words. A weight's place is its word's first and the free bits below its own.
+    """dL/dW [N, 32] of one word. A weight's place is its word's first and the free bits below its own.
 
     A score of 0 counts as positive.
     """
-    word = 4 * call - layer.skipped + 2 * HALF + tl.arange(0, 2)
-    bit = bit_of(tl.arange(0, 64))[None, :].to(tl.uint32)
-    here = spread(part_of(free, HALF, 2))  # [N, 64]
-    at = base[:, None] + (spread(part_of(first, HALF, 2)) + popcount(here & ((1 << bit) - 1)))
+    word = 4 * call - layer.skipped + WORD + tl.arange(0, 1)
+    bit = bit_of(tl.arange(0, 32))[None, :].to(tl.uint32)
+    here = spread(part_of(free, WORD, 1))  # [N, 32]
+    at = base[:, None] + (spread(part_of(first, WORD, 1)) + popcount(here & ((1 << bit) - 1)))
     inside = (here >> bit & 1) != 0
-    v = integer_weight(layer, n, word, part_of(sign, HALF, 2), table, WEIGHT).to(tl.float32)
+    v = integer_weight(layer, n, word, part_of(sign, WORD, 1), table, WEIGHT).to(tl.float32)
     grad = grad * v * tl.load(scale)
     score = tl.load(scores + at, mask=inside, other=0)
     tl.store(out + at, tl.where(score < 0, -grad, grad), mask=inside)

@@ -10,15 +10,31 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from .contract import Layer, frozen_words, popcount, words_of
+from .contract import Layer, decoded, frozen_words, popcount, words_of
+
+_compiled: dict[tuple, object] = {}
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **meta) -> None:
-    """Runs ``programs`` programs on ``device``, whichever is current. Products and sums are never fused."""
+    """Runs ``programs`` programs on ``device``, whichever is current. Products and sums are never fused.
+
+    What Triton looks at to find the compiled kernel is looked at here once more, in less time: all numbers, and of a
+    tensor its dtype and whether it is aligned to 16 bytes. A small product takes the host longer than the device.
+    """
     if programs == 0:
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*arguments, enable_fp_fusion=False, **meta)
+        key = kernel.fn, device, tuple(meta.values()), tuple(map(_kind, arguments))
+        if compiled := _compiled.get(key):
+            compiled[programs, 1, 1](*arguments, *(meta[name] for name in kernel.arg_names[len(arguments) :]))
+        else:
+            if len(_compiled) >= 4096:
+                _compiled.clear()
+            _compiled[key] = kernel[(programs,)](*arguments, enable_fp_fusion=False, **meta)
+
+
+def _kind(argument):
+    return (argument.dtype, argument.data_ptr() % 16 == 0) if isinstance(argument, Tensor) else argument
 
 
 def blocks(count: int, size: int) -> int:
@@ -62,7 +78,7 @@ def free_starts(source: Source, device: torch.device) -> FreeStarts:
     free = torch.empty(layer.calls, layer.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)
     n = 128
-    launch(count_kernel, layer.calls * blocks(layer.rows, n), device, free, locked, layer, N=n)
+    launch(count_kernel, layer.calls * blocks(layer.rows, n), device, free, locked, Layer.coded(source), N=n)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 
@@ -70,6 +86,7 @@ def free_starts(source: Source, device: torch.device) -> FreeStarts:
 @triton.jit
 def count_kernel(free_counts, locked_counts, layer, N: tl.constexpr):
     """A program counts the free and the locked weights of one call of N rows."""
+    layer = decoded(layer)
     call = tl.program_id(0) % layer.calls
     row = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
     free, locked = frozen_words(layer, row, words_of(layer, call))

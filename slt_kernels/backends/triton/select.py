@@ -10,26 +10,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
 from .launch import blocks, launch
 
 _BLOCK = 4096
-_PASSES = ((20, 11), (9, 11), (0, 9))  # (shift, bits) of each pass: the 31 bits of a float32's magnitude
+_PASSES = {  # (shift, bits) of each pass over a magnitude's 31 or 63 bits
+    torch.float32: ((20, 11), (9, 11), (0, 9)),
+    torch.float64: ((52, 11), (41, 11), (30, 11), (19, 11), (8, 11), (0, 8)),
+}
 
 
 def select(scores: list[Tensor], rank: int) -> Tensor:
-    """float64 scores go through the reference, which waits for the device."""
     dtype, device = scores[0].dtype, scores[0].device
     total = sum(s.numel() for s in scores)
     if rank < 1 or rank >= total:
         return torch.full((), float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
-    if dtype != torch.float32:
-        return reference.select(scores, rank)
     scores = [s.contiguous() for s in scores]
     counts = torch.zeros(1 << 11, dtype=torch.int64, device=device)
     state = torch.zeros(2, dtype=torch.int64, device=device)  # the bits found so far; scores known to be below them
     threshold = torch.empty((), dtype=dtype, device=device)
-    for shift, bits in _PASSES:
+    for shift, bits in _PASSES[dtype]:
         for s in scores:
             programs = blocks(s.numel(), _BLOCK)
             launch(
@@ -46,10 +45,13 @@ def histogram_kernel(scores, counts, state, count: "i64", SHIFT: tl.constexpr, B
     The additions are of integers: their order does not matter.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    magnitude = tl.load(scores + at, mask=at < count, other=0).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    digit = magnitude >> SHIFT
+    score = tl.load(scores + at, mask=at < count, other=0)
+    if score.dtype == tl.float64:
+        digit = (score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF) >> SHIFT
+    else:
+        digit = (score.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> SHIFT
     inside = (at < count) & (digit >> BITS == tl.load(state))
-    found = tl.histogram(digit & (1 << BITS) - 1, 1 << BITS, mask=inside).to(tl.int64)
+    found = tl.histogram((digit & (1 << BITS) - 1).to(tl.int32), 1 << BITS, mask=inside).to(tl.int64)
     tl.atomic_add(counts + tl.arange(0, 1 << BITS), found, mask=found > 0, sem="relaxed")
 
 
@@ -63,6 +65,9 @@ def descend_kernel(counts, state, threshold, rank: "i64", BITS: tl.constexpr):
     prefix = prefix << BITS | tl.sum(before.to(tl.int64))
     tl.store(state, prefix)
     tl.store(state + 1, below + tl.sum(tl.where(before, count, 0)))
-    tl.store(threshold, prefix.to(tl.int32).to(tl.float32, bitcast=True))  # complete after the last pass
+    if threshold.dtype.element_ty == tl.float64:  # complete after the last pass
+        tl.store(threshold, prefix.to(tl.float64, bitcast=True))
+    else:
+        tl.store(threshold, prefix.to(tl.int32).to(tl.float32, bitcast=True))
     tl.debug_barrier()
     tl.store(counts + digit, tl.zeros_like(count))

@@ -1,0 +1,187 @@
+"""How a product is cut into programs: tiles of the output, and sums in parts.
+
+A rule in each operation's file names the tile. Where the environment variable ``SLT_AUTOTUNE`` names a file, the rule's
+tile and a few others are timed instead, once for each device, kind of layer and power of two of columns, and the
+fastest is kept in that file.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .digits import SUMMANDS, finish
+from .launch import blocks, processors
+
+FILE = os.environ.get("SLT_AUTOTUNE") or None
+
+
+class Tile(NamedTuple):
+    """Of a program: rows of the layer (a call each), columns, and how it runs them."""
+
+    BN: int
+    BM: int
+    num_warps: int
+    num_stages: int
+    waves: int = 4  # programs that a multiprocessor should have, if need be by sums in parts
+
+    def meta(self) -> dict[str, int]:
+        """The kernel's arguments among them."""
+        return {"BN": self.BN, "BM": self.BM, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], Tensor]) -> Tile:
+    """The tile to ``run`` with: the first, or where ``SLT_AUTOTUNE`` is set the fastest for ``key`` on this device.
+
+    A run writes the same result whole, so that timing leaves no trace. Nothing is timed while a CUDA graph is captured:
+    what is not known by then takes the first tile.
+    """
+    if columns >= 2**31 - 2**10:
+        raise ValueError(f"{columns} rows of x, or output pixels: expected fewer than 2**31 - 1024; split the batch")
+    if FILE is None:
+        return tiles[0]
+    known = _known(FILE)
+    name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
+    entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key))} {triton.next_power_of_2(columns)}"
+    if entry not in known and not _capturing(device):
+        times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in tiles}
+        known[entry] = min(times, key=times.get)
+        _keep(FILE, entry, known[entry])
+    return known.get(entry, tiles[0])
+
+
+@cache
+def _known(file: str) -> dict[str, Tile]:
+    """What a file holds."""
+    if not os.path.exists(file):
+        return {}
+    try:
+        return {entry: Tile(*numbers) for entry, numbers in json.loads(Path(file).read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"SLT_AUTOTUNE={file}: expected a file that an earlier run has written ({error})") from error
+
+
+def _keep(file: str, entry: str, tile: Tile) -> None:
+    """Adds to the file what is new; other processes may have added as well, and never read half of one."""
+    _known.cache_clear()
+    known = _known(file)
+    known[entry] = tile
+    part = f"{file}.{os.getpid()}"
+    Path(part).write_text(json.dumps(known, indent=1) + "\n")
+    os.replace(part, file)
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    """Median of a few runs; infinite for a tile that this device cannot run."""
+    try:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+        started = perf_counter()
+        run()
+        return 1e3 * (perf_counter() - started)
+    except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
+        return float("inf")
+
+
+# Sums in parts
+
+
+def split(steps: int, summands: int, tiles: int, d: int, waves: int, device: torch.device) -> tuple[int, int]:
+    """In how many parts a sum of ``steps``, of so many summands each, is taken, and the steps of each part.
+
+    Enough for ``waves`` programs on every multiprocessor, none with fewer than four steps, and none with more summands
+    than an int32 holds.
+    """
+    wanted = min(waves * processors(device) // tiles, blocks(steps, 4))
+    needed = blocks(steps * summands, SUMMANDS) if d else 1
+    of_each = blocks(steps, max(wanted, needed, 1))
+    return blocks(steps, of_each), of_each
+
+
+def room(parts: int, tiles: int, size: int, d: int, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the parts of ``tiles`` of ``size`` outputs meet in `store_product`: their sums, and counts of those there.
+
+    Of a sum in one part nothing is kept, and ``out`` stands for both.
+    """
+    if parts == 1:
+        return out, out
+    sums = torch.empty(tiles * parts * size, dtype=torch.int64 if d else torch.float32, device=out.device)
+    return sums, _counters(tiles, out.device)
+
+
+_kept_counters: dict[tuple, Tensor] = {}
+
+
+def _counters(count: int, device: torch.device) -> Tensor:
+    """Zeros, which the kernels leave as zeros: one tensor for each stream, on which no two kernels run at once.
+
+    A graph may be replayed on any stream: it gets its own, and a node that clears them.
+    """
+    if device.type == "cpu" or _capturing(device):
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _kept_counters or len(_kept_counters[key]) < count:
+        _kept_counters[key] = torch.zeros(max(1024, count), dtype=torch.int32, device=device)
+    return _kept_counters[key]
+
+
+@triton.jit
+def store_product(
+    out,
+    at,
+    there,
+    sums,
+    bias,
+    parts_sums,
+    arrived,
+    tile,
+    part,
+    parts,
+    unit,
+    vector,
+    scale,
+    D: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Stores a tile [BN, BM] of a product to ``out + at``. SPLIT: ``sums`` are those of one of its parts.
+
+    Then each program leaves its part in memory and counts itself; the last of a tile adds them, always in the same
+    order, and stores the product: no second kernel is launched, and nobody waits.
+    """
+    if SPLIT:
+        size: tl.constexpr = sums.shape[0] * sums.shape[1]
+        inner = tl.arange(0, sums.shape[0])[:, None] + sums.shape[0] * tl.arange(0, sums.shape[1])[None, :]
+        parts_sums += tl.cast(tile, tl.int64) * parts * size
+        tl.store(parts_sums + part * size + inner, sums, mask=there)
+        tl.debug_barrier()  # all threads' stores, before this program counts itself
+        if tl.atomic_add(arrived + tile, 1) == parts - 1:
+            tl.store(arrived + tile, 0)
+            total = tl.zeros_like(sums)
+            for i in range(parts):
+                total += tl.load(parts_sums + i * size + inner, mask=there, other=0)
+            _store(out, at, there, total, bias, unit, vector, scale, D, WEIGHT, BIAS)
+    else:
+        _store(out, at, there, sums, bias, unit, vector, scale, D, WEIGHT, BIAS)
+
+
+@triton.jit
+def _store(out, at, there, sums, bias, unit, vector, scale, D: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+    y = finish(sums, unit, vector, scale, D, WEIGHT)
+    if BIAS:
+        y += bias
+    tl.store(out + at, y, mask=there)
