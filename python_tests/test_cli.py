@@ -1,4 +1,4 @@
-"""The command line, and the search behind ``slt find``."""
+"""The command line."""
 
 import json
 import re
@@ -7,13 +7,10 @@ import sys
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-from slt_kernels import Freeze, convert, load_ticket, save_ticket, ticket_info
+from slt_kernels import convert, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.models import convnet
-from slt_kernels.train import Search, accuracy, search
 
 SMALL = ("--epochs", "1", "--width", "8")
 
@@ -49,7 +46,7 @@ def test_find_freezes_70_percent(found):
     info = ticket_info(found[0])
     assert info.free_bits / info.weights == pytest.approx(0.3, abs=0.03)
     assert info.kept / info.weights == pytest.approx(0.3, abs=0.001)
-    assert info.metadata["options"]["width"] == 8
+    assert info.metadata["network"]["model"]["width"] == 8
 
 
 def test_json_report(found):
@@ -189,77 +186,6 @@ def test_as_a_program():
     assert "no-such-file" in done.stderr
     assert "Traceback" not in done.stderr
     assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0
-
-
-# The search
-
-
-def run(seed: int = 0, width: int = 8, **settings):
-    data = digits()
-    model = convert(convnet(width), Freeze(0.6, 0.1), None, scale="dynamic", seed=seed)
-    epochs = []
-    defaults = {"epochs": 1, "sparsity": 0.7, "seed": seed}
-    search(model, data, Search(**(defaults | settings)), lambda *report: epochs.append(report))
-    return model, data, epochs
-
-
-def test_search_is_deterministic():
-    (a, _, first), (b, _, second) = run(), run()
-    assert first == second
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    other, *_ = run(seed=1)
-    assert not torch.equal(other[3].scores[:50], a[3].scores[:50])
-
-
-def test_search_trains_scores_alone_and_learns():
-    model, data, epochs = run(epochs=3, batch_size=64)
-    assert [number for number, *_ in epochs] == [1, 2, 3]
-    assert epochs[-1][1] < epochs[0][1]
-    assert accuracy(model, data.test) > 0.2  # a tenth by chance; that it goes to 97 % is the main job's to show
-    assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"scores"}
-    assert all(not m.auto_mask for m in model if hasattr(m, "auto_mask"))
-
-
-def test_the_learning_rate_follows_a_cosine():
-    rates = []
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    try:
-        run(epochs=2, batch_size=600, lr=0.2)
-    finally:
-        handle.remove()
-    assert rates == pytest.approx([0.2, 0.2, 0.1, 0.1])
-
-
-def test_search_then_ticket(tmp_path):
-    model, data, _ = run()
-    save_ticket(model, tmp_path / "net.slt")
-    other = convert(convnet(8), Freeze(0.6, 0.1), None, scale="dynamic", seed=0)
-    load_ticket(tmp_path / "net.slt", other)
-    model.eval()
-    assert torch.equal(other.eval()(data.test.images), model(data.test.images))
-
-
-def test_accuracy_is_the_fraction_that_is_right():
-    data = digits()
-    constant = torch.nn.Linear(64, 10)
-    with torch.no_grad():
-        constant.weight.zero_()
-        constant.bias.copy_(torch.arange(10) == 3)
-    model = torch.nn.Sequential(torch.nn.Flatten(), constant).train()
-    expected = (data.test.labels == 3).float().mean().item()
-    for batch_size in (1000, 256, 7):
-        assert accuracy(model, data.test, batch_size) == pytest.approx(expected)
-    assert not model.training
-
-
-@pytest.mark.parametrize(
-    "settings",
-    ({"epochs": 0}, {"batch_size": 0}, {"lr": -1}, {"momentum": -1}, {"weight_decay": float("nan")}),
-    ids=str,
-)
-def test_search_refuses(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))}=.*: expected"):
-        Search(**settings)
 
 
 # Data

@@ -5,6 +5,7 @@ regenerated inside each product; what is learned, kept and stored is one bit for
 """
 
 from . import backends, freezing, ops
+from .bernoulli import BernoulliMasks
 from .convert import convert, summary
 from .edge_popup import EdgePopup
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
@@ -15,6 +16,7 @@ from .window import Window
 __version__ = "0.1.0"
 
 __all__ = [
+    "BernoulliMasks",
     "EdgePopup",
     "Freeze",
     "Source",

@@ -1,4 +1,4 @@
-"""The command line: ``slt find``, ``slt eval``, ``slt info``, ``slt doctor``."""
+"""The command line: ``slt find``, ``sweep``, ``eval``, ``info``, ``doctor``; each is one ``_add_*`` function."""
 
 import argparse
 import dataclasses
@@ -6,81 +6,109 @@ import importlib.metadata
 import json
 import platform
 import sys
-import time
+import typing
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import backends
-from .convert import convert, summary
+from . import backends, sweep
 from .data import DATASETS
-from .edge_popup import SCOPES
-from .freezing import SPREADS
-from .models import MODELS, build
-from .nn.supermask import SCALES
-from .source import WEIGHTS, Freeze
-from .ticket import TicketInfo, load_ticket, save_ticket, ticket_info
-from .train import Search, accuracy, search
+from .models import MODELS
+from .ticket import load_ticket, ticket_info
+from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
+
+_STOPPED = 130  # as a shell reports a program that SIGINT ended
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 where an argument or a file is at fault."""
+    """Runs the command line; returns the exit status: 0; 2 where an argument or a file is at fault; 130 if stopped."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        arguments.function(arguments)
+        status = 0
+    except Interrupted as stop:
+        print(f"slt {arguments.command}: {stop}; the same command continues", file=sys.stderr)
+        status = _STOPPED
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
         print(f"slt {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    return 0
+        status = 2
+    if argv is None and processes.launched():
+        processes.leave(status)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser("slt", description="Strong lottery tickets: random networks, learned masks.")
     commands = parser.add_subparsers(dest="command", required=True)
-
-    find = commands.add_parser("find", help="search a ticket, write it, report what it is", formatter_class=form)
-    find.set_defaults(run=_find)
-    find.add_argument("--out", type=Path, default=Path("ticket.slt"), help="the ticket file to write")
-    find.add_argument("--json", type=Path, help="write the report there too, as JSON")
-    find.add_argument("--data", choices=DATASETS, default="digits", help="data set")
-    find.add_argument("--model", choices=MODELS, default="convnet", help="network")
-    find.add_argument("--width", type=int, default=96, help="channels of its first layer")
-    source = find.add_argument_group("source network")
-    source.add_argument("--seed", type=int, default=0, help="of the network, the split and the order of examples")
-    source.add_argument("--prune", type=float, default=0.6, help="fraction of the weights never in the ticket")
-    source.add_argument("--lock", type=float, default=0.1, help="fraction always in it")
-    source.add_argument("--spread", choices=SPREADS, default="uniform", help="how these are shared out over layers")
-    source.add_argument("--weight", choices=WEIGHTS, default="signed_constant", help="distribution of the weights")
-    source.add_argument("--scale", choices=[s or "none" for s in SCALES], default="dynamic", help="factor on them")
-    source.add_argument("--compact", action="store_true", help="hold masks as one bit a free weight: least memory")
-    how = find.add_argument_group("search")
-    how.add_argument("--sparsity", type=float, default=0.7, help="fraction of all weights dropped, frozen included")
-    how.add_argument("--scope", choices=SCOPES, default="global", help="one threshold for all layers, or one each")
-    how.add_argument("--epochs", type=int, default=16)
-    how.add_argument("--batch-size", type=int, default=32)
-    how.add_argument("--lr", type=float, default=0.1, help="of SGD; follows a cosine to 0")
-    how.add_argument("--momentum", type=float, default=0.9)
-    how.add_argument("--weight-decay", type=float, default=1e-4, help="on the scores")
-    _add_machine(find)
-
-    evaluate = commands.add_parser("eval", help="load a ticket that find wrote, and test it", formatter_class=form)
-    evaluate.set_defaults(run=_eval)
-    evaluate.add_argument("file", type=Path)
-    _add_machine(evaluate)
-
-    info = commands.add_parser("info", help="what a ticket file holds")
-    info.set_defaults(run=_info)
-    info.add_argument("file", type=Path)
-
-    doctor = commands.add_parser("doctor", help="which backends run here, and for the others why not")
-    doctor.set_defaults(run=_doctor)
+    for add in (_add_find, _add_sweep, _add_eval, _add_info, _add_doctor):
+        add(commands)
     return parser
 
 
+def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.set_defaults(function=function)
+    return parser
+
+
+# What several commands share: an experiment, and the machine
+
+
+def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
+    """Flags for an experiment; each changes what the file or the default says, and only where it is given."""
+    what = parser.add_argument_group("experiment")
+    what.add_argument("--config", type=Path, help="a YAML file to start from; without one, the digits")
+    given = {"default": argparse.SUPPRESS}
+    what.add_argument("--data", choices=DATASETS, help="data set (default: digits)", **given)
+    what.add_argument("--path", dest="data.path", metavar="PATH", help="the folder or file that it lies in", **given)
+    what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
+    what.add_argument("--width", dest="model.width", type=int, metavar="N", help="of its first layer", **given)
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of a YAML file, as in model.depth=4"
+    )
+    for title, section, kind in (
+        ("", "", Experiment),
+        ("source network", "source.", SourceNetwork),
+        ("search", "search.", Search),
+    ):
+        group = parser.add_argument_group(title) if title else what
+        hints = typing.get_type_hints(kind)
+        for f in dataclasses.fields(kind):
+            if f.metadata and f.name not in leave_out:
+                _add_setting(group, section, f, hints[f.name])
+
+
+def _add_setting(group, section: str, f: dataclasses.Field, hint: Any) -> None:
+    default = f.default if f.default != () else "none"
+    options = {"dest": section + f.name, "default": argparse.SUPPRESS}
+    name = f.name.replace("_", "-")
+    options["help"] = f"{f.metadata['what']} (default: {'none' if default is None else default})"
+    if hint is bool:
+        options["action"] = "store_true"
+    elif typing.get_origin(hint) is tuple:
+        options |= {"type": typing.get_args(hint)[0], "nargs": "+", "metavar": "N"}
+    elif f.metadata["choices"]:
+        options["choices"] = [c or "none" for c in f.metadata["choices"]]
+    else:
+        options |= {"type": hint, "metavar": "N" if hint is int else "X"}
+    group.add_argument(f"--{name}", **options)
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    experiment = Experiment.load(arguments.config) if arguments.config else Experiment()
+    changes = {k: v for k, v in vars(arguments).items() if "." in k or k in ("seed", "model", "data")}
+    for text in arguments.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set={text!r}: expected KEY=VALUE")
+        changes[key] = Experiment.read_value(value)
+    return experiment.override(changes)
+
+
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="where to run, as PyTorch names it")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; PyTorch's choice where not given")
+    parser.add_argument("--device", default="cpu", help="where to run, as PyTorch names it (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a process (default: PyTorch's choice)")
 
 
 def _on_machine(arguments: argparse.Namespace) -> torch.device:
@@ -91,92 +119,71 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     return torch.device(arguments.device)
 
 
-# find and eval
+def _rich():
+    try:
+        import rich.console
+        import rich.progress
+        import rich.table
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('progress is shown with rich: pip install "slt_kernels[demo]"') from None
+    return rich
 
 
-def _build(options: dict) -> torch.nn.Module:
-    """The random network that ``find`` searches in, from the options that a ticket of it carries."""
-    return convert(
-        build(options["model"], width=options["width"], classes=options["classes"]),
-        Freeze(options["prune"], options["lock"]),
-        sparsity=None,
-        spread=options["spread"],
-        weight=options["weight"],
-        scale=options["scale"],
-        seed=options["seed"],
-        compact=options["compact"],
+# find
+
+
+def _add_find(commands) -> None:
+    parser = _add(commands, "find", _find, "search a ticket, write it, reload and test it, report what it is")
+    parser.add_argument(
+        "--out", type=Path, default=Path("ticket.slt"), help="the ticket to write (default: ticket.slt)"
     )
+    parser.add_argument("--json", type=Path, help="write the report there too, as JSON")
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--run", type=Path, help="folder of checkpoints and logs; a search that was stopped there is continued"
+    )
+    run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: an epoch)")
+    run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
+    _add_machine(run)
+    _add_experiment(parser)
 
 
 def _find(arguments: argparse.Namespace) -> None:
     rich = _rich()
-    device = _on_machine(arguments)
-    started = time.perf_counter()
-    settings = Search(
-        sparsity=arguments.sparsity,
-        scope=arguments.scope,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        lr=arguments.lr,
-        momentum=arguments.momentum,
-        weight_decay=arguments.weight_decay,
-        seed=arguments.seed,
-    )
+    experiment = _experiment(arguments)
     for name in ("out", "json"):
         path = getattr(arguments, name)
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
-    if arguments.width < 1:
-        raise ValueError(f"width={arguments.width}: expected at least 1")
-    data = DATASETS[arguments.data](seed=arguments.seed)
-    names = ("data", "model", "width", "seed", "prune", "lock", "spread", "weight", "compact")
-    options = {name: getattr(arguments, name) for name in names} | {
-        "scale": None if arguments.scale == "none" else arguments.scale,
-        "classes": data.classes,
-    }
-    model = _build(options).to(device)
-    with rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[state]}")
-    ) as progress:
-        task = progress.add_task(f"searching in {summary(model).weights:,} weights", total=settings.epochs, state="")
+    with processes.joined(_on_machine(arguments)) as device:
+        first = processes.rank() == 0
+        run = None
+        if arguments.run is not None:
+            run = Run(arguments.run, experiment.to_dict(), arguments.save_every, arguments.tensorboard)
+        columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[state]}"))
+        with rich.progress.Progress(*columns, disable=not first) as progress:
+            task = progress.add_task("searching", total=None, state="")
 
-        def on_epoch(epoch: int, loss: float, validation: float) -> None:
-            progress.update(task, completed=epoch, state=f"loss {loss:.3f}, validation {validation:.1%}")
+            def on_step(epoch: int, step: int, steps: int) -> None:
+                progress.update(task, completed=(epoch - 1) * steps + step, total=experiment.search.epochs * steps)
 
-        search(model, data, settings, on_epoch)
-    found = accuracy(model, data.test)
-    save_ticket(model, arguments.out, {"options": options, "test_accuracy": found})
+            def on_epoch(epoch: int, loss: float, validation: float) -> None:
+                progress.update(task, state=f"epoch {epoch}: loss {loss:.3f}, validation {validation:.1%}")
 
-    reloaded = _build(options).to(device)
-    ticket = load_ticket(arguments.out, reloaded)
-    again = accuracy(reloaded, data.test)
-    if again != found:
-        raise RuntimeError(f"{arguments.out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
-
-    dense = build(options["model"], width=options["width"], classes=options["classes"])
-    report = {
-        "test_accuracy": found,
-        "weights": ticket.weights,
-        "free_bits": ticket.free_bits,
-        "kept": ticket.kept,
-        "ticket_bytes": ticket.size,
-        "fp32_bytes": 4 * sum(p.numel() for p in dense.parameters()),
-        "seconds": time.perf_counter() - started,
-        "backend": backends.name_for(device),
-        "options": options,
-        "search": dataclasses.asdict(settings),
-    }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    _print_report(rich, report, again, arguments)
+            report = find(experiment, arguments.out, device, run=run, on_epoch=on_epoch, on_step=on_step)
+        if first:
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+            _print_report(rich, report, arguments.out)
 
 
-def _print_report(rich, report: dict, again: float, arguments: argparse.Namespace) -> None:
-    table = rich.table.Table(title=f"A ticket in {arguments.data}", show_header=False)
+def _print_report(rich, report: dict[str, Any], out: Path) -> None:
+    network = report["experiment"]
+    table = rich.table.Table(title=f"A ticket in {network['data']['name']}", show_header=False)
     size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
     for row in (
         ("test accuracy", f"{report['test_accuracy']:.2%}"),
-        ("reloaded from the file", f"{again:.2%}"),
+        ("reloaded from the file", f"{report['reloaded_accuracy']:.2%}"),
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
         ("kept weights", f"{report['kept']:,}"),
@@ -184,30 +191,89 @@ def _print_report(rich, report: dict, again: float, arguments: argparse.Namespac
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),
-        ("written to", str(arguments.out)),
+        ("written to", str(out)),
     ):
         table.add_row(*row)
     rich.console.Console().print(table)
 
 
+# sweep
+
+
+def _add_sweep(commands) -> None:
+    parser = _add(commands, "sweep", _sweep, "accuracy against ticket size for the three source networks")
+    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder of the results (default: sweep)")
+    grid = parser.add_argument_group("grid")
+    grid.add_argument(
+        "--ratios", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="frozen fractions (default: %(default)s)"
+    )
+    grid.add_argument(
+        "--splits", nargs="+", default=["1:0", "6:1", "1:1"], help="of them, pruned:locked (default: %(default)s)"
+    )
+    grid.add_argument("--widths", type=int, nargs="+", help="of the network (default: its own)")
+    grid.add_argument("--seeds", type=int, default=3, help="seeds, from 0 (default: 3)")
+    grid.add_argument("--keep", type=float, default=0.5, help="fraction of the free weights kept (default: 0.5)")
+    grid.add_argument("--jobs", type=int, default=1, help="searches at a time, each in its own process (default: 1)")
+    _add_machine(grid)
+    _add_experiment(parser, leave_out=("seed", "prune", "lock", "sparsity"))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    rich = _rich()
+    device = _on_machine(arguments)
+    grid = sweep.Grid(
+        ratios=arguments.ratios,
+        splits=[sweep.split(text) for text in arguments.splits],
+        widths=arguments.widths or [None],
+        seeds=range(arguments.seeds),
+        keep=arguments.keep,
+    )
+    with rich.progress.Progress() as progress:
+        task = progress.add_task("searching", total=None)
+        rows = sweep.run(
+            _experiment(arguments),
+            grid,
+            arguments.out,
+            jobs=arguments.jobs,
+            threads=arguments.threads,
+            device=device,
+            on_row=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    sweep.plot(rows, arguments.out)
+    print(sweep.table(rows))
+    print(f"written to {arguments.out}: sweep.csv, sweep.png, sweep.svg")
+
+
+# eval
+
+
+def _add_eval(commands) -> None:
+    parser = _add(commands, "eval", _eval, "load a ticket that find wrote, and test it")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--path", help="the folder or file that the data lie in (default: as when it was found)")
+    _add_machine(parser)
+
+
 def _eval(arguments: argparse.Namespace) -> None:
     device = _on_machine(arguments)
-    options, reported = _found_by_us(arguments.file, ticket_info(arguments.file))
-    data = DATASETS[options["data"]](seed=options["seed"])
-    model = _build(options).to(device)
+    metadata = ticket_info(arguments.file).metadata
+    if not {"network", "test_accuracy"} <= metadata.keys():
+        raise ValueError(f"{arguments.file}: not written by slt find: nothing in it tells how to build its network")
+    experiment = Experiment.from_dict(metadata["network"])
+    if arguments.path is not None:
+        experiment = experiment.override({"data.path": arguments.path})
+    data = load_data(experiment)
+    model = build(experiment, data, device)
     load_ticket(arguments.file, model)
     result = accuracy(model, data.test)
-    print(f"test accuracy {result:.2%} (when it was found: {reported:.2%})")
-
-
-def _found_by_us(path: Path, info: TicketInfo) -> tuple[dict, float]:
-    try:
-        return info.metadata["options"], info.metadata["test_accuracy"]
-    except KeyError:
-        raise ValueError(f"{path}: not written by slt find: nothing in it tells how to build its network") from None
+    print(f"test accuracy {result:.2%} (when it was found: {metadata['test_accuracy']:.2%})")
 
 
 # info and doctor
+
+
+def _add_info(commands) -> None:
+    _add(commands, "info", _info, "what a ticket file holds").add_argument("file", type=Path)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -229,6 +295,10 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {key}: {value}")
 
 
+def _add_doctor(commands) -> None:
+    _add(commands, "doctor", _doctor, "which backends run here, and for the others why not")
+
+
 def _doctor(arguments: argparse.Namespace) -> None:
     print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}")
     for package in ("triton", "safetensors", "numpy"):
@@ -238,16 +308,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
             print(f"{package} is not installed")
     for name in backends.names():
         print(f"backend {name}: {backends.describe(name)}")
-
-
-def _rich():
-    try:
-        import rich.console
-        import rich.progress
-        import rich.table
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('slt find shows its progress with rich: pip install "slt_kernels[demo]"') from None
-    return rich
 
 
 if __name__ == "__main__":

@@ -139,7 +139,11 @@ class SupermaskLayer(nn.Module):
         """
         if threshold is None:
             threshold = spread.select([self], self.rank)
-        words, kept = spread.pack(self, threshold)
+        self.take_mask(*spread.pack(self, threshold))
+
+    @torch.no_grad()
+    def take_mask(self, words: Tensor, kept: Tensor) -> None:
+        """Takes a mask as `ops.pack` makes it: its words in this layer's form, and how many weights it keeps."""
         self.mask_words.copy_(words)
         self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores()

@@ -1,0 +1,93 @@
+"""Bernoulli masks: a free weight is kept with probability sigmoid(score), drawn anew each step (Zhou et al., 2019)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from . import philox
+from .nn import SupermaskLayer
+from .nn.supermask import check_sparsity
+
+
+class BernoulliMasks:
+    """Samples the masks of all supermask layers of a model, now and at each `step`; a score is a logit.
+
+    Section 5 of "Deconstructing Lottery Tickets" (https://arxiv.org/abs/1905.01067): the forward pass takes a sample
+    ``m ~ Bern(sigmoid(s))``, the backward pass goes straight through the sampling and on through the sigmoid,
+    ``dL/ds = dL/dm * sigmoid'(s)``. As in the authors' code, evaluation takes a sample too: the mask as it stands,
+    which is what a ticket holds.
+
+    Draw number ``d`` is a pure function of the layer's seed and number, of ``d`` and of the scores, so every process
+    draws the same masks, and a search that is continued draws on where it stopped.
+
+    Args:
+        model: any module; its supermask layers are taken over (their `auto_mask` is turned off).
+        draws: how many masks were drawn before. Default 0.
+
+    Attributes:
+        layers: the supermask layers.
+        draws: how many masks have been drawn.
+
+    Raises:
+        ValueError: no supermask layer.
+    """
+
+    def __init__(self, model: nn.Module, draws: int = 0) -> None:
+        self.layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+        if not self.layers:
+            raise ValueError("model: expected at least one supermask layer in it")
+        self.draws = draws
+        for layer in self.layers:
+            layer.auto_mask = False
+        self._hooks = [layer.scores.register_hook(_through_sigmoid(layer.scores)) for layer in self.layers]
+        self.step()
+
+    def remove(self) -> None:
+        """Leaves the model's gradients alone from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def start_at(self, sparsity: float) -> None:
+        """Gives all scores the value at which ``sparsity`` of all weights, frozen included, is dropped on average.
+
+        Raises:
+            ValueError: no probability between 0 and 1 does that, given how many weights are frozen.
+        """
+        total = sum(layer.total for layer in self.layers)
+        locked, free = (sum(getattr(layer, n) for layer in self.layers) for n in ("locked", "free"))
+        check_sparsity(sparsity, 1 - (locked + free) / total, locked / total)
+        keep = ((1 - sparsity) * total - locked) / max(free, 1)
+        if not 0 < keep < 1:
+            raise ValueError(f"sparsity={sparsity}: expected one that leaves the free weights a choice (keeps {keep})")
+        for layer in self.layers:
+            layer.scores.fill_(math.log(keep / (1 - keep)))
+        self.step()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Draws the next mask of every layer."""
+        for layer in self.layers:
+            kept = (self._uniform(layer) < layer.scores.sigmoid()).float()
+            layer.take_mask(*ops.pack(kept, kept.new_tensor(0.5), layer.source, layer.compact))
+        self.draws += 1
+
+    def _uniform(self, layer: SupermaskLayer) -> Tensor:
+        """Float32 ``[free]`` on (0, 1): words of streams that the contract leaves unused, one a draw."""
+        source, device = layer.source, layer.scores.device
+        index = torch.arange((layer.free + 3) // 4, device=device)
+        stream = (philox.SCORE + 1 + self.draws) % 2**32
+        words = philox.call(source.seed, source.layer, stream, index).flatten()[: layer.free]
+        return (2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25
+
+
+def _through_sigmoid(scores: Tensor) -> Callable[[Tensor], Tensor]:
+    """From the operations' gradient, which is Edge-Popup's ``dL/dm * sign(s)``, to ``dL/dm * sigmoid'(s)``."""
+
+    def hook(grad: Tensor) -> Tensor:
+        keep = scores.detach().sigmoid()
+        return torch.where(scores < 0, -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
+
+    return hook

@@ -1,0 +1,279 @@
+"""``slt sweep``: accuracy against ticket size, for the three source networks side by side.
+
+For each width of the network and each seed: the **dense** source (nothing frozen), and at each frozen ratio the
+**randomly pruned** one (all that is frozen is pruned) and the **frozen** one (a part of it is locked). The sparsity of
+each is such that a share of its free weights is kept, by default a half, at which a stored bit says the most.
+
+Results are rows of a CSV file, written as they come; a sweep that was stopped goes on with the rows that are missing.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .train import Experiment, find
+from .train.run import write_atomically
+
+Split = tuple[float, float]
+Row = dict[str, Any]
+
+
+def split(text: str) -> Split:
+    """``"6:1"``: of seven frozen weights six pruned and one locked, as fractions."""
+    try:
+        prune, lock = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(f"split={text!r}: expected pruned:locked, as in 6:1") from None
+    if not (prune >= 0 and lock >= 0 and 0 < prune + lock < math.inf):
+        raise ValueError(f"split={text!r}: expected two numbers of at least 0, one of them more")
+    return prune / (prune + lock), lock / (prune + lock)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One search of a sweep; together its fields are the key of its row."""
+
+    source: str
+    ratio: float
+    width: int | None
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple("" if value is None else str(value) for value in asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The searches of a sweep.
+
+    Args:
+        ratios: frozen fractions of the pruned and the frozen sources, each in (0, 1).
+        splits: the pruned and the locked share of what is frozen; see `split`.
+        widths: of the network; None for its own.
+        seeds: of each.
+        keep: fraction of the free weights that is kept, in (0, 1).
+
+    Raises:
+        ValueError: a number out of its range, or nothing to do.
+    """
+
+    ratios: Sequence[float]
+    splits: Sequence[Split]
+    widths: Sequence[int | None]
+    seeds: Sequence[int]
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        for ratio in self.ratios:
+            if not 0 < ratio < 1:
+                raise ValueError(f"ratio={ratio}: expected a fraction in (0, 1); the dense source is always there")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep={self.keep}: expected a fraction in (0, 1)")
+        if not self.seeds:
+            raise ValueError("seeds=0: expected at least 1")
+
+    def experiments(self, base: Experiment) -> dict[Point, Experiment]:
+        """Every search: the base with another source, sparsity, width and seed."""
+        found = {}
+        for width in self.widths:
+            for seed in self.seeds:
+                for ratio, share in [(0.0, (0.0, 0.0)), *((r, s) for s in self.splits for r in self.ratios)]:
+                    prune, lock = (round(ratio * part, 6) for part in share)
+                    sparsity = prune + (1 - ratio) * (1 - self.keep)
+                    changes = {"seed": seed, "source.prune": prune, "source.lock": lock, "search.sparsity": sparsity}
+                    changes |= {} if width is None else {"model.width": width}
+                    found[Point(_name(share), ratio, width, seed)] = base.override(changes)
+        return found
+
+
+def _name(share: Split) -> str:
+    prune, lock = share
+    if lock == 0:
+        return "randomly pruned" if prune else "dense"
+    return f"frozen, {prune:.0%} of it pruned"
+
+
+COLUMNS = ("source", "ratio", "width", "seed", "prune", "lock", "sparsity", "weights", "free_bits", "kept")
+COLUMNS += ("ticket_bytes", "validation_accuracy", "test_accuracy", "seconds")
+
+
+def run(
+    base: Experiment,
+    grid: Grid,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    device: torch.device | str = "cpu",
+    on_row: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Runs what of the grid is not yet in ``folder/sweep.csv``.
+
+    Args:
+        base: all that the searches share.
+        grid: what they differ in.
+        folder: made where it is not there; ``experiment.json`` in it says what the rows are of.
+        jobs: processes at a time.
+        threads: of each process; None shares this machine's out.
+        on_row: called with how many searches are done, and how many there are.
+
+    Returns:
+        All rows of the folder, in the order of the grid.
+
+    Raises:
+        ValueError: a folder with rows of another experiment.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: expected at least 1")
+    points = grid.experiments(base)
+    _describe(folder, base, grid)
+    rows = {_key(row): row for row in read(folder)} if (folder / "sweep.csv").exists() else {}
+    missing = {point: e for point, e in points.items() if point.key not in rows}
+    report = on_row or (lambda done, total: None)
+    report(len(points) - len(missing), len(points))
+    threads = threads or max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        futures = {pool.submit(_search, e.to_dict(), str(device), threads): point for point, e in missing.items()}
+        try:
+            for done, future in enumerate(as_completed(futures), len(points) - len(missing) + 1):
+                point = futures[future]
+                rows[point.key] = {**asdict(point), **future.result()}
+                _write(folder, rows.values())
+                report(done, len(points))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return read(folder)
+
+
+def _search(experiment: dict[str, Any], device: str, threads: int) -> Row:
+    """One search, in a process of its own."""
+    torch.set_num_threads(threads)
+    experiment = Experiment.from_dict(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        report = find(experiment, Path(folder, "ticket.slt"), torch.device(device))
+    source = {"prune": experiment.source.prune, "lock": experiment.source.lock, "sparsity": experiment.search.sparsity}
+    return source | {name: report[name] for name in COLUMNS if name in report}
+
+
+# The folder
+
+
+def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
+    """Writes what the rows are of, or checks that it is what they were of."""
+    shared = base.override({"seed": 0, "source.prune": 0.0, "source.lock": 0.0, "search.sparsity": 0.0})
+    text = json.dumps({"keep": grid.keep, "experiment": shared.to_dict()}, indent=1) + "\n"
+    path = folder / "experiment.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_atomically(path, text.encode())
+    elif path.read_text() != text:
+        raise ValueError(f"out={folder}: holds rows of another experiment (see {path}); expected another folder")
+
+
+def _write(folder: Path, rows: Any) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(sorted(rows, key=_order))
+    write_atomically(folder / "sweep.csv", text.getvalue().encode())
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of a sweep's folder, numbers as numbers."""
+    with (folder / "sweep.csv").open(newline="") as file:
+        return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return Point(row["source"], float(row["ratio"]), row["width"], row["seed"]).key
+
+
+def _order(row: Row) -> tuple:
+    return (row["width"] or 0, row["lock"], row["prune"], row["seed"])
+
+
+# What they show
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
+    """The seeds of each (width, source, ratio) together."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in sorted(rows, key=_order):
+        groups.setdefault((row["width"], row["source"], row["ratio"]), []).append(row)
+    return groups
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: for each width, source and ratio, the ticket and the accuracy over the seeds."""
+    head = ["source network", "width", "frozen", "ticket", "test accuracy: mean (least to most)", "seeds"]
+    lines = [head, ["---"] * len(head)]
+    for (width, source, ratio), group in _groups(rows).items():
+        found = [row["test_accuracy"] for row in group]
+        size = statistics.mean(row["ticket_bytes"] for row in group)
+        spread = f"{statistics.mean(found):.1%} ({min(found):.1%} to {max(found):.1%})"
+        lines.append([source, str(width or "default"), f"{ratio:.0%}", f"{size:,.0f} B", spread, str(len(group))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot(rows: Sequence[Row], folder: Path) -> None:
+    """``sweep.png`` and ``sweep.svg``: mean and spread of the accuracy against the ticket's size, a line a source.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing (it comes with the ``plot`` extra).
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('plots are made with matplotlib: pip install "slt_kernels[plot]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    widths = sorted({row["width"] or 0 for row in rows})
+    lines: dict[tuple, list[list[Row]]] = {}
+    for (width, source, _), group in _groups(rows).items():
+        lines.setdefault((source, None if source == "dense" else width), []).append(group)
+    # Text stays text and identifiers repeat, so that the same rows give the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slt_kernels"}):
+        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        sources = list(dict.fromkeys(source for source, _ in lines))
+        for (source, width), groups in lines.items():
+            groups.sort(key=lambda group: group[0]["ticket_bytes"])
+            size = [statistics.mean(row["ticket_bytes"] for row in group) for group in groups]
+            found = [[100 * row["test_accuracy"] for row in group] for group in groups]
+            mean = [statistics.mean(group) for group in found]
+            bars = [[m - min(g) for m, g in zip(mean, found, strict=True)]]
+            bars += [[max(g) - m for m, g in zip(mean, found, strict=True)]]
+            label = source if width is None or len(widths) == 1 else f"{source}, width {width}"
+            style = {
+                "color": f"C{sources.index(source)}",
+                "marker": "osD^v"[widths.index(width or 0)] if width else "o",
+            }
+            axes.errorbar(size, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
+        axes.set(xscale="log", xlabel="ticket, bytes", ylabel="test accuracy, % (mean, least and most)")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            figure.savefig(folder / f"sweep.{suffix}", dpi=150, metadata=metadata)
+        pyplot.close(figure)

@@ -1,0 +1,20 @@
+"""Searching tickets: settings, the loop, several processes, and what a run writes."""
+
+from .find import build, find, load_data
+from .loop import accuracy, initialize_scores, search
+from .run import Interrupted, Run
+from .settings import Experiment, Search, SourceNetwork
+
+__all__ = [
+    "Experiment",
+    "Interrupted",
+    "Run",
+    "Search",
+    "SourceNetwork",
+    "accuracy",
+    "build",
+    "find",
+    "initialize_scores",
+    "load_data",
+    "search",
+]

@@ -1,0 +1,76 @@
+"""An experiment from its settings to a ticket that is verified by reloading it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import backends, data, models
+from ..data import Dataset
+from ..ticket import load_ticket, save_ticket
+from . import processes
+from .loop import accuracy, search
+from .run import Run
+from .settings import Experiment
+
+
+def load_data(experiment: Experiment) -> Dataset:
+    """The experiment's data set, split by its seed."""
+    return data.load(**experiment.data, seed=experiment.seed)
+
+
+def build(experiment: Experiment, dataset: Dataset, device: torch.device | str = "cpu") -> nn.Module:
+    """The experiment's random network for that data set, with supermask layers; the same in every process."""
+    torch.manual_seed(experiment.seed % 2**63)  # biases and embeddings, where a network has them
+    model = models.build(**experiment.model, data=dataset, supermask=experiment.source.supermask(experiment.seed))
+    return model.to(device)
+
+
+def find(
+    experiment: Experiment,
+    out: Path,
+    device: torch.device,
+    *,
+    run: Run | None = None,
+    on_epoch: Callable[[int, float, float], None] | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Searches the experiment's ticket, writes it, reloads it, and tests both.
+
+    Returns:
+        What was found: test_accuracy, weights, free_bits, kept, ticket_bytes, fp32_bytes, seconds, backend and the
+        experiment itself.
+
+    Raises:
+        RuntimeError: the ticket, reloaded, does not reach the accuracy of what was saved.
+    """
+    started = time.perf_counter()
+    dataset = load_data(experiment)
+    model = build(experiment, dataset, device)
+    rows = search(model, dataset, experiment.search, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
+    found = accuracy(model, dataset.test)
+    if processes.rank() == 0:
+        save_ticket(model, out, {"network": experiment.network, "test_accuracy": found})
+    processes.wait()
+
+    reloaded = build(experiment, dataset, device)
+    ticket = load_ticket(out, reloaded)
+    again = accuracy(reloaded, dataset.test)
+    if again != found:
+        raise RuntimeError(f"{out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
+    return {
+        "test_accuracy": found,
+        "reloaded_accuracy": again,
+        "validation_accuracy": rows[-1]["validation"],
+        "weights": ticket.weights,
+        "free_bits": ticket.free_bits,
+        "kept": ticket.kept,
+        "ticket_bytes": ticket.size,
+        "fp32_bytes": 4 * sum(m.total for m in model.modules() if hasattr(m, "weight_scale")),
+        "seconds": time.perf_counter() - started,
+        "backend": backends.name_for(device),
+        "experiment": experiment.to_dict(),
+    }

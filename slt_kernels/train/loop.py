@@ -1,0 +1,273 @@
+"""The search for a ticket: train the scores of a supermask network, and nothing else."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .. import bits
+from ..bernoulli import BernoulliMasks
+from ..data import UNANSWERED, Batch, Dataset, Loader, Part
+from ..edge_popup import EdgePopup
+from ..nn import SupermaskLayer
+from . import processes
+from .run import Interrupted, Run, StopSignals
+from .settings import Search
+
+_DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def search(
+    model: nn.Module,
+    data: Dataset,
+    settings: Search,
+    on_epoch: Callable[[int, float, float], None] | None = None,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Searches a ticket in a supermask model, in place, from initial scores on.
+
+    Under ``torch.distributed`` each process takes its share of every batch; see `processes`. All that is random is a
+    function of ``seed`` and of the epoch or the step: in a `Run`, a search that was stopped at any step continues to
+    the scores that it would have found, bit for bit on a CPU.
+
+    Args:
+        model: with supermask layers, on the device to train on. It is left as the ticket: the last epoch's, or the
+            best one's, and with ``ema`` the averaged scores' own masks.
+        data: trained on its training part.
+        settings: see `Search`.
+        on_epoch: called after each epoch with its number (from 1), its mean loss, and the validation accuracy.
+        seed: of the order of the examples, mixup, and dropout.
+        run: the folder for checkpoints and logs. Without one nothing is written, and signals are not handled.
+        on_step: called after each step with the epoch, the step (both from 1), and the steps of an epoch.
+
+    Returns:
+        A row an epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept.
+
+    Raises:
+        ValueError: a sparsity that the model's freezing does not allow; mixup of what are no images; a run's folder
+            that holds another search.
+        Interrupted: a signal asked to stop; the checkpoint is written.
+        RuntimeError: processes that differ.
+    """
+    if settings.mixup and data.kind != "images":
+        raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
+    state = _Search(model, data, settings, seed)
+    if run is not None and (checkpoint := run.load()) is not None:
+        state.load(checkpoint, run.load("best"))
+    with StopSignals() if run is not None else nullcontext() as stop:
+        while state.epoch < settings.epochs:
+            for batch in state.loader.epoch(state.epoch, start=state.step):
+                state.train(batch)
+                if on_step is not None:
+                    on_step(state.epoch + 1, state.step, state.loader.steps)
+                stopped = stop is not None and stop.agreed()
+                if run is not None and (stopped or (run.save_every and state.taken % run.save_every == 0)):
+                    run.save(state.checkpoint())
+                if stopped:
+                    raise Interrupted(f"stopped in epoch {state.epoch + 1}, after step {state.step}")
+            improved = state.finish_epoch()
+            if run is not None:
+                if improved:
+                    run.save(state.best, "best")
+                run.save(state.checkpoint())
+                run.log(state.rows)
+            if on_epoch is not None:
+                row = state.rows[-1]
+                on_epoch(row["epoch"], row["loss"], row["validation"])
+    state.leave_ticket()
+    return state.rows
+
+
+class _Search:
+    """A search under way."""
+
+    def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
+        self.model, self.settings, self.seed = model, settings, seed
+        self.device = next(m for m in model.modules() if isinstance(m, SupermaskLayer)).scores.device
+        self.data = data.to(self.device)
+        shared = {"rank": processes.rank(), "ranks": processes.world(), "workers": settings.workers}
+        self.loader = Loader(self.data.train, settings.batch_size, seed=seed, training=True, **shared)
+
+        if settings.algorithm == "edge_popup":
+            initialize_scores(model, settings.scores)
+        self.masks = _masks(model, settings)
+        if settings.algorithm == "bernoulli":
+            self.masks.start_at(settings.sparsity)
+        self.parallel = processes.parallel(model)
+        self.average: AveragedModel | None = None
+        if settings.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.average_masks = _masks(self.average, settings)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.trained, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
+
+        self.epoch = self.step = self.taken = 0  # the epoch under way, steps taken in it, and in all
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)  # summed over the epoch's steps
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+
+    def train(self, batch: Batch) -> None:
+        """One step on this process's share of a batch."""
+        settings = self.settings
+        batch = batch.to(self.device)
+        random = np.random.default_rng((self.seed, self.taken, processes.rank()))
+        torch.manual_seed(int(random.integers(2**63)))  # what a network itself draws, as dropout does
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.epoch)
+
+        self.model.train()
+        with torch.autocast(self.device.type, _DTYPES[settings.amp], enabled=settings.amp is not None):
+            if settings.mixup:
+                kept = np.random.default_rng((self.seed, self.taken)).beta(settings.mixup, settings.mixup)
+                (images,) = batch.inputs
+                logits = self.parallel(images.lerp(images.flip(0), 1 - kept))
+                loss = kept * self._loss(logits, batch.targets) + (1 - kept) * self._loss(logits, batch.targets.flip(0))
+            else:
+                loss = self._loss(self.parallel(*batch.inputs), batch.targets)
+        loss = loss * batch.share  # so that the processes' sum is the mean over the whole batch
+
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss * processes.world()).backward()  # and their gradients' mean is that mean's gradient
+        if settings.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained, settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.masks.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.loss += loss.detach()
+        self.step += 1
+        self.taken += 1
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.settings.label_smoothing
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=UNANSWERED, label_smoothing=smoothing
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def finish_epoch(self) -> bool:
+        """Validates, and goes on to the next epoch; whether this one was the best so far."""
+        processes.check_same(self.model)
+        if self.average is not None:
+            if isinstance(self.average_masks, BernoulliMasks):
+                self.average_masks.draws = self.masks.draws
+            self.average_masks.step()
+        validation = accuracy(self.evaluated, self.data.validation)
+        (loss,) = processes.total(self.loss.item())
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.taken,
+            "lr": self.settings.rate(self.epoch),
+            "loss": loss / self.loader.steps,
+            "validation": validation,
+            "kept": _kept(self.evaluated),
+        }
+        self.rows.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss.zero_()
+        improved = self.best is None or validation > self.best["validation"]
+        if improved:
+            state = {name: t.detach().to("cpu", copy=True) for name, t in self.evaluated.state_dict().items()}
+            self.best = {"epoch": row["epoch"], "validation": validation, "model": state}
+        return improved
+
+    def leave_ticket(self) -> None:
+        """Leaves in the model what was searched for."""
+        if self.settings.pick == "best":
+            self.model.load_state_dict(self.best["model"])
+        elif self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if isinstance(self.masks, BernoulliMasks):
+            self.masks.remove()
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All of the state, for `load` to take back."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "draws": getattr(self.masks, "draws", None),
+            "progress": {"epoch": self.epoch, "step": self.step, "taken": self.taken, "loss": self.loss.item()},
+            "rows": self.rows,
+        }
+
+    def load(self, checkpoint: dict[str, Any], best: dict[str, Any] | None) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
+        if isinstance(self.masks, BernoulliMasks):
+            self.masks.draws = checkpoint["draws"]
+        progress = checkpoint["progress"]
+        self.epoch, self.step, self.taken = (progress[name] for name in ("epoch", "step", "taken"))
+        self.loss.fill_(progress["loss"])
+        self.rows, self.best = checkpoint["rows"], best
+        processes.check_same(self.model)
+
+
+def _masks(model: nn.Module, settings: Search) -> EdgePopup | BernoulliMasks:
+    if settings.algorithm == "bernoulli":
+        return BernoulliMasks(model)
+    return EdgePopup(model, settings.sparsity, settings.scope)
+
+
+def _optimizer(trained: list[nn.Parameter], settings: Search) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+
+
+def _kept(model: nn.Module) -> float:
+    """The fraction of all weights that the masks keep."""
+    layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+    kept = sum(int(bits.popcount(m.mask_words)) + (m.locked if m.compact else 0) for m in layers)
+    return kept / sum(m.total for m in layers)
+
+
+@torch.no_grad()
+def initialize_scores(model: nn.Module, how: str = "uniform") -> None:
+    """Initial scores of all supermask layers from their seeds: the same in every process.
+
+    Args:
+        how: "uniform" (default) or "normal", with Kaiming's standard deviation ``gain / sqrt(fan)``; or
+            "hidden_networks", the uniform of Ramanujan et al.'s code (a = sqrt(5)), ``1 / sqrt(fan)`` at most.
+    """
+    for layer in (m for m in model.modules() if isinstance(m, SupermaskLayer)):
+        fan, device = layer.source.fan, layer.scores.device
+        std = layer.gain / math.sqrt(fan)
+        bound = {"uniform": std * math.sqrt(3), "normal": 1.0, "hidden_networks": 1 / math.sqrt(fan)}[how]
+        scores = layer.source.initial_scores(layer.free, bound, device)
+        layer.scores.copy_(torch.erfinv(scores) * (std * math.sqrt(2)) if how == "normal" else scores)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: Part, batch_size: int = 256) -> float:
+    """Fraction of what the part asks for that the model, set to evaluation, classifies rightly."""
+    model.eval()
+    device = next(model.parameters()).device
+    right = asked = 0
+    for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world()).epoch(0):
+        batch = batch.to(device)
+        found = model(*batch.inputs).argmax(-1)
+        right += int((found == batch.targets).sum())
+        asked += int((batch.targets != UNANSWERED).sum())
+    right, asked = processes.total(right, asked)
+    return right / asked

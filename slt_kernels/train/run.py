@@ -1,0 +1,165 @@
+"""A search's folder: its checkpoints, its logs, and how it stops and continues.
+
+====================  =========================================================================================
+``last.pt``           all that the search needs to continue as if it had never stopped; written at the end of each
+                      epoch, every so many steps, and when a signal asks the search to stop
+``best.pt``           the model of the epoch with the best validation accuracy so far
+``log.csv``           a row an epoch
+``tensorboard/``      the same for TensorBoard, where asked for
+====================  =========================================================================================
+
+Files are written beside their place and renamed: whatever happens, each is whole.
+"""
+
+import csv
+import io
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import processes
+
+VERSION = 1
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing is wrong: the search can be continued)
+    """A search that a signal stopped, after its checkpoint was written."""
+
+
+class Run:
+    """The folder of one search; the same search in the same folder continues where it stopped.
+
+    Args:
+        folder: made where it is not there.
+        description: what is searched, as plain values: a checkpoint of another search is refused.
+        save_every: steps between checkpoints inside an epoch; 0 (default) for those at its end alone.
+        tensorboard: whether to log there too.
+
+    Raises:
+        ValueError: a folder that is a file, or save_every below 0.
+        ModuleNotFoundError: TensorBoard is asked for and missing (it comes with the ``tensorboard`` extra).
+    """
+
+    def __init__(
+        self, folder: Path, description: Mapping[str, Any], save_every: int = 0, tensorboard: bool = False
+    ) -> None:
+        if save_every < 0:
+            raise ValueError(f"save_every={save_every}: expected at least 0")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"run={folder}: expected a folder")
+        self.folder = folder
+        self.description = dict(description)
+        self.save_every = save_every
+        self.writes = processes.rank() == 0
+        self._board = _tensorboard(folder / "tensorboard") if tensorboard and self.writes else None
+        if self.writes:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, name: str = "last") -> dict[str, Any] | None:
+        """The checkpoint of that name, on the CPU; None where there is none.
+
+        Raises:
+            ValueError: a checkpoint of another search (what differs is named), or a file that is none.
+        """
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            version, description = state["version"], state["description"]
+        except Exception as error:
+            raise ValueError(f"{path}: no checkpoint of a search ({error})") from None
+        if version != VERSION:
+            raise ValueError(f"{path}: version={version}: this package reads version {VERSION}")
+        different = _differences(description, self.description)
+        if different:
+            raise ValueError(
+                f"run={self.folder}: holds another search: {'; '.join(different)}; expected another folder"
+            )
+        return state
+
+    def save(self, state: Mapping[str, Any], name: str = "last") -> None:
+        """Writes a checkpoint, in the first process alone."""
+        if self.writes:
+            content = io.BytesIO()
+            torch.save({"version": VERSION, "description": self.description, **state}, content)
+            write_atomically(self.folder / f"{name}.pt", content.getvalue())
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Writes the rows of all epochs so far; the last one is the news."""
+        if not self.writes:
+            return
+        text = io.StringIO()
+        table = csv.DictWriter(text, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(self.folder / "log.csv", text.getvalue().encode())
+        if self._board is not None:
+            epoch = rows[-1]["epoch"]
+            for name, value in rows[-1].items():
+                if name != "epoch":
+                    self._board.add_scalar(name, value, epoch)
+            self._board.flush()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that at every moment either the old one or the new one is there, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class StopSignals:
+    """Inside a ``with`` block SIGINT and SIGTERM ask for a stop, once; a second one acts as it did before."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = number
+        self.__exit__()
+
+    def agreed(self) -> bool:
+        """Whether any of the processes was asked to stop: all of them stop after the same step."""
+        return processes.total(self.received)[0] > 0
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> list[str]:
+    found = []
+    for key in sorted(theirs.keys() | ours.keys()):
+        a, b = theirs.get(key), ours.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{where}{key}.")
+        elif a != b:
+            found.append(f"{where}{key}={a!r} there, {b!r} here")
+    return found
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('TensorBoard is an extra: pip install "slt_kernels[tensorboard]"') from None
+    return SummaryWriter(str(folder))

@@ -1,0 +1,248 @@
+"""What an experiment is, as typed settings: each field is a key of a YAML file and a flag of ``slt find``."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data import DATASETS
+from ..edge_popup import SCOPES
+from ..freezing import SPREADS
+from ..models import MODELS
+from ..nn.supermask import SCALES
+from ..source import WEIGHTS, Freeze
+
+ALGORITHMS = ("edge_popup", "bernoulli")
+SCORES = ("uniform", "normal", "hidden_networks")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "multistep", "constant")
+AMP = (None, "bf16", "fp16")
+PICKS = ("last", "best")
+
+
+def setting(default: Any, what: str, choices: Collection[Any] = (), least: float = -math.inf, most: float = math.inf):
+    """A field, with what the help says of it and the values that it takes."""
+    return field(default=default, metadata={"what": what, "choices": tuple(choices), "least": least, "most": most})
+
+
+class Settings:
+    """Base of the dataclasses below: a value outside its field's choices or range is a ValueError that names it."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if f.metadata:
+                _check(f.name, getattr(self, f.name), **f.metadata)
+
+
+def _check(name: str, value: Any, what: str, choices: tuple, least: float, most: float) -> None:
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(c or 'none' for c in choices)}")
+    if isinstance(value, int | float) and not least <= value <= most:
+        expected = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+        raise ValueError(f"{name}={value}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class SourceNetwork(Settings):
+    """The random network that is searched in; see `convert`."""
+
+    prune: float = setting(0.6, "fraction of the weights never in the ticket")
+    lock: float = setting(0.1, "fraction always in it")
+    spread: str = setting("uniform", "how these are shared out over layers", SPREADS)
+    weight: str = setting("signed_constant", "distribution of the weights", WEIGHTS)
+    scale: str | None = setting("dynamic", "factor on them", SCALES)
+    compact: bool = setting(False, "hold masks as one bit a free weight: least memory")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Freeze(self.prune, self.lock)
+
+    def supermask(self, seed: int) -> dict[str, Any]:
+        """The arguments of `convert` that make it, for thresholds or samples of the whole network's."""
+        freeze = Freeze(self.prune, self.lock)
+        options = {name: getattr(self, name) for name in ("spread", "weight", "scale", "compact")}
+        return {"freeze": freeze, "sparsity": None, "seed": seed, **options}
+
+
+@dataclass(frozen=True)
+class Search(Settings):
+    """How a ticket is searched. Defaults are the paper's (Otsuka et al., 2024), but for the epochs and the batch."""
+
+    algorithm: str = setting("edge_popup", "keeps weights above a threshold, or samples them", ALGORITHMS)
+    sparsity: float = setting(0.7, "fraction of all weights dropped, frozen included; for bernoulli, at first")
+    scope: str = setting("global", "of edge_popup: one threshold for all layers, or one each", SCOPES)
+    scores: str = setting("uniform", "of edge_popup: how scores start; see initialize_scores", SCORES)
+    epochs: int = setting(16, "passes over the training part", least=1)
+    batch_size: int = setting(32, "examples a step, of all processes together", least=1)
+    optimizer: str = setting("sgd", "of the scores", OPTIMIZERS)
+    lr: float = setting(0.1, "learning rate at its highest", least=0)
+    momentum: float = setting(0.9, "of sgd", least=0)
+    weight_decay: float = setting(1e-4, "on the scores", least=0)
+    schedule: str = setting("cosine", "of the learning rate, epoch by epoch", SCHEDULES)
+    warmup_epochs: int = setting(0, "in which the learning rate rises linearly, before the schedule", least=0)
+    milestones: tuple[int, ...] = setting((), "of multistep: epochs after which the learning rate falls")
+    gamma: float = setting(0.1, "of multistep: the factor by which it falls", least=0)
+    label_smoothing: float = setting(0.0, "share of a target that goes to all classes alike", least=0, most=1)
+    mixup: float = setting(0.0, "alpha of the Beta distribution that mixes pairs of inputs; 0 for none", least=0)
+    clip: float = setting(0.0, "largest norm of all gradients together; 0 for any", least=0)
+    amp: str | None = setting(None, "dtype of autocast; fp16 scales the loss", AMP)
+    ema: float = setting(
+        0.0, "decay of a moving average of the scores, then the one evaluated; 0 for none", least=0, most=1
+    )
+    pick: str = setting("last", "which epoch's ticket is found: the last, or the best on validation", PICKS)
+    workers: int = setting(0, "processes that read examples from files", least=0)
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate in an epoch, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1) / (self.warmup_epochs + 1)
+        done = epoch - self.warmup_epochs
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * done / (self.epochs - self.warmup_epochs))) / 2
+        if self.schedule == "multistep":
+            return self.lr * self.gamma ** sum(done >= milestone for milestone in self.milestones)
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Experiment(Settings):
+    """A network, a data set, a source and a search: all that decides what is found.
+
+    Args:
+        seed: of the network, the split of the data, and everything that is sampled.
+        model: ``{"name": ..., **options}`` of `models.build`; or the name alone.
+        data: ``{"name": ..., **options}`` of `data.load`; or the name alone.
+        source, search: see `SourceNetwork` and `Search`.
+    """
+
+    seed: int = setting(0, "of the network, the split and the order of examples", least=0, most=2**64 - 1)
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "convnet"})
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
+    source: SourceNetwork = field(default_factory=SourceNetwork)
+    search: Search = field(default_factory=Search)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("model", MODELS), ("data", DATASETS)):
+            chosen = getattr(self, name).get("name")
+            if chosen not in known:
+                raise ValueError(f"{name}.name={chosen!r}: expected one of {', '.join(known)}{_nearest(chosen, known)}")
+
+        _check("model.width", self.model.get("width", 1), "", (), 1, math.inf)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What of it a ticket needs to be built and tested again."""
+        return {name: value for name, value in self.to_dict().items() if name != "search"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON and YAML hold; `from_dict` takes it back."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Experiment":
+        """An experiment from plain values; what they leave out is the default.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is named), a value of another type or out of its range.
+        """
+        return _parse(cls, values, "")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Experiment":
+        """An experiment from a YAML file.
+
+        Raises:
+            ValueError: as `from_dict`, or a file that is no YAML.
+            FileNotFoundError: no such file.
+            ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
+        """
+        yaml = _yaml()
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: no YAML ({error})") from None
+        try:
+            return cls.from_dict({} if values is None else values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @staticmethod
+    def read_value(text: str) -> Any:
+        """A value as a YAML file has it."""
+        return _yaml().safe_load(text)
+
+    def override(self, changes: Mapping[str, Any]) -> "Experiment":
+        """This experiment with some values changed, named by their path: ``{"search.lr": 0.2, "model.width": 8}``."""
+        values = self.to_dict()
+        for path, value in changes.items():
+            section, _, name = path.rpartition(".")
+            if section and not isinstance(values.get(section), dict):
+                raise ValueError(f"{path}: unknown{_nearest(section, values)}")
+            if path in ("model", "data") and isinstance(value, str):
+                value = values[path] if value == values[path]["name"] else {"name": value}  # others' options do not fit
+            (values[section] if section else values)[name] = value
+        return type(self).from_dict(values)
+
+
+# From plain values to dataclasses
+
+
+def _parse(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'experiment'}={values!r}: expected keys and values")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"{_join(where, key)}: unknown{_nearest(key, hints)}")
+    return kind(**{key: _typed(value, hints[key], _join(where, key)) for key, value in values.items()})
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _parse(hint, value, where)
+    if typing.get_origin(hint) is dict:
+        value = {"name": value} if isinstance(value, str) else value
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif typing.get_origin(hint) is types.UnionType:  # `str | None`
+        return None if value in (None, "none") else _typed(value, typing.get_args(hint)[0], where)
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(v, typing.get_args(hint)[0], where) for v in value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    raise ValueError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _nearest(name: Any, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _yaml():
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('configurations are YAML: pip install "slt_kernels[demo]"') from None
+    return yaml
