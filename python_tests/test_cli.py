@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from slt_kernels import convert, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits

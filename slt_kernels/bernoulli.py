@@ -10,6 +10,8 @@ from . import philox
 from .nn import SupermaskLayer
 from .nn.supermask import check_sparsity
 
+_STREAMS = 2**31  # from here on nothing else draws
+
 
 class BernoulliMasks:
     """Samples the masks of all supermask layers of a model, now and at each `step`; a score is a logit.
@@ -75,10 +77,10 @@ class BernoulliMasks:
         self.draws += 1
 
     def _uniform(self, layer: SupermaskLayer) -> Tensor:
-        """Float32 ``[free]`` on (0, 1): words of streams that the contract leaves unused, one a draw."""
+        """Float32 ``[free]`` on (0, 1), from a stream of its own for each draw."""
         source, device = layer.source, layer.scores.device
         index = torch.arange((layer.free + 3) // 4, device=device)
-        stream = (philox.SCORE + 1 + self.draws) % 2**32
+        stream = _STREAMS + self.draws % _STREAMS
         words = philox.call(source.seed, source.layer, stream, index).flatten()[: layer.free]
         return (2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25
 

@@ -50,15 +50,16 @@ def find(
     started = time.perf_counter()
     dataset = load_data(experiment)
     model = build(experiment, dataset, device)
-    rows = search(model, dataset, experiment.search, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
-    found = accuracy(model, dataset.test)
+    settings = experiment.search
+    rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
+    found = accuracy(model, dataset.test, settings.batch_size, settings.workers)
     if processes.rank() == 0:
         save_ticket(model, out, {"network": experiment.network, "test_accuracy": found})
     processes.wait()
 
     reloaded = build(experiment, dataset, device)
     ticket = load_ticket(out, reloaded)
-    again = accuracy(reloaded, dataset.test)
+    again = accuracy(reloaded, dataset.test, settings.batch_size, settings.workers)
     if again != found:
         raise RuntimeError(f"{out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
     return {

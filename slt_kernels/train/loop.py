@@ -168,12 +168,13 @@ class _Search:
             if isinstance(self.average_masks, BernoulliMasks):
                 self.average_masks.draws = self.masks.draws
             self.average_masks.step()
-        validation = accuracy(self.evaluated, self.data.validation)
+        settings = self.settings
+        validation = accuracy(self.evaluated, self.data.validation, settings.batch_size, settings.workers)
         (loss,) = processes.total(self.loss.item())
         row = {
             "epoch": self.epoch + 1,
             "step": self.taken,
-            "lr": self.settings.rate(self.epoch),
+            "lr": settings.rate(self.epoch),
             "loss": loss / self.loader.steps,
             "validation": validation,
             "kept": _kept(self.evaluated),
@@ -198,13 +199,14 @@ class _Search:
 
     def checkpoint(self) -> dict[str, Any]:
         """All of the state, for `load` to take back."""
+        (loss,) = processes.total(self.loss.item())
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "draws": getattr(self.masks, "draws", None),
-            "progress": {"epoch": self.epoch, "step": self.step, "taken": self.taken, "loss": self.loss.item()},
+            "progress": {"epoch": self.epoch, "step": self.step, "taken": self.taken, "loss": loss},
             "rows": self.rows,
         }
 
@@ -218,7 +220,7 @@ class _Search:
             self.masks.draws = checkpoint["draws"]
         progress = checkpoint["progress"]
         self.epoch, self.step, self.taken = (progress[name] for name in ("epoch", "step", "taken"))
-        self.loss.fill_(progress["loss"])
+        self.loss.fill_(progress["loss"] if processes.rank() == 0 else 0)
         self.rows, self.best = checkpoint["rows"], best
         processes.check_same(self.model)
 
@@ -259,12 +261,16 @@ def initialize_scores(model: nn.Module, how: str = "uniform") -> None:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, part: Part, batch_size: int = 256) -> float:
-    """Fraction of what the part asks for that the model, set to evaluation, classifies rightly."""
+def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int = 0) -> float:
+    """Fraction of what the part asks for that the model, set to evaluation, classifies rightly.
+
+    Args:
+        batch_size, workers: of the `Loader`; several processes share the examples out, and all get the result.
+    """
     model.eval()
     device = next(model.parameters()).device
     right = asked = 0
-    for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world()).epoch(0):
+    for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
         batch = batch.to(device)
         found = model(*batch.inputs).argmax(-1)
         right += int((found == batch.targets).sum())

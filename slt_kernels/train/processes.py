@@ -7,6 +7,7 @@ the sums of batch normalization, so that a search gives the same scores on any n
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,8 +70,10 @@ def parallel(model: nn.Module) -> nn.Module:
         return model
     check_same(model)
     _synchronize_batch_norm(model)
-    # Nothing but gradients is sent: the processes start alike, and their buffers (masks, statistics) stay alike.
-    return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # PyTorch 2.13 asks for an argument that 2.6 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        # Nothing but gradients is sent: the processes start alike, and their buffers (masks, statistics) stay alike.
+        return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def check_same(model: nn.Module) -> None:
@@ -92,30 +95,32 @@ def _synchronize_batch_norm(model: nn.Module) -> None:
     """Batch statistics over the batches of all processes, in place."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(child)
-                if next(child.buffers()).device.type == "cpu":  # PyTorch's own runs on accelerators alone
-                    synchronized.__class__ = _SyncBatchNormOnCpu
-                setattr(parent, name, synchronized)
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                if child.num_batches_tracked.is_cuda:
+                    setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                else:  # where PyTorch's own does not run
+                    child.__class__ = _SyncBatchNorm
 
 
-class _SyncBatchNormOnCpu(nn.SyncBatchNorm):
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """``nn.SyncBatchNorm`` in plain operations; sums in float64, so that their order hardly matters."""
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or world() == 1:
             return super().forward(x)
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         wide = x.double()
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=torch.float64)
-        sums = torch.cat((wide.sum(dims), wide.square().sum(dims), count))
-        sums = dist.nn.all_reduce(sums)
+        count = wide.new_tensor([x.numel() / x.shape[1]])
+        sums = torch.distributed.nn.all_reduce(torch.cat((wide.sum(dims), wide.square().sum(dims), count)))
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
         variance = square - mean.square()
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.float(), self.momentum)
             self.running_var.lerp_((variance * count / (count - 1)).float(), self.momentum)
         y = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)

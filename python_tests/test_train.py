@@ -1,0 +1,362 @@
+"""The search: what it trains, that it can stop at any step and go on, and each of its settings."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from slt_kernels import EdgePopup, Freeze, SupermaskLinear, load_ticket, models, save_ticket
+from slt_kernels.cli import main
+from slt_kernels.data import Dataset, digits
+from slt_kernels.data.images import Images
+from slt_kernels.train import Interrupted, Run, Search, accuracy, initialize_scores, search
+from slt_kernels.train.run import write_atomically
+
+SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """A tenth of the digits."""
+    whole = digits()
+    parts = [Images(part.images[:n], part.labels[:n]) for part, n in zip(whole[:3], (116, 40, 40), strict=True)]
+    return whole._replace(train=parts[0], validation=parts[1], test=parts[2])
+
+
+def network(seed: int = 0, width: int = 6, **source) -> nn.Module:
+    return models.build("convnet", width=width, supermask=SOURCE | {"seed": seed} | source)
+
+
+def settings(**changes) -> Search:
+    return Search(**({"epochs": 2, "batch_size": 32} | changes))
+
+
+def found(data: Dataset, seed: int = 0, source=None, **changes) -> tuple[nn.Module, list[dict]]:
+    model = network(seed, **(source or {}))
+    return model, search(model, data, settings(**changes), seed=seed)
+
+
+def layers_of(model: nn.Module) -> list:
+    return [m for m in model.modules() if hasattr(m, "scores")]
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(x, y) for (name, x), (other, y) in pairs)
+
+
+# What a search does
+
+
+def test_search_is_deterministic(data):
+    (a, first), (b, second) = found(data), found(data)
+    assert first == second
+    assert same_state(a, b)
+    assert not torch.equal(layers_of(found(data, seed=1)[0])[2].scores[:50], layers_of(a)[2].scores[:50])
+
+
+def test_search_trains_scores_alone_and_learns():
+    model = network(width=8)
+    rows = search(model, digits(), settings(epochs=3, batch_size=64))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["kept"] == pytest.approx(0.3, abs=1e-3)
+    assert accuracy(model, digits().test) > 0.2  # a tenth by chance; that it goes to 98 % is the main job's to show
+    assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"scores"}
+    assert all(not m.auto_mask for m in layers_of(model))
+
+
+def test_search_tells_how_far_it_is(data):
+    epochs, steps = [], []
+    search(network(), data, settings(), lambda *news: epochs.append(news), on_step=lambda *news: steps.append(news))
+    assert [number for number, *_ in epochs] == [1, 2]
+    assert steps == [(epoch, step, 4) for epoch in (1, 2) for step in (1, 2, 3, 4)]
+
+
+def test_search_then_ticket(data, tmp_path):
+    model, _ = found(data)
+    save_ticket(model, tmp_path / "net.slt")
+    other = network()
+    load_ticket(tmp_path / "net.slt", other)
+    (images,), _ = data.test.batch(torch.arange(40))
+    assert torch.equal(other.eval()(images), model.eval()(images))
+
+
+def test_accuracy_is_the_fraction_that_is_right():
+    test = digits().test
+    constant = nn.Linear(64, 10)
+    with torch.no_grad():
+        constant.weight.zero_()
+        constant.bias.copy_(torch.arange(10) == 3)
+    model = nn.Sequential(nn.Flatten(), constant).train()
+    expected = (test.labels == 3).float().mean().item()
+    for batch_size in (1000, 256, 7):
+        assert accuracy(model, test, batch_size) == pytest.approx(expected)
+    assert not model.training
+
+
+# Stopping and going on
+
+
+class KilledError(Exception):
+    pass
+
+
+HARD = {"ema": 0.9, "mixup": 0.4, "clip": 1.0, "label_smoothing": 0.1, "optimizer": "adamw", "lr": 0.01}
+CASES = {
+    "sgd": {},
+    "all at once": HARD | {"pick": "best", "warmup_epochs": 1},
+    "fp16": {"amp": "fp16", "optimizer": "adamw"},
+    "bernoulli": {"algorithm": "bernoulli", "lr": 5.0, "ema": 0.5},
+}
+
+
+@pytest.mark.parametrize("stop_at", (1, 3, 4, 5, 8), ids=lambda n: f"step {n}")
+@pytest.mark.parametrize("case", CASES)
+def test_a_search_that_is_killed_continues_to_the_same_bits(case, stop_at, data, tmp_path):
+    """Killed just before its checkpoint of that step; a dropout draws random numbers of its own."""
+
+    def model() -> nn.Module:
+        net = network()
+        net.insert(-1, nn.Dropout(0.2))
+        return net
+
+    def run() -> Run:
+        return Run(tmp_path / "run", {"case": case}, save_every=1)
+
+    def kill(epoch: int, step: int, steps: int) -> None:
+        if (epoch - 1) * steps + step == stop_at:
+            raise KilledError
+
+    whole, first, second = model(), model(), model()
+    rows = search(whole, data, settings(**CASES[case]), seed=3)
+    with pytest.raises(KilledError):
+        search(first, data, settings(**CASES[case]), seed=3, run=run(), on_step=kill)
+    torch.rand(7)  # the process's own random numbers do not matter
+    again = search(second, data, settings(**CASES[case]), seed=3, run=run())
+    assert again == rows
+    assert same_state(whole, second)
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT), ids=("SIGTERM", "SIGINT"))
+def test_a_signal_stops_a_search_after_its_step(number, data, tmp_path):
+    before = signal.getsignal(number)
+    stopped, whole = network(), network()
+
+    def send(epoch: int, step: int, steps: int) -> None:
+        if (epoch, step) == (2, 2):
+            os.kill(os.getpid(), number)
+
+    run = Run(tmp_path, {})
+    with pytest.raises(Interrupted, match="stopped in epoch 2, after step 2"):
+        search(stopped, data, settings(), run=run, on_step=send)
+    assert signal.getsignal(number) is before
+    assert run.load()["progress"]["taken"] == 6
+    assert search(stopped, data, settings(), run=Run(tmp_path, {})) == search(whole, data, settings())
+    assert same_state(stopped, whole)
+
+
+def test_the_program_stops_and_goes_on(tmp_path):
+    """As a user does it: SIGTERM, and the same command again; the ticket is that of a search left alone."""
+
+    def command(name: str) -> list[str]:
+        files = ["--run", str(tmp_path / name), "--out", str(tmp_path / f"{name}.slt"), "--save-every", "9"]
+        return ["find", "--width", "6", "--epochs", "2", "--threads", "1", *files]
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    stopped = subprocess.Popen([sys.executable, "-m", "slt_kernels.cli", *command("stopped")], **pipes)
+    while not (tmp_path / "stopped/last.pt").exists():
+        assert stopped.poll() is None, stopped.communicate()
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert not (tmp_path / "stopped.slt").exists()
+    for name in ("stopped", "alone"):
+        assert main(command(name)) == 0
+    assert (tmp_path / "stopped.slt").read_bytes() == (tmp_path / "alone.slt").read_bytes()
+    assert (tmp_path / "stopped/log.csv").read_text() == (tmp_path / "alone/log.csv").read_text()
+
+
+def test_a_finished_search_is_found_again(data, tmp_path):
+    first, second = network(), network()
+    rows = search(first, data, settings(pick="best"), run=Run(tmp_path, {}))
+    assert search(second, data, settings(pick="best"), run=Run(tmp_path, {})) == rows
+    assert same_state(first, second)
+
+
+def test_a_checkpoint_of_another_search_is_refused(data, tmp_path):
+    search(network(), data, settings(epochs=1), run=Run(tmp_path, {"seed": 0, "search": {"lr": 0.1}}))
+    other = Run(tmp_path, {"seed": 0, "search": {"lr": 0.2}})
+    with pytest.raises(ValueError, match=r"holds another search: search\.lr=0\.1 there, 0\.2 here"):
+        search(network(), data, settings(epochs=1), run=other)
+
+
+@pytest.mark.parametrize("damage", (b"", b"no checkpoint", None), ids=("empty", "text", "cut short"))
+def test_a_damaged_checkpoint_is_refused(damage, data, tmp_path):
+    search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    file = tmp_path / "last.pt"
+    file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
+    with pytest.raises(ValueError, match=r"last\.pt: no checkpoint of a search"):
+        search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "last.pt"
+    write_atomically(file, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(file, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert file.read_bytes() == b"old"
+
+
+def test_a_run_refuses(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"run=.*file: expected a folder"):
+        Run(tmp_path / "file", {})
+    with pytest.raises(ValueError, match="save_every=-1: expected at least 0"):
+        Run(tmp_path, {}, save_every=-1)
+
+
+def test_logs(data, tmp_path):
+    rows = search(network(), data, settings(), run=Run(tmp_path, {}, tensorboard=True))
+    with (tmp_path / "log.csv").open() as file:
+        logged = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert logged == rows
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("lr", "loss", "validation", "kept"):
+        assert [e.step for e in events.Scalars(name)] == [1, 2]
+        assert [e.value for e in events.Scalars(name)] == pytest.approx([row[name] for row in rows])
+
+
+# Settings
+
+
+def rates_of(data, **changes) -> list[float]:
+    """The learning rate of each step; one a epoch."""
+    rates = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        found(data, batch_size=200, **changes)
+    finally:
+        handle.remove()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "schedule,expected",
+    (
+        ({}, [0.2, 0.15, 0.05]),
+        ({"schedule": "constant"}, [0.2, 0.2, 0.2]),
+        ({"schedule": "multistep", "milestones": (1, 2)}, [0.2, 0.02, 0.002]),
+        ({"schedule": "multistep", "milestones": (2,), "gamma": 0.5}, [0.2, 0.2, 0.1]),
+        ({"warmup_epochs": 1}, [0.1, 0.2, 0.1]),
+        ({"schedule": "constant", "warmup_epochs": 3}, [0.05, 0.1, 0.15]),
+    ),
+    ids=str,
+)
+def test_schedules(schedule, expected, data):
+    assert rates_of(data, epochs=3, lr=0.2, **schedule) == pytest.approx(expected)
+
+
+def one_step(data, **changes) -> tuple[nn.Module, nn.Module]:
+    """The network after one step on all of the data, and the network before it, with that step's gradients."""
+    after, _ = found(data, epochs=1, batch_size=200, weight_decay=0.0, momentum=0.0, **changes)
+    before = network()
+    return after, before
+
+
+def gradients(model: nn.Module, data: Dataset, loss) -> list[torch.Tensor]:
+    (images,), labels = data.train.batch(torch.arange(116))
+    EdgePopup(model, 0.7)
+    loss(model.train(), images, labels).backward()
+    return [layer.scores.grad for layer in layers_of(model)]
+
+
+def test_label_smoothing_is_in_the_loss(data):
+    after, before = one_step(data, label_smoothing=0.2, lr=0.5)
+    expected = gradients(before, data, lambda m, x, y: F.cross_entropy(m(x), y, label_smoothing=0.2))
+    for a, b, grad in zip(layers_of(after), layers_of(before), expected, strict=True):
+        assert torch.allclose(a.scores, b.scores - 0.5 * grad, rtol=1e-4, atol=1e-6)
+
+
+def test_mixup_mixes_inputs_and_targets(data):
+    plain, mixed, again = (found(data, epochs=1, mixup=mixup)[0] for mixup in (0.0, 1.0, 1.0))
+    assert same_state(mixed, again)
+    assert not same_state(plain, mixed)
+    with pytest.raises(ValueError, match=r"mixup=1\.0: expected 0 for nodes"):
+        search(network(), data._replace(kind="nodes"), settings(mixup=1.0))
+
+
+@pytest.mark.parametrize("amp", (None, "bf16", "fp16"))
+def test_clipping_bounds_a_step_with_and_without_amp(amp, data):
+    """With momentum 0 a step moves the scores by at most lr times the bound."""
+    after, before = one_step(data, clip=1e-3, lr=1.0, amp=amp)
+    pairs = zip(layers_of(after), layers_of(before), strict=True)
+    moved = sum((a.scores - b.scores).square().sum() for a, b in pairs).sqrt()
+    assert 0.99e-3 < moved < 1.01e-3
+
+
+@pytest.mark.parametrize("amp", ("bf16", "fp16"))
+def test_amp_computes_in_its_dtype(amp, data):
+    model, seen = network(), []
+    layers_of(model)[-1].register_forward_hook(lambda m, x, y: seen.append((m.training, y.dtype)))
+    rows = search(model, data, settings(amp=amp, epochs=3))
+    assert {dtype for training, dtype in seen if training} == {torch.bfloat16 if amp == "bf16" else torch.float16}
+    assert {dtype for training, dtype in seen if not training} == {torch.float32}
+    assert all(layer.scores.dtype == torch.float32 for layer in layers_of(model))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_ema_averages_scores_and_its_masks_are_theirs(data):
+    decay, history, plain = 0.6, [], network()
+    search(
+        plain, data, settings(epochs=1), on_step=lambda *_: history.append([m.scores.clone() for m in layers_of(plain)])
+    )
+    averaged = network()
+    search(averaged, data, settings(epochs=1, ema=decay))
+    expected = history[0]
+    for scores in history[1:]:
+        expected = [decay * a + (1 - decay) * s for a, s in zip(expected, scores, strict=True)]
+    kept = 0
+    for layer, scores in zip(layers_of(averaged), expected, strict=True):
+        assert torch.allclose(layer.scores, scores, rtol=1e-5, atol=1e-7)
+        kept += int(layer.mask().sum())
+        assert not (layer.mask() & (layer.frozen_state() == -1)).any()
+    total = sum(layer.total for layer in layers_of(averaged))
+    assert kept == total - int(0.7 * total)
+
+
+def test_pick_best_leaves_the_best_epoch(data, monkeypatch):
+    """The second of three epochs, by decree."""
+    said = iter((0.3, 0.9, 0.5))
+    monkeypatch.setattr("slt_kernels.train.loop.accuracy", lambda *_: next(said))
+    best = network()
+    search(best, data, settings(epochs=3, pick="best", schedule="constant"))
+    monkeypatch.undo()
+    two, _ = found(data, epochs=2, schedule="constant")
+    assert same_state(best, two)
+
+
+@pytest.mark.parametrize(
+    "how,moment",
+    (("uniform", (2 / 400) ** 0.5), ("normal", (2 / 400) ** 0.5), ("hidden_networks", 1 / (3 * 400) ** 0.5)),
+)
+def test_initial_scores(how, moment):
+    layers = nn.Sequential(SupermaskLinear(400, 100), SupermaskLinear(400, 100, layer=1))
+    initialize_scores(layers, how)
+    scores = layers[0].scores.detach()
+    assert scores.std().item() == pytest.approx(moment, rel=0.02)
+    kurtosis = (scores.pow(4).mean() / scores.pow(2).mean() ** 2).item()
+    assert kurtosis == pytest.approx(3 if how == "normal" else 1.8, rel=0.05)
+    assert not torch.equal(scores, layers[1].scores)
