@@ -131,7 +131,7 @@ class Experiment(Settings):
         for name, known in (("model", MODELS), ("data", DATASETS)):
             chosen = getattr(self, name).get("name")
             if chosen not in known:
-                raise ValueError(f"{name}.name={chosen!r}: expected one of {', '.join(known)}{_nearest(chosen, known)}")
+                raise ValueError(f"{name}.name={chosen!r}: unknown{_nearest(chosen, known)}")
 
         _check("model.width", self.model.get("width", 1), "", (), 1, math.inf)
 
@@ -192,6 +192,15 @@ class Experiment(Settings):
 
 # From plain values to dataclasses
 
+_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    tuple: "a list of integers",
+    dict: "a name, or keys and values",
+}
+
 
 def _parse(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
@@ -222,7 +231,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-4 as text
         except ValueError:
             pass
-    raise ValueError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
+    raise ValueError(f"{where}={value!r}: expected {_WORDS[typing.get_origin(hint) or hint]}")
 
 
 def _join(where: str, key: Any) -> str:

@@ -1,0 +1,77 @@
+"""Every file in configs/ is an experiment that runs: small, on small files in the real formats."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_data import write_arxiv, write_cifar
+
+from slt_kernels import data, load_ticket, models, ticket_info
+from slt_kernels.cli import main
+from slt_kernels.train import Experiment, build, load_data
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+WEIGHTS = {"cifar10_conv6": 2_261_184, "cifar10_resnet18": 11_164_352, "imagenet_resnet50": 25_502_912}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """A small data set of each kind, by name."""
+    root = tmp_path_factory.mktemp("data")
+    write_cifar(root / "cifar")
+    write_arxiv(root / "ogb/ogbn_arxiv")
+    random = np.random.default_rng(0)
+    for part, name in ((p, c) for p in ("train", "val") for c in ("cat", "dog")):
+        (root / "images" / part / name).mkdir(parents=True)
+        for i in range(4):
+            image = Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+            image.save(root / "images" / part / name / f"{i}.png")
+    (root / "text.txt").write_text("so it goes " * 200)
+    return {
+        "cifar10": str(root / "cifar"),
+        "image_folder": str(root / "images"),
+        "ogbn_arxiv": str(root / "ogb"),
+        "text": str(root / "text.txt"),
+    }
+
+
+def test_there_is_one_for_each_experiment_of_the_paper():
+    assert {"cifar10_conv6", "cifar10_resnet18", "imagenet_resnet50", "ogbn_arxiv_gin"} <= {c.stem for c in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
+def test_it_runs(config, files, tmp_path, capsys):
+    experiment = Experiment.load(config)
+    name = experiment.data["name"]
+    options = ["--config", str(config), "--epochs", "1", "--workers", "0", "--width", "64" if name == "text" else "4"]
+    options += ["--path", files[name]] if name in files else []
+    options += {"image_folder": ["--set", "data.size=32"], "text": ["--set", "data.context=16"]}.get(name, [])
+    assert main(["find", "--out", str(tmp_path / "net.slt"), *options]) == 0, capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "net.slt")]) == 0
+
+
+@pytest.mark.parametrize("config", WEIGHTS)
+def test_it_is_the_paper_s_network(config):
+    """Counted on the dense network of the file, without memory for it."""
+    experiment = Experiment.load(FOLDER / f"{config}.yaml")
+    model = models.build(**experiment.model, device="meta")
+    masked = (torch.nn.Linear, torch.nn.Conv2d)
+    assert sum(m.weight.numel() for m in model.modules() if isinstance(m, masked)) == WEIGHTS[config]
+    assert all(p.numel() == 0 for m in model.modules() if not isinstance(m, masked) for p in m.parameters(False))
+
+
+def test_the_digits_are_the_default():
+    assert Experiment.load(FOLDER / "digits.yaml") == Experiment(model={"name": "convnet", "width": 96})
+
+
+def test_a_ticket_builds_its_network_again(tmp_path):
+    """From what `slt find` wrote in it alone."""
+    out = tmp_path / "net.slt"
+    assert main(["find", "--config", str(FOLDER / "karate_gin.yaml"), "--epochs", "1", "--out", str(out)]) == 0
+    network = Experiment.from_dict(ticket_info(out).metadata["network"])
+    dataset = load_data(network)
+    assert isinstance(dataset, data.Dataset)
+    load_ticket(out, build(network, dataset))

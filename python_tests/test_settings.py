@@ -1,0 +1,131 @@
+"""Settings: from YAML, plain values and flags; what is unknown or out of range is refused by name."""
+
+import dataclasses
+import json
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from slt_kernels.train import Experiment, Search, SourceNetwork
+
+EVERYTHING = """
+seed: 7
+model: {name: resnet50, width: 32}
+data: {name: image_folder, path: some/folder, validation: 0.1}
+source: {prune: 0.3, lock: 0.2, spread: erk, weight: normal, scale: none, compact: true}
+search:
+  algorithm: edge_popup
+  sparsity: 0.5
+  scope: local
+  scores: normal
+  epochs: 90
+  batch_size: 256
+  optimizer: adamw
+  lr: 1e-3
+  momentum: 0
+  weight_decay: 5.0e-4
+  schedule: multistep
+  warmup_epochs: 5
+  milestones: [30, 60]
+  gamma: 0.2
+  label_smoothing: 0.1
+  mixup: 0.2
+  clip: 1
+  amp: bf16
+  ema: 0.999
+  pick: best
+  workers: 4
+"""
+
+
+def test_yaml(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(EVERYTHING)
+    experiment = Experiment.load(file)
+    assert experiment.seed == 7
+    assert experiment.model == {"name": "resnet50", "width": 32}
+    assert experiment.data["validation"] == 0.1
+    assert experiment.source == SourceNetwork(0.3, 0.2, "erk", "normal", None, True)
+    search = experiment.search
+    assert (search.lr, search.weight_decay, search.clip) == (1e-3, 5e-4, 1.0)  # YAML 1.1 reads 1e-3 as text
+    assert (search.milestones, search.amp, search.warmup_epochs) == ((30, 60), "bf16", 5)
+    file.write_text("")
+    assert Experiment.load(file) == Experiment()
+    file.write_text("model: conv4\ndata: cifar10\n")
+    assert Experiment.load(file).model == {"name": "conv4"}
+
+
+def test_values_go_through_json_and_back():
+    experiment = Experiment(seed=3, search=Search(milestones=(1, 2), amp="fp16"), source=SourceNetwork(scale=None))
+    assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    (
+        ({"serach": {}}, "serach: unknown; did you mean search?"),
+        ({"search": {"epoch": 3}}, "search.epoch: unknown; did you mean epochs?"),
+        ({"search": {"learning": 3}}, "search.learning: unknown; expected one of algorithm, sparsity"),
+        ({"source": {"pruned": 0.1}}, "source.pruned: unknown; did you mean prune?"),
+        ({"search": 3}, "search=3: expected keys and values"),
+        ([], r"experiment=[]: expected keys and values"),
+        ({"search": {"epochs": 1.5}}, "search.epochs=1.5: expected an integer"),
+        ({"search": {"epochs": True}}, "search.epochs=True: expected an integer"),
+        ({"search": {"lr": "fast"}}, "search.lr='fast': expected a number"),
+        ({"search": {"milestones": 3}}, "search.milestones=3: expected a list of integers"),
+        ({"source": {"compact": 1}}, "source.compact=1: expected true or false"),
+        ({"search": {"scope": "layer"}}, "scope='layer': expected one of global, local"),
+        ({"search": {"amp": "fp8"}}, "amp='fp8': expected one of none, bf16, fp16"),
+        ({"search": {"ema": 1.5}}, "ema=1.5: expected 0 to 1"),
+        ({"search": {"lr": float("nan")}}, "lr=nan: expected at least 0"),
+        ({"seed": -1}, "seed=-1: expected 0 to"),
+        ({"source": {"prune": 0.8, "lock": 0.8}}, "prune=0.8 + lock=0.8"),
+        ({"model": "convent"}, "model.name='convent': unknown"),
+        ({"model": "convent"}, "did you mean convnet?"),
+        ({"model": {"width": 3}}, "model.name=None: unknown"),
+        ({"model": 3}, "model=3: expected a name, or keys and values"),
+        ({"data": "cifar"}, "did you mean cifar10"),
+    ),
+    ids=lambda value: str(value)[:40],
+)
+def test_refusals(values, message):
+    with pytest.raises(ValueError) as error:
+        Experiment.from_dict(values)
+    assert message in str(error.value)
+
+
+def test_a_file_is_named_in_its_errors(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text("search: {epoch: 3}")
+    with pytest.raises(ValueError, match=r"experiment\.yaml: search\.epoch: unknown"):
+        Experiment.load(file)
+    file.write_text("search: {epochs: [")
+    with pytest.raises(ValueError, match=r"experiment\.yaml: no YAML"):
+        Experiment.load(file)
+    with pytest.raises(FileNotFoundError):
+        Experiment.load(tmp_path / "none.yaml")
+
+
+def test_override():
+    base = Experiment(model={"name": "resnet18", "width": 32}, data={"name": "image_folder", "path": "here"})
+    changed = base.override({"seed": 2, "search.lr": 0.3, "source.prune": 0.2, "data.path": "there", "model.width": 8})
+    assert (changed.seed, changed.search.lr, changed.source.prune) == (2, 0.3, 0.2)
+    assert changed.data["path"] == "there"
+    assert changed.model == {"name": "resnet18", "width": 8}
+    assert base.override({"model": "resnet18"}) == base  # its options stay
+    assert base.override({"model": "conv2", "model.width": 4}).model == {"name": "conv2", "width": 4}
+    with pytest.raises(ValueError, match=r"serach\.lr: unknown; did you mean search"):
+        base.override({"serach.lr": 1})
+    with pytest.raises(ValueError, match=r"search\.rate: unknown"):
+        base.override({"search.rate": 1})
+
+
+@given(st.sampled_from(dataclasses.fields(Search)), st.one_of(st.integers(), st.floats(), st.text(), st.none()))
+def test_any_value_is_taken_or_refused_by_name(setting, value):
+    try:
+        taken = getattr(Experiment.from_dict({"search": {setting.name: value}}).search, setting.name)
+    except ValueError as error:
+        assert setting.name in str(error)
+    else:
+        assert taken == value or (value == "none" and taken is None)
