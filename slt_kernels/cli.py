@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"slt {arguments.command}: {stop}; the same command continues", file=sys.stderr)
         status = _STOPPED
+    except KeyboardInterrupt:
+        print(f"slt {arguments.command}: stopped", file=sys.stderr)
+        status = _STOPPED
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
         print(f"slt {arguments.command}: {error}", file=sys.stderr)
         status = 2
@@ -223,7 +226,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     device = _on_machine(arguments)
     grid = sweep.Grid(
         ratios=arguments.ratios,
-        splits=[sweep.split(text) for text in arguments.splits],
+        splits=arguments.splits,
         widths=arguments.widths or [None],
         seeds=range(arguments.seeds),
         keep=arguments.keep,

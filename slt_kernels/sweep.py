@@ -9,12 +9,15 @@ Results are rows of a CSV file, written as they come; a sweep that was stopped g
 
 import csv
 import io
+import itertools
 import json
-import math
+import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,22 +25,24 @@ from typing import Any
 
 import torch
 
+from .source import Freeze
 from .train import Experiment, find
 from .train.run import write_atomically
 
-Split = tuple[float, float]
 Row = dict[str, Any]
 
 
-def split(text: str) -> Split:
-    """``"6:1"``: of seven frozen weights six pruned and one locked, as fractions."""
+def shares(split: str) -> Freeze:
+    """What is pruned and locked of the frozen weights: of ``"6:1"`` six sevenths and one.
+
+    Raises:
+        ValueError: no two numbers of at least 0, or both 0.
+    """
     try:
-        prune, lock = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise ValueError(f"split={text!r}: expected pruned:locked, as in 6:1") from None
-    if not (prune >= 0 and lock >= 0 and 0 < prune + lock < math.inf):
-        raise ValueError(f"split={text!r}: expected two numbers of at least 0, one of them more")
-    return prune / (prune + lock), lock / (prune + lock)
+        prune, lock = (float(part) for part in split.split(":"))
+        return Freeze(prune / (prune + lock), lock / (prune + lock))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"split={split!r}: expected pruned:locked, as in 6:1") from None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Grid:
 
     Args:
         ratios: frozen fractions of the pruned and the frozen sources, each in (0, 1).
-        splits: the pruned and the locked share of what is frozen; see `split`.
+        splits: of what is frozen, pruned:locked; "1:0" is the randomly pruned source.
         widths: of the network; None for its own.
         seeds: of each.
         keep: fraction of the free weights that is kept, in (0, 1).
@@ -70,7 +75,7 @@ class Grid:
     """
 
     ratios: Sequence[float]
-    splits: Sequence[Split]
+    splits: Sequence[str]
     widths: Sequence[int | None]
     seeds: Sequence[int]
     keep: float = 0.5
@@ -79,6 +84,8 @@ class Grid:
         for ratio in self.ratios:
             if not 0 < ratio < 1:
                 raise ValueError(f"ratio={ratio}: expected a fraction in (0, 1); the dense source is always there")
+        for split in self.splits:
+            shares(split)
         if not 0 < self.keep < 1:
             raise ValueError(f"keep={self.keep}: expected a fraction in (0, 1)")
         if not self.seeds:
@@ -87,22 +94,17 @@ class Grid:
     def experiments(self, base: Experiment) -> dict[Point, Experiment]:
         """Every search: the base with another source, sparsity, width and seed."""
         found = {}
-        for width in self.widths:
-            for seed in self.seeds:
-                for ratio, share in [(0.0, (0.0, 0.0)), *((r, s) for s in self.splits for r in self.ratios)]:
-                    prune, lock = (round(ratio * part, 6) for part in share)
-                    sparsity = prune + (1 - ratio) * (1 - self.keep)
-                    changes = {"seed": seed, "source.prune": prune, "source.lock": lock, "search.sparsity": sparsity}
-                    changes |= {} if width is None else {"model.width": width}
-                    found[Point(_name(share), ratio, width, seed)] = base.override(changes)
+        sources = [("dense", 0.0, Freeze())]
+        for split in self.splits:
+            part = shares(split)
+            name = f"frozen {split}" if part.lock else "randomly pruned"
+            sources += [(name, r, Freeze(round(r * part.prune, 6), round(r * part.lock, 6))) for r in self.ratios]
+        for width, (name, ratio, freeze), seed in itertools.product(self.widths, sources, self.seeds):
+            sparsity = round(freeze.prune + (1 - ratio) * (1 - self.keep), 6)
+            changes = {"source.prune": freeze.prune, "source.lock": freeze.lock, "search.sparsity": sparsity}
+            changes |= {"seed": seed} | ({} if width is None else {"model.width": width})
+            found[Point(name, ratio, width, seed)] = base.override(changes)
         return found
-
-
-def _name(share: Split) -> str:
-    prune, lock = share
-    if lock == 0:
-        return "randomly pruned" if prune else "dense"
-    return f"frozen, {prune:.0%} of it pruned"
 
 
 COLUMNS = ("source", "ratio", "width", "seed", "prune", "lock", "sparsity", "weights", "free_bits", "kept")
@@ -145,17 +147,34 @@ def run(
     report(len(points) - len(missing), len(points))
     threads = threads or max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        futures = {pool.submit(_search, e.to_dict(), str(device), threads): point for point, e in missing.items()}
-        try:
-            for done, future in enumerate(as_completed(futures), len(points) - len(missing) + 1):
-                point = futures[future]
+        with _ignored_interrupts():  # the processes start with the first search, and keep this: only we are stopped
+            waiting = {pool.submit(_search, e.to_dict(), str(device), threads): point for point, e in missing.items()}
+
+        def take(futures: Iterable[Future]) -> None:
+            for future in as_completed(futures):
+                point = waiting.pop(future)
                 rows[point.key] = {**asdict(point), **future.result()}
                 _write(folder, rows.values())
-                report(done, len(points))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+                report(len(points) - len(waiting), len(points))
+
+        try:
+            take(list(waiting))
+        except KeyboardInterrupt:  # what is under way is finished, and its rows are kept
+            take([future for future in waiting if not future.cancel()])
             raise
     return read(folder)
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _search(experiment: dict[str, Any], device: str, threads: int) -> Row:
