@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/performance.md from the committed results.
+"""Writes the tables of README.md, docs/performance.md and docs/results.md from the committed results.
 
     python bench/render.py            # after the benches have written bench/results/*.json
     python bench/render.py --check    # exit 1 where a document differs from what the results say
@@ -12,8 +12,10 @@ import re
 import statistics
 from pathlib import Path
 
+from slt_kernels import sweep
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/tickets.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 
 
 def result(name: str) -> dict:
@@ -115,6 +117,10 @@ def ticket_size() -> str:
     return f"{table(head, rows)}\n\n{on(sizes['machine'])} Command: `python bench/ticket_size.py`."
 
 
+def sweep_digits() -> str:
+    return sweep.table(sweep.read(ROOT / "docs/sweep_digits"))
+
+
 TABLES = {
     "find_digits": find_digits,
     "cpu": cpu,
@@ -122,6 +128,7 @@ TABLES = {
     "cpu_generator": cpu_generator,
     "cpu_memory": cpu_memory,
     "ticket_size": ticket_size,
+    "sweep_digits": sweep_digits,
 }
 
 

@@ -245,15 +245,21 @@ def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each width, source and ratio, the ticket and the accuracy over the seeds."""
-    head = ["source network", "width", "frozen", "ticket", "test accuracy: mean (least to most)", "seeds"]
-    lines = [head, ["---"] * len(head)]
-    for (width, source, ratio), group in _groups(rows).items():
-        found = [row["test_accuracy"] for row in group]
-        size = statistics.mean(row["ticket_bytes"] for row in group)
-        spread = f"{statistics.mean(found):.1%} ({min(found):.1%} to {max(found):.1%})"
-        lines.append([source, str(width or "default"), f"{ratio:.0%}", f"{size:,.0f} B", spread, str(len(group))])
+    """Markdown: for each width and frozen ratio the ticket's size, and each source's accuracy over the seeds."""
+    groups = _groups(rows)
+    sources = list(dict.fromkeys(source for _, source, _ in groups))
+    lines = [["width", "frozen", "ticket", *(f"{source}, %" for source in sources)]]
+    lines.append(["---"] * len(lines[0]))
+    for width, ratio in sorted({(width or 0, ratio) for width, _, ratio in groups}):
+        here = {source: group for (w, source, r), group in groups.items() if (w or 0, r) == (width, ratio)}
+        size = statistics.mean(row["ticket_bytes"] for group in here.values() for row in group)
+        found = (_percent([row["test_accuracy"] for row in here[s]]) if s in here else "" for s in sources)
+        lines.append([str(width or "default"), f"{ratio:.0%}", f"{size:,.0f} B", *found])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(found: list[float]) -> str:
+    return f"{100 * statistics.mean(found):.1f} ({100 * min(found):.1f} to {100 * max(found):.1f})"
 
 
 def plot(rows: Sequence[Row], folder: Path) -> None:

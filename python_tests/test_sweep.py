@@ -1,0 +1,169 @@
+"""The sweep: its grid, that it goes on where it stopped, and what it makes of the rows."""
+
+import csv
+
+import pytest
+
+from slt_kernels import sweep
+from slt_kernels.cli import main
+from slt_kernels.sweep import Grid, Point
+from slt_kernels.train import Experiment, Search
+
+BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))
+
+
+def grid(**changes) -> Grid:
+    return Grid(**({"ratios": [0.5, 0.8], "splits": ["1:0", "6:1"], "widths": [None], "seeds": range(2)} | changes))
+
+
+def rows_of(points, accuracy=lambda point: 0.5) -> list[dict]:
+    """As a sweep's folder gives them."""
+    return [
+        {
+            "source": point.source,
+            "ratio": point.ratio,
+            "width": point.width,
+            "seed": point.seed,
+            "prune": e.source.prune,
+            "lock": e.source.lock,
+            "ticket_bytes": round(1000 * (1.1 - point.ratio) * (point.width or 1)),
+            "test_accuracy": accuracy(point),
+        }
+        for point, e in points.items()
+    ]
+
+
+def test_the_three_sources_share_all_but_their_freezing():
+    points = grid().experiments(BASE)
+    assert len(points) == 2 * (1 + 2 * 2)
+    by_name = {(p.source, p.ratio): e for p, e in points.items() if p.seed == 1}
+    assert set(by_name) == {("dense", 0.0)} | {(s, r) for s in ("randomly pruned", "frozen 6:1") for r in (0.5, 0.8)}
+    freezings = {name: (e.source.prune, e.source.lock, e.search.sparsity) for name, e in by_name.items()}
+    assert freezings["dense", 0.0] == (0, 0, 0.5)
+    assert freezings["randomly pruned", 0.8] == (0.8, 0, 0.9)
+    assert freezings["frozen 6:1", 0.5] == pytest.approx((0.5 * 6 / 7, 0.5 / 7, 0.5 * 6 / 7 + 0.25), abs=1e-6)
+    for e in by_name.values():
+        assert e.seed == 1
+        assert e.override({"seed": 0, "source.prune": 0.6, "source.lock": 0.1, "search.sparsity": 0.7}) == BASE
+    wide = grid(widths=[8, 16], keep=0.25).experiments(BASE)
+    assert {e.model["width"] for e in wide.values()} == {8, 16}
+    assert {e.search.sparsity for p, e in wide.items() if p.source == "dense"} == {0.75}
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    (
+        ({"ratios": [0.5, 1.0]}, r"ratio=1\.0: expected a fraction"),
+        ({"ratios": [0]}, r"ratio=0: expected a fraction"),
+        ({"splits": ["6"]}, "split='6': expected pruned:locked"),
+        ({"splits": ["0:0"]}, "split='0:0': expected pruned:locked"),
+        ({"splits": ["-1:2"]}, "split='-1:2': expected pruned:locked"),
+        ({"splits": ["a:b"]}, "split='a:b': expected pruned:locked"),
+        ({"keep": 1.0}, r"keep=1\.0: expected a fraction"),
+        ({"seeds": range(0)}, "seeds=0: expected at least 1"),
+    ),
+    ids=str,
+)
+def test_a_grid_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        grid(**changes)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """(folder, rows, options) of a sweep of three searches, in a process of its own."""
+    folder = tmp_path_factory.mktemp("sweep") / "digits"
+    options = ["--width", "6", "--epochs", "1", "--ratios", "0.5", "--splits", "1:0", "1:1", "--seeds", "1"]
+    assert main(["sweep", "--out", str(folder), *options, "--threads", "1"]) == 0
+    return folder, sweep.read(folder), options
+
+
+def test_a_sweep_writes_rows_and_plots(swept):
+    folder, rows, _ = swept
+    assert {path.name for path in folder.iterdir()} == {"experiment.json", "sweep.csv", "sweep.png", "sweep.svg"}
+    assert [(row["source"], row["ratio"]) for row in rows] == [
+        ("dense", 0.0),
+        ("randomly pruned", 0.5),
+        ("frozen 1:1", 0.5),
+    ]
+    for row in rows:
+        assert 0 <= row["test_accuracy"] <= 1
+        assert row["free_bits"] == pytest.approx((1 - row["ratio"]) * row["weights"], rel=0.1)
+        assert row["kept"] / row["weights"] == pytest.approx(1 - row["sparsity"], abs=0.01)
+        assert row["free_bits"] / 8 < row["ticket_bytes"] < row["free_bits"] / 8 + 4096
+    assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert "randomly pruned" in (folder / "sweep.svg").read_text()
+
+
+def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
+    folder, rows, options = swept
+    text = (folder / "sweep.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    (folder / "sweep.csv").write_text("".join(lines[:1] + lines[2:]))  # without the dense source
+
+    class Inline:
+        """Runs what is submitted at once, and counts it."""
+
+        count = 0
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *arguments):
+            future = sweep.Future()
+            future.set_result(function(*arguments))
+            Inline.count += 1
+            return future
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Inline)
+    assert main(["sweep", "--out", str(folder), *options, "--threads", "1"]) == 0
+    assert Inline.count == 1
+    again = sweep.read(folder)
+    for row in (*rows, *again):
+        row.pop("seconds")
+    assert again == rows
+    with pytest.raises(SystemExit):
+        main(["sweep", "--out", str(folder), "--prune", "0.1"])  # what a sweep varies is no flag of it
+    assert main(["sweep", "--out", str(folder), *options, "--lr", "0.2"]) == 2
+    assert "holds rows of another experiment" in capsys.readouterr().err
+    assert main(["sweep", "--out", str(folder), *options, "--jobs", "0"]) == 2
+    assert "jobs=0: expected at least 1" in capsys.readouterr().err
+
+
+def test_table_has_mean_and_spread():
+    points = grid(seeds=range(3)).experiments(BASE)
+    rows = rows_of(points, lambda point: 0.9 + 0.01 * point.seed - 0.1 * point.ratio)
+    lines = sweep.table(rows).splitlines()
+    assert lines[0] == "| width | frozen | ticket | dense, % | randomly pruned, % | frozen 6:1, % |"
+    assert lines[2:] == [
+        "| default | 0% | 1,100 B | 91.0 (90.0 to 92.0) |  |  |",
+        "| default | 50% | 600 B |  | 86.0 (85.0 to 87.0) | 86.0 (85.0 to 87.0) |",
+        "| default | 80% | 300 B |  | 83.0 (82.0 to 84.0) | 83.0 (82.0 to 84.0) |",
+    ]
+
+
+def test_plots_repeat(tmp_path):
+    rows = rows_of(grid(widths=[8, 16], seeds=range(3)).experiments(BASE))
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sweep.plot(rows, tmp_path / name)
+        files.append([(tmp_path / name / f"sweep.{suffix}").read_bytes() for suffix in ("png", "svg")])
+    assert files[0] == files[1]
+    assert b"frozen 6:1, width 16" in files[0][1]
+
+
+def test_rows_read_back_as_they_were(tmp_path):
+    points = grid(widths=[None, 8]).experiments(BASE)
+    rows = rows_of(points)
+    sweep._write(tmp_path, [{name: row.get(name) for name in sweep.COLUMNS} for row in rows])
+    with (tmp_path / "sweep.csv").open() as file:
+        assert next(csv.reader(file)) == list(sweep.COLUMNS)
+    assert {sweep._key(row) for row in sweep.read(tmp_path)} == {point.key for point in points}
+    assert Point("dense", 0.0, None, 1).key in {sweep._key(row) for row in sweep.read(tmp_path)}
