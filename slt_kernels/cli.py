@@ -141,6 +141,7 @@ def _add_find(commands) -> None:
         "--out", type=Path, default=Path("ticket.slt"), help="the ticket to write (default: ticket.slt)"
     )
     parser.add_argument("--json", type=Path, help="write the report there too, as JSON")
+    parser.add_argument("--compress", action="store_true", help="entropy-code the ticket's bits")
     run = parser.add_argument_group("run")
     run.add_argument(
         "--run", type=Path, help="folder of checkpoints and logs; a search that was stopped there is continued"
@@ -173,7 +174,8 @@ def _find(arguments: argparse.Namespace) -> None:
             def on_epoch(epoch: int, loss: float, validation: float) -> None:
                 progress.update(task, state=f"epoch {epoch}: loss {loss:.3f}, validation {validation:.1%}")
 
-            report = find(experiment, arguments.out, device, run=run, on_epoch=on_epoch, on_step=on_step)
+            news = {"on_epoch": on_epoch, "on_step": on_step}
+            report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **news)
         if first:
             if arguments.json is not None:
                 arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -190,7 +192,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
         ("kept weights", f"{report['kept']:,}"),
-        ("ticket", f"{size:,} bytes ({size - (free + 7) // 8:,} of them not mask bits)"),
+        ("ticket", f"{size:,} bytes ({size - report['mask_bytes']:,} of them not mask bits)"),
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),
@@ -283,6 +285,7 @@ def _info(arguments: argparse.Namespace) -> None:
     info = ticket_info(arguments.file)
     print(f"{arguments.file}: {info.size:,} bytes, contract version {info.contract}")
     print(f"{len(info.layers)} layers, {info.weights:,} weights, {info.free_bits:,} free bits, {info.kept:,} kept")
+    print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
     print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
     for layer in info.layers:
         source = layer.source

@@ -34,6 +34,7 @@ def find(
     out: Path,
     device: torch.device,
     *,
+    compress: bool = False,
     run: Run | None = None,
     on_epoch: Callable[[int, float, float], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
@@ -54,7 +55,7 @@ def find(
     rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
     found = accuracy(model, dataset.test, settings.batch_size, settings.workers)
     if processes.rank() == 0:
-        save_ticket(model, out, {"network": experiment.network, "test_accuracy": found})
+        save_ticket(model, out, {"network": experiment.network, "test_accuracy": found}, compress)
     processes.wait()
 
     reloaded = build(experiment, dataset, device)
@@ -69,6 +70,7 @@ def find(
         "weights": ticket.weights,
         "free_bits": ticket.free_bits,
         "kept": ticket.kept,
+        "mask_bytes": ticket.mask_bytes,
         "ticket_bytes": ticket.size,
         "fp32_bytes": 4 * sum(m.total for m in model.modules() if hasattr(m, "weight_scale")),
         "seconds": time.perf_counter() - started,
