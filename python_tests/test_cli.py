@@ -162,6 +162,47 @@ def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     assert "out=" in capsys.readouterr().err
 
 
+def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
+    config, out = tmp_path / "small.yaml", tmp_path / "net.slt"
+    config.write_text("{seed: 3, model: {name: convnet, width: 8}, source: {prune: 0.2, lock: 0.3}}")
+    command = ["find", "--config", str(config), "--out", str(out), "--lock", "0.4", "--set", "search.sparsity=0.4"]
+    assert main([*command, "--epochs", "1", "--compress", "--json", str(tmp_path / "report.json")]) == 0
+    experiment = json.loads((tmp_path / "report.json").read_text())["experiment"]
+    assert (experiment["seed"], experiment["model"]) == (3, {"name": "convnet", "width": 8})
+    assert (experiment["source"]["prune"], experiment["source"]["lock"]) == (0.2, 0.4)
+    assert (experiment["search"]["sparsity"], experiment["search"]["epochs"]) == (0.4, 1)
+    info = ticket_info(out)
+    assert info.compressed
+    assert {layer.source.seed for layer in info.layers} == {3}
+    assert info.metadata["network"] == {name: experiment[name] for name in ("seed", "model", "data", "source")}
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        (("--config", "none.yaml"), "none.yaml"),
+        (("--set", "search.lr"), "set='search.lr': expected KEY=VALUE"),
+        (("--set", "search.rate=1"), "search.rate: unknown"),
+        (("--set", "model.depth=4"), "depth=4: convnet has only"),
+        (("--path", "here"), "path=here: expected none"),
+        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+        (("--save-every", "-1", "--run", "run"), "save_every=-1: expected at least 0"),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_find_refuses_what_does_not_fit(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["find", *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_network_has_the_graph_that_ships(tmp_path):
+    out = tmp_path / "net.slt"
+    assert main(["find", "--model", "gin", "--width", "8", "--epochs", "1", "--out", str(out)]) == 0
+    assert ticket_info(out).metadata["network"]["data"] == {"name": "karate"}
+
+
 @pytest.mark.parametrize("command", ("eval", "info"))
 def test_files_that_are_no_tickets(command, found, tmp_path, capsys):
     file = tmp_path / "net.slt"

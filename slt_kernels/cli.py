@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import backends, sweep
-from .data import DATASETS
+from .data import DATASETS, DEFAULTS
 from .models import MODELS
 from .ticket import load_ticket, ticket_info
 from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
@@ -63,7 +63,7 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
     what = parser.add_argument_group("experiment")
     what.add_argument("--config", type=Path, help="a YAML file to start from; without one, the digits")
     given = {"default": argparse.SUPPRESS}
-    what.add_argument("--data", choices=DATASETS, help="data set (default: digits)", **given)
+    what.add_argument("--data", choices=DATASETS, help="data set (default: digits, or karate for graphs)", **given)
     what.add_argument("--path", dest="data.path", metavar="PATH", help="the folder or file that it lies in", **given)
     what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
     what.add_argument("--width", dest="model.width", type=int, metavar="N", help="of its first layer", **given)
@@ -101,6 +101,9 @@ def _add_setting(group, section: str, f: dataclasses.Field, hint: Any) -> None:
 def _experiment(arguments: argparse.Namespace) -> Experiment:
     experiment = Experiment.load(arguments.config) if arguments.config else Experiment()
     changes = {k: v for k, v in vars(arguments).items() if "." in k or k in ("seed", "model", "data")}
+    if "model" in changes and "data" not in changes and not arguments.config:
+        kind = MODELS[changes["model"]].kind
+        changes["data"] = DEFAULTS.get(kind, experiment.data["name"])
     for text in arguments.set:
         key, equals, value = text.partition("=")
         if not equals:
