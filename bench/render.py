@@ -15,7 +15,7 @@ from pathlib import Path
 from slt_kernels import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/tickets.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 
 
 def result(name: str) -> dict:

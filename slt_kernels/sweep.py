@@ -273,7 +273,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     except ModuleNotFoundError:
         raise ModuleNotFoundError('plots are made with matplotlib: pip install "slt_kernels[plot]"') from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     widths = sorted({row["width"] or 0 for row in rows})
     lines: dict[tuple, list[list[Row]]] = {}
@@ -297,6 +297,9 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
             }
             axes.errorbar(size, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
         axes.set(xscale="log", xlabel="ticket, bytes", ylabel="test accuracy, % (mean, least and most)")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
