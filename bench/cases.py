@@ -6,13 +6,14 @@ first compared with the reference backend: bit for bit for float32 forward and g
 take minutes, on its first and last rows).
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peers import FROZEN, METHODS, training_step
+from peers import FROZEN, METHODS, supermask, training_step
 from rounds import Case, Entry
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -20,7 +21,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from slt_kernels import bits
 from slt_kernels.backends import cpu, reference
 from slt_kernels.bits import words_for
-from slt_kernels.models import resnet
+from slt_kernels.models import GPT, resnet
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
@@ -235,6 +236,15 @@ def conv3x3(channels: int, size: int) -> Network:
     )
 
 
+def decoder() -> Network:
+    """Twelve layers of width 2048, 604 M weights; a forward generates one token, with nothing before it."""
+
+    def build() -> nn.Module:
+        return GPT(classes=256, context=256, width=2048, depth=12, head_width=128)
+
+    return Network(build, lambda batch: torch.zeros(batch, 1, dtype=torch.int64), mean_square)
+
+
 NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 4096, 8192)} | {
     "Conv2d 3x3, 64 channels, 8 x 8": conv3x3(64, 8),
     "Conv2d 3x3, 128 channels, 32 x 32": conv3x3(128, 32),
@@ -243,12 +253,20 @@ NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 409
     "ImageNet ResNet-50": Network(
         lambda: resnet(50, classes=1000, imagenet=True), lambda batch: torch.randn(batch, 3, 224, 224), classify
     ),
+    "decoder, 12 layers of 2048": decoder(),
 }
 
 
-@lru_cache(maxsize=16)  # the methods of one network over several batches
+@lru_cache(maxsize=3)
+def _source(network: str, frozen: bool, compact: bool) -> nn.Module:
+    return supermask(NETWORKS[network].build(), frozen, compact)
+
+
+@lru_cache(maxsize=12)  # one network in every way, over several batches
 def held(network: str, method: str) -> nn.Module:
-    return METHODS[method].network(NETWORKS[network].build()).eval()
+    """A network held as a method holds it, for inference."""
+    form = METHODS[method]
+    return form.hold(_source(network, form.frozen, form.compact)).eval()
 
 
 def inference(network: str, batch: int, methods: tuple[str, ...]) -> Case:
@@ -260,10 +278,10 @@ def inference(network: str, batch: int, methods: tuple[str, ...]) -> Case:
     @torch.no_grad()
     def check() -> None:
         for name in methods:
-            method = METHODS[name]
-            same = held(network, "dense float32, 70 % frozen" if method.frozen else "dense float32")
+            form = METHODS[name]
+            same = held(network, "dense float32, 70 % frozen" if form.frozen else "dense float32")
             try:
-                close(calls[name](), same(x), method.error)
+                close(calls[name](), same(x), form.error)
             except WrongResultError as error:
                 raise WrongResultError(f"{name}: {error}") from None
 
@@ -276,14 +294,14 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def training(network: str, batch: int, methods: tuple[str, ...]) -> Case:
     """A whole training step. The losses of the first are compared: before it, methods hold the same network."""
-    build, inputs, loss = NETWORKS[network]
+    _, inputs, loss = NETWORKS[network]
     x = inputs(batch)
-    calls = {name: training_step(METHODS[name].network(build()), x, loss) for name in methods}
+    calls = {name: training_step(copy.deepcopy(held(network, name)).train(), x, loss) for name in methods}
 
     def check() -> None:
         for name in methods:
-            same = METHODS["dense float32"]._replace(frozen=METHODS[name].frozen).network(build())
-            got, expected = calls[name](), float(loss(same, x).detach())
+            same = held(network, "dense float32, 70 % frozen" if METHODS[name].frozen else "dense float32")
+            got, expected = calls[name](), float(loss(copy.deepcopy(same).train(), x).detach())
             expect(abs(got - expected) < 1e-3 * abs(expected), f"{name}: loss {got:g}, expected {expected:g}")
 
     return Case(calls, check)
@@ -294,6 +312,7 @@ FORWARDS = ("ours", "ours, 70 % frozen, compact", "ours, bfloat16", "dense float
 MATERIALIZERS = ("ours", "materialize each call", "materializing layer", "sort in each forward")
 CONVOLUTIONS = (*FORWARDS[:-1], *MATERIALIZERS[1:])
 END_TO_END = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "materializing layer")
+DECODER = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "int8 dynamic")
 STEPS = ("ours", "ours, 70 % frozen, compact", "dense float32", "materializing layer", "sort in each forward")
 
 
@@ -387,6 +406,8 @@ def networks() -> Iterator[Entry]:
             make = lambda n=name, b=batch: inference(n, b, END_TO_END)  # noqa: E731
             quick = name == "CIFAR ResNet-18"
             yield Entry("network", f"{name}, batch {batch}", make, quick=quick, at={"batch": batch})
+    name = "decoder, 12 layers of 2048"
+    yield Entry("network", f"{name}, one token", lambda: inference(name, 1, DECODER), at={"batch": 1})
 
 
 def scaling() -> Iterator[Entry]:

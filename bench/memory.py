@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import NETWORKS, Network, cast
-from peers import METHODS, training_step
+from peers import METHODS, supermask, training_step
 from torch import Tensor, nn
 
 BATCH = 8
@@ -104,7 +104,8 @@ def measure(network: Network, method: str, phase: str, batch: int) -> dict[str, 
     x = cast(network.inputs(batch), METHODS[method].dtype)
     settle()
     empty = resident("VmRSS")
-    one = call(network, METHODS[method].network(network.build()), x, phase)
+    form = METHODS[method]
+    one = call(network, form.hold(supermask(network.build(), form.frozen, form.compact)), x, phase)
     settle()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = resident("VmRSS")

@@ -4,6 +4,7 @@ Each is made from a supermask layer and computes that layer's function, so that 
 between calls is made once, outside of any timing.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -157,16 +158,14 @@ class Method(NamedTuple):
     convolves: bool = True
     error: float = 1e-5  # of its output against the dense float32 network's, in relative norm
 
-    def network(self, model: nn.Module) -> nn.Module:
-        """From a model of dense layers, or one such layer; the model is changed."""
-        freeze = FROZEN if self.frozen else Freeze()
-        model = convert(model, freeze, SPARSITY, compact=self.compact)
-        EdgePopup(model, SPARSITY)
-        if self.peer is not None:
-            model = replaced(model, self.peer)
-            if self.peer is Materializing:
-                sorted_global_threshold(model)
-        return model.to(self.dtype) if self.peer is Dense else model
+    def hold(self, model: nn.Module) -> nn.Module:
+        """A network of supermask layers (see `supermask`) held this way; the given one stays as it is."""
+        if self.peer is None:
+            return model
+        held = replaced(model, self.peer)
+        if self.peer is Materializing:
+            sorted_global_threshold(held)
+        return held.to(self.dtype) if self.peer is Dense else held
 
 
 METHODS = {
@@ -175,7 +174,7 @@ METHODS = {
     "ours, bfloat16": Method(dtype=torch.bfloat16, error=2e-2),
     "dense float32": Method(Dense),
     "dense bfloat16": Method(Dense, dtype=torch.bfloat16, error=2e-2),
-    "int8 dynamic": Method(Int8Dynamic, trains=False, convolves=False, error=5e-2),
+    "int8 dynamic": Method(Int8Dynamic, trains=False, convolves=False, error=0.1),
     "materialize each call": Method(MaterializeEachCall, trains=False),
     "materializing layer": Method(Materializing),
     "sort in each forward": Method(Sorting),
@@ -185,13 +184,19 @@ METHODS = {
 }
 
 
-def replaced(model: nn.Module, peer: Callable[[SupermaskLayer], nn.Module]) -> nn.Module:
-    """The model with a peer in place of each of its supermask layers, or of itself."""
-    if isinstance(model, SupermaskLayer):
-        return peer(model)
-    for name, child in model.named_children():
-        setattr(model, name, replaced(child, peer))
+def supermask(model: nn.Module, frozen: bool, compact: bool) -> nn.Module:
+    """Supermask layers in place of a model's dense ones; tables of embeddings stay. The model is changed."""
+    tables = [name for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    freeze = FROZEN if frozen else Freeze()
+    model = convert(model, freeze, SPARSITY, compact=compact, exclude=tables)
+    EdgePopup(model, SPARSITY)
     return model
+
+
+def replaced(model: nn.Module, peer: Callable[[SupermaskLayer], nn.Module]) -> nn.Module:
+    """A copy of the model with a peer in place of each supermask layer."""
+    layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+    return copy.deepcopy(model, {id(m): peer(m) for m in layers})
 
 
 @torch.no_grad()

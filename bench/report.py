@@ -171,6 +171,45 @@ def generator(result: Result) -> str:
     return table(["2048 weights, one thread", "time", "cycles", "cycles a weight"], rows)
 
 
+def bounds(result: Result) -> str:
+    """What each kernel cannot go below as it is made, from this run's own ceilings, and how far above it we are.
+
+    An int8 product is taken to run at twice the rate of a bfloat16 one, as matrix and vector units have it.
+    """
+    made = {x["what"]: x["ns"] for x in result.get("generator", {}).get("lines", [])}
+    most, threads = result.get("ceilings", {}), result["machine"]["threads"]
+    times = {c["name"]: next(iter(c["methods"].values()))["median_ms"] for c in in_groups(result, "targets")}
+    weights, scores = 4096 * 4096, 25_502_912
+    rows = []
+
+    def row(case: str, seconds: float, why: str) -> None:
+        if case in times:
+            ms = 1e3 * seconds
+            rows.append([case, why, milliseconds(ms), milliseconds(times[case]), f"{times[case] / ms:.2g}x"])
+
+    def making(case: str, line: str) -> None:
+        if line in made:
+            row(case, made[line] * 1e-9 * weights / 2048 / threads, f"making the weights ({line})")
+
+    def products(case: str, count: int, batch: int) -> None:
+        if rate := most.get("product_bfloat16"):
+            row(case, count * 2 * weights * batch / (2 * rate), f"{count} int8 products")
+
+    making("forward float32 highest, batch 1", "signed constant")
+    making("forward bfloat16, batch 1", "signed constant")
+    making("forward uniform weights, batch 1", "uniform")
+    making("forward normal weights, batch 1", "normal")
+    products("forward float32 highest, batch 256", 3, 256)
+    products("forward float32 highest, batch 1024", 3, 1024)
+    products("forward bfloat16, batch 256", 2, 256)
+    products("grad_input, batch 256", 3, 256)
+    products("grad_scores, batch 256", 8, 256)
+    if rate := most.get("copy_67MB"):
+        passes = "four passes over the scores (three select, one packs)"
+        row("select + pack, 25.5 M scores, resolved", 4 * 4 * scores / rate, passes)
+    return table(["case", "bound", "takes at least", "measured", "measured / bound"], rows)
+
+
 def sizes(result: Result) -> str:
     rows = []
     for r in result.get("sizes", []):
@@ -311,7 +350,7 @@ def roofline_plot(result: Result):
                 operations = 2 * 4096 * 4096 * case["at"]["batch"]
                 x = operations / _forward_bytes(result, method, 4096, case["at"]["batch"])
                 points.append((x, operations / case["methods"][method]["median_ms"] / 1e6, case["at"]["batch"]))
-        xs, ys, batches = zip(*points, strict=True)
+        xs, ys, _ = zip(*points, strict=True)
         axis.plot(xs, ys, color=COLOURS[method], marker="o", markersize=4, linewidth=1.4, label=method)
         if "bfloat16" not in method:
             for x, y, batch in points:
@@ -353,7 +392,7 @@ def memory_plot(result: Result):
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.14)
     patches = [Patch(color="#333333", alpha=a, label=k.replace("_", " ")) for k, a in shades.items()]
-    axes[0].legend(handles=patches, loc="lower right")
+    figure.legend(handles=patches, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -404,6 +443,8 @@ the scores, 4 bytes a free weight, which a forward does not read); one call then
 gradients, the optimizer's state) and what it needed *on the way*."""
 MOVED = """What a simulated last level of 1 MB, empty at the start, fetches: its misses, as callgrind counts them, times
 64 bytes. Valgrind runs neither AVX-512 nor AMX, so every method runs its AVX2 code here, on one thread. Batch 8."""
+BOUNDS = """How far the kernels are from what bounds them, by the figures above; an int8 product is taken to run at
+twice the rate of the bfloat16 one:"""
 BILLION = "A layer of a billion weights; its dense float32 weight is 4 GB, and its dense scores as much:"
 TRAINING = "A training step: forward, backward, SGD with momentum, new masks:"
 
@@ -418,6 +459,7 @@ _SECTIONS = (
     ("Memory traffic, moved", MOVED, moved, None),
     ("Roofline", "What PyTorch reaches on this machine:", ceilings, "roofline"),
     ("What a weight costs", "`bench/cpu_generator.cpp`, on one thread:", generator, None),
+    (None, BOUNDS, bounds, None),
     ("Networks", "A forward:", by_method("network"), None),
     (None, TRAINING, by_method("training step"), None),
     ("Scaling", "Square layers.", by_case("size"), "scaling"),

@@ -17,7 +17,7 @@ import torch
 from callgrind import CACHES, ISA, LINE, count, run, unavailable
 from cases import NETWORKS, cast
 from memory import FORWARD, OURS, STEP, call
-from peers import METHODS
+from peers import METHODS, supermask
 
 SMALL = ("Linear 1024 x 1024", "Conv2d 3x3, 64 channels, 8 x 8")
 BATCH = 8
@@ -141,7 +141,8 @@ def _inside(quick: bool) -> None:
     for name, method, phase in _cases(quick):
         network = NETWORKS[name]
         x = cast(network.inputs(BATCH), METHODS[method].dtype)
-        one = call(network, METHODS[method].network(network.build()), x, phase)
+        form = METHODS[method]
+        one = call(network, form.hold(supermask(network.build(), form.frozen, form.compact)), x, phase)
         one()
         count(f"{name}/{method}/{phase}", one, before=sweep.sum)
 

@@ -1,10 +1,11 @@
-"""The command line: ``slt find``, ``slt eval``, ``slt info``, ``slt doctor``."""
+"""The command line: ``slt find``, ``slt eval``, ``slt info``, ``slt bench``, ``slt doctor``."""
 
 import argparse
 import dataclasses
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -72,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a ticket file holds")
     info.set_defaults(run=_info)
     info.add_argument("file", type=Path)
+
+    bench = commands.add_parser("bench", help="measure speed, memory and sizes here, beside what others do")
+    bench.set_defaults(run=_bench)
+    bench.add_argument("profile", choices=("quick", "full"), help="under 2 minutes, or under 20, on two cores")
+    bench.add_argument("--out", type=Path, help="folder for the results; bench/results of the checkout if not given")
 
     doctor = commands.add_parser("doctor", help="which backends run here, and for the others why not")
     doctor.set_defaults(run=_doctor)
@@ -207,7 +213,7 @@ def _found_by_us(path: Path, info: TicketInfo) -> tuple[dict, float]:
         raise ValueError(f"{path}: not written by slt find: nothing in it tells how to build its network") from None
 
 
-# info and doctor
+# info, bench and doctor
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -227,6 +233,18 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {tensor.name}: {tensor.dtype} {list(tensor.shape)}")
     for key, value in info.metadata.items():
         print(f"  {key}: {value}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    suite = Path(__file__).resolve().parent.parent / "bench" / "suite.py"
+    if not suite.is_file():
+        raise FileNotFoundError(
+            f"{suite} is not there: the benches are in a checkout alone, with `pip install -e .`, beside the package"
+        )
+    out = [] if arguments.out is None else ["--out", str(arguments.out)]
+    status = subprocess.run([sys.executable, str(suite), arguments.profile, *out], check=False).returncode
+    if status != 0:
+        raise SystemExit(status)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
