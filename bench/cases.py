@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peers import FROZEN, METHODS, supermask, training_step
+from peers import FROZEN, METHODS, Method, supermask, training_step
 from rounds import Case, Entry
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -21,7 +21,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from slt_kernels import bits
 from slt_kernels.backends import cpu, reference
 from slt_kernels.bits import words_for
-from slt_kernels.models import GPT, resnet
+from slt_kernels.models import resnet
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
@@ -240,6 +240,8 @@ def decoder() -> Network:
     """Twelve layers of width 2048, 604 M weights; a forward generates one token, with nothing before it."""
 
     def build() -> nn.Module:
+        from slt_kernels.models import GPT
+
         return GPT(classes=256, context=256, width=2048, depth=12, head_width=128)
 
     return Network(build, lambda batch: torch.zeros(batch, 1, dtype=torch.int64), mean_square)
@@ -259,29 +261,32 @@ NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 409
 
 @lru_cache(maxsize=3)
 def _source(network: str, frozen: bool, compact: bool) -> nn.Module:
+    torch.manual_seed(0)  # for what is not of our seed: the tables of a decoder
     return supermask(NETWORKS[network].build(), frozen, compact)
 
 
 @lru_cache(maxsize=12)  # one network in every way, over several batches
-def held(network: str, method: str) -> nn.Module:
+def held(network: str, form: Method) -> nn.Module:
     """A network held as a method holds it, for inference."""
-    form = METHODS[method]
     return form.hold(_source(network, form.frozen, form.compact)).eval()
+
+
+def same_dense(network: str, form: Method) -> nn.Module:
+    """The dense float32 network that one held otherwise has to equal."""
+    return held(network, METHODS["dense float32"]._replace(frozen=form.frozen, compact=form.compact))
 
 
 def inference(network: str, batch: int, methods: tuple[str, ...]) -> Case:
     """A forward of the same network held in different ways, each compared with its dense float32 form."""
     x = NETWORKS[network].inputs(batch)
     inputs = {name: cast(x, METHODS[name].dtype) for name in methods}
-    calls = {name: torch.no_grad()(lambda n=name: held(network, n)(inputs[n])) for name in methods}
+    calls = {name: torch.no_grad()(lambda n=name: held(network, METHODS[n])(inputs[n])) for name in methods}
 
     @torch.no_grad()
     def check() -> None:
         for name in methods:
-            form = METHODS[name]
-            same = held(network, "dense float32, 70 % frozen" if form.frozen else "dense float32")
             try:
-                close(calls[name](), same(x), form.error)
+                close(calls[name](), same_dense(network, METHODS[name])(x), METHODS[name].error)
             except WrongResultError as error:
                 raise WrongResultError(f"{name}: {error}") from None
 
@@ -296,23 +301,24 @@ def training(network: str, batch: int, methods: tuple[str, ...]) -> Case:
     """A whole training step. The losses of the first are compared: before it, methods hold the same network."""
     _, inputs, loss = NETWORKS[network]
     x = inputs(batch)
-    calls = {name: training_step(copy.deepcopy(held(network, name)).train(), x, loss) for name in methods}
+    calls = {name: training_step(copy.deepcopy(held(network, METHODS[name])).train(), x, loss) for name in methods}
 
     def check() -> None:
         for name in methods:
-            same = held(network, "dense float32, 70 % frozen" if METHODS[name].frozen else "dense float32")
-            got, expected = calls[name](), float(loss(copy.deepcopy(same).train(), x).detach())
+            same = copy.deepcopy(same_dense(network, METHODS[name])).train()
+            got, expected = calls[name](), float(loss(same, x).detach())
             expect(abs(got - expected) < 1e-3 * abs(expected), f"{name}: loss {got:g}, expected {expected:g}")
 
     return Case(calls, check)
 
 
 LINEAR, CONVOLUTION = "Linear 4096 x 4096", "Conv2d 3x3, 128 channels, 32 x 32"
-FORWARDS = ("ours", "ours, 70 % frozen, compact", "ours, bfloat16", "dense float32", "dense bfloat16", "int8 dynamic")
+LOW_BITS = ("int8 dynamic", "int4, bfloat16")
+FORWARDS = ("ours", "ours, 70 % frozen, compact", "ours, bfloat16", "dense float32", "dense bfloat16", *LOW_BITS)
 MATERIALIZERS = ("ours", "materialize each call", "materializing layer", "sort in each forward")
-CONVOLUTIONS = (*FORWARDS[:-1], *MATERIALIZERS[1:])
+CONVOLUTIONS = (*FORWARDS[:-2], *MATERIALIZERS[1:])
 END_TO_END = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "materializing layer")
-DECODER = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "int8 dynamic")
+DECODER = (*END_TO_END[:-1], *LOW_BITS)
 STEPS = ("ours", "ours, 70 % frozen, compact", "dense float32", "materializing layer", "sort in each forward")
 
 
@@ -383,7 +389,8 @@ def batches() -> Iterator[Entry]:
         yield Entry("batch", f"{LINEAR}, batch {batch}", make, quick=batch in (1, 16, 256), at={"batch": batch})
     for batch in (1, 16, 256):
         make = lambda b=batch: inference(LINEAR, b, MATERIALIZERS)  # noqa: E731
-        yield Entry("materializing", f"{LINEAR}, batch {batch}", make, quick=batch == 1, at={"batch": batch})
+        at = {"batch": batch}
+        yield Entry("materializing", f"{LINEAR}, batch {batch}", make, quick=batch == 1, at=at, rounds=3)
     for batch in (1, 32):
         make = lambda b=batch: inference(CONVOLUTION, b, CONVOLUTIONS)  # noqa: E731
         yield Entry("convolution", f"{CONVOLUTION}, batch {batch}", make, quick=batch == 1, at={"batch": batch})
@@ -391,13 +398,13 @@ def batches() -> Iterator[Entry]:
 
 def training_steps() -> Iterator[Entry]:
     for name, batch, methods in (
-        (LINEAR, 256, STEPS),
+        (LINEAR, 256, STEPS[:-1]),
         (CONVOLUTION, 32, STEPS),
         ("CIFAR ResNet-18", 32, STEPS[:-1]),
         ("ImageNet ResNet-50", 8, STEPS[:-1]),
     ):
         make = lambda n=name, b=batch, m=methods: training(n, b, m)  # noqa: E731
-        yield Entry("training step", f"{name}, batch {batch}", make, quick=name == CONVOLUTION)
+        yield Entry("training step", f"{name}, batch {batch}", make, quick=name == CONVOLUTION, rounds=3)
 
 
 def networks() -> Iterator[Entry]:

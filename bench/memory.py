@@ -29,6 +29,7 @@ FORWARD = (
     "dense float32",
     "dense bfloat16",
     "int8 dynamic",
+    "int4, bfloat16",
     "materialize each call",
     "materializing layer",
     "sort in each forward",

@@ -140,6 +140,30 @@ class Int8Dynamic(nn.Module):
         return self.linear(x)
 
 
+class Int4(nn.Module):
+    """PyTorch's 4-bit weights, a bfloat16 scale for each 64, times bfloat16 inputs: what torchao used on CPUs.
+
+    Linear alone has it, where fan is a multiple of 64. Inference only. (torchao 0.18 itself has no low-bit product for
+    x86 any more; GemLite's are for GPUs.)
+    """
+
+    GROUP = 64
+
+    def __init__(self, layer: SupermaskLayer) -> None:
+        super().__init__()
+        groups = layer.dense_weight().unflatten(1, (-1, self.GROUP))
+        scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-9) / 7
+        digits = (groups / scale).round().add(8).to(torch.int32).flatten(1)
+        self.register_buffer("weight", torch.ops.aten._convert_weight_to_int4pack_for_cpu(digits, 1))
+        scale = scale.squeeze(-1).T
+        self.register_buffer("scales", torch.stack((scale, torch.zeros_like(scale)), -1).contiguous().bfloat16())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, self.GROUP, self.scales)
+        return y.unflatten(0, x.shape[:-1])
+
+
 def dense_scores(layer: SupermaskLayer) -> Tensor:
     """The scores at their weights, 0 where frozen, in the weight's shape."""
     dense = torch.zeros(layer.source.rows, layer.source.words, bits.WORD)
@@ -165,7 +189,7 @@ class Method(NamedTuple):
         held = replaced(model, self.peer)
         if self.peer is Materializing:
             sorted_global_threshold(held)
-        return held.to(self.dtype) if self.peer is Dense else held
+        return held.to(self.dtype)
 
 
 METHODS = {
@@ -175,11 +199,11 @@ METHODS = {
     "dense float32": Method(Dense),
     "dense bfloat16": Method(Dense, dtype=torch.bfloat16, error=2e-2),
     "int8 dynamic": Method(Int8Dynamic, trains=False, convolves=False, error=0.1),
+    "int4, bfloat16": Method(Int4, dtype=torch.bfloat16, trains=False, convolves=False, error=2e-2),
     "materialize each call": Method(MaterializeEachCall, trains=False),
     "materializing layer": Method(Materializing),
     "sort in each forward": Method(Sorting),
     "ours, 70 % frozen": Method(frozen=True),
-    "dense float32, 70 % frozen": Method(Dense, frozen=True),
     "materializing layer, 70 % frozen": Method(Materializing, frozen=True),
 }
 

@@ -21,6 +21,7 @@ COLOURS = {
     "dense float32": "#333333",
     "dense bfloat16": "#8a8a8a",
     "int8 dynamic": "#b58900",
+    "int4, bfloat16": "#6b8e23",
     "materialize each call": "#e39a8b",
     "materializing layer": "#d1495b",
     "sort in each forward": "#8f2d56",
@@ -432,8 +433,8 @@ Times are medians of rounds in which all methods of a case alternate in one proc
 with the reference and with each other; a ratio is the median of the rounds' own ratios. *Ours* has a dense source and a
 resolved mask unless it says otherwise; *70 % frozen* is 35 % pruned and 35 % locked; *compact* is a mask of one bit a
 free weight. The other methods, each as `bench/peers.py` writes it: *dense* is PyTorch's own product; *int8 dynamic*
-PyTorch's dynamic quantization; *materialize each call* our seed and mask expanded to a dense weight in each call;
-*materializing layer* the paper's code; *sort in each forward* hidden-networks' layer.
+PyTorch's dynamic quantization, and *int4* its 4-bit weights; *materialize each call* our seed and mask expanded to a
+dense weight in each call; *materializing layer* the paper's code; *sort in each forward* hidden-networks' layer.
 """
 
 COUNTED = """By formula: each tensor that a method reads, once a pass; each that it makes on the way, written once and

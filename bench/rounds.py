@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 300
+MOST_ROUNDS = 300
 
 
 class Case(NamedTuple):
@@ -30,6 +30,7 @@ class Entry(NamedTuple):
         quick: whether it is in the quick profile.
         at: what tables and plots show it against.
         precision, threads: settings of PyTorch, for all of its methods.
+        rounds: at least as many, however long they take.
     """
 
     group: str
@@ -40,6 +41,7 @@ class Entry(NamedTuple):
     at: Mapping[str, Any] = MappingProxyType({})
     precision: str = "highest"
     threads: int | None = None
+    rounds: int = 5
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
+def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
     """Median and quartiles of each method, and of the rounds' ratios of the fastest peer to ours.
 
     A round calls every method once, so that all see the same machine, and none finds its own data in the caches.
@@ -71,7 +73,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     for call in calls.values():
         call()
     rounds, end = [], time.perf_counter() + seconds
-    while len(rounds) < LEAST_ROUNDS or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
+    while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
         rounds.append({name: timed(call) for name, call in calls.items()})
     methods = {name: _spread([1e3 * r[name] for r in rounds], "ms") for name in calls}
     result = {"methods": methods, "rounds": len(rounds)}

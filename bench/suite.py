@@ -51,7 +51,7 @@ def timed_cases(profile: Profile, only: str) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         try:
             with rounds.settings(entry):
-                record |= rounds.measure(entry.make(), profile.seconds)
+                record |= rounds.measure(entry.make(), profile.seconds, entry.rounds)
             say(rounds.line(record))
         except (cases.WrongResultError, RuntimeError, ValueError) as error:
             record["error"] = f"{type(error).__name__}: {error}"

@@ -53,6 +53,7 @@ def bytes_a_weight(method: str, phase: str) -> dict[str, float]:
         "dense float32": _DENSE32,
         "dense bfloat16": {"weight": 2},
         "int8 dynamic": {"weight": 1},
+        "int4, bfloat16": {"weight": 1 / 2, "scales": 4 / 64},
         "materialize each call": {"mask": mask, "integer weight": 2 * 1, "weight": 2 * 4, "scaled weight": 2 * 4},
         "materializing layer": _MATERIALIZING,
         "sort in each forward": _SORTING,
