@@ -21,7 +21,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from slt_kernels import bits
 from slt_kernels.backends import cpu, reference
 from slt_kernels.bits import words_for
-from slt_kernels.models import resnet
+from slt_kernels.models import GPT, resnet
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
@@ -240,8 +240,6 @@ def decoder() -> Network:
     """Twelve layers of width 2048, 604 M weights; a forward generates one token, with nothing before it."""
 
     def build() -> nn.Module:
-        from slt_kernels.models import GPT
-
         return GPT(classes=256, context=256, width=2048, depth=12, head_width=128)
 
     return Network(build, lambda batch: torch.zeros(batch, 1, dtype=torch.int64), mean_square)
