@@ -1,6 +1,8 @@
 """What a result was measured on: every JSON under bench/results says so."""
 
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ def machine() -> dict[str, Any]:
     info = {
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backends": {name: backends.describe(name) for name in backends.names()},
@@ -27,6 +30,13 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
     return info
+
+
+def slug(info: dict[str, Any]) -> str:
+    """A machine as a file's name: its processor, the instruction set in use, and its threads."""
+    cpu = re.sub(r"\(.*?\)|processor|cpu|@.*", " ", info["cpu"].split(",")[0], flags=re.IGNORECASE)
+    isa = info["backends"]["cpu"].split(",")[0]
+    return "-".join(re.findall(r"[a-z0-9]+", f"{cpu} {isa} {info['threads']}threads".lower()))
 
 
 def _cpu_model() -> str:

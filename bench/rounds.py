@@ -1,33 +1,60 @@
-"""How the benches of single operations measure: ours and its peers in turn, after ours has been checked."""
+"""How everything is timed: the methods of a case in turn, after ours has been checked."""
 
-import argparse
-import json
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from machine import machine
+import torch
 
-LEAST_ROUNDS, MOST_ROUNDS = 7, 300
+MOST_ROUNDS = 300
 
 
 class Case(NamedTuple):
-    """Ours, its peers (the fastest of them counts), and a check that raises where our result is wrong."""
+    """Methods that compute the same, ours first (what begins with "ours" is no peer), and a check.
 
-    ours: Callable[[], Any]
-    peers: list[Callable[[], Any]]
+    The check raises where a result is wrong; then nothing is timed.
+    """
+
+    methods: dict[str, Callable[[], Any]]
     check: Callable[[], None]
 
 
 class Entry(NamedTuple):
-    """A case's name, the ratio that the project asks for, and how to make it: its tensors live while it is measured."""
+    """A case: its group and name, and how to make it. Its tensors live while it is measured.
 
+    Attributes:
+        target: the ratio that the project asks for.
+        quick: whether it is in the quick profile.
+        at: what tables and plots show it against.
+        precision, threads: settings of PyTorch, for all of its methods.
+        rounds: at least as many, however long they take.
+    """
+
+    group: str
     name: str
-    target: float | None
     make: Callable[[], Case]
+    target: float | None = None
+    quick: bool = False
+    at: Mapping[str, Any] = MappingProxyType({})
+    precision: str = "highest"
+    threads: int | None = None
+    rounds: int = 5
+
+
+@contextmanager
+def settings(entry: Entry) -> Iterator[None]:
+    """PyTorch's settings for an entry, and those that were there afterwards."""
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_float32_matmul_precision(entry.precision)
+    torch.set_num_threads(entry.threads or before[1])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.set_num_threads(before[1])
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -36,43 +63,40 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of each, and the quartiles of the rounds' ratios; a case whose check fails is not timed."""
+def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
+    """Median and quartiles of each method, and of the rounds' ratios of the fastest peer to ours.
+
+    A round calls every method once, so that all see the same machine, and none finds its own data in the caches.
+    """
     case.check()
-    calls = (case.ours, *case.peers)
-    for call in calls:
+    calls = case.methods
+    for call in calls.values():
         call()
     rounds, end = [], time.perf_counter() + seconds
-    while len(rounds) < LEAST_ROUNDS or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
-        rounds.append([timed(call) for call in calls])
-    ours, *peers = (statistics.median(column) for column in zip(*rounds, strict=True))
-    best = 1 + peers.index(min(peers))
-    quartiles = statistics.quantiles((row[best] / row[0] for row in rounds), n=4)
-    return {
-        "ours_ms": 1e3 * ours,
-        "peer_ms": 1e3 * min(peers),
-        "ratio": quartiles[1],
-        "ratio_quartiles": [quartiles[0], quartiles[2]],
-        "rounds": len(rounds),
-    }
+    while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
+        rounds.append({name: timed(call) for name, call in calls.items()})
+    methods = {name: _spread([1e3 * r[name] for r in rounds], "ms") for name in calls}
+    result = {"methods": methods, "rounds": len(rounds)}
+    peers = [name for name in calls if not name.startswith("ours")]
+    if peers:
+        peer = min(peers, key=lambda name: methods[name]["median_ms"])
+        ours = next(iter(calls))
+        low, median, high = statistics.quantiles((r[peer] / r[ours] for r in rounds), n=4)
+        result |= {"peer": peer, "ratio": median, "ratio_quartiles": [low, high]}
+    return result
 
 
-def bench(description: str, entries: Iterable[Entry]) -> None:
-    """The command line of a bench: prints a line a case, and writes all of them with ``--out``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--only", default="", help="cases whose name matches this regular expression")
-    parser.add_argument("--seconds", type=float, default=2, help="for each case")
-    arguments = parser.parse_args()
-    cases = []
-    print(f"{'case':56} {'ours ms':>9} {'peer ms':>9} {'ratio':>8} {'target':>7}")
-    for entry in entries:
-        if not re.search(arguments.only, entry.name):
-            continue
-        case = {"name": entry.name, "target": entry.target, **measure(entry.make(), arguments.seconds)}
-        cases.append(case)
-        target = "" if entry.target is None else f"{entry.target:g}x"
-        times = f"{case['ours_ms']:9.3f} {case['peer_ms']:9.3f} {case['ratio']:7.2f}x"
-        print(f"{entry.name:56} {times} {target:>7}", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine(), "cases": cases}, indent=1) + "\n")
+def _spread(values: list[float], unit: str) -> dict[str, Any]:
+    low, median, high = statistics.quantiles(values, n=4)
+    return {f"median_{unit}": median, f"quartiles_{unit}": [low, high]}
+
+
+def line(record: dict[str, Any]) -> str:
+    """A measured entry in one line."""
+    methods = record["methods"]
+    ours = next(iter(methods.values()))["median_ms"]
+    text = f"{record['group']:13} {record['name']:64} {ours:9.3f} ms"
+    if "peer" in record:
+        text += f"  {methods[record['peer']]['median_ms']:9.3f} ms {record['peer']:28} {record['ratio']:7.2f}x"
+        text += f" (target {record['target']:g}x)" if record["target"] else ""
+    return text

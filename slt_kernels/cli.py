@@ -1,10 +1,11 @@
-"""The command line: ``slt find``, ``sweep``, ``eval``, ``info``, ``doctor``; each is one ``_add_*`` function."""
+"""The command line: ``slt find``, ``sweep``, ``eval``, ``info``, ``bench``, ``doctor``; each is one ``_add_*`` function."""
 
 import argparse
 import dataclasses
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("slt", description="Strong lottery tickets: random networks, learned masks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_find, _add_sweep, _add_eval, _add_info, _add_doctor):
+    for add in (_add_find, _add_sweep, _add_eval, _add_info, _add_bench, _add_doctor):
         add(commands)
     return parser
 
@@ -289,7 +290,6 @@ def _info(arguments: argparse.Namespace) -> None:
     print(f"{arguments.file}: {info.size:,} bytes, contract version {info.contract}")
     print(f"{len(info.layers)} layers, {info.weights:,} weights, {info.free_bits:,} free bits, {info.kept:,} kept")
     print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
-    print(f"learned bits: {info.mask_bytes:,} bytes" + (", entropy-coded" if info.compressed else ""))
     for layer in info.layers:
         source = layer.source
         shape = "x".join(map(str, layer.shape))
@@ -302,6 +302,27 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {tensor.name}: {tensor.dtype} {list(tensor.shape)}")
     for key, value in info.metadata.items():
         print(f"  {key}: {value}")
+
+
+# bench
+
+
+def _add_bench(commands) -> None:
+    parser = _add(commands, "bench", _bench, "measure speed, memory and sizes here, beside what others do")
+    parser.add_argument("profile", choices=("quick", "full"), help="under 2 minutes, or under 20, on two cores")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results of the checkout)")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    suite = Path(__file__).resolve().parent.parent / "bench" / "suite.py"
+    if not suite.is_file():
+        raise FileNotFoundError(
+            f"{suite} is not there: the benches are in a checkout alone, with `pip install -e .`, beside the package"
+        )
+    out = [] if arguments.out is None else ["--out", str(arguments.out)]
+    status = subprocess.run([sys.executable, str(suite), arguments.profile, *out], check=False).returncode
+    if status != 0:
+        raise SystemExit(status)
 
 
 def _add_doctor(commands) -> None:

@@ -1,0 +1,440 @@
+"""The timed cases: single operations of the CPU backend, layers and networks; `pytest bench` and `slt bench` run them.
+
+4096 x 4096, signed constant and a resolved mask unless a case says otherwise; 70 % frozen is 35 % pruned and 35 %
+locked. Ours starts from floats: making digits of them is in its time, and so is expanding a compact mask. Every case is
+first compared with the reference backend: bit for bit for float32 forward and grad_input (where a whole reference would
+take minutes, on its first and last rows).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peers import FROZEN, METHODS, Method, supermask, training_step
+from rounds import Case, Entry
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from slt_kernels import bits
+from slt_kernels.backends import cpu, reference
+from slt_kernels.bits import words_for
+from slt_kernels.models import GPT, resnet
+from slt_kernels.source import Freeze, Source
+from slt_kernels.window import Window
+
+SIZE = 4096
+SCALE = torch.tensor(1 / 64)
+DENSE = Freeze()
+CHECKED = 64  # rows or columns at both ends
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+class WrongResultError(Exception):
+    """Ours differs from the reference, or a peer computes something else: there is nothing to time."""
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise WrongResultError(message)
+
+
+def mask_of(source: Source, compact: bool = False) -> Tensor:
+    shape = (words_for(int(cpu.free_offsets(source)[-1])),) if compact else (source.rows, source.words)
+    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
+
+
+def dense(mask: Tensor, source: Source) -> Tensor:
+    return cpu.materialize(mask, source).float() * SCALE
+
+
+def equal(got: Tensor, expected: Tensor) -> None:
+    """float32: the very bits. 16-bit: within rounding, in relative norm."""
+    if got.dtype == torch.float32:
+        expect(torch.equal(got, expected), "not the reference's bits")
+    else:
+        close(got, expected, 4e-3)
+
+
+def close(got: Tensor, expected: Tensor, error: float) -> None:
+    got, expected = got.double(), expected.double()
+    found = float((got - expected).norm() / expected.norm())
+    expect(found < error, f"relative error {found:.2g}, expected under {error:g}")
+
+
+# Linear
+
+
+def linear_forward(
+    batch: int, size=SIZE, weight="signed_constant", dtype=torch.float32, compact=False, dense_too=True
+) -> Case:
+    source = Source.of(size, size, weight=weight, freeze=FROZEN if compact else DENSE)
+    mask, x = mask_of(source, compact), torch.randn(batch, size).to(dtype)
+    methods = {"ours": lambda: cpu.linear_forward(x, mask, SCALE, None, source)}
+    if dense_too:
+        w = dense(mask, source).to(dtype)
+        methods[f"dense {_name(dtype)}"] = lambda: F.linear(x, w)
+
+    return Case(methods, lambda: check_rows(methods["ours"](), x, mask, source))
+
+
+def check_rows(y: Tensor, x: Tensor, mask: Tensor, source: Source) -> None:
+    mask = cpu.expand(mask, source) if mask.dim() == 1 else mask
+    for rows in ((0, CHECKED), (source.rows - CHECKED, source.rows)):
+        part = source.shard(rows=rows)
+        equal(y[:, slice(*rows)], reference.linear_forward(x, mask[slice(*rows)], SCALE, None, part))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def against_convolution(batch: int) -> Case:
+    """The dense product as a 1x1 convolution over an image of `batch` pixels: oneDNN's, in its better format."""
+    source = Source.of(SIZE, SIZE)
+    mask, x = mask_of(source), torch.randn(batch, SIZE)
+    kernel = dense(mask, source).view(SIZE, SIZE, 1, 1)
+    pixels = x.view(1, batch, 1, SIZE).permute(0, 3, 1, 2)  # channels-last
+    images = pixels.contiguous(), x.view(batch, SIZE, 1, 1)
+    methods = {
+        "ours": lambda: cpu.linear_forward(x, mask, SCALE, None, source),
+        "1x1 convolution, channels-last": lambda: F.conv2d(pixels, kernel),
+        "1x1 convolution, contiguous": lambda: F.conv2d(images[0], kernel),
+        "1x1 convolution, a pixel an image": lambda: F.conv2d(images[1], kernel),
+    }
+    return Case(methods, lambda: check_rows(methods["ours"](), x, mask, source))
+
+
+def linear_grad_input(batch: int) -> Case:
+    source = Source.of(SIZE, SIZE)
+    mask, dy = mask_of(source), torch.randn(batch, SIZE)
+    w = dense(mask, source)
+    ours = lambda: cpu.linear_grad_input(dy, mask, SCALE, source)  # noqa: E731
+
+    def check() -> None:
+        dx, count = ours(), CHECKED // bits.WORD
+        for words in ((0, count), (source.words - count, source.words)):
+            columns = slice(words[0] * bits.WORD, words[1] * bits.WORD)
+            part = source.shard(words=words)
+            equal(dx[:, columns], reference.linear_grad_input(dy, mask[:, slice(*words)], SCALE, part))
+
+    return Case({"ours": ours, "dense float32": lambda: dy @ w}, check)
+
+
+def linear_grad_scores(batch: int, freeze: Freeze, weight: str = "signed_constant") -> Case:
+    """Against the dense product alone; ours also regenerates weights and frozen pattern, and drops frozen weights."""
+    source = Source.of(SIZE, SIZE, weight=weight, freeze=freeze)
+    dy, x = torch.randn(batch, SIZE), torch.randn(batch, SIZE)
+    args = dy, x, torch.randn(source.free), SCALE, source
+    ours = lambda: cpu.linear_grad_scores(*args)  # noqa: E731
+    methods = {"ours": ours, "dense float32": lambda: dy.T @ x}
+    return Case(methods, lambda: close(ours(), reference.linear_grad_scores(*args), 1e-6))
+
+
+# Conv2d: 3x3, 128 to 128 channels, 32 x 32 images
+
+
+def convolution() -> tuple[Source, Window]:
+    return Source.of(128, 1152), Window(3, 3, padding_h=1, padding_w=1)
+
+
+def conv2d(operation: str, batch: int, last: bool) -> Case:
+    """Ours in one memory format, the peer in both."""
+    source, window = convolution()
+    mask, x = mask_of(source), torch.randn(batch, 128, 32, 32)
+    kernel = dense(mask, source).view(128, 3, 3, 128).permute(0, 3, 1, 2)
+    pairs = {name: tuple(t.contiguous(memory_format=f) for t in (x, kernel)) for name, f in FORMATS.items()}
+    x = pairs["channels-last" if last else "contiguous"][0]
+    if operation == "forward":
+        args = x, mask, SCALE, None, source, window
+        ours, check = cpu.conv2d_forward, reference.conv2d_forward
+        peers = {name: lambda a=a, k=k: F.conv2d(a, k, padding=1) for name, (a, k) in pairs.items()}
+    else:
+        args = x, mask, SCALE, source, window, [32, 32]
+        ours, check = cpu.conv2d_grad_input, reference.conv2d_grad_input
+        peers = {name: lambda a=a, k=k: conv2d_input(x.shape, k, a, padding=1) for name, (a, k) in pairs.items()}
+    methods = {"ours": lambda: ours(*args)} | {f"dense float32, {name}": peer for name, peer in peers.items()}
+    return Case(methods, lambda: equal(ours(*args), check(*args)))
+
+
+def conv2d_grad_scores(batch: int, freeze: Freeze) -> Case:
+    source, window = convolution()
+    source = Source.of(source.rows, source.fan, freeze=freeze)
+    dy, x = torch.randn(batch, 128, 32, 32), torch.randn(batch, 128, 32, 32)
+    args = dy, x, torch.randn(source.free), SCALE, source, window
+    methods = {"ours": lambda: cpu.conv2d_grad_scores(*args)}
+    for name, f in FORMATS.items():
+        a, b = dy.contiguous(memory_format=f), x.contiguous(memory_format=f)
+        methods[f"dense float32, {name}"] = lambda a=a, b=b: conv2d_weight(b, (128, 128, 3, 3), a, padding=1)
+    return Case(methods, lambda: close(methods["ours"](), reference.conv2d_grad_scores(*args), 1e-6))
+
+
+# Masks
+
+
+def masks(freeze: Freeze, compact: bool) -> Case:
+    """The new mask of a ResNet-50: one global threshold, and the bits of each of its 54 layers.
+
+    The peer takes the magnitudes of all scores in one tensor (the concatenation is not timed), its k-th value, and a
+    comparison to bools.
+    """
+    shapes = [p.shape for p in resnet(50, classes=1000, imagenet=True).parameters()]
+    sources = [Source.of(s[0], s[1:].numel(), layer=i, freeze=freeze) for i, s in enumerate(shapes)]
+    scores = [torch.randn(source.free) for source in sources]
+    together = torch.cat(scores)
+    rank = int(0.7 * len(together))
+
+    def ours() -> list[Tensor]:
+        threshold = cpu.select(scores, rank)
+        return [cpu.pack(s, threshold, source, compact)[0] for s, source in zip(scores, sources, strict=True)]
+
+    def peer() -> Tensor:
+        magnitudes = together.abs()
+        return magnitudes > magnitudes.kthvalue(rank).values
+
+    def check() -> None:
+        words = ours()
+        if not compact:
+            words = [bits.gather(w, s.frozen_words()[0]) for w, s in zip(words, sources, strict=True)]
+        kept = [bits.unpack(w).flatten()[: s.free] for w, s in zip(words, sources, strict=True)]
+        expect(torch.equal(torch.cat(kept), peer()), "not the mask of kthvalue")
+
+    return Case({"ours": ours, "kthvalue and a comparison": peer}, check)
+
+
+# Layers and networks as modules, as a user calls them
+
+
+class Network(NamedTuple):
+    """How to build a network of dense layers, what it takes, and what it is trained on."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+
+
+def mean_square(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).float().square().mean()
+
+
+def classify(model: nn.Module, x: Tensor) -> Tensor:
+    """The loss of a classifier, with labels that the batch's size fixes."""
+    return F.cross_entropy(model(x).float(), torch.arange(len(x)) % 10)
+
+
+def linear(size: int) -> Network:
+    return Network(lambda: nn.Linear(size, size, bias=False), lambda batch: torch.randn(batch, size), mean_square)
+
+
+def conv3x3(channels: int, size: int) -> Network:
+    return Network(
+        lambda: nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        lambda batch: torch.randn(batch, channels, size, size),
+        mean_square,
+    )
+
+
+def decoder() -> Network:
+    """Twelve layers of width 2048, 604 M weights; a forward generates one token, with nothing before it."""
+
+    def build() -> nn.Module:
+        return GPT(classes=256, context=256, width=2048, depth=12, head_width=128)
+
+    return Network(build, lambda batch: torch.zeros(batch, 1, dtype=torch.int64), mean_square)
+
+
+NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 4096, 8192)} | {
+    "Conv2d 3x3, 64 channels, 8 x 8": conv3x3(64, 8),
+    "Conv2d 3x3, 128 channels, 32 x 32": conv3x3(128, 32),
+    "Conv2d 3x3, 512 channels, 14 x 14": conv3x3(512, 14),
+    "CIFAR ResNet-18": Network(lambda: resnet(18), lambda batch: torch.randn(batch, 3, 32, 32), classify),
+    "ImageNet ResNet-50": Network(
+        lambda: resnet(50, classes=1000, imagenet=True), lambda batch: torch.randn(batch, 3, 224, 224), classify
+    ),
+    "decoder, 12 layers of 2048": decoder(),
+}
+
+
+@lru_cache(maxsize=3)
+def _source(network: str, frozen: bool, compact: bool) -> nn.Module:
+    torch.manual_seed(0)  # for what is not of our seed: the tables of a decoder
+    return supermask(NETWORKS[network].build(), frozen, compact)
+
+
+@lru_cache(maxsize=12)  # one network in every way, over several batches
+def held(network: str, form: Method) -> nn.Module:
+    """A network held as a method holds it, for inference."""
+    return form.hold(_source(network, form.frozen, form.compact)).eval()
+
+
+def same_dense(network: str, form: Method) -> nn.Module:
+    """The dense float32 network that one held otherwise has to equal."""
+    return held(network, METHODS["dense float32"]._replace(frozen=form.frozen, compact=form.compact))
+
+
+def inference(network: str, batch: int, methods: tuple[str, ...]) -> Case:
+    """A forward of the same network held in different ways, each compared with its dense float32 form."""
+    x = NETWORKS[network].inputs(batch)
+    inputs = {name: cast(x, METHODS[name].dtype) for name in methods}
+    calls = {name: torch.no_grad()(lambda n=name: held(network, METHODS[n])(inputs[n])) for name in methods}
+
+    @torch.no_grad()
+    def check() -> None:
+        for name in methods:
+            try:
+                close(calls[name](), same_dense(network, METHODS[name])(x), METHODS[name].error)
+            except WrongResultError as error:
+                raise WrongResultError(f"{name}: {error}") from None
+
+    return Case(calls, check)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def training(network: str, batch: int, methods: tuple[str, ...]) -> Case:
+    """A whole training step. The losses of the first are compared: before it, methods hold the same network."""
+    _, inputs, loss = NETWORKS[network]
+    x = inputs(batch)
+    calls = {name: training_step(copy.deepcopy(held(network, METHODS[name])).train(), x, loss) for name in methods}
+
+    def check() -> None:
+        for name in methods:
+            same = copy.deepcopy(same_dense(network, METHODS[name])).train()
+            got, expected = calls[name](), float(loss(same, x).detach())
+            expect(abs(got - expected) < 1e-3 * abs(expected), f"{name}: loss {got:g}, expected {expected:g}")
+
+    return Case(calls, check)
+
+
+LINEAR, CONVOLUTION = "Linear 4096 x 4096", "Conv2d 3x3, 128 channels, 32 x 32"
+LOW_BITS = ("int8 dynamic", "int4, bfloat16")
+FORWARDS = ("ours", "ours, 70 % frozen, compact", "ours, bfloat16", "dense float32", "dense bfloat16", *LOW_BITS)
+MATERIALIZERS = ("ours", "materialize each call", "materializing layer", "sort in each forward")
+CONVOLUTIONS = (*FORWARDS[:-2], *MATERIALIZERS[1:])
+END_TO_END = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "materializing layer")
+DECODER = (*END_TO_END[:-1], *LOW_BITS)
+STEPS = ("ours", "ours, 70 % frozen, compact", "dense float32", "materializing layer", "sort in each forward")
+
+
+# The cases
+
+
+def targets() -> Iterator[Entry]:
+    """What the project has to reach, against the dense product of the same shape."""
+
+    def entry(name: str, target: float | None, make: Callable[[], Case], quick: bool = False, **options) -> Entry:
+        return Entry("targets", name, make, target, quick, **options)
+
+    for batch, target in ((1, 10), (4, 15), (16, 5), (64, 3.5), (256, 3), (1024, 2.8)):
+        name = f"forward float32 highest, batch {batch}"
+        yield entry(name, target, lambda b=batch: linear_forward(b), batch in (1, 16, 256))
+    for batch in (256, 1024):
+        name = f"forward float32 highest, batch {batch}, against a 1x1 convolution"
+        yield entry(name, 1.15, lambda b=batch: against_convolution(b))
+    for batch, target in ((1, 5), (16, 2), (64, 1.2), (256, 1)):
+        name = f"forward bfloat16, batch {batch}"
+        yield entry(name, target, lambda b=batch: linear_forward(b, dtype=torch.bfloat16), batch in (1, 256))
+    yield entry("forward float32 high, batch 256", 4.5, lambda: linear_forward(256), precision="high")
+    for batch, target in ((1, 4), (64, 3)):
+        name = f"forward compact mask, batch {batch}"
+        yield entry(name, target, lambda b=batch: linear_forward(b, compact=True), batch == 1)
+    for weight in ("uniform", "normal"):
+        for batch, target in ((1, 4), (256, 2.5)):
+            name = f"forward {weight} weights, batch {batch}"
+            yield entry(name, target, lambda b=batch, w=weight: linear_forward(b, weight=w))
+    yield entry("grad_input, batch 256", 2.5, lambda: linear_grad_input(256), True)
+    for batch, freeze, weight, target, more in (
+        (256, DENSE, "signed_constant", 1.2, ""),
+        (256, FROZEN, "signed_constant", None, ", 70 % frozen"),
+        (256, DENSE, "normal", None, ", normal weights"),
+        (16, FROZEN, "signed_constant", None, ", 70 % frozen"),
+    ):
+        make = lambda b=batch, f=freeze, w=weight: linear_grad_scores(b, f, w)  # noqa: E731
+        yield entry(f"grad_scores, batch {batch}{more}", target, make, bool(freeze.prune) and batch == 256)
+    for last in (False, True):
+        for batch in (1, 32):
+            name = f"conv 3x3 128 32x32{' channels-last' if last else ''}, batch {batch}"
+            yield entry(name, 1.2, lambda b=batch, f=last: conv2d("forward", b, f), batch == 32 and not last)
+            yield entry(f"{name}, grad_input", None, lambda b=batch, f=last: conv2d("grad_input", b, f))
+    for batch, freeze, more in ((32, DENSE, ""), (32, FROZEN, ", 70 % frozen"), (1, DENSE, "")):
+        name = f"conv 3x3 128 32x32, batch {batch}, grad_scores{more}"
+        yield entry(name, None, lambda b=batch, f=freeze: conv2d_grad_scores(b, f))
+    for freeze, what, target in ((DENSE, "25.5 M scores", 8), (FROZEN, "70 % frozen, 7.6 M scores", None)):
+        for compact in (False, True):
+            name = f"select + pack, {what}, {'compact' if compact else 'resolved'}"
+            yield entry(name, target, lambda f=freeze, c=compact: masks(f, c), not compact and target is None)
+    yield entry(
+        "materializing layer, forward, batch 1",
+        300,
+        lambda: inference(LINEAR, 1, ("ours", "materializing layer")),
+        True,
+    )
+    yield entry(
+        "a training step of CIFAR ResNet-18, batch 32, against materializing",
+        2.5,
+        lambda: training("CIFAR ResNet-18", 32, ("ours, 70 % frozen", "materializing layer, 70 % frozen")),
+    )
+
+
+def batches() -> Iterator[Entry]:
+    """One layer held in every way, against the batch."""
+    for batch in (1, 4, 16, 64, 256, 1024):
+        make = lambda b=batch: inference(LINEAR, b, FORWARDS)  # noqa: E731
+        yield Entry("batch", f"{LINEAR}, batch {batch}", make, quick=batch in (1, 16, 256), at={"batch": batch})
+    for batch in (1, 16, 256):
+        make = lambda b=batch: inference(LINEAR, b, MATERIALIZERS)  # noqa: E731
+        at = {"batch": batch}
+        yield Entry("materializing", f"{LINEAR}, batch {batch}", make, quick=batch == 1, at=at, rounds=3)
+    for batch in (1, 32):
+        make = lambda b=batch: inference(CONVOLUTION, b, CONVOLUTIONS)  # noqa: E731
+        yield Entry("convolution", f"{CONVOLUTION}, batch {batch}", make, quick=batch == 1, at={"batch": batch})
+
+
+def training_steps() -> Iterator[Entry]:
+    for name, batch, methods in (
+        (LINEAR, 256, STEPS[:-1]),
+        (CONVOLUTION, 32, STEPS),
+        ("CIFAR ResNet-18", 32, STEPS[:-1]),
+        ("ImageNet ResNet-50", 8, STEPS[:-1]),
+    ):
+        make = lambda n=name, b=batch, m=methods: training(n, b, m)  # noqa: E731
+        yield Entry("training step", f"{name}, batch {batch}", make, quick=name == CONVOLUTION, rounds=3)
+
+
+def networks() -> Iterator[Entry]:
+    for name in ("CIFAR ResNet-18", "ImageNet ResNet-50"):
+        for batch in (1, 32):
+            make = lambda n=name, b=batch: inference(n, b, END_TO_END)  # noqa: E731
+            quick = name == "CIFAR ResNet-18"
+            yield Entry("network", f"{name}, batch {batch}", make, quick=quick, at={"batch": batch})
+    name = "decoder, 12 layers of 2048"
+    yield Entry("network", f"{name}, one token", lambda: inference(name, 1, DECODER), at={"batch": 1})
+
+
+def scaling() -> Iterator[Entry]:
+    """The cost of a square layer against its size, and against threads; and of a layer of a billion weights."""
+    for batch in (1, 64):
+        for size in (512, 1024, 2048, 4096, 8192, 16384):
+            name = f"{size} x {size}, batch {batch}"
+            quick = batch == 1 and size in (512, 2048)
+            at = {"size": size, "batch": batch}
+            yield Entry("size", name, lambda b=batch, s=size: linear_forward(b, s), quick=quick, at=at)
+    for batch in (1, 64):
+        for threads in (1, 2):
+            name = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+            at = {"threads": threads, "batch": batch}
+            yield Entry("threads", name, lambda b=batch: linear_forward(b), quick=batch == 1, at=at, threads=threads)
+    side = 31623
+    for compact in (False, True):
+        name = f"{side} x {side}, batch 1, {'70 % frozen, compact' if compact else 'dense source, resolved'} mask"
+        make = lambda c=compact: linear_forward(1, side, compact=c, dense_too=False)  # noqa: E731
+        yield Entry("billion", name, make, at={"weights": side * side, "compact": compact})
+
+
+def entries() -> Iterator[Entry]:
+    for cases in (targets, batches, training_steps, networks, scaling):
+        yield from cases()

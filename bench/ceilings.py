@@ -1,0 +1,63 @@
+"""What this machine can do at most, as PyTorch reaches it, and what making weights costs it."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rounds import timed
+
+from slt_kernels.backends import cpu
+
+# The flags of the file `bench/cpu_generator.cpp`, whose code is of one instruction set at a time.
+_AVX512VNNI = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+_AVX512VNNI += " -mavx512vnni -mavx512vbmi -mgfni"
+
+
+def ceilings(seconds: float) -> dict[str, Any]:
+    """The best of several copies and products: bytes and operations (two a multiply-add) a second."""
+
+    def best(call) -> float:
+        call()
+        times, end = [], time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            times.append(timed(call))
+        return min(times)
+
+    result = {}
+    for name, size in (("copy_67MB", 1 << 24), ("copy_1GB", 1 << 28)):  # a cached weight's size, and any cache's
+        source = torch.ones(size)
+        to = torch.empty_like(source)
+        result[name] = 2 * source.nbytes / best(lambda: to.copy_(source))
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(2048, 2048).to(dtype)
+        pixels, kernel = torch.randn(8, 512, 16, 16).to(dtype), torch.randn(512, 512, 3, 3).to(dtype)
+        pixels, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (pixels, kernel))
+        product = 2 * 2048**3 / best(lambda: a @ a)
+        convolved = 2 * 8 * 512 * 512 * 9 * 256 / best(lambda: torch.conv2d(pixels, kernel, padding=1))
+        result[f"product_{str(dtype).removeprefix('torch.')}"] = max(product, convolved)
+    return result
+
+
+def generator() -> dict[str, Any]:
+    """The lines of `bench/cpu_generator.cpp`: nanoseconds and cycles of making 2048 weights on one thread."""
+    if "avx512vnni" not in cpu.instruction_sets() or shutil.which("c++") is None:
+        return {"unavailable": "it needs c++ and AVX-512 VNNI"}
+    source = Path(__file__).with_name("cpu_generator.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder, "generator"))
+        command = ["c++", "-std=c++17", "-O3", "-ffp-contract=off", *shlex.split(_AVX512VNNI), "-DSLT_ISA=avx512vnni"]
+        subprocess.run([*command, str(source), "-o", program], check=True, capture_output=True)
+        printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    lines = re.findall(r"^(.*?) +([\d.]+) ns +(\d+) cycles$", printed, re.MULTILINE)
+    return {"lines": [{"what": name, "ns": float(ns), "cycles": int(cycles)} for name, ns, cycles in lines]}
+
+
+if __name__ == "__main__":
+    print(ceilings(1.0), generator(), sep="\n", file=sys.stdout)

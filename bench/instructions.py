@@ -1,0 +1,118 @@
+"""A regression gate that does not flap: the instructions of three kernels on a fixed small case, counted by callgrind.
+
+    python bench/instructions.py             fails where a kernel takes 10 % more than bench/instructions.json says
+    python bench/instructions.py --write     after a change that is meant
+
+Counts are of one call on one thread, 256 x 512 weights, 70 % frozen, with the instruction set that valgrind runs. The
+extension is loaded by itself, without PyTorch, and must be built in place (`pip install -e .`). A compiler's own code
+differs: the figures name theirs.
+"""
+
+import argparse
+import array
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+from callgrind import ISA, count, run, unavailable
+
+FIGURES = Path(__file__).with_name("instructions.json")
+LIMIT = 1.10
+ROWS, FAN, BATCH = 256, 512, 16
+SOURCE = (ROWS, FAN, 0, 0, 0, 90, 166, 0, 0, (FAN + 127) // 128)  # seed 0, layer 0, signed constant, 90/256 pruned
+KERNELS = ("linear_forward", "grad_scores", "pack")
+
+
+def library() -> Path:
+    found = sorted((Path(__file__).parent.parent / "slt_kernels").glob("_cpu.*.so"))
+    if not found:
+        raise FileNotFoundError("slt_kernels/_cpu.*.so: expected the extension, built in place by `pip install -e .`")
+    return found[0]
+
+
+def compiler() -> str:
+    """The compiler of the extension, as it signed it."""
+    found = re.findall(rb"(?:GCC: \([^)]*\)|clang version) [\d.]+", library().read_bytes())
+    return " and ".join(sorted({name.decode() for name in found}))
+
+
+def count_kernels() -> None:
+    """Inside valgrind: each kernel once to settle (its dispatch, its threads), and once counted."""
+    spec = importlib.util.spec_from_file_location("slt_kernels._cpu", library())
+    cpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cpu)
+    cpu.use_instruction_set(ISA)
+
+    def floats(count: int, seed: int) -> array.array:
+        """Any fixed numbers in (-1, 1)."""
+        return array.array("f", ((i * 2654435761 + seed) % 2**32 / 2**31 - 1 for i in range(count)))
+
+    def pointer(values: array.array) -> int:
+        return values.buffer_info()[0]
+
+    offsets, locked = array.array("q", bytes(8 * (ROWS + 1))), array.array("q", [0])
+    cpu.count_frozen(SOURCE, pointer(offsets), pointer(locked), 1)
+    free = offsets[-1]
+    x, dy, scores = floats(BATCH * FAN, 1), floats(BATCH * ROWS, 2), floats(free, 3)
+    y, grads, kept = array.array("f", bytes(4 * BATCH * ROWS)), array.array("f", bytes(4 * free)), array.array("q", [0])
+    mask = array.array("I", bytes(4 * ROWS * (FAN // 32)))
+    one_pixel = (1, 1, 1, 1, 0, 0, 1, 1, 1)
+    sizes = [(BATCH, width, 1, 1, width, 1, 1, 1) for width in (ROWS, FAN)]
+    calls = {
+        "pack": lambda: cpu.pack(
+            SOURCE, pointer(scores), 0.5, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1
+        ),
+        "linear_forward": lambda: cpu.linear_forward(
+            SOURCE, pointer(mask), pointer(x), BATCH, 0.1, 0, pointer(y), 3, 1
+        ),
+        "grad_scores": lambda: cpu.grad_scores(
+            SOURCE, one_pixel, pointer(dy), sizes[0], pointer(x), sizes[1], pointer(scores), 0.1, pointer(offsets),
+            pointer(grads), 3, 1,
+        ),
+    }  # fmt: skip
+    for name, call in calls.items():
+        call()
+        count(name, call)
+    if not (any(y) and any(grads) and 0 < kept[0] < ROWS * FAN):
+        raise RuntimeError("a kernel computed nothing")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="make what is counted the committed figures")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        count_kernels()
+        return 0
+    if reason := unavailable():
+        print(f"nothing counted: {reason}", file=sys.stderr)
+        return 2
+    counts = run(__file__, "--inside")
+    found = {name: counts[name]["Ir"] for name in KERNELS}
+    if arguments.write:
+        figures = {"instruction_set": ISA, "compiler": compiler(), "instructions": found}
+        FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+        return 0
+    figures = json.loads(FIGURES.read_text())
+    return compare(found, figures)
+
+
+def compare(found: dict[str, int], figures: dict) -> int:
+    """Prints each kernel's count beside the committed one; 1 where one is over its limit."""
+    over = False
+    for name, committed in figures["instructions"].items():
+        change = found[name] / committed - 1
+        worse = found[name] > LIMIT * committed
+        over |= worse
+        print(f"{name:16} {found[name]:>12,} instructions, committed {committed:>12,} ({change:+.1%})", end="")
+        print("  OVER" if worse else "")
+    if over:
+        print(f"the committed figures are of {figures['compiler']}, these of {compiler()}")
+    return int(over)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

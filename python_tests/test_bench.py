@@ -1,0 +1,186 @@
+"""The bench itself: wrong results are not timed, peers compute what we do, and results render."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slt_kernels import cli
+from slt_kernels.backends import cpu
+
+BENCH = Path(__file__).parent.parent / "bench"
+needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason="the benches are of the CPU backend")
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def module(name: str):
+    return importlib.import_module(name)
+
+
+def test_a_wrong_result_is_not_timed():
+    rounds, calls = module("rounds"), []
+
+    def check() -> None:
+        raise RuntimeError("wrong")
+
+    with pytest.raises(RuntimeError, match="wrong"):
+        rounds.measure(rounds.Case({"ours": lambda: calls.append(1)}, check), 0.01, 3)
+    assert calls == []
+
+
+def test_medians_quartiles_and_the_fastest_peer(monkeypatch):
+    rounds = module("rounds")
+    milliseconds = {"ours": 2e-3, "ours, compact": 1e-3, "slow": 8e-3, "fast": 4e-3}
+    monkeypatch.setattr(rounds, "timed", lambda call: call())
+    case = rounds.Case({name: lambda t=t: t for name, t in milliseconds.items()}, lambda: None)
+    result = rounds.measure(case, 0, 3)
+    assert result["rounds"] == 3
+    assert result["methods"]["slow"] == {"median_ms": pytest.approx(8), "quartiles_ms": pytest.approx([8, 8])}
+    assert result["peer"] == "fast"
+    assert result["ratio"] == pytest.approx(2)
+
+
+@needs_cpu
+def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch):
+    cases, peers = module("cases"), module("peers")
+    small = cases.linear(64)
+    monkeypatch.setitem(cases.NETWORKS, "small", small)
+
+    class Wrong(peers.Dense):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    monkeypatch.setitem(cases.METHODS, "wrong", peers.Method(Wrong))
+    case = cases.inference("small", 4, ("ours", "wrong"))
+    with pytest.raises(cases.WrongResultError, match="wrong: relative error"):
+        case.check()
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", ("Linear", "Conv2d"))
+def test_peers_compute_what_we_do(kind, monkeypatch):
+    """Each method's forward; and for those that train, the same scores after a step as ours have."""
+    cases, peers = module("cases"), module("peers")
+    network = cases.linear(128) if kind == "Linear" else cases.conv3x3(16, 6)
+    monkeypatch.setitem(cases.NETWORKS, kind, network)
+    methods = [name for name, m in peers.METHODS.items() if m.convolves or kind == "Linear"]
+    cases.inference(kind, 5, tuple(methods)).check()
+
+    ours, x = peers.supermask(network.build(), True, False), network.inputs(5)
+    other = peers.METHODS["materializing layer, 70 % frozen"].hold(ours)
+    losses = [[step() for _ in range(3)] for step in (peers.training_step(m, x, network.loss) for m in (ours, other))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][2] != losses[0][0]
+    torch.testing.assert_close(peers.dense_scores(ours), other.scores.detach(), rtol=1e-4, atol=1e-6)
+
+
+@needs_cpu
+def test_sorting_keeps_the_mask_that_we_keep():
+    cases, peers = module("cases"), module("peers")
+    layer = peers.supermask(cases.linear(64).build(), False, False)
+    weight = []
+    sorting = peers.Sorting(layer)
+    sorting.product = lambda x, w: weight.append(w)
+    sorting(torch.zeros(1, 64))
+    assert torch.equal(weight[0] != 0, layer.mask())
+
+
+@needs_cpu
+def test_memory_of_one_row():
+    """In a fresh process: a dense float32 layer holds its weight, its gradients are as large, and it returns them."""
+    memory = module("memory")
+    record = memory.in_fresh_process(memory.Row("Linear 1024 x 1024", "dense float32", "step", 2))
+    assert record["held"] == pytest.approx(4 << 20, rel=0.2)
+    assert record["returned"] == 2 * 4 << 20
+    with pytest.raises(RuntimeError, match="no such network"):
+        memory.in_fresh_process(memory.Row("no such network", "ours", "forward", 2))
+
+
+def test_counted_bytes():
+    traffic = module("traffic")
+    forward = {method: sum(traffic.bytes_a_weight(method, "forward").values()) for method in traffic.FORWARD}
+    assert forward["ours"] == 1 / 8
+    assert forward["ours, 70 % frozen, compact"] == pytest.approx(0.3 / 8 + 2 / 8)
+    assert (forward["dense float32"], forward["dense bfloat16"], forward["int8 dynamic"]) == (4, 2, 1)
+    for method in traffic.STEP:
+        assert sum(traffic.bytes_a_weight(method, "step").values()) > forward[method]
+
+
+def test_the_gate_opens_and_shuts(capsys):
+    instructions = module("instructions")
+    figures = {"compiler": "some compiler", "instructions": {"pack": 1000}}
+    assert instructions.compare({"pack": 1100}, figures) == 0
+    assert instructions.compare({"pack": 500}, figures) == 0
+    assert "OVER" not in capsys.readouterr().out
+    assert instructions.compare({"pack": 1101}, figures) == 1
+    assert "OVER" in capsys.readouterr().out
+
+
+def committed() -> list[Path]:
+    return sorted((BENCH / "results").glob("*/result.json"))
+
+
+@pytest.mark.parametrize("file", committed(), ids=lambda file: file.parent.name)
+def test_reports_are_what_their_results_say(file, tmp_path):
+    """The text but for its links to plots; that the plots are drawn."""
+    report = module("report")
+    result = json.loads(file.read_text())
+    assert report.failures(result) == []
+    report.write(result, tmp_path)
+    assert (tmp_path / "report.md").read_text() == (file.parent / "report.md").read_text()
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted(p.name for p in file.parent.glob("*.png"))
+
+
+def test_a_part_of_a_result_renders(tmp_path):
+    report = module("report")
+    machine = {"cpu": "some", "threads": 1, "torch": "2", "commit": "abc", "backends": {"cpu": "avx2, 1 threads"}}
+    failed = {"group": "targets", "name": "a case", "target": None, "at": {}, "error": "not the reference's bits"}
+    result = {"profile": "quick", "date": "today", "seconds": 1.0, "machine": machine, "cases": [failed]}
+    report.write(result | {"moved": {"unavailable": "valgrind is not installed"}}, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "- a case: not the reference's bits" in text
+    assert "Not measured: valgrind is not installed." in text
+
+
+def test_machines_have_names():
+    slug = module("machine").slug
+    info = {"cpu": "Intel(R) Xeon(R) CPU E5-2680 @ 2.7GHz, family 6", "threads": 2, "backends": {"cpu": "avx2, x"}}
+    assert slug(info) == "intel-xeon-e5-2680-avx2-2threads"
+
+
+def test_bench_needs_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "slt_kernels" / "cli.py"))
+    assert cli.main(["bench", "quick"]) == 2
+    assert "in a checkout alone" in capsys.readouterr().err
+
+
+def test_partial_runs_stay_out_of_the_results():
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "suite.py"), "quick", "--only", "sizes"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--only: expected --out" in done.stderr
+
+
+@needs_cpu
+def test_a_run_writes_its_result_and_report(tmp_path):
+    """The smallest of the sections."""
+    command = [sys.executable, str(BENCH / "suite.py"), "quick", "--only", "counted|sizes", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert folder.name == f"{module('machine').slug(result['machine'])}-quick"
+    assert {"machine", "date", "seconds", "counted", "sizes"} <= result.keys()
+    assert (folder / "report.md").exists()
