@@ -1,4 +1,4 @@
-"""The command line: ``slt find``, ``sweep``, ``eval``, ``info``, ``bench``, ``doctor``; each is one ``_add_*`` function."""
+"""The command line, ``slt``: find, sweep, eval, info, bench, doctor; each is one ``_add_*`` function."""
 
 import argparse
 import dataclasses
