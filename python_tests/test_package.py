@@ -167,10 +167,12 @@ ORDER = (
     ("backends",),
     ("ops",),
     ("nn",),
-    ("edge_popup", "freezing"),
+    ("bernoulli", "edge_popup", "freezing"),
     ("convert", "ticket"),
-    ("models", "data"),
+    ("data",),
+    ("models",),
     ("train",),
+    ("sweep",),
     ("cli",),
 )
 

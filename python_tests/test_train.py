@@ -118,7 +118,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("stop_at", (1, 3, 4, 5, 8), ids=lambda n: f"step {n}")
+@pytest.mark.parametrize("stop_at", (1, 4, 6), ids=lambda n: f"step {n}")
 @pytest.mark.parametrize("case", CASES)
 def test_a_search_that_is_killed_continues_to_the_same_bits(case, stop_at, data, tmp_path):
     """Killed just before its checkpoint of that step; a dropout draws random numbers of its own."""

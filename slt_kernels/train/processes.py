@@ -42,10 +42,12 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def rank() -> int:
+    """This process's number; 0 where it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
