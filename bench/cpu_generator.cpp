@@ -48,6 +48,17 @@ static void measure(const char *name, const Body &body) {
     printf("%-22s %6.1f ns  %5.0f cycles\n", name, best * 1e9, best / cycle());
 }
 
+// As many vector instructions as make 2048 weights of signed_constant (generate.h), of Philox's kinds, and independent:
+// what the processor can do at best.
+static void mixed() {
+#define PAIR(r) "vpmuludq %%zmm20, %%zmm" #r ", %%zmm" #r "\n vpsrlq $32, %%zmm" #r ", %%zmm" #r "\n"
+#define THREE(r) PAIR(r) "vpternlogq $0x96, %%zmm20, %%zmm21, %%zmm" #r "\n"
+#define TWELVE(x) x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7) x(8) x(9) x(10) x(11)
+    asm volatile(TWELVE(THREE) TWELVE(THREE) TWELVE(THREE) TWELVE(THREE) TWELVE(THREE)  // 180
+                 THREE(0) THREE(1) PAIR(2)::: "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8",
+                 "zmm9", "zmm10", "zmm11");
+}
+
 int main() {
     const int64_t words = CALLS * WORDS_A_CALL;
     uint32_t *mask = static_cast<uint32_t *>(aligned_alloc(64, ROWS * words * 4));
@@ -57,6 +68,7 @@ int main() {
 
     Source source = {ROWS, CALLS * CALL, 42, 1, SIGNED_CONSTANT, 0, 256, 0, 0, CALLS};
     const Generator generator(source, SIGN);
+    measure("188 mixed instructions", [&](int64_t, int64_t) { mixed(), mixed(); });
     measure("one call of Philox", [&](int64_t row, int64_t call) {
         generator({sign_index(source, row, call), sign_index(source, row, call + 1)}, two);
         for (int i = 0; i < 8; ++i) sum ^= two[i / 4][i % 4];

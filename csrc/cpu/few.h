@@ -11,6 +11,8 @@
 
 #include "product.h"
 
+#if defined(__AVX512VNNI__)
+
 namespace slt::SLT_ISA {
 namespace {
 
@@ -100,13 +102,13 @@ void few_groups(Tiles &tiles, const Weights &weights, int64_t row, int64_t first
 
 template <bool SIGNS>
 void few_sums(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
-                     int64_t pitch, int digits, int32_t *sums) {
+              int64_t pitch, int digits, int32_t *sums) {
     if (digits <= 16) return few_groups<SIGNS, 1, 4>(tiles, weights, row, first, count, x, pitch, digits, sums);
     if (digits <= 32) return few_groups<SIGNS, 2, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
     few_groups<SIGNS, 3, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
 }
 
-#elif defined(__AVX512VNNI__)
+#else
 
 constexpr int FEW_DIGITS = 6;
 
@@ -118,7 +120,8 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
     S32 sum[ROWS][TURNS] = {};
     const auto multiply = [&](const Digit *at, const U32 quads[8]) {
         SLT_UNROLL for (int s = 0; s < 8; ++s)
-            SLT_UNROLL for (int r = 0; r < ROWS; ++r) dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
+            SLT_UNROLL for (int r = 0; r < ROWS; ++r)
+                dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
     };
     int64_t call = first;
     for (; call + 1 < first + count; call += 2)
@@ -126,13 +129,15 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
             multiply(x + (call + p) * CALL + w * WORD, quads);
         });
     if (call < first + count)
-        weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) { multiply(x + call * CALL + w * WORD, quads); });
+        weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) {
+            multiply(x + call * CALL + w * WORD, quads);
+        });
     SLT_UNROLL for (int r = 0; r < ROWS; ++r) store(sums + r * BLOCK, TURNS == 1 ? sum[r][0] : sum[r][0] + sum[r][1]);
 }
 
 template <bool SIGNS>
 void few_sums(Tiles &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
-                     int64_t pitch, int digits, int32_t *sums) {
+              int64_t pitch, int digits, int32_t *sums) {
     for (int g = 0; g < GROUPS; ++g, row += LANES, sums += LANES) {
         if (digits == 2) few_registers<SIGNS, 2>(weights, row, first, count, x, pitch, sums);
         if (digits == 3) few_registers<SIGNS, 3>(weights, row, first, count, x, pitch, sums);
@@ -142,8 +147,6 @@ void few_sums(Tiles &, const Weights &weights, int64_t row, int64_t first, int64
 }
 
 #endif
-
-#if defined(__AVX512VNNI__)
 
 // `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, against a block of outputs from `row` on.
 template <int DIGITS>
@@ -164,7 +167,8 @@ void multiply_few(Tiles &tiles, const Weights &weights, int64_t row, const Digit
         for (int64_t v = 0; v < vectors; ++v) finish<DIGITS>(sums + v * DIGITS * BLOCK, v, out);
     }
 }
-#endif
 
 }  // namespace
 }  // namespace slt::SLT_ISA
+
+#endif

@@ -1,8 +1,9 @@
 // Linear forward: y = x W^T.
 //
 // x becomes digits once, a row at a time. A piece of work is some blocks of rows of the weight (`Cut`): their panel is
-// made for as many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch takes 256 k
-// at a time instead, so that the panel stays in L1 and making it is all that counts.
+// made for as many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch has no panel
+// where there is a dot product of bytes in 512 bits (few.h); elsewhere it takes 256 k at a time, so that the panel stays
+// in L1 and making it is all that counts.
 #include "cut.h"
 #include "few.h"
 #include "operations.h"
