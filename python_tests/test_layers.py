@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from processes import run_processes
 from torch import nn
 
-from slt_kernels import Freeze, SupermaskConv2d, SupermaskLinear
+from slt_kernels import Freeze, SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
 from slt_kernels.source import WEIGHTS
 
 FROZEN = Freeze(0.35, 0.25)
@@ -170,6 +170,22 @@ def test_scores_start_the_same_everywhere():
     assert torch.equal(a.scores, b.scores)
     assert a.free != other.free or not torch.equal(a.scores, other.scores)
     assert a.scores.std().item() == pytest.approx((2 / 45) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("layer", (SupermaskLinear(400, 100), SupermaskEmbedding(100, 400, std=0.02)), ids=repr)
+@pytest.mark.parametrize(
+    "how,std", (("uniform", (2 / 400) ** 0.5), ("normal", (2 / 400) ** 0.5), ("hidden_networks", 1 / (3 * 400) ** 0.5))
+)
+def test_initial_scores(layer, how, std):
+    before = layer.mask_words.clone()
+    layer.reset_scores(how)
+    scores = layer.scores.detach()
+    assert scores.std().item() == pytest.approx(std, rel=0.02)
+    kurtosis = (scores.pow(4).mean() / scores.pow(2).mean() ** 2).item()
+    assert kurtosis == pytest.approx(3 if how == "normal" else 1.8, rel=0.05)
+    assert torch.equal(layer.mask_words, before)  # the next forward in training makes it
+    with pytest.raises(ValueError, match="how='xavier': expected one of uniform, normal, hidden_networks"):
+        layer.reset_scores("xavier")
 
 
 def test_repr_says_what_it_is():

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from slt_kernels import EdgePopup, Freeze, SupermaskLinear, load_ticket, models, save_ticket
+from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
 from slt_kernels.data.images import Images
-from slt_kernels.train import Interrupted, Run, Search, accuracy, initialize_scores, search
+from slt_kernels.train import Interrupted, Run, Search, accuracy, search
 from slt_kernels.train.run import write_atomically
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
@@ -346,17 +346,3 @@ def test_pick_best_leaves_the_best_epoch(data, monkeypatch):
     monkeypatch.undo()
     two, _ = found(data, epochs=2, schedule="constant")
     assert same_state(best, two)
-
-
-@pytest.mark.parametrize(
-    "how,moment",
-    (("uniform", (2 / 400) ** 0.5), ("normal", (2 / 400) ** 0.5), ("hidden_networks", 1 / (3 * 400) ** 0.5)),
-)
-def test_initial_scores(how, moment):
-    layers = nn.Sequential(SupermaskLinear(400, 100), SupermaskLinear(400, 100, layer=1))
-    initialize_scores(layers, how)
-    scores = layers[0].scores.detach()
-    assert scores.std().item() == pytest.approx(moment, rel=0.02)
-    kurtosis = (scores.pow(4).mean() / scores.pow(2).mean() ** 2).item()
-    assert kurtosis == pytest.approx(3 if how == "normal" else 1.8, rel=0.05)
-    assert not torch.equal(scores, layers[1].scores)

@@ -74,7 +74,8 @@ class SupermaskEmbedding(SupermaskLayer):
         return self.whole.rows, self.whole.fan
 
     @property
-    def _score_gain(self) -> float:
+    def score_gain(self) -> float:
+        """Sqrt(2): scores start on the Kaiming scale, whatever the ``std`` of the weights."""
         return math.sqrt(2)
 
     def _as_weight(self, matrix: Tensor) -> Tensor:

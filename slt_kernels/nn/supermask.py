@@ -11,6 +11,7 @@ from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source
 from . import spread
 
 SCALES = (None, "static", "dynamic")
+INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
 
 
 def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
@@ -105,23 +106,43 @@ class SupermaskLayer(nn.Module):
         raise NotImplementedError
 
     @property
-    def _score_gain(self) -> float:
+    def score_gain(self) -> float:
+        """Initial scores have Kaiming's standard deviation ``score_gain / sqrt(fan)``: that of the weights."""
         return self.gain
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial scores from the seed, uniform with standard deviation ``gain / sqrt(fan)``; bias as PyTorch's.
+        """Initial scores from the seed (`reset_scores`); bias as PyTorch's.
 
         With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
         self.source_id.copy_(torch.tensor(_identity(self.source)))
-        bound = self._score_gain * math.sqrt(3 / self.whole.fan)
-        scores = self.whole.initial_scores(self.free, bound, self.scores.device)
-        spread.copy_(self.scores, self._part_of_scores(scores))
+        self.reset_scores()
         if self.bias is not None:
             bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
         self.update_mask()
+
+    @torch.no_grad()
+    def reset_scores(self, how: str = "uniform") -> None:
+        """Initial scores from the seed: the same on every device, and in every process.
+
+        Args:
+            how: "uniform" (default) or "normal", with the standard deviation ``score_gain / sqrt(fan)``; or
+                "hidden_networks", the uniform of Ramanujan et al.'s code (a = sqrt(5)), ``1 / sqrt(fan)`` at most.
+
+        Raises:
+            ValueError: another ``how``.
+        """
+        if how not in INITIAL_SCORES:
+            raise ValueError(f"how={how!r}: expected one of {', '.join(INITIAL_SCORES)}")
+        root = math.sqrt(self.whole.fan)
+        std = self.score_gain / root
+        bound = {"uniform": std * math.sqrt(3), "normal": 1.0, "hidden_networks": 1 / root}[how]
+        scores = self.whole.initial_scores(self.free, bound, self.scores.device)
+        if how == "normal":
+            scores = torch.erfinv(scores) * (std * math.sqrt(2))
+        spread.copy_(self.scores, self._part_of_scores(scores))
 
     # The mask
 

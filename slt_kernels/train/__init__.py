@@ -1,7 +1,7 @@
 """Searching tickets: settings, the loop, several processes, and what a run writes."""
 
 from .find import build, find, load_data
-from .loop import accuracy, initialize_scores, search
+from .loop import accuracy, search
 from .run import Interrupted, Run
 from .settings import Experiment, Search, SourceNetwork
 
@@ -14,7 +14,6 @@ __all__ = [
     "accuracy",
     "build",
     "find",
-    "initialize_scores",
     "load_data",
     "search",
 ]

@@ -1,6 +1,5 @@
 """The search for a ticket: train the scores of a supermask network, and nothing else."""
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -92,13 +91,14 @@ class _Search:
 
     def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
         self.model, self.settings, self.seed = model, settings, seed
-        self.device = next(m for m in model.modules() if isinstance(m, SupermaskLayer)).scores.device
+        self.device = _layers(model)[0].scores.device
         self.data = data.to(self.device)
         shared = {"rank": processes.rank(), "ranks": processes.world(), "workers": settings.workers}
         self.loader = Loader(self.data.train, settings.batch_size, seed=seed, training=True, **shared)
 
         if settings.algorithm == "edge_popup":
-            initialize_scores(model, settings.scores)
+            for layer in _layers(model):
+                layer.reset_scores(settings.scores)
         self.masks = _masks(model, settings)
         if settings.algorithm == "bernoulli":
             self.masks.start_at(settings.sparsity)
@@ -239,25 +239,13 @@ def _optimizer(trained: list[nn.Parameter], settings: Search) -> torch.optim.Opt
 
 def _kept(model: nn.Module) -> float:
     """The fraction of all weights that the masks keep."""
-    layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+    layers = _layers(model)
     kept = sum(int(bits.popcount(m.mask_words)) + (m.locked if m.compact else 0) for m in layers)
     return kept / sum(m.total for m in layers)
 
 
-@torch.no_grad()
-def initialize_scores(model: nn.Module, how: str = "uniform") -> None:
-    """Initial scores of all supermask layers from their seeds: the same in every process.
-
-    Args:
-        how: "uniform" (default) or "normal", with Kaiming's standard deviation ``gain / sqrt(fan)``; or
-            "hidden_networks", the uniform of Ramanujan et al.'s code (a = sqrt(5)), ``1 / sqrt(fan)`` at most.
-    """
-    for layer in (m for m in model.modules() if isinstance(m, SupermaskLayer)):
-        fan, device = layer.source.fan, layer.scores.device
-        std = layer.gain / math.sqrt(fan)
-        bound = {"uniform": std * math.sqrt(3), "normal": 1.0, "hidden_networks": 1 / math.sqrt(fan)}[how]
-        scores = layer.source.initial_scores(layer.free, bound, device)
-        layer.scores.copy_(torch.erfinv(scores) * (std * math.sqrt(2)) if how == "normal" else scores)
+def _layers(model: nn.Module) -> list[SupermaskLayer]:
+    return [m for m in model.modules() if isinstance(m, SupermaskLayer)]
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ from ..data import DATASETS
 from ..edge_popup import SCOPES
 from ..freezing import SPREADS
 from ..models import MODELS
-from ..nn.supermask import SCALES
+from ..nn.supermask import INITIAL_SCORES, SCALES
 from ..source import WEIGHTS, Freeze
 
 ALGORITHMS = ("edge_popup", "bernoulli")
-SCORES = ("uniform", "normal", "hidden_networks")
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "multistep", "constant")
 AMP = (None, "bf16", "fp16")
@@ -76,7 +75,7 @@ class Search(Settings):
     algorithm: str = setting("edge_popup", "keeps weights above a threshold, or samples them", ALGORITHMS)
     sparsity: float = setting(0.7, "fraction of all weights dropped, frozen included; for bernoulli, at first")
     scope: str = setting("global", "of edge_popup: one threshold for all layers, or one each", SCOPES)
-    scores: str = setting("uniform", "of edge_popup: how scores start; see initialize_scores", SCORES)
+    scores: str = setting("uniform", "of edge_popup: how scores start; see SupermaskLayer.reset_scores", INITIAL_SCORES)
     epochs: int = setting(16, "passes over the training part", least=1)
     batch_size: int = setting(32, "examples a step, of all processes together", least=1)
     optimizer: str = setting("sgd", "of the scores", OPTIMIZERS)
