@@ -93,6 +93,15 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "depthwise": (2, 9, 1, 1, (6, 5), {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)}),
     "one-pixel": (5, 1, 40, 33, (1, 1), {"kernel": (3, 3), "padding": (1, 1)}),
     "empty-batch": (0, 1, 4, 4, (5, 5), {"kernel": (3, 3)}),
+    # Whole tiles of channels: AMX reads these in place.
+    "tiles": (3, 1, 64, 64, (5, 6), {"kernel": (3, 3), "padding": (1, 1)}),
+    "tiles-1x1": (3, 1, 64, 128, (4, 5), {"kernel": (1, 1)}),
+    "tiles-groups": (2, 2, 64, 128, (6, 17), {"kernel": (3, 3), "padding": (1, 1)}),
+    "tiles-valid": (2, 1, 64, 64, (8, 9), {"kernel": (5, 3)}),
+    "tiles-padding": (2, 1, 64, 64, (8, 9), {"kernel": (3, 2), "padding": (3, 2)}),
+    "tiles-dilation": (1, 1, 64, 64, (19, 21), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3)}),
+    "tiles-stride": (2, 1, 64, 64, (9, 10), {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)}),
+    "tiles-few-pixels": (4, 1, 64, 64, (2, 1), {"kernel": (3, 3), "padding": (1, 1)}),
 }
 
 

@@ -8,6 +8,7 @@
 #include "expand.h"
 #include "operations.h"
 #include "pixels.h"
+#include "position.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -40,22 +41,6 @@ struct Columns {
         for (int64_t c = first; c < first + count; ++c)
             if (valid[c]) return true;
         return false;
-    }
-};
-
-// Walks over the pixels of all output images, in order.
-struct Position {
-    int64_t image, h, w, height, width;
-
-    Position(int64_t index, int64_t height, int64_t width)
-        : image(index / (height * width)), h(index / width % height), w(index % width), height(height), width(width) {}
-
-    void next() {
-        if (++w < width) return;
-        w = 0;
-        if (++h < height) return;
-        h = 0;
-        ++image;
     }
 };
 

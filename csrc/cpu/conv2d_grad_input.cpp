@@ -46,6 +46,10 @@ struct Class {
         grid = {first_h < a.height ? ceil_div(a.height - first_h, w.stride_h) : 0,
                 first_w < a.width ? ceil_div(a.width - first_w, w.stride_w) : 0, 1, 1};
     }
+
+    Taps taps(const Sizes &size, int64_t group) const {
+        return {count, down, right, size.tap_length, group * size.rows, size.rows};
+    }
 };
 
 // The quads of [from, from + depth) of a class's sums, for channels [channel, channel + lanes) of a group. The sum
@@ -84,56 +88,68 @@ void grad_input(const Conv2dGradInput &a) {
     const Sizes size = {taps, channels, rows, ceil_div(rows, TAP_ROWS) * TAP_ROWS};
     const int zero = zero_of(s.weight);
     const int64_t all_channels = channels * w.groups;
-    const bool aligned = rows % WORD == 0;  // then words are put in order once, in the planes
     const Images dy = {a.dy, a.batch, s.rows, a.out_height, a.out_width, a.channels_last};
-    const Planes<DIGITS> planes(dy, aligned ? Layout::BY_K : Layout::PLAIN, a.bytes, a.threads);
-
-    for (int64_t remainder = 0; remainder < w.stride_h * w.stride_w; ++remainder) {
+    const int64_t classes = w.stride_h * w.stride_w;
+    Border border;
+    bool in_place = true;
+    for (int64_t remainder = 0; remainder < classes; ++remainder) {
         const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
-        const int64_t positions = c.grid.height * c.grid.width, vectors = a.batch * positions;
-        if (vectors == 0) continue;
+        border.include(dy, c.taps(size, 0), c.grid);
+        in_place = in_place && border.pays(dy, c.taps(size, 0), c.grid, 0);
+    }
+    const bool aligned = rows % WORD == 0;  // then words are put in order once, in the planes
+    const Planes<DIGITS> planes(dy, in_place ? border : Border(), aligned ? Layout::BY_K : Layout::PLAIN, a.bytes,
+                                a.threads);
+
+    for (int64_t remainder = 0; remainder < classes; ++remainder) {
+        const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
+        if (a.batch * c.grid.height * c.grid.width == 0) continue;
         // A class without taps keeps one step of zeros: its pixels are 0, or NaN with their sample.
         const int64_t steps = ceil_div(c.count * size.tap_length, DEPTH_STEP);
-        const int64_t depth = (steps > 0 ? steps : 1) * DEPTH_STEP, pitch = depth + 64;
-        const int64_t part = depth < 4 * LONGEST ? depth : 4 * LONGEST;
-        const Cut cut(channels, PANEL_BYTES, part, vectors, a.threads);
+        const int64_t depth = (steps > 0 ? steps : 1) * DEPTH_STEP, part = depth < 4 * LONGEST ? depth : 4 * LONGEST;
+        const Cut cut(channels, PANEL_BYTES, part, Patches<DIGITS>::positions(planes, c.grid, in_place), a.threads);
         parallel_for(a.threads, w.groups * cut.pieces, [&](int64_t task) {
             const int64_t group = task / cut.pieces, piece = task % cut.pieces;
             const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * channels + lane;
             const int64_t end = cut.vector(piece) + cut.vectors(piece);
-            const Taps taps = {c.count, c.down, c.right, size.tap_length, group * rows, rows};
-            const Gather<DIGITS> gather(dy, planes, taps, c.grid, 0, depth, aligned ? Layout::PLAIN : Layout::BY_K);
+            Patches<DIGITS> patches(planes, c.taps(size, group), c.grid, in_place, 0, depth,
+                                    aligned ? Layout::PLAIN : Layout::BY_K);
             Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
-            Scratch<Digit> digits(MOST_VECTORS * DIGITS * pitch);
-            Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+            Scratch<double> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+            float *const dx = a.dx + channel * (a.out_channels_last ? 1 : pixels);
+            ToPlanes to_planes(a.out_channels_last ? 0 : lanes, dx, pixels);
             Tiles tiles;
             int64_t made = -1;  // where what the panel holds begins
             for (int64_t from = cut.vector(piece); from < end; from += MOST_VECTORS) {
-                const int64_t count = end - from < MOST_VECTORS ? end - from : MOST_VECTORS;
+                patches.read(from, end);
+                if (patches.count == 0) continue;
                 int64_t places[MOST_VECTORS], corrections[MOST_VECTORS];
                 double powers[MOST_VECTORS];
-                gather(from, count, digits, pitch, corrections);
-                for (int64_t v = 0; v < count; ++v) {
-                    const int64_t sample = (from + v) / positions, position = (from + v) % positions;
-                    const int64_t pixel = (c.first_h + position / c.grid.width * w.stride_h) * a.width + c.first_w +
-                                          position % c.grid.width * w.stride_w;
-                    corrections[v] *= zero;
+                for (int v = 0; v < patches.count; ++v) {
+                    const int64_t sample = patches.sample[v];
+                    const int64_t pixel = (c.first_h + patches.row[v] * w.stride_h) * a.width + c.first_w +
+                                          patches.column[v] * w.stride_w;
+                    if (!SIGNED_BYTES) corrections[v] = zero * patches.sums[v];
                     powers[v] = planes.powers[sample];
                     places[v] = sample * pixels * all_channels + pixel * (a.out_channels_last ? all_channels : 1);
                 }
-                Output out = {a.dx + channel * (a.out_channels_last ? 1 : pixels), places, 0,
-                              a.out_channels_last ? 1 : pixels, 0, int(lanes), powers, false, corrections, a.scale,
-                              nullptr, depth > part ? sums.data : nullptr, true, true};
+                Output out = {dx, places, 0, 0, int(lanes), powers, false, corrections, a.scale, nullptr,
+                              depth > part ? sums.data : nullptr, true, true};
+                if (!a.out_channels_last) {
+                    out.y = to_planes.add(places, patches.count);
+                    out.places = nullptr;
+                    out.vector_stride = to_planes.pitch;
+                }
                 for (int64_t first = 0; first < depth; first += part) {
                     const int64_t here = depth - first < part ? depth - first : part;
                     if (made != first) make_panel(weights, c, size, group, lane, lanes, first, here, panel);
                     made = first;
                     out.first = first == 0;
                     out.last = first + here == depth;
-                    multiply_blocks<DIGITS>(tiles, {digits + first, DIGITS * pitch, pitch}, count, panel, here / 4,
-                                            out);
+                    multiply_blocks<DIGITS>(tiles, patches.vectors(first), patches.count, panel, here / 4, out);
                 }
             }
+            to_planes.write();
         });
     }
 }

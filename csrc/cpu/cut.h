@@ -8,6 +8,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int64_t PANEL_BYTES = 768 << 10;  // leaves room for the vectors in 1 MB
+constexpr int64_t MOST_LANES = 1024;
 constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel is what counts: it should stay in L1
 
 struct Cut {
@@ -17,7 +18,9 @@ struct Cut {
     // `depth`: bytes of an output's weights in a panel of `bytes`.
     Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads)
         : outputs(outputs), all_vectors(vectors) {
-        const int64_t all = ceil_div(outputs, BLOCK), fit = bytes / (BLOCK * depth), share = ceil_div(all, 4 * threads);
+        const int64_t all = ceil_div(outputs, BLOCK), fit = least(bytes / (BLOCK * depth), MOST_LANES / BLOCK);
+        // Parts of very many vectors are work enough for all threads, and each vector then meets all outputs at once.
+        const int64_t share = vectors >= 1024 * threads ? all : ceil_div(all, 4 * threads);
         blocks = fit < 1 ? 1 : fit < share || vectors <= FEW_VECTORS ? fit : share;
         blocks = blocks < all ? blocks : all;
         across = ceil_div(outputs, blocks * BLOCK);

@@ -112,11 +112,13 @@ struct Order {
     }
 };
 
-// The digits of 32 integers, with `pitch` of them from one digit's plane to the next; returns the integers' sum.
+// The digits of 32 integers, with `pitch` of them from one digit's plane to the next; returns the integers' sum, which
+// nobody needs where bytes are signed.
 template <int DIGITS>
 SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, Digit *out, int64_t pitch) {
     int64_t sum = 0;
-    for (int i = 0; i < WORD; ++i) sum += x[i];
+    if constexpr (!SIGNED_BYTES)
+        for (int i = 0; i < WORD; ++i) sum += x[i];
 #if defined(__AVX512VBMI__)
     // Adding 128 to every digit makes them unsigned bytes, and inverting the top bit subtracts it again.
     const U32 each = splat(DIGITS == 3 ? 0x808080 : 0x8080);

@@ -43,18 +43,7 @@ class CallOfWeights {
     CallOfWeights(const Source &s) : weight(s.weight), generator(s, weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
 
     void fill(const Rows &rows, int64_t call) {
-        if (weight == SIGNED_CONSTANT) {
-            U32 sign[1][4];
-            generator({rows.call(call)}, sign);
-            for (int i = 0; i < WORDS_A_CALL; ++i) store(words[i][0], sign[0][i]);
-            return;
-        }
-        U32 out[8];
-        for (int i = 0; i < WORDS_A_CALL; ++i) {
-            eight_words(generator, rows.word(call * WORDS_A_CALL + i), out);
-            for (int j = 0; j < 8; ++j)
-                store(words[i][j], weight == UNIFORM ? out[j] | 0x01010101 : normal_bytes(out[j]));
-        }
+        call_words(weight, generator, rows.call(call), rows.word(call * WORDS_A_CALL), words);
     }
 
     // scale * v of word i of a row where `keep` is set, else 0; in k order.

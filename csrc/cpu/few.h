@@ -23,12 +23,12 @@ constexpr int FEW_DIGITS = 48;
 // Sums T += digits of x (register 6) times weights (register 7).
 template <int T>
 SLT_INLINE void add_product() {
-    if constexpr (T == 0) _tile_dpbsud(0, 6, 7);
-    if constexpr (T == 1) _tile_dpbsud(1, 6, 7);
-    if constexpr (T == 2) _tile_dpbsud(2, 6, 7);
-    if constexpr (T == 3) _tile_dpbsud(3, 6, 7);
-    if constexpr (T == 4) _tile_dpbsud(4, 6, 7);
-    if constexpr (T == 5) _tile_dpbsud(5, 6, 7);
+    if constexpr (T == 0) _tile_dpbssd(0, 6, 7);
+    if constexpr (T == 1) _tile_dpbssd(1, 6, 7);
+    if constexpr (T == 2) _tile_dpbssd(2, 6, 7);
+    if constexpr (T == 3) _tile_dpbssd(3, 6, 7);
+    if constexpr (T == 4) _tile_dpbssd(4, 6, 7);
+    if constexpr (T == 5) _tile_dpbssd(5, 6, 7);
 }
 
 SLT_INLINE void zero_sums() {
@@ -155,7 +155,7 @@ void multiply_few(Tiles &tiles, const Weights &weights, int64_t row, const Digit
     constexpr int64_t most = LONGEST / QUADS;
     const int64_t calls = weights.frame.calls;
     alignas(64) int32_t sums[FEW_DIGITS * BLOCK];
-    alignas(64) int64_t totals[FEW_DIGITS * BLOCK];
+    alignas(64) double totals[FEW_DIGITS * BLOCK];
     if (calls > most) out.sums = totals;
     for (int64_t first = 0; first < calls; first += most) {
         const int64_t count = calls - first < most ? calls - first : most;

@@ -5,11 +5,12 @@
 // unit in which everything here works. Counted from the start of the whole layer's row, so a shard's first word need
 // not be the first of its call: `Frame` gives the offset.
 //
-// A weight is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a dropped
-// one the byte `zero` itself. A product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are
-// one operand of vpdpbusd; 16 registers of 16 rows are one operand of an AMX tile product. They are called a quad, and
-// a word is eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the
-// order in which shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
+// A weight is a byte. With AMX, whose tile products take signed bytes, it is v itself, and 0 where it is dropped.
+// Elsewhere it is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a
+// dropped one is `zero`; a product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are one
+// operand of vpdpbusd; 16 registers of 16 rows are one operand of an AMX tile product. They are called a quad, and a
+// word is eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the order in
+// which shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
 //
 // Vector instructions for 16 rows x 128 k (2048 weights) with AVX-512, loads and stores aside: a call of Philox 116;
 // gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 a weight.
@@ -23,8 +24,14 @@ namespace {
 
 constexpr int QUADS = 32;  // of a call
 
+#if defined(__AMX_INT8__)
+constexpr bool SIGNED_BYTES = true;
+#else
+constexpr bool SIGNED_BYTES = false;
+#endif
+
 // The byte of a dropped weight.
-SLT_INLINE int zero_of(int64_t weight) { return weight == SIGNED_CONSTANT ? 1 : 128; }
+SLT_INLINE int zero_of(int64_t weight) { return SIGNED_BYTES ? 0 : weight == SIGNED_CONSTANT ? 1 : 128; }
 
 // The k inside its word of byte i of quad s.
 SLT_INLINE int quad_k(int64_t weight, int s, int i) {
@@ -204,23 +211,26 @@ SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, 
 #endif
 }
 
-// Two bits of every byte, 2f and 2f + 1, as the byte's value.
+// Two bits of every byte, 2f and 2f + 1, as the byte's value; the value of signed bytes is that of two bits with a sign.
 SLT_INLINE U32 field(U32 v, int f) {
 #if defined(__GFNI__) && defined(__AVX512F__)
-    const uint64_t matrix = 1ull << (2 * f + 56) | 2ull << (2 * f + 48);  // result bit i is row 7 - i
+    // Result bit i is the product with row 7 - i: bit 0 is bit 2f, and bit 1 (with a sign all the others) bit 2f + 1.
+    const uint64_t matrix = (1ull << 56 | (SIGNED_BYTES ? 0x0002020202020202 : 2ull << 48)) << (2 * f);
     return (U32)_mm512_gf2p8affine_epi64_epi8((__m512i)v, _mm512_set1_epi64(int64_t(matrix)), 0);
 #else
+    static_assert(!SIGNED_BYTES);
     return v >> (2 * f) & 0x03030303;
 #endif
 }
 
-// One word of signed_constant: its eight quads. A weight is coded in two bits, high = keep and not sign, low = not
-// keep, which spell v + 1; the codes of the even bits go to one register, those of the odd bits to another, and every
-// field of a register then takes one shift and one AND, or with GFNI one product of bit matrices.
+// One word of signed_constant: its eight quads. A weight is coded in two bits, the codes of the even bits in one
+// register, those of the odd bits in another, and every field of a register then takes one shift and one AND, or with
+// GFNI one product of bit matrices. high = keep and not sign, low = not keep spell v + 1; high = keep and sign,
+// low = keep spell the signed v.
 SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
-    const U32 high = keep & ~sign, high_bits = splat(0xAAAAAAAA);
-    const U32 even = where_not(high_bits, high << 1, keep);
-    const U32 odd = where_not(high_bits, high, keep >> 1);
+    const U32 high = keep & (SIGNED_BYTES ? sign : ~sign), high_bits = splat(0xAAAAAAAA);
+    const U32 even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);
+    const U32 odd = SIGNED_BYTES ? where(high_bits, high, keep >> 1) : where_not(high_bits, high, keep >> 1);
     SLT_UNROLL for (int f = 0; f < 4; ++f) {
         out[2 * f] = field(even, f);
         out[2 * f + 1] = field(odd, f);
@@ -246,6 +256,26 @@ SLT_INLINE U32 normal_bytes(U32 u) {
 #endif
 }
 
+// v + 128 of the byte weights for each byte.
+SLT_INLINE U32 value_bytes(int64_t weight, U32 u) { return weight == UNIFORM ? u | 0x01010101 : normal_bytes(u); }
+
+// One call of LANES rows, for what finishes weights one by one: [word][0] its sign words, or [word][8] the bytes v + 128
+// in the order of k.
+inline void call_words(int64_t weight, const Generator &generator, const Index &call, const Index &first_word,
+                       uint32_t (*out)[8][LANES]) {
+    if (weight == SIGNED_CONSTANT) {
+        U32 sign[1][4];
+        generator({call}, sign);
+        for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[0][i]);
+        return;
+    }
+    for (int i = 0; i < WORDS_A_CALL; ++i) {
+        U32 u[8];
+        eight_words(generator, first_word + i, u);
+        for (int j = 0; j < 8; ++j) store(out[i][j], value_bytes(weight, u[j]));
+    }
+}
+
 // One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1
 // of the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
 SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
@@ -255,11 +285,11 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
     const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, first), _mm512_shuffle_epi8((__m512i)keep, second)};
 #endif
     SLT_UNROLL for (int j = 0; j < 8; ++j) {
-        const U32 v = weight == UNIFORM ? out[j] | 0x01010101 : normal_bytes(out[j]);
+        const U32 v = value_bytes(weight, out[j]) ^ (SIGNED_BYTES ? 0x80808080 : 0);
 #if defined(__AVX512BW__)
         const __m512i bits = _mm512_set1_epi32(0x02020101 << (2 * j % 8));
         const __mmask64 kept = _mm512_test_epi8_mask(halves[j / 4], bits);
-        out[j] = (U32)_mm512_mask_mov_epi8(_mm512_set1_epi8(-128), kept, (__m512i)v);
+        out[j] = (U32)_mm512_mask_mov_epi8(_mm512_set1_epi8(SIGNED_BYTES ? 0 : -128), kept, (__m512i)v);
 #else
         const U32 pair = keep >> (2 * j);
         const U32 kept = (pair & 1) | (pair >> 8 & 0x100) | (pair << 15 & 0x10000) | (pair << 7 & 0x1000000);

@@ -65,21 +65,9 @@ class Network {
 
     template <int64_t ROWS>
     void weights(int64_t row, int64_t rows, int64_t call, CallTile<ROWS> &tile) const {
-        for (int64_t r = 0; r < rows; r += LANES) {
-            auto &out = tile.weights[r / LANES];
-            if (s.weight == SIGNED_CONSTANT) {
-                U32 sign[1][4];
-                generator({sign_index(s, row + r, call)}, sign);
-                for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[0][i]);
-                continue;
-            }
-            for (int i = 0; i < WORDS_A_CALL; ++i) {
-                U32 u[8];
-                eight_words(generator, word_index(s, row + r, frame, call * WORDS_A_CALL + i), u);
-                for (int j = 0; j < 8; ++j)
-                    store(out[i][j], s.weight == UNIFORM ? u[j] | 0x01010101 : normal_bytes(u[j]));
-            }
-        }
+        for (int64_t r = 0; r < rows; r += LANES)
+            call_words(s.weight, generator, sign_index(s, row + r, call),
+                       word_index(s, row + r, frame, call * WORDS_A_CALL), tile.weights[r / LANES]);
     }
 
   private:

@@ -1,11 +1,16 @@
 // Images in digits, and the vectors that a convolution takes from them.
 //
-// A batch becomes digits once: a fixed point for each sample, planes [sample][digit][pixel][channel] whose pixels are
-// padded to whole words. A position of the output is then a vector: at each tap of the kernel, the channels of one
+// A batch becomes digits once: a fixed point for each sample, planes [digit][sample][row][pixel][channel] whose pixels
+// are padded to whole words. A position of the output is then a vector: at each tap of the kernel, the channels of one
 // group of one pixel, or zeros beyond the edge.
+//
+// AMX reads sixteen neighbouring positions in place, each tap of them as a tile whose rows are a pixel apart. For this
+// there are zeros between rows and between samples (`Border`), which count as positions too; their results are dropped.
+// Elsewhere, where the taps' channels are no whole tiles, and where positions are some pixels apart, vectors are copied.
 #pragma once
 
 #include "parallel.h"
+#include "position.h"
 #include "product.h"
 #include "scratch.h"
 
@@ -19,65 +24,6 @@ struct Images {
     bool channels_last;
 
     int64_t pixels() const { return height * width; }
-};
-
-template <int DIGITS>
-struct Planes {
-    int64_t pitch;  // digits of a pixel
-    int64_t plane;  // digits of a plane
-    Scratch<Digit> digits;
-    Scratch<double> powers;  // of each sample
-
-    // `layout`: of each pixel's words.
-    Planes(const Images &x, Layout layout, int bytes, int threads)
-        : pitch(ceil_div(x.channels, WORD) * WORD),
-          plane(x.pixels() * pitch),
-          digits(x.samples * DIGITS * plane),
-          powers(x.samples) {
-        const int64_t elements = x.channels * x.pixels();
-        const Order order(layout);
-        Scratch<FixedPoint> fixed(x.samples);
-        parallel_for(threads, x.samples, [&](int64_t sample) {
-            fixed[sample] = FixedPoint(largest_bits(x.data + sample * elements, elements), bytes);
-            powers[sample] = fixed[sample].power;
-        });
-        parallel_for(threads, x.samples * x.height, [&](int64_t piece) {
-            const int64_t sample = piece / x.height, pixel = piece % x.height * x.width;
-            Digit *out = digits + sample * DIGITS * plane + pixel * pitch;
-            const float *in = x.data + sample * elements;
-            if (x.channels_last) {
-                for (int64_t i = 0; i < x.width; ++i)
-                    write_vector<DIGITS>(in + (pixel + i) * x.channels, x.channels, 0, pitch, fixed[sample], order,
-                                         out + i * pitch, plane);
-            } else {
-                write_row(in + pixel, x, fixed[sample], order, out);
-            }
-        });
-    }
-
-  private:
-    // One row of pixels whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
-    void write_row(const float *in, const Images &x, const FixedPoint &fixed, const Order &order, Digit *out) const {
-        for (int64_t c = 0; c < x.channels; c += WORD)
-            for (int64_t i = 0; i < x.width; i += LANES) {
-                const int pixels = x.width - i < LANES ? int(x.width - i) : LANES;
-                const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
-                alignas(64) int32_t integers[LANES][WORD];
-                for (int part = 0; part < WORD; part += LANES) {
-                    S32 square[LANES];
-                    for (int j = 0; j < LANES; ++j) {
-                        alignas(64) float row[LANES] = {};
-                        const float *at = in + (c + part + j) * x.pixels() + i;
-                        if (part + j < channels) memcpy(row, at, size_t(pixels) * sizeof(float));
-                        square[j] = fixed(load<F32>(row));
-                    }
-                    transpose(square);
-                    for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
-                }
-                for (int l = 0; l < pixels; ++l)
-                    write_word<DIGITS>(integers[l], order, out + (i + l) * pitch + c, plane);
-            }
-    }
 };
 
 // The taps of a convolution, or of a part of it: where each reads, from its position's first pixel.
@@ -94,42 +40,229 @@ struct Grid {
     int64_t height, width, step_down, step_right;
 };
 
-// Makes the vectors of positions [from, from + count) of all samples: [position][DIGITS][pitch], each `skipped` zeros,
-// the taps, zeros up to `padded`. `layout`: into which to bring the words on the way.
-template <int DIGITS>
-class Gather {
-  public:
-    Gather(const Images &x, const Planes<DIGITS> &planes, const Taps &taps, const Grid &grid, int64_t skipped,
-           int64_t padded, Layout layout)
-        : x(x), planes(planes), taps(taps), grid(grid), skipped(skipped), padded(padded),
-          shuffle(layout == Layout::BY_BIT || (layout == Layout::BY_K && !SLT_BYTE_DIGITS)), order(layout) {}
+// Zeros around images. Those after a row of pixels, or after a sample, are the ones before the next as well.
+struct Border {
+    int64_t rows = 0, columns = 0;                  // after each sample; after each row
+    int64_t up = 0, down = 0, left = 0, right = 0;  // how far taps reach from their position
 
-    // Sums are those of the vectors' integers.
-    void operator()(int64_t from, int64_t count, Digit *out, int64_t pitch, int64_t *sums) const {
-        const int64_t positions = grid.height * grid.width;
-        for (int64_t v = 0; v < count; ++v) {
-            const int64_t sample = (from + v) / positions, position = (from + v) % positions;
-            const int64_t down = position / grid.width * grid.step_down;
-            const int64_t right = position % grid.width * grid.step_right;
-            int64_t sum = 0;
-            for (int d = DIGITS - 1; d >= 0; --d) {
-                Digit *to = out + (v * DIGITS + d) * pitch;
-                row(planes.digits + (sample * DIGITS + d) * planes.plane, down, right, to);
-                sum = sum * (1 << DIGIT_BITS) + total(to, padded);
-                if (shuffle) shuffle_words(to);
-            }
-            sums[v] = sum;
+    void include(const Images &x, const Taps &taps, const Grid &grid) {
+        for (int64_t t = 0; t < taps.count; ++t) {
+            raise(up, -taps.down[t]);
+            raise(down, taps.down[t]);
+            raise(left, -taps.right[t]);
+            raise(right, taps.right[t]);
         }
+        raise(rows, up);
+        raise(rows, grid.height + down - x.height);
+        raise(columns, left);
+        raise(columns, grid.width + right - x.width);
+    }
+
+    // Whether positions can be read in place, and few enough of them are zeros.
+    bool pays(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped) const {
+#if defined(__AMX_INT8__)
+        return taps.length % 64 == 0 && taps.channels == taps.length && skipped == 0 && grid.step_down == 1 &&
+               grid.step_right == 1 && (x.height + rows) * (x.width + columns) <= 2 * x.pixels();
+#else
+        return false;
+#endif
     }
 
   private:
-    const Images &x;
+    static void raise(int64_t &a, int64_t b) { a = a < b ? b : a; }
+};
+
+template <int DIGITS>
+class Planes {
+  public:
+    const Images x;
+    const Border border;
+    const int64_t pixel, row, sample, digit;  // strides
+    Scratch<double> powers;                   // of each sample
+
+    // `layout`: of each pixel's words.
+    Planes(const Images &x, const Border &border, Layout layout, int bytes, int threads)
+        : x(x),
+          border(border),
+          pixel(ceil_div(x.channels, WORD) * WORD),
+          row((x.width + border.columns) * pixel),
+          sample((x.height + border.rows) * row),
+          digit(before() + x.samples * sample + border.down * row + (border.right + MOST_VECTORS) * pixel),
+          powers(x.samples),
+          order(layout),
+          memory(DIGITS * digit) {
+        for (int d = 0; d < DIGITS; ++d) memset(memory + d * digit, 0, size_t(before()) * sizeof(Digit));
+        // A sample's largest element must be known before its first digit: one thread does both where there are many.
+        const int64_t wanted = threads == 1 || x.samples == 0 ? 1 : ceil_div(4 * threads, x.samples);
+        const int64_t parts = wanted < x.height || x.height == 0 ? wanted : x.height;
+        Scratch<uint32_t> largest(x.samples * parts);
+        const auto write = [&](int64_t piece) {
+            const int64_t sample = piece / parts, part = piece % parts;
+            uint32_t most = 0;
+            for (int64_t p = 0; p < parts; ++p) {
+                const uint32_t found = largest[sample * parts + p];
+                most = found > most ? found : most;
+            }
+            const FixedPoint fixed(most, bytes);
+            powers[sample] = fixed.power;
+            write_rows(sample, x.height * part / parts, x.height * (part + 1) / parts, fixed);
+        };
+        parallel_for(threads, x.samples * parts, [&](int64_t piece) {
+            const int64_t part = piece % parts;
+            largest[piece] = largest_of(piece / parts, x.height * part / parts, x.height * (part + 1) / parts);
+            if (parts == 1) write(piece);
+        });
+        if (parts > 1) parallel_for(threads, x.samples * parts, write);
+    }
+
+    // The first channel of the first pixel of a digit.
+    const Digit *at(int d) const { return memory + d * digit + before(); }
+
+  private:
+    const Order order;
+    const Scratch<Digit> memory;
+
+    int64_t before() const { return border.up * row + border.left * pixel; }
+
+    uint32_t largest_of(int64_t sample, int64_t first, int64_t end) const {
+        const float *in = x.data + sample * x.channels * x.pixels();
+        if (x.channels_last)
+            return largest_bits(in + first * x.width * x.channels, (end - first) * x.width * x.channels);
+        uint32_t most = 0;
+        for (int64_t c = 0; c < x.channels; ++c) {
+            const uint32_t found = largest_bits(in + c * x.pixels() + first * x.width, (end - first) * x.width);
+            most = found > most ? found : most;
+        }
+        return most;
+    }
+
+    // Rows [first, end) of a sample, with the zeros after them.
+    void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
+        Digit *out = memory + before() + sample_index * sample;
+        const float *in = x.data + sample_index * x.channels * x.pixels();
+        if (x.channels_last) {
+            for (int64_t h = first; h < end; ++h)
+                for (int64_t w = 0; w < x.width; ++w)
+                    write_vector<DIGITS>(in + (h * x.width + w) * x.channels, x.channels, 0, pixel, fixed, order,
+                                         out + h * row + w * pixel, digit);
+        } else {
+            transpose_rows(in, first, end, fixed, out);
+        }
+        for (int d = 0; d < DIGITS; ++d, out += digit) {
+            for (int64_t h = first; h < end; ++h)
+                memset(out + h * row + x.width * pixel, 0, size_t(border.columns * pixel) * sizeof(Digit));
+            if (end == x.height) memset(out + end * row, 0, size_t(border.rows * row) * sizeof(Digit));
+        }
+    }
+
+    // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
+    void transpose_rows(const float *in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
+        for (int64_t c = 0; c < x.channels; c += WORD) {
+            const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
+            int64_t h = first, w = 0;
+            for (int64_t i = first * x.width; i < end * x.width; i += LANES) {
+                const int pixels = end * x.width - i < LANES ? int(end * x.width - i) : LANES;
+                alignas(64) int32_t integers[LANES][WORD];
+                for (int part = 0; part < WORD; part += LANES) {
+                    S32 square[LANES];
+                    for (int j = 0; j < LANES; ++j) {
+                        const float *at = in + (c + part + j) * x.pixels() + i;
+                        F32 elements = {};
+                        if (part + j < channels) memcpy(&elements, at, size_t(pixels) * sizeof(float));
+                        square[j] = fixed(elements);
+                    }
+                    transpose(square);
+                    for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
+                }
+                for (int l = 0; l < pixels; ++l) {
+                    write_word<DIGITS>(integers[l], order, out + h * row + w * pixel + c, digit);
+                    if (++w < x.width) continue;
+                    w = 0;
+                    ++h;
+                }
+            }
+        }
+    }
+};
+
+// Positions of all samples and their vectors, up to MOST_VECTORS at a time.
+template <int DIGITS>
+class Patches {
+  public:
+    // Those read last.
+    int count = 0;
+    int64_t sample[MOST_VECTORS], row[MOST_VECTORS], column[MOST_VECTORS];
+    int64_t sums[MOST_VECTORS];  // of a vector's integers; nobody needs them where bytes are signed
+
+    // A vector is `skipped` zeros, the taps, zeros up to `padded`. `layout`: of words that are not in order yet.
+    Patches(const Planes<DIGITS> &planes, const Taps &taps, const Grid &grid, bool in_place, int64_t skipped,
+            int64_t padded, Layout layout)
+        : planes(planes), taps(taps), grid(grid), in_place(in_place), skipped(skipped), padded(padded),
+          pitch(padded + 64 / int64_t(sizeof(Digit))),
+          shuffle(layout == Layout::BY_BIT || (layout == Layout::BY_K && !SLT_BYTE_DIGITS)),
+          order(layout),
+          steps(in_place ? padded / 64 : 0),
+          copies(in_place ? 0 : MOST_VECTORS * DIGITS * pitch) {
+        for (int64_t s = 0; in_place && s < padded / 64; ++s) {
+            const int64_t tap = 64 * s / taps.length;
+            // The weights of a step behind the last tap are zeros.
+            steps[s] = tap < taps.count ? taps.down[tap] * planes.row + taps.right[tap] * planes.pixel + taps.first +
+                                              64 * s % taps.length
+                                        : 0;
+        }
+    }
+
+    // Positions, with those between images.
+    static int64_t positions(const Planes<DIGITS> &planes, const Grid &grid, bool in_place) {
+        return in_place ? planes.x.samples * planes.sample / planes.pixel
+                        : planes.x.samples * grid.height * grid.width;
+    }
+
+    // Those of [from, end), of which there may be none.
+    void read(int64_t from, int64_t end) {
+        start = from;
+        count = 0;
+        Position p(from, in_place ? planes.sample / planes.row : grid.height,
+                   in_place ? planes.row / planes.pixel : grid.width);
+        for (int i = 0; i < MOST_VECTORS && from + i < end; ++i, p.next()) {
+            if (p.h >= grid.height || p.w >= grid.width) continue;
+            sample[count] = p.image;
+            row[count] = p.h;
+            column[count] = p.w;
+            if (!in_place) copy_vector(count);
+            chosen[count++] = i;
+        }
+    }
+
+    // Their digits from the first-th on, a multiple of 64.
+    Vectors vectors(int64_t first) const {
+        if (in_place) return {planes.at(0) + start * planes.pixel, planes.pixel, planes.digit, steps + first / 64, chosen};
+        return {copies + first, DIGITS * pitch, pitch};
+    }
+
+  private:
     const Planes<DIGITS> &planes;
-    const Taps &taps;
-    const Grid &grid;
-    const int64_t skipped, padded;
+    const Taps taps;
+    const Grid grid;
+    const bool in_place;
+    const int64_t skipped, padded, pitch;
     const bool shuffle;
     const Order order;
+    const Scratch<int64_t> steps;
+    const Scratch<Digit> copies;
+    int64_t start = 0;
+    int chosen[MOST_VECTORS];
+
+    void copy_vector(int v) {
+        int64_t sum = 0;
+        for (int d = DIGITS - 1; d >= 0; --d) {
+            Digit *to = copies + (v * DIGITS + d) * pitch;
+            copy_taps(planes.at(d) + sample[v] * planes.sample, row[v] * grid.step_down, column[v] * grid.step_right, to);
+            if (!SIGNED_BYTES) sum = sum * (1 << DIGIT_BITS) + total(to, padded);
+            if (shuffle) shuffle_words(to);
+        }
+        sums[v] = sum;
+    }
 
     static SLT_INLINE void copy(const Digit *from, int64_t count, Digit *to) {
         constexpr int64_t step = sizeof(U32) / sizeof(Digit);
@@ -137,7 +270,8 @@ class Gather {
         if (count > 0) memcpy(to, from, size_t(count) * sizeof(Digit));
     }
 
-    void row(const Digit *plane, int64_t down, int64_t right, Digit *to) const {
+    void copy_taps(const Digit *plane, int64_t down, int64_t right, Digit *to) const {
+        const Images &x = planes.x;
         memset(to, 0, size_t(skipped) * sizeof(Digit));
         int64_t at = skipped;
         for (int64_t t = 0; t < taps.count; ++t, at += taps.length) {
@@ -146,7 +280,7 @@ class Gather {
                 memset(to + at, 0, size_t(taps.length) * sizeof(Digit));
                 continue;
             }
-            copy(plane + (h * x.width + w) * planes.pitch + taps.first, taps.channels, to + at);
+            copy(plane + h * planes.row + w * planes.pixel + taps.first, taps.channels, to + at);
             if (taps.length > taps.channels)
                 memset(to + at + taps.channels, 0, size_t(taps.length - taps.channels) * sizeof(Digit));
         }
@@ -162,6 +296,68 @@ class Gather {
             memcpy(word, digits + at, sizeof word);
             for (int p = 0; p < WORD; ++p) digits[at + p] = word[order.k[p]];
 #endif
+        }
+    }
+};
+
+// Results for an image whose channels are planes: collected as [position][lane] in 128 KB, and written as columns once
+// there are many, a whole cache line of a plane at a time: lines in parts cost several times as much.
+class ToPlanes {
+  public:
+    const int64_t pitch;
+
+    ToPlanes(int64_t lanes, float *y, int64_t plane)
+        : pitch(ceil_div(lanes, LANES) * LANES),
+          lanes(lanes),
+          plane(plane),
+          most(pitch > 32768 / MOST ? 32768 / pitch : MOST),
+          y(y),
+          rows((most + LANES) * pitch) {}
+
+    // Room for the next few, whose places are those of the first lane in y.
+    float *add(const int64_t *places, int positions) {
+        if (count + positions > most) write();
+        memcpy(place + count, places, positions * sizeof *places);
+        count += positions;
+        return rows + (count - positions) * pitch;
+    }
+
+    void write() {
+        for (int64_t v = 0, run; v < count; v += run) {
+            for (run = 1; v + run < count && place[v + run] == place[v] + run;) ++run;
+            for (int64_t lane = 0; lane < lanes; lane += LANES)
+                write_run(rows + v * pitch + lane, run, lanes - lane < LANES ? int(lanes - lane) : LANES,
+                          y + lane * plane + place[v]);
+        }
+        count = 0;
+    }
+
+  private:
+    static constexpr int64_t MOST = 256;
+    const int64_t lanes, plane, most;
+    float *const y;
+    const Scratch<float> rows;  // the last ones are only read
+    int64_t place[MOST];
+    int64_t count = 0;
+
+    void write_run(const float *from, int64_t run, int lanes_here, float *to) const {
+        if (run < 4) {
+            for (int64_t i = 0; i < run; ++i)
+                for (int l = 0; l < lanes_here; ++l) to[l * plane + i] = from[i * pitch + l];
+            return;
+        }
+        for (int64_t i = 0, here; i < run; i += here) {
+            here = LANES - int64_t(uintptr_t(to + i) / sizeof(float) % LANES);  // up to the end of a line
+            here = here < run - i ? here : run - i;
+            S32 square[LANES];
+            for (int j = 0; j < LANES; ++j) square[j] = load<S32>(from + (i + j) * pitch);
+            transpose(square);
+            if (here == LANES && lanes_here == LANES) {
+                SLT_UNROLL for (int l = 0; l < LANES; ++l) store(to + l * plane + i, square[l]);
+            } else {
+                for (int l = 0; l < lanes_here; ++l)
+                    memcpy(to + l * plane + i, &square[l], size_t(here) * sizeof(float));
+            }
         }
     }
 };

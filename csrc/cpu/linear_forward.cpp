@@ -31,7 +31,7 @@ void forward(const LinearForward &a) {
             const Weights weights(s, a.mask);
             Tiles tiles;
             multiply_few<DIGITS>(tiles, weights, row, x.digits, pitch, a.batch,
-                                 {a.y + row, nullptr, s.rows, 1, 0, int(rows), x.powers, false, x.corrections, a.scale,
+                                 {a.y + row, nullptr, s.rows, 0, int(rows), x.powers, false, x.corrections, a.scale,
                                   a.bias ? a.bias + row : nullptr, nullptr, true, true});
         });
         return;
@@ -46,9 +46,9 @@ void forward(const LinearForward &a) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
-        Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
+        Scratch<double> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
         Tiles tiles;
-        Output out = {a.y + b * s.rows + row, nullptr, s.rows, 1, 0, int(rows), x.powers + b, false, x.corrections + b,
+        Output out = {a.y + b * s.rows + row, nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
                       a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;

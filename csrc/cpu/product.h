@@ -6,7 +6,8 @@
 // quads of a group are one operand as they lie in the panel, and a tile of sums is 16 vectors (or all digits of up to
 // 5) by 16 lanes.
 //
-// int32 sums are exact for `longest(weight)` quads; products cut longer ones and add up in int64.
+// int32 sums are exact for LONGEST quads; products cut longer ones and add up in float64, which holds every sum of a fan
+// below 2^23 exactly.
 #pragma once
 
 #include "digits.h"
@@ -30,37 +31,40 @@ constexpr int64_t LONGEST = SLT_BYTE_DIGITS ? 16384 : 1024;
 struct Vectors {
     const Digit *digits;
     int64_t vector_pitch, digit_pitch;
+    // With AMX alone: vectors that overlap in memory, as positions of an image do.
+    const int64_t *steps = nullptr;  // where each 64 digits stand; null where they follow each other
+    const int *chosen = nullptr;     // of 16 vectors, those that exist; null for the first ones
 };
 
 // Where sums go: y[v] = float(sum - correction) * power * scale + bias, lane by lane.
 struct Output {
     float *y;                 // of vector 0, lane 0
     const int64_t *places;    // of each vector in y; null for v * vector_stride
-    int64_t vector_stride, lane_stride;
+    int64_t vector_stride;
     int first_lane, lanes;    // those that exist: [first_lane, lanes)
     const double *powers;     // of each vector, or of all
     bool one_power;
-    const int64_t *corrections;  // of each vector: zero * sum of its integers
+    const int64_t *corrections;  // of each vector: zero * sum of its integers; not read where bytes are signed
     float scale;
     const float *bias;        // of lane 0, or null
-    int64_t *sums;            // [vector][BLOCK] of a sum in several parts, or null
+    double *sums;             // [vector][BLOCK] of a sum in several parts, or null
     bool first, last;         // part
 };
 
-// The sums of all digits: int64 [BLOCK].
+// The sums of all digits: [BLOCK].
 template <int DIGITS>
-SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t *sum) {
+SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, double *sum) {
 #if defined(__AVX512F__)
+    const __m512d base = _mm512_set1_pd(1 << DIGIT_BITS);
     SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
-        __m512i s = _mm512_cvtepi32_epi64(load<__m256i>(tile + (DIGITS - 1) * BLOCK + l));
+        __m512d s = _mm512_cvtepi32_pd(load<__m256i>(tile + (DIGITS - 1) * BLOCK + l));
         SLT_UNROLL for (int d = DIGITS - 2; d >= 0; --d)
-            s = _mm512_add_epi64(_mm512_slli_epi64(s, DIGIT_BITS),
-                                 _mm512_cvtepi32_epi64(load<__m256i>(tile + d * BLOCK + l)));
+            s = _mm512_fmadd_pd(s, base, _mm512_cvtepi32_pd(load<__m256i>(tile + d * BLOCK + l)));
         store(sum + l, s);
     }
 #else
     for (int l = 0; l < BLOCK; ++l) {
-        int64_t s = tile[(DIGITS - 1) * BLOCK + l];
+        double s = tile[(DIGITS - 1) * BLOCK + l];
         for (int d = DIGITS - 2; d >= 0; --d) s = s * (1 << DIGIT_BITS) + tile[d * BLOCK + l];
         sum[l] = s;
     }
@@ -68,12 +72,20 @@ SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, int64_t *
 }
 
 // float(float(sum - correction) * power) * scale, rounded at each step.
-SLT_INLINE void round_sums(const int64_t *sum, int64_t correction, double power, float scale, float *y) {
-#if defined(__AVX512DQ__)
+SLT_INLINE void round_sums(const double *sum, double correction, double power, float scale, float *y) {
+#if defined(__AVX512F__)
+    // Where it cannot leave the range of normal numbers, a product with a power of two is exact in float32 as well.
+    const bool plain = power >= 0x1p-100 && power <= 0x1p60;
+    const __m256 exact = _mm256_set1_ps(plain ? float(power) : 1), scales = _mm256_set1_ps(scale);
     SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
-        const __m256 s = _mm512_cvtepi64_ps(_mm512_sub_epi64(load<__m512i>(sum + l), _mm512_set1_epi64(correction)));
-        const __m256 scaled = _mm512_cvtpd_ps(_mm512_mul_pd(_mm512_cvtps_pd(s), _mm512_set1_pd(power)));
-        store(y + l, _mm256_mul_ps(scaled, _mm256_set1_ps(scale)));
+        const __m512d s = load<__m512d>(sum + l);
+        const __m256 f = _mm512_cvtpd_ps(SIGNED_BYTES ? s : _mm512_sub_pd(s, _mm512_set1_pd(correction)));
+        store(y + l, plain ? _mm256_mul_ps(_mm256_mul_ps(f, exact), scales) : f);
+    }
+    if (plain) return;
+    SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
+        const __m512d s = _mm512_mul_pd(_mm512_cvtps_pd(load<__m256>(y + l)), _mm512_set1_pd(power));
+        store(y + l, _mm256_mul_ps(_mm512_cvtpd_ps(s), scales));
     }
 #else
     for (int l = 0; l < BLOCK; ++l) y[l] = float(double(float(sum[l] - correction)) * power) * scale;
@@ -82,10 +94,10 @@ SLT_INLINE void round_sums(const int64_t *sum, int64_t correction, double power,
 
 template <int DIGITS>
 inline void finish(const int32_t *tile, int64_t v, const Output &out) {
-    alignas(64) int64_t sum[BLOCK];
+    alignas(64) double sum[BLOCK];
     join_digits<DIGITS>(tile, sum);
     if (out.sums) {
-        int64_t *total = out.sums + v * BLOCK;
+        double *total = out.sums + v * BLOCK;
         if (!out.first)
             for (int l = 0; l < BLOCK; ++l) sum[l] += total[l];
         if (!out.last) {
@@ -94,14 +106,12 @@ inline void finish(const int32_t *tile, int64_t v, const Output &out) {
         }
     }
     alignas(64) float y[BLOCK];
-    round_sums(sum, out.corrections[v], out.powers[out.one_power ? 0 : v], out.scale, y);
+    const double correction = SIGNED_BYTES ? 0 : double(out.corrections[v]);
+    round_sums(sum, correction, out.powers[out.one_power ? 0 : v], out.scale, y);
     if (out.bias)
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
     float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
-    if (out.lane_stride == 1)
-        memcpy(to + out.first_lane, y + out.first_lane, size_t(out.lanes - out.first_lane) * sizeof(float));
-    else
-        for (int l = out.first_lane; l < out.lanes; ++l) to[l * out.lane_stride] = y[l];
+    memcpy(to + out.first_lane, y + out.first_lane, size_t(out.lanes - out.first_lane) * sizeof(float));
 }
 
 #if SLT_BYTE_DIGITS
@@ -232,57 +242,30 @@ void multiply(Tiles &, const Vectors &x, int64_t vectors, const uint32_t *panel,
 namespace slt::SLT_ISA {
 namespace {
 
-// Whether vectors stand side by side in y, as positions of an image whose channels are planes do.
-inline bool side_by_side(const int64_t *places, int64_t vectors) {
-    for (int64_t v = 1; v < vectors; ++v)
-        if (places[v] != places[0] + v) return false;
-    return true;
-}
-
-// Results [vector][BLOCK] to planes: a lane's vectors side by side, `stride` from lane to lane.
-inline void write_planes(const float *results, int64_t vectors, int lanes, float *y, int64_t stride) {
-    for (int lane = 0; lane < lanes; lane += LANES)
-        for (int64_t v = 0; v < vectors; v += LANES) {
-            S32 square[LANES];
-            for (int i = 0; i < LANES; ++i) square[i] = load<S32>(results + (v + i) * BLOCK + lane);
-            transpose(square);
-            const int64_t count = vectors - v < LANES ? vectors - v : LANES;
-            for (int l = 0; l < LANES && lane + l < lanes; ++l)
-                memcpy(y + (lane + l) * stride + v, &square[l], size_t(count) * sizeof(float));
-        }
-}
-
-// Vectors against several panels, [block][group][quad][LANES]; `out` is the first block's, its lanes those of all.
-// Sixteen vectors meet every panel before the next do, so that large inputs are read from far memory once a piece.
+// Vectors (at most MOST_VECTORS where some are chosen) against several panels, [block][group][quad][LANES]; `out` is the
+// first block's, its lanes those of all. Sixteen vectors meet every panel before the next do, so that large inputs are
+// read from far memory once a piece.
 template <int DIGITS>
 void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t quads,
                      const Output &out) {
-    alignas(64) float results[MOST_VECTORS * BLOCK];
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int64_t count = vectors - v < MOST_VECTORS ? vectors - v : MOST_VECTORS;
-        const bool planes = out.lane_stride != 1 && out.last && side_by_side(out.places + v, count);
         for (int block = 0; block * BLOCK < out.lanes; ++block) {
             const int lane = block * BLOCK, lanes = out.lanes - lane < BLOCK ? out.lanes - lane : BLOCK;
             Output here = out;
             here.first_lane = out.first_lane > lane ? out.first_lane - lane : 0;
             if (here.first_lane >= lanes) continue;
             here.lanes = lanes;
-            here.y += lane * out.lane_stride + (out.places ? 0 : v * out.vector_stride);
+            here.y += lane + (out.places ? 0 : v * out.vector_stride);
             if (out.places) here.places += v;
             if (!out.one_power) here.powers += v;
-            here.corrections += v;
+            if (!SIGNED_BYTES) here.corrections += v;
             if (out.bias) here.bias += lane;
             if (out.sums) here.sums += (block * vectors + v) * BLOCK;
-            if (planes) {
-                here.y = results;
-                here.places = nullptr;
-                here.vector_stride = BLOCK;
-                here.lane_stride = 1;
-            }
-            multiply<DIGITS>(tiles, {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch}, count,
-                             panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads, here);
-            if (planes)
-                write_planes(results, count, lanes, out.y + lane * out.lane_stride + out.places[v], out.lane_stride);
+            Vectors these = x;
+            these.digits += v * x.vector_pitch;
+            multiply<DIGITS>(tiles, these, count, panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads,
+                             here);
         }
     }
 }
