@@ -79,13 +79,26 @@ def test_values_go_through_json_and_back():
         ({"search": {"amp": "fp8"}}, "amp='fp8': expected one of none, bf16, fp16"),
         ({"search": {"ema": 1.5}}, "ema=1.5: expected 0 to 1"),
         ({"search": {"lr": float("nan")}}, "lr=nan: expected at least 0"),
-        ({"seed": -1}, "seed=-1: expected 0 to"),
+        ({"search": {"lr": float("inf")}}, "lr=inf: expected finite, at least 0"),
+        ({"search": {"lr": 10**400}}, "expected a number"),
+        ({"search": {"sparsity": float("nan")}}, "sparsity=nan: expected 0 to 1"),
+        ({"source": {"lock": float("nan")}}, "lock=nan: expected 0 to 1"),
+        ({"seed": -1}, "seed=-1: expected 0 to 18446744073709551615"),
         ({"source": {"prune": 0.8, "lock": 0.8}}, "prune=0.8 + lock=0.8"),
         ({"model": "convent"}, "model.name='convent': unknown"),
         ({"model": "convent"}, "did you mean convnet?"),
         ({"model": {"width": 3}}, "model.name=None: unknown"),
         ({"model": 3}, "model=3: expected a name, or keys and values"),
+        ({"model": {"name": ["convnet"]}}, "model.name=['convnet']: unknown"),
+        ({"model": {"name": "convnet", 1: 2}}, "model.1=2: convnet has only name, width, classes, channels"),
+        ({"model": {"name": "convnet", "device": "cpu"}}, "model.device='cpu': convnet has only"),
+        ({"model": {"name": "convnet", "width": "8"}}, "model.width='8': expected an integer"),
+        ({"model": {"name": "gpt_mini", "qk_scaling": "maybe"}}, "model.qk_scaling='maybe': expected true or false"),
         ({"data": "cifar"}, "did you mean cifar10"),
+        ({"data": {"name": "digits", "seed": 3}}, "data.seed=3: digits has only name"),
+        ({"data": {"name": "text", "path": 3}}, "data.path=3: expected text"),
+        ({"data": {"name": "text", "path": "a", "context": 0}}, "data.context=0: expected at least 1"),
+        ({"data": {"name": "cifar10", "path": "a", "validation": "x"}}, "data.validation='x': expected a number"),
     ),
     ids=lambda value: str(value)[:40],
 )
@@ -100,11 +113,38 @@ def test_a_file_is_named_in_its_errors(tmp_path):
     file.write_text("search: {epoch: 3}")
     with pytest.raises(ValueError, match=r"experiment\.yaml: search\.epoch: unknown"):
         Experiment.load(file)
-    file.write_text("search: {epochs: [")
-    with pytest.raises(ValueError, match=r"experiment\.yaml: no YAML"):
-        Experiment.load(file)
+    for content, message in (
+        (b"search: {epochs: [", "no YAML: "),
+        (b"seed: 1\nsearch: {}\nseed: 2", "seed: given twice"),
+        (b"search: {lr: 1, lr: 2}", "lr: given twice"),
+        (b"\xff\xfe", "can't decode"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            Experiment.load(file)
+        assert f"{file}: " in str(error.value)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError):
         Experiment.load(tmp_path / "none.yaml")
+
+
+def test_a_file_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    file = tmp_path / "experiment.yaml"
+    file.write_bytes("data: {name: text, path: Übung.txt}".encode())
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    assert Experiment.load(file).data["path"] == "Übung.txt"
+
+
+def test_options_are_of_the_builder_s_types():
+    values = {"model": "convnet", "data": {"name": "cifar10", "path": "a", "validation": "1e-1"}}
+    assert Experiment.from_dict(values).data["validation"] == 0.1  # YAML 1.1 reads 1e-1 as text
+    assert Experiment(model="conv2", data="digits") == Experiment(model={"name": "conv2"})
+
+
+def test_readers_do_not_decide_what_is_found():
+    assert Experiment(search=Search(workers=3)).identity == Experiment().identity
+    assert Experiment(search=Search(epochs=3)).identity != Experiment().identity
 
 
 def test_override():

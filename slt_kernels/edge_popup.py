@@ -57,7 +57,7 @@ class EdgePopup:
         else:
             prune = sum(layer.freeze.prune * layer.total for layer in self.layers) / self.total
             lock = sum(layer.freeze.lock * layer.total for layer in self.layers) / self.total
-            check_sparsity(sparsity, prune, lock)
+            check_sparsity(sparsity, round(prune, 9), round(lock, 9))  # 0.8, where the sum has 0.7999999999999999
         self._sparsity = sparsity
         for layer in self.layers:
             layer.sparsity = sparsity

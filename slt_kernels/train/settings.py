@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ class Settings:
 def _check(name: str, value: Any, what: str, choices: tuple, least: float, most: float) -> None:
     if choices and value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(c or 'none' for c in choices)}")
-    if isinstance(value, int | float) and not least <= value <= most:
-        expected = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+    if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
+        bound = "finite, at least" if value == math.inf else "at least"
+        expected = f"{bound} {least}" if most == math.inf else f"{least} to {most}"
         raise ValueError(f"{name}={value}: expected {expected}")
 
 
@@ -50,8 +52,8 @@ def _check(name: str, value: Any, what: str, choices: tuple, least: float, most:
 class SourceNetwork(Settings):
     """The random network that is searched in; see `convert`."""
 
-    prune: float = setting(0.6, "fraction of the weights never in the ticket")
-    lock: float = setting(0.1, "fraction always in it")
+    prune: float = setting(0.6, "fraction of the weights never in the ticket", least=0, most=1)
+    lock: float = setting(0.1, "fraction always in it", least=0, most=1)
     spread: str = setting("uniform", "how these are shared out over layers", SPREADS)
     weight: str = setting("signed_constant", "distribution of the weights", WEIGHTS)
     scale: str | None = setting("dynamic", "factor on them", SCALES)
@@ -73,7 +75,9 @@ class Search(Settings):
     """How a ticket is searched. Defaults are the paper's (Otsuka et al., 2024), but for the epochs and the batch."""
 
     algorithm: str = setting("edge_popup", "keeps weights above a threshold, or samples them", ALGORITHMS)
-    sparsity: float = setting(0.7, "fraction of all weights dropped, frozen included; for bernoulli, at first")
+    sparsity: float = setting(
+        0.7, "fraction of all weights dropped, frozen included; for bernoulli, at first", least=0, most=1
+    )
     scope: str = setting("global", "of edge_popup: one threshold for all layers, or one each", SCOPES)
     scores: str = setting("uniform", "of edge_popup: how scores start; see SupermaskLayer.reset_scores", INITIAL_SCORES)
     epochs: int = setting(16, "passes over the training part", least=1)
@@ -110,7 +114,7 @@ class Search(Settings):
 
 @dataclass(frozen=True)
 class Experiment(Settings):
-    """A network, a data set, a source and a search: all that decides what is found.
+    """A network, a data set, a source and a search.
 
     Args:
         seed: of the network, the split of the data, and everything that is sampled.
@@ -127,17 +131,21 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("model", MODELS), ("data", DATASETS)):
-            chosen = getattr(self, name).get("name")
-            if chosen not in known:
-                raise ValueError(f"{name}.name={chosen!r}: unknown{_nearest(chosen, known)}")
-
-        _check("model.width", self.model.get("width", 1), "", (), 1, math.inf)
+        builders = {name: architecture.builder for name, architecture in MODELS.items()}
+        object.__setattr__(self, "model", _options("model", self.model, builders))
+        object.__setattr__(self, "data", _options("data", self.data, DATASETS))
 
     @property
     def network(self) -> dict[str, Any]:
         """What of it a ticket needs to be built and tested again."""
         return {name: value for name, value in self.to_dict().items() if name != "search"}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is found: everything but the number of processes that read."""
+        values = self.to_dict()
+        del values["search"]["workers"]
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON and YAML hold; `from_dict` takes it back."""
@@ -157,24 +165,33 @@ class Experiment(Settings):
         """An experiment from a YAML file.
 
         Raises:
-            ValueError: as `from_dict`, or a file that is no YAML.
+            ValueError: as `from_dict`, or a file that is no YAML, or has a key twice.
             FileNotFoundError: no such file.
             ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
         """
-        yaml = _yaml()
         try:
-            values = yaml.safe_load(Path(path).read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: no YAML ({error})") from None
-        try:
+            values = cls.read_value(Path(path).read_text(encoding="utf-8"))
             return cls.from_dict({} if values is None else values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @staticmethod
     def read_value(text: str) -> Any:
-        """A value as a YAML file has it."""
-        return _yaml().safe_load(text)
+        """A value as a YAML file has it; ValueError for what is no YAML."""
+        yaml = _yaml()
+
+        class Loader(yaml.SafeLoader):
+            def construct_mapping(self, node, deep=False):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+                if twice:  # YAML forbids it, PyYAML takes the last
+                    raise ValueError(f"{twice[0]}: given twice")
+                return super().construct_mapping(node, deep)
+
+        try:
+            return yaml.load(text, Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"no YAML: {' '.join(str(error).split())}") from None
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """This experiment with some values changed, named by their path: ``{"search.lr": 0.2, "model.width": 8}``."""
@@ -211,6 +228,24 @@ def _parse(kind: type, values: Any, where: str) -> Any:
     return kind(**{key: _typed(value, hints[key], _join(where, key)) for key, value in values.items()})
 
 
+def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, Callable]) -> dict[str, Any]:
+    """A network's or a data set's name and options, those of what builds it."""
+    values = {"name": values} if isinstance(values, str) else dict(values)
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{section}.name={name!r}: unknown{_nearest(name, known)}")
+    hints = {n: a.annotation for n, a in inspect.signature(known[name]).parameters.items() if n != "seed"}
+    checked = {"name": name}
+    for key, value in values.items():
+        where = f"{section}.{key}"
+        if key not in hints and where != "data.path":  # of which `data.load` tells more
+            raise ValueError(f"{where}={value!r}: {name} has only {', '.join(['name', *hints])}")
+        checked[key] = _typed(value, hints.get(key, str), where)
+        if hints.get(key) is int:
+            _check(where, checked[key], "", (), 1, math.inf)
+    return checked
+
+
 def _typed(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _parse(hint, value, where)
@@ -228,7 +263,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     raise ValueError(f"{where}={value!r}: expected {_WORDS[typing.get_origin(hint) or hint]}")
 
