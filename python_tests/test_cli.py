@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -110,17 +111,21 @@ def test_options_reach_the_ticket(tmp_path, capsys):
         (("--width", "0"), "width=0: expected at least 1"),
         (("--lr", "-1"), "lr=-1.0: expected"),
         (("--lr", "nan"), "lr=nan: expected"),
+        (("--lr", "inf"), "lr=inf: expected finite"),
+        (("--sparsity", "nan"), "sparsity=nan: expected 0 to 1"),
         (("--momentum", "-0.1"), "momentum=-0.1: expected"),
         (("--weight-decay", "-1"), "weight_decay=-1.0: expected"),
-        (("--prune", "1.5"), "prune=1.5: expected a fraction"),
-        (("--lock", "-0.5"), "lock=-0.5: expected a fraction"),
+        (("--prune", "1.5"), "prune=1.5: expected 0 to 1"),
+        (("--lock", "-0.5"), "lock=-0.5: expected 0 to 1"),
         (("--prune", "0.8", "--lock", "0.8"), "prune=0.8 + lock=0.8"),
-        (("--sparsity", "0.2"), "sparsity=0.2 is below prune=0."),
+        (("--prune", "0.8"), "sparsity=0.7 is below prune=0.8:"),
         (("--sparsity", "0.95"), "sparsity=0.95 is above 1 - lock="),
         (("--seed", "-1"), "seed=-1: expected"),
         (("--seed", str(2**64)), f"seed={2**64}: expected"),
         (("--threads", "0"), "threads=0: expected at least 1"),
-        (("--device", "quantum"), "quantum"),
+        (("--device", "quantum"), "device='quantum': expected cpu, cuda or cuda:N"),
+        (("--device", "meta"), "device='meta': expected cpu, cuda or cuda:N"),
+        (("--device", "cuda:99"), "device='cuda:99': PyTorch sees"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -162,6 +167,24 @@ def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     assert "out=" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ("out", "json"))
+def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert main(["find", f"--{name}", "folder", *SMALL]) == 2
+    assert f"{name}=folder: expected a file" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda folder, _: folder.name != "folder")
+    assert main(["find", f"--{name}", "folder/file", *SMALL]) == 2
+    assert f"{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_run_goes_on_with_other_workers(tmp_path):
+    command = ["find", "--out", str(tmp_path / "net.slt"), "--run", str(tmp_path / "run"), *SMALL]
+    assert main(command) == 0
+    assert main([*command, "--workers", "1"]) == 0
+
+
 def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
     config, out = tmp_path / "small.yaml", tmp_path / "net.slt"
     config.write_text("{seed: 3, model: {name: convnet, width: 8}, source: {prune: 0.2, lock: 0.3}}")
@@ -183,10 +206,13 @@ def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
         (("--config", "none.yaml"), "none.yaml"),
         (("--set", "search.lr"), "set='search.lr': expected KEY=VALUE"),
         (("--set", "search.rate=1"), "search.rate: unknown"),
-        (("--set", "model.depth=4"), "depth=4: convnet has only"),
+        (("--set", "search.lr=["), "set='search.lr=[': no YAML"),
+        (("--set", "model.depth=4"), "model.depth=4: convnet has only"),
         (("--path", "here"), "path=here: expected none"),
         (("--model", "gpt_mini"), "expected data of that kind, got images"),
         (("--save-every", "-1", "--run", "run"), "save_every=-1: expected at least 0"),
+        (("--save-every", "3"), "expected with --run"),
+        (("--tensorboard",), "expected with --run"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

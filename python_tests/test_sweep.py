@@ -1,6 +1,7 @@
 """The sweep: its grid, that it goes on where it stopped, and what it makes of the rows."""
 
 import csv
+import sys
 
 import pytest
 
@@ -157,6 +158,64 @@ def test_plots_repeat(tmp_path):
         files.append([(tmp_path / name / f"sweep.{suffix}").read_bytes() for suffix in ("png", "svg")])
     assert files[0] == files[1]
     assert b"frozen 6:1, width 16" in files[0][1]
+
+
+def test_a_plot_of_many_widths(tmp_path):
+    sweep.plot(rows_of(grid(widths=range(1, 11)).experiments(BASE)), tmp_path)
+    assert b"width 10" in (tmp_path / "sweep.svg").read_bytes()
+
+
+def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch):
+    """The first search fails while the second is under way: that one's row is kept, and no further one is begun."""
+    begun = []
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, *_):
+            future = sweep.Future()
+            if len(begun) < 2:
+                future.set_running_or_notify_cancel()
+            begun.append(future)
+            return future
+
+    def as_completed(futures):
+        if not begun[0].done():
+            begun[0].set_exception(ValueError("no memory"))
+            yield begun[0]
+        for future in futures:
+            future.set_result({"ticket_bytes": 1})
+            yield future
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(sweep, "as_completed", as_completed)
+    monkeypatch.setattr(sweep, "_order", lambda _: 0)
+    with pytest.raises(ValueError, match="no memory"):
+        sweep.run(BASE, grid(), tmp_path)
+    assert [row["seed"] for row in sweep.read(tmp_path)] == [1]
+    assert all(future.cancelled() for future in begun[2:])
+
+
+@pytest.mark.parametrize("damage", ("", "a,b\n1,2\n", None), ids=("empty", "another table", "cut short"))
+def test_a_damaged_table_is_refused(damage, tmp_path, swept):
+    content = (swept[0] / "sweep.csv").read_text()
+    (tmp_path / "sweep.csv").write_text(content[:-40] if damage is None else damage)
+    with pytest.raises(ValueError, match=r"sweep\.csv: damaged, or not of a sweep"):
+        sweep.read(tmp_path)
+
+
+def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["sweep", "--out", str(tmp_path / "out")]) == 2
+    assert "slt_kernels[plot]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_read_back_as_they_were(tmp_path):

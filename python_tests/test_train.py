@@ -16,8 +16,8 @@ from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
 from slt_kernels.data.images import Images
-from slt_kernels.train import Interrupted, Run, Search, accuracy, search
-from slt_kernels.train.run import write_atomically
+from slt_kernels.ticket import write_atomically
+from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
 
@@ -206,6 +206,38 @@ def test_a_damaged_checkpoint_is_refused(damage, data, tmp_path):
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
     with pytest.raises(ValueError, match=r"last\.pt: no checkpoint of a search"):
         search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+
+
+def test_a_lost_best_checkpoint_is_told(data, tmp_path):
+    search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(ValueError, match=r"last\.pt is there without best\.pt"):
+        search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
+
+
+def test_a_crash_at_the_end_of_an_epoch_loses_no_row(data, tmp_path, monkeypatch):
+    save = Run.save
+
+    def crash(self, state, name="last"):
+        save(self, state, name)
+        if name == "last":
+            raise OSError("the machine is gone")
+
+    monkeypatch.setattr(Run, "save", crash)
+    with pytest.raises(OSError, match="gone"):
+        search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    monkeypatch.undo()
+    rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))  # nothing is left to do
+    with (tmp_path / "log.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows) == 1
+
+
+def test_the_picked_epoch_s_validation_is_reported(tmp_path, monkeypatch):
+    said = iter((0.9, 0.5, 0.4, 0.4))  # two epochs, the ticket, and its reload
+    for module in ("loop", "find"):
+        monkeypatch.setattr(sys.modules[f"slt_kernels.train.{module}"], "accuracy", lambda *_: next(said))
+    experiment = Experiment(model={"name": "convnet", "width": 4}, search=settings(pick="best", batch_size=600))
+    assert find(experiment, tmp_path / "net.slt", torch.device("cpu"))["validation_accuracy"] == 0.9
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from . import backends, sweep
 from .data import DATASETS, DEFAULTS
 from .models import MODELS
-from .ticket import load_ticket, ticket_info
+from .ticket import load_ticket, ticket_info, write_atomically
 from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
 
 _STOPPED = 130  # as a shell reports a program that SIGINT ended
@@ -109,12 +110,15 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"set={text!r}: expected KEY=VALUE")
-        changes[key] = Experiment.read_value(value)
+        try:
+            changes[key] = Experiment.read_value(value)
+        except ValueError as error:
+            raise ValueError(f"set={text!r}: {error}") from None
     return experiment.override(changes)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="where to run, as PyTorch names it (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads of a process (default: PyTorch's choice)")
 
 
@@ -123,7 +127,28 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
         if arguments.threads < 1:
             raise ValueError(f"threads={arguments.threads}: expected at least 1")
         torch.set_num_threads(arguments.threads)
-    return torch.device(arguments.device)
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={arguments.device!r}: expected cpu, cuda or cuda:N")
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"device={arguments.device!r}: PyTorch sees {gpus or 'no'} GPU{'s' * (gpus > 1)} here")
+    return device
+
+
+def _check_written(arguments: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for files that could not be written in the end, before anything runs."""
+    for name in names:
+        path = getattr(arguments, name)
+        if path is None:
+            continue
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}={path}: expected a file in a folder that exists")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to")
 
 
 def _rich():
@@ -159,15 +184,14 @@ def _add_find(commands) -> None:
 def _find(arguments: argparse.Namespace) -> None:
     rich = _rich()
     experiment = _experiment(arguments)
-    for name in ("out", "json"):
-        path = getattr(arguments, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{name}={path}: expected a file in a folder that exists")
+    _check_written(arguments, "out", "json")
+    if arguments.run is None and (arguments.save_every or arguments.tensorboard):
+        raise ValueError("save_every, tensorboard: expected with --run, the folder that they are written to")
     with processes.joined(_on_machine(arguments)) as device:
         first = processes.rank() == 0
         run = None
         if arguments.run is not None:
-            run = Run(arguments.run, experiment.to_dict(), arguments.save_every, arguments.tensorboard)
+            run = Run(arguments.run, experiment.identity, arguments.save_every, arguments.tensorboard)
         columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[state]}"))
         with rich.progress.Progress(*columns, disable=not first) as progress:
             task = progress.add_task("searching", total=None, state="")
@@ -182,7 +206,7 @@ def _find(arguments: argparse.Namespace) -> None:
             report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **news)
         if first:
             if arguments.json is not None:
-                arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+                write_atomically(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
             _print_report(rich, report, arguments.out)
 
 
@@ -229,6 +253,7 @@ def _add_sweep(commands) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
+    sweep.load_matplotlib()  # what is missing is told before the searches
     device = _on_machine(arguments)
     grid = sweep.Grid(
         ratios=arguments.ratios,

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from .source import Freeze
+from .ticket import write_atomically
 from .train import Experiment, find
-from .train.run import write_atomically
 
 Row = dict[str, Any]
 
@@ -159,7 +159,7 @@ def run(
 
         try:
             take(list(waiting))
-        except KeyboardInterrupt:  # what is under way is finished, and its rows are kept
+        except (Exception, KeyboardInterrupt):  # no further search is begun; the rows of those under way are kept
             take([future for future in waiting if not future.cancel()])
             raise
     return read(folder)
@@ -193,12 +193,12 @@ def _search(experiment: dict[str, Any], device: str, threads: int) -> Row:
 def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
     """Writes what the rows are of, or checks that it is what they were of."""
     shared = base.override({"seed": 0, "source.prune": 0.0, "source.lock": 0.0, "search.sparsity": 0.0})
-    text = json.dumps({"keep": grid.keep, "experiment": shared.to_dict()}, indent=1) + "\n"
+    text = json.dumps({"keep": grid.keep, "experiment": shared.identity}, indent=1) + "\n"
     path = folder / "experiment.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomically(path, text.encode())
-    elif path.read_text() != text:
+    elif path.read_text(encoding="utf-8") != text:
         raise ValueError(f"out={folder}: holds rows of another experiment (see {path}); expected another folder")
 
 
@@ -211,9 +211,18 @@ def _write(folder: Path, rows: Any) -> None:
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a sweep's folder, numbers as numbers."""
-    with (folder / "sweep.csv").open(newline="") as file:
-        return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a sweep's folder, numbers as numbers.
+
+    Raises:
+        ValueError: the file has other columns, or a row that is cut short.
+    """
+    path = folder / "sweep.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        columns, rows = tuple(table.fieldnames or ()), list(table)
+    if columns != COLUMNS or any(None in (*row, *row.values()) for row in rows):
+        raise ValueError(f"{path}: damaged, or not of a sweep: expected rows of {', '.join(COLUMNS)}")
+    return [{name: _number(value) for name, value in row.items()} for row in rows]
 
 
 def _number(text: str) -> Any:
@@ -262,17 +271,23 @@ def _percent(found: list[float]) -> str:
     return f"{100 * statistics.mean(found):.1f} ({100 * min(found):.1f} to {100 * max(found):.1f})"
 
 
+def load_matplotlib():
+    """Matplotlib, set to draw files; ModuleNotFoundError where it is missing."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('plots are made with matplotlib: pip install "slt_kernels[plot]"') from None
+    matplotlib.use("Agg")
+    return matplotlib
+
+
 def plot(rows: Sequence[Row], folder: Path) -> None:
     """``sweep.png`` and ``sweep.svg``: mean and spread of the accuracy against the ticket's size, a line a source.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing (it comes with the ``plot`` extra).
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('plots are made with matplotlib: pip install "slt_kernels[plot]"') from None
-    matplotlib.use("Agg")
+    matplotlib = load_matplotlib()
     from matplotlib import pyplot, ticker
 
     widths = sorted({row["width"] or 0 for row in rows})
@@ -293,7 +308,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
             label = source if width is None or len(widths) == 1 else f"{source}, width {width}"
             style = {
                 "color": f"C{sources.index(source)}",
-                "marker": "osD^v"[widths.index(width or 0)] if width else "o",
+                "marker": "osD^vP*X"[widths.index(width or 0) % 8] if width else "o",
             }
             axes.errorbar(size, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
         axes.set(xscale="log", xlabel="ticket, bytes", ylabel="test accuracy, % (mean, least and most)")

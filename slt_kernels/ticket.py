@@ -123,7 +123,7 @@ def save_ticket(
         model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``. Of one that is sharded
             (``fully_shard``, `nn.parallel`) every process has to write a ticket, each the same whole one.
         path: the file.
-        metadata: anything JSON holds, for `ticket_info` to give back.
+        metadata: a dict of what JSON holds, for `ticket_info` to give back.
         compress: entropy-code the learned bits (the extra ``compress``): a layer of ``n`` free weights, the fraction
             ``p`` of them kept, takes ``n (-p log2 p - (1 - p) log2 (1 - p))`` bits in place of ``n``. It is smaller
             where much more or less than half is kept. Default False.
@@ -171,7 +171,7 @@ def save_ticket(
         tensors[dtype] = torch.cat([t.gather().cpu().flatten() for t in others if t.dtype == dtype])
 
     version = COMPRESSED if compress else PLAIN
-    _write(Path(path), to_safetensors(tensors, {FORMAT: f"{version} {_checksum(tensors)}"}))
+    write_atomically(Path(path), to_safetensors(tensors, {FORMAT: f"{version} {_checksum(tensors)}"}))
     return ticket_info(path)
 
 
@@ -231,10 +231,14 @@ def ticket_info(path: str | os.PathLike) -> TicketInfo:
 # Reading and writing
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that at every moment either the old one or the new one is there, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

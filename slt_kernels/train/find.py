@@ -42,8 +42,8 @@ def find(
     """Searches the experiment's ticket, writes it, reloads it, and tests both.
 
     Returns:
-        What was found: test_accuracy, weights, free_bits, kept, ticket_bytes, fp32_bytes, seconds, backend and the
-        experiment itself.
+        What was found: test_accuracy, reloaded_accuracy, validation_accuracy (of the epoch that is picked), weights,
+        free_bits, kept, mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and the experiment itself.
 
     Raises:
         RuntimeError: the ticket, reloaded, does not reach the accuracy of what was saved.
@@ -58,6 +58,7 @@ def find(
         save_ticket(model, out, {"network": experiment.network, "test_accuracy": found}, compress)
     processes.wait()
 
+    validated = [row["validation"] for row in rows]
     reloaded = build(experiment, dataset, device)
     ticket = load_ticket(out, reloaded)
     again = accuracy(reloaded, dataset.test, settings.batch_size, settings.workers)
@@ -66,13 +67,13 @@ def find(
     return {
         "test_accuracy": found,
         "reloaded_accuracy": again,
-        "validation_accuracy": rows[-1]["validation"],
+        "validation_accuracy": max(validated) if settings.pick == "best" else validated[-1],
         "weights": ticket.weights,
         "free_bits": ticket.free_bits,
         "kept": ticket.kept,
         "mask_bytes": ticket.mask_bytes,
         "ticket_bytes": ticket.size,
-        "fp32_bytes": 4 * sum(m.total for m in model.modules() if hasattr(m, "weight_scale")),
+        "fp32_bytes": 4 * ticket.weights,
         "seconds": time.perf_counter() - started,
         "backend": backends.name_for(device),
         "experiment": experiment.to_dict(),

@@ -61,7 +61,10 @@ def search(
         raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
     state = _Search(model, data, settings, seed)
     if run is not None and (checkpoint := run.load()) is not None:
-        state.load(checkpoint, run.load("best"))
+        best = run.load("best")
+        if best is None and checkpoint["rows"]:
+            raise ValueError(f"run={run.folder}: last.pt is there without best.pt; expected both, or neither")
+        state.load(checkpoint, best)
     with StopSignals() if run is not None else nullcontext() as stop:
         while state.epoch < settings.epochs:
             for batch in state.loader.epoch(state.epoch, start=state.step):
@@ -77,8 +80,8 @@ def search(
             if run is not None:
                 if improved:
                     run.save(state.best, "best")
+                run.log(state.rows)  # first: what the checkpoint counts as done is in the log
                 run.save(state.checkpoint())
-                run.log(state.rows)
             if on_epoch is not None:
                 row = state.rows[-1]
                 on_epoch(row["epoch"], row["loss"], row["validation"])

@@ -13,7 +13,6 @@ Files are written beside their place and renamed: whatever happens, each is whol
 
 import csv
 import io
-import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..ticket import write_atomically
 from . import processes
 
 VERSION = 1
@@ -73,7 +73,7 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             version, description = state["version"], state["description"]
         except Exception as error:
-            raise ValueError(f"{path}: no checkpoint of a search ({error})") from None
+            raise ValueError(f"{path}: no checkpoint of a search ({' '.join(str(error).split())})") from None
         if version != VERSION:
             raise ValueError(f"{path}: version={version}: this package reads version {VERSION}")
         different = _differences(description, self.description)
@@ -105,19 +105,6 @@ class Run:
                 if name != "epoch":
                     self._board.add_scalar(name, value, epoch)
             self._board.flush()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at every moment either the old one or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class StopSignals:
