@@ -377,12 +377,16 @@ def test_image_folder_refuses(folder, tmp_path):
     ):
         load("image_folder", tmp_path / "none")
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"train: no images \(.jpeg, .*\) in folders"):
+    with pytest.raises(FileNotFoundError, match=r"train/a: no images \(.jpeg, .*\)"):
         load("image_folder", tmp_path)
     for i in range(5):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / "a" / f"{i}.png")
     with pytest.raises(FileNotFoundError, match="val: no such folder"):
         load("image_folder", tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"train/empty: no images \(.jpeg"):
+        load("image_folder", tmp_path)
+    (tmp_path / "train" / "empty").rmdir()
     (tmp_path / "val" / "b").mkdir(parents=True)
     with pytest.raises(ValueError, match="val/b: no such class in train"):
         load("image_folder", tmp_path)

@@ -33,7 +33,8 @@ def image_folder(
         augment: as above; otherwise training images are treated as the others. Default True.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it; the message says where, and how it has to look.
+        FileNotFoundError: no such folder, or no image in it or in a class; the message says where, and how it has to
+            look.
         ModuleNotFoundError: Pillow is not installed (it comes with the ``images`` extra).
         ValueError: a class in ``val`` that ``train`` has not; a wrong fraction. A damaged image is one when it is read.
     """
@@ -79,6 +80,8 @@ def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
     for label, name in enumerate(classes):
         if name in found:
             inside = sorted(e.name for e in _entries(folder / name) if e.name.lower().endswith(_SUFFIXES))
+            if not inside:  # a class that nothing is known of would be one more output
+                raise FileNotFoundError(f"{folder / name}: no images ({', '.join(_SUFFIXES)})")
             names += [os.fsencode(os.path.join(name, file)) for file in inside]
             labels += [label] * len(inside)
     if not names:
