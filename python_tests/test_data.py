@@ -410,6 +410,21 @@ def test_damaged_images(damage, suffix, tmp_path):
         loaded.test.batch(torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize("workers", (0, 1))
+def test_a_damaged_image_is_told_in_one_sentence(workers, tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / part / "a" / f"{i}.png")
+    file = tmp_path / "val" / "a" / "1.png"
+    file.write_bytes(b"not an image")
+    test = load("image_folder", tmp_path, validation=0.5, size=8).test
+    with pytest.raises(ValueError) as error:
+        list(Loader(test, 1, workers=workers).epoch())
+    assert str(error.value).startswith(f"{file}: damaged, or not an image")
+    assert "\n" not in str(error.value)
+
+
 # Graphs
 
 

@@ -135,6 +135,8 @@ def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
     assert "holds rows of another experiment" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder), *options, "--jobs", "0"]) == 2
     assert "jobs=0: expected at least 1" in capsys.readouterr().err
+    assert main(["sweep", "--out", str(folder / "sweep.csv"), *options]) == 2
+    assert "sweep.csv: expected a folder" in capsys.readouterr().err
 
 
 def test_table_has_mean_and_spread():

@@ -135,7 +135,7 @@ def run(
         All rows of the folder, in the order of the grid.
 
     Raises:
-        ValueError: a folder with rows of another experiment.
+        ValueError: a folder with rows of another experiment, or that is a file.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
@@ -195,6 +195,8 @@ def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
     shared = base.override({"seed": 0, "source.prune": 0.0, "source.lock": 0.0, "search.sparsity": 0.0})
     text = json.dumps({"keep": grid.keep, "experiment": shared.identity}, indent=1) + "\n"
     path = folder / "experiment.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={folder}: expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomically(path, text.encode())

@@ -101,7 +101,10 @@ class Loader:
         else:
             self._plan[:] = tasks
             loaded = self._workers
-        for whole, share, (inputs, targets) in zip(batches, shares, loaded, strict=True):
+        for whole, share, examples in zip(batches, shares, loaded, strict=True):
+            if isinstance(examples, Exception):
+                raise examples
+            inputs, targets = examples
             yield Batch(tuple(inputs), targets, len(share) / len(whole))
 
 
@@ -111,10 +114,16 @@ class _Task(NamedTuple):
 
 
 class _Batches:
-    """A part as DataLoader takes it: an entry is a batch."""
+    """A part as DataLoader takes it: an entry is a batch, or the error that kept it from being read.
+
+    Raised in a worker, DataLoader would hand on its whole traceback as the message.
+    """
 
     def __init__(self, part: Part) -> None:
         self.part = part
 
-    def __getitem__(self, task: _Task) -> tuple[tuple[Tensor, ...], Tensor]:
-        return self.part.batch(torch.tensor(task.indices), task.epoch)
+    def __getitem__(self, task: _Task) -> tuple[tuple[Tensor, ...], Tensor] | Exception:
+        try:
+            return self.part.batch(torch.tensor(task.indices), task.epoch)
+        except (ValueError, OSError) as error:
+            return error
