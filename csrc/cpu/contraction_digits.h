@@ -133,12 +133,14 @@ class DigitContraction {
         explicit Panels(int64_t) : x(CALL / 16 * DEPTH * DIGITS * TILE) {}
     };
 
-    // sums [calls][rows][128] of the rows from `first_row` on.
-    void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls,
-                    float *sums) const {
-        memset(sums, 0, calls * rows * CALL * sizeof(float));
+    // sums [calls][rows][128] of the rows from `first_row` on. Tile products leave the memory alone: `between` runs
+    // between them.
+    template <class Between>
+    void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls, float *sums,
+                    Between between) const {
         Tiles tiles;
         tiles.configure(16);
+        alignas(64) int32_t orders[4][TILE];
         for (int64_t first = 0; first < steps; first += DEPTH) {
             const int64_t count = steps - first < DEPTH ? steps - first : DEPTH;
             for (int i = 0; i < calls; ++i) {
@@ -147,12 +149,16 @@ class DigitContraction {
                     if (!columns[i].any(c, 16)) continue;
                     alignas(64) float half[16];  // of each column's channel
                     for (int j = 0; j < 16; ++j) half[j] = x_scales.half[columns[i].channel[c + j]];
+                    const uint32_t *panel = panels.x + c / 16 * DEPTH * DIGITS * TILE;
+                    float *to = sums + i * rows * CALL + c;
+                    // A tile's sums are combined while the next one's are made.
+                    multiply(tile_of(first_row) + first * DIGITS * TILE, panel, count);
                     for (int64_t r = 0; r < rows; r += 16) {
-                        alignas(64) int32_t orders[4][TILE];
-                        multiply(tile_of(first_row + r) + first * DIGITS * TILE,
-                                 panels.x + c / 16 * DEPTH * DIGITS * TILE, count, orders);
+                        store_orders(orders);
+                        if (r + 16 < rows) multiply(tile_of(first_row + r + 16) + first * DIGITS * TILE, panel, count);
                         combine(orders, dy_scales.half + first_row + r, half, rows - r < 16 ? rows - r : 16,
-                                sums + (i * rows + r) * CALL + c);
+                                first > 0, to + r * CALL);
+                        between();
                     }
                 }
             }
@@ -277,8 +283,8 @@ class DigitContraction {
         }
     }
 
-    // The exact sums of `count` steps, an order each, the highest first.
-    static void multiply(const uint32_t *dy, const uint32_t *x, int64_t count, int32_t orders[4][TILE]) {
+    // The exact sums of `count` steps in registers, an order each, the highest first.
+    static void multiply(const uint32_t *dy, const uint32_t *x, int64_t count) {
         tile_memory();
         _tile_zero(0);
         _tile_zero(1);
@@ -311,15 +317,18 @@ class DigitContraction {
                 _tile_dpbssd(2, 5, 7);
             }
         }
+    }
+
+    static void store_orders(int32_t orders[4][TILE]) {
         _tile_stored(0, orders[0], 64);
         _tile_stored(1, orders[1], 64);
         _tile_stored(2, orders[2], 64);
         if (DIGITS == 3) _tile_stored(3, orders[3], 64);
     }
 
-    // Adds the sums of `n` rows, as the numbers that they are. In units of the halves, so that nothing on the way
-    // overflows or vanishes that the result does not.
-    static void combine(const int32_t orders[4][TILE], const float *dy_half, const float *x_half, int64_t n,
+    // Stores or adds the sums of `n` rows, as the numbers that they are. In units of the halves, so that nothing on the
+    // way overflows or vanishes that the result does not.
+    static void combine(const int32_t orders[4][TILE], const float *dy_half, const float *x_half, int64_t n, bool add,
                         float *sums) {
         const __m512 base = _mm512_set1_ps(256), unit = _mm512_set1_ps(DIGITS == 3 ? 0x1p-36f : 0x1p-28f);
         const __m512 columns = _mm512_load_ps(x_half);
@@ -329,7 +338,8 @@ class DigitContraction {
                 sum = _mm512_fmadd_ps(sum, base, _mm512_cvtepi32_ps(_mm512_load_si512(orders[o] + r * 16)));
             const __m512 scale = _mm512_mul_ps(columns, _mm512_set1_ps(dy_half[r]));
             float *to = sums + r * CALL;
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_mul_ps(sum, unit), scale, _mm512_loadu_ps(to)));
+            const __m512 before = add ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_mul_ps(sum, unit), scale, before));
         }
     }
 };

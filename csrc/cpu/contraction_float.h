@@ -47,8 +47,10 @@ class FloatContraction {
         explicit Panels(int64_t rows) : x(DEPTH * CALL), dy(DEPTH * ceil_div(rows, MR) * MR) {}
     };
 
-    // sums [calls][rows][128] of the rows from `row` on.
-    void operator()(Panels &panels, int64_t row, int64_t rows, const Columns *columns, int calls, float *sums) const {
+    // sums [calls][rows][128] of the rows from `row` on. `between` runs between parts of the product.
+    template <class Between>
+    void operator()(Panels &panels, int64_t row, int64_t rows, const Columns *columns, int calls, float *sums,
+                    Between between) const {
         memset(sums, 0, calls * rows * CALL * sizeof(float));
         for (int64_t first = 0; first < depth; first += DEPTH) {
             const int64_t count = depth - first < DEPTH ? depth - first : DEPTH;
@@ -59,7 +61,7 @@ class FloatContraction {
             }
             for (int c = 0; c < calls; ++c) {
                 pack_x(columns[c], count, panels);
-                multiply(panels, rows, columns[c], count, sums + c * rows * CALL);
+                multiply(panels, rows, columns[c], count, sums + c * rows * CALL, between);
             }
         }
     }
@@ -118,7 +120,9 @@ class FloatContraction {
         }
     }
 
-    static void multiply(const Panels &panels, int64_t rows, const Columns &columns, int64_t count, float *sums) {
+    template <class Between>
+    static void multiply(const Panels &panels, int64_t rows, const Columns &columns, int64_t count, float *sums,
+                         Between &between) {
         for (int64_t c = 0; c < CALL; c += NR) {
             if (!columns.any(c, NR)) continue;
             const float *strip = panels.x + c * DEPTH;
@@ -132,6 +136,7 @@ class FloatContraction {
                     tile<4>(at, strip, count, left, to);
                 else
                     tile<1>(at, strip, count, left, to);
+                between();
             }
         }
     }

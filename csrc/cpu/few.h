@@ -103,8 +103,8 @@ void few_groups(Tiles &tiles, const Weights &weights, int64_t row, int64_t first
 template <bool SIGNS>
 void few_sums(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
-    if (digits <= 16) return few_groups<SIGNS, 1, 4>(tiles, weights, row, first, count, x, pitch, digits, sums);
-    if (digits <= 32) return few_groups<SIGNS, 2, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 16) return few_groups<SIGNS, 1, 6>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 32) return few_groups<SIGNS, 2, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
     few_groups<SIGNS, 3, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
 }
 

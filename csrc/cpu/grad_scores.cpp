@@ -133,6 +133,40 @@ SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64
     return write_free(grads, free, a.scores + next, a.out + next);
 }
 
+// Asks for the scores and the gradients of rows, a few at each call, ahead of their use: the product leaves the memory
+// idle, and what follows it waits for nothing else.
+template <int64_t ROWS>
+class Prefetch {
+  public:
+    Prefetch(const GradScores &a, const CallTile<ROWS> *tiles, int calls, int64_t rows, const int64_t *next)
+        : a(a), next(next), rows(rows) {
+        for (int64_t r = 0; r < rows; ++r) {
+            count[r] = 0;
+            for (int c = 0; c < calls; ++c)
+                for (int i = 0; i < WORDS_A_CALL; ++i) count[r] += __builtin_popcount(tiles[c].free_word(r, i));
+        }
+    }
+
+    void operator()() {
+        for (int line = 0; line < 16; ++line, at += LINE) {
+            while (row < rows && at >= count[row]) {
+                at = 0;
+                ++row;
+            }
+            if (row >= rows) return;
+            __builtin_prefetch(a.scores + next[row] + at, 0, 2);
+            __builtin_prefetch(a.out + next[row] + at, 1, 2);
+        }
+    }
+
+  private:
+    static constexpr int64_t LINE = 64 / sizeof(float);
+    const GradScores &a;
+    const int64_t *next, rows;
+    int64_t row = 0, at = 0;
+    int count[ROWS];  // free weights
+};
+
 template <class Contraction>
 void run(const GradScores &a, const Contraction &contraction) {
     const Source &s = a.source;
@@ -168,7 +202,8 @@ void run(const GradScores &a, const Contraction &contraction) {
                     network.weights(row, rows, call, tiles[count]);
                     columns[count++] = Columns(a, call, group);
                 }
-            contraction(panels, row, rows, columns, count, sums);
+            contraction(panels, row, rows, columns, count, sums,
+                        Prefetch<Contraction::ROWS>(a, tiles, count, rows, next));
             for (int64_t r = 0; r < rows; ++r)
                 for (int c = 0; c < count; ++c)
                     for (int i = 0; i < WORDS_A_CALL; ++i)

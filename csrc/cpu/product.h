@@ -15,7 +15,9 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AMX_INT8__)
+constexpr int GROUPS = 6;
+#elif defined(__AVX512F__)
 constexpr int GROUPS = 4;
 #else
 constexpr int GROUPS = 2;
