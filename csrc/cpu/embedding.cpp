@@ -92,7 +92,7 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
     const Frame frame(s);
     const int64_t words = words_of(s), size = rows_a_piece(s);
     parallel_for(threads, ceil_div(count, size), [&](int64_t piece) {
-        const Generator freeze(s, FREEZE);
+        const Frozen frozen(s);
         CallOfWeights weights(s);
         const int64_t end = (piece + 1) * size < count ? (piece + 1) * size : count;
         for (int64_t n = piece * size; n < end; n += LANES) {
@@ -103,7 +103,7 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
                 const int64_t here = frame.skipped + w, left = s.fan - w * WORD;
                 if (here / WORDS_A_CALL != call) weights.fill(rows, call = here / WORDS_A_CALL);
                 U32 free = splat(~0u), locked = splat(0);
-                if (offsets && !nothing_frozen(s)) frozen_words(s, freeze, rows.word(here), free, locked);
+                if (offsets && !nothing_frozen(s)) frozen(rows.word(here), free, locked);
                 free &= valid_bits(s, w);
                 for (int l = 0; l < rows.lanes; ++l) {
                     const int valid = int(left < WORD ? left : WORD), in_call = int(here % WORDS_A_CALL);

@@ -28,7 +28,7 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 // The free and the locked weights of LANES rows.
 class Pattern {
   public:
-    explicit Pattern(const Source &s) : source(s), frame(s), generator(s, FREEZE) {}
+    explicit Pattern(const Source &s) : source(s), frame(s), frozen(s) {}
 
     // One word of the rows from `row` on, padding cleared; lanes past the source's rows are of rows it does not have.
     SLT_INLINE void operator()(int64_t row, int64_t word, U32 &free, U32 &locked) const {
@@ -37,7 +37,7 @@ class Pattern {
             free = valid;
             locked = splat(0);
         } else {
-            frozen_words(source, generator, word_index(source, row, frame, frame.skipped + word), free, locked);
+            frozen(word_index(source, row, frame, frame.skipped + word), free, locked);
             free &= valid;
             locked &= valid;
         }
@@ -46,7 +46,7 @@ class Pattern {
   private:
     const Source &source;
     const Frame frame;
-    const Generator generator;
+    const Frozen frozen;
 };
 
 // Some words of them, to be read a row at a time: 8 KB with 16 lanes.
@@ -100,13 +100,6 @@ SLT_INLINE uint32_t compact_bits(const uint32_t *compact, int64_t free, int64_t 
     const int64_t word = i / WORD, last = ceil_div(free, WORD) - 1;
     if (word > last) return 0;
     return uint32_t((compact[word] | uint64_t(compact[word < last ? word + 1 : last]) << 32) >> i % WORD);
-}
-
-// Resolved words of rows [row0, row0 + rows) from a compact mask, to `out` [rows][words].
-inline void expand_rows(const Source &s, const uint32_t *compact, const int64_t *offsets, int64_t row0, int64_t rows,
-                        uint32_t *out) {
-    const int64_t free = offsets[s.rows];
-    resolve_rows(s, offsets, row0, rows, out, [&](int64_t i) { return compact_bits(compact, free, i); });
 }
 
 }  // namespace

@@ -154,25 +154,40 @@ SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 o
     SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
-// Where the byte that eight bit planes spell is under a threshold, bit by bit: one majority function a plane.
-SLT_INLINE U32 below(const U32 planes[8], int64_t threshold) {
-    const int64_t bits = threshold == 256 ? 0xFF : threshold;
-    U32 result = splat(threshold == 256 ? ~0u : 0);
-    SLT_UNROLL for (int i = 0; i < 8; ++i) {
-        const U32 zero = ~planes[7 - i], bit = splat(bits >> i & 1 ? ~0u : 0);
-        result = (result & zero) | (bit & (result | zero));
-    }
-    return result;
-}
+// A threshold for bytes that come as eight bit planes: its bits, each as a whole word, and the result for equal bytes.
+struct Threshold {
+    uint32_t bits[8], equal;
 
-// The free and the locked weights of one word of LANES rows. Padding is not cleared (`valid_bits` does it).
-SLT_INLINE void frozen_words(const Source &s, const Generator &freeze, const Index &word, U32 &free, U32 &locked) {
-    U32 planes[8];
-    eight_words(freeze, word, planes);
-    const U32 unlocked = below(planes, s.lock_from);
-    free = unlocked & ~below(planes, s.prune_below);
-    locked = ~unlocked;
-}
+    explicit Threshold(int64_t threshold) : equal(threshold == 256 ? ~0u : 0) {
+        for (int i = 0; i < 8; ++i) bits[i] = threshold == 256 || threshold >> i & 1 ? ~0u : 0;
+    }
+
+    // Where the bytes are below it, from the lowest plane on: one majority a plane.
+    SLT_INLINE U32 operator()(const U32 planes[8]) const {
+        U32 result = splat(equal);
+        SLT_UNROLL for (int i = 0; i < 8; ++i) result = majority_not(result, planes[7 - i], splat(bits[i]));
+        return result;
+    }
+};
+
+// The frozen pattern of LANES rows. Padding is not cleared (`valid_bits` does it).
+class Frozen {
+  public:
+    explicit Frozen(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
+
+    // The free and the locked weights of one word.
+    SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked) const {
+        U32 planes[8];
+        eight_words(generator, word, planes);
+        const U32 unlocked = lock(planes);
+        free = unlocked & ~prune(planes);
+        locked = ~unlocked;
+    }
+
+  private:
+    const Generator generator;
+    const Threshold prune, lock;
+};
 
 // Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0; rows
 // from `rows` on are copies of the last.

@@ -97,6 +97,15 @@ SLT_INLINE U32 where_not(U32 m, U32 a, U32 b) {
 #endif
 }
 
+// Bit by bit, what two or three of a, not b, and c are.
+SLT_INLINE U32 majority_not(U32 a, U32 b, U32 c) {
+#if defined(__AVX512F__)
+    return (U32)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, 0xB2);
+#else
+    return (a & ~b) | (c & (a | ~b));
+#endif
+}
+
 // A square of 32-bit elements, a row a register, to its columns.
 SLT_INLINE void transpose(S32 r[LANES]) {
 #if defined(__AVX512F__)
