@@ -15,9 +15,12 @@ from rounds import timed
 
 from slt_kernels.backends import cpu
 
-# The flags of the file `bench/cpu_generator.cpp`, whose code is of one instruction set at a time.
-_AVX512VNNI = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
-_AVX512VNNI += " -mavx512vnni -mavx512vbmi -mgfni"
+# The flags of the programs that measure one bound each; the code of the first is of one instruction set at a time.
+_FLAGS = {
+    "cpu_generator": "-ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl "
+    "-mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni -DSLT_ISA=avx512vnni",
+    "cpu_tiles": "-mavx512f -mamx-tile -mamx-int8",
+}
 
 
 def ceilings(seconds: float) -> dict[str, Any]:
@@ -47,17 +50,26 @@ def ceilings(seconds: float) -> dict[str, Any]:
 
 def generator() -> dict[str, Any]:
     """The lines of `bench/cpu_generator.cpp`: nanoseconds and cycles of making 2048 weights on one thread."""
-    if "avx512vnni" not in cpu.instruction_sets() or shutil.which("c++") is None:
-        return {"unavailable": "it needs c++ and AVX-512 VNNI"}
-    source = Path(__file__).with_name("cpu_generator.cpp")
+    return _lines("cpu_generator", "avx512vnni", "AVX-512 VNNI")
+
+
+def tiles() -> dict[str, Any]:
+    """The lines of `bench/cpu_tiles.cpp`: nanoseconds and cycles of a product of tiles and of loading one."""
+    return _lines("cpu_tiles", "amx", "AMX")
+
+
+def _lines(program: str, instruction_set: str, named: str) -> dict[str, Any]:
+    if instruction_set not in cpu.instruction_sets() or shutil.which("c++") is None:
+        return {"unavailable": f"it needs c++ and {named}"}
+    source = Path(__file__).with_name(f"{program}.cpp")
     with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder, "generator"))
-        command = ["c++", "-std=c++17", "-O3", "-ffp-contract=off", *shlex.split(_AVX512VNNI), "-DSLT_ISA=avx512vnni"]
-        subprocess.run([*command, str(source), "-o", program], check=True, capture_output=True)
-        printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+        built = str(Path(folder, program))
+        command = ["c++", "-std=c++17", "-O3", *shlex.split(_FLAGS[program]), str(source), "-o", built]
+        subprocess.run(command, check=True, capture_output=True)
+        printed = subprocess.run([built], check=True, capture_output=True, text=True).stdout
     lines = re.findall(r"^(.*?) +([\d.]+) ns +(\d+) cycles$", printed, re.MULTILINE)
     return {"lines": [{"what": name, "ns": float(ns), "cycles": int(cycles)} for name, ns, cycles in lines]}
 
 
 if __name__ == "__main__":
-    print(ceilings(1.0), generator(), sep="\n", file=sys.stdout)
+    print(ceilings(1.0), generator(), tiles(), sep="\n", file=sys.stdout)

@@ -78,6 +78,16 @@ int main() {
         load_words(mask + row * words, words, ROWS - row, (call + 1) * WORDS_A_CALL, two[1]);
         for (int i = 0; i < 8; ++i) sum ^= two[i / 4][i % 4];
     });
+    Source half = source;
+    half.prune_below = 90, half.lock_from = 166;
+    const FrozenWords frozen(half);
+    const Frame frame(half);
+    measure("frozen pattern", [&](int64_t row, int64_t call) {
+        for (int64_t word = call * WORDS_A_CALL; word < (call + 2) * WORDS_A_CALL; ++word) {
+            frozen(word_index(half, row, frame, word), two[0][0], two[0][1]);
+            sum ^= two[0][0] ^ two[0][1];
+        }
+    });
     for (const auto &[name, weight] : {std::pair{"signed constant", SIGNED_CONSTANT}, {"uniform", UNIFORM}, {"normal", NORMAL}}) {
         source.weight = weight;
         const Weights weights(source, mask);

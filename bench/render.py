@@ -70,6 +70,7 @@ TABLES = {
     "cpu": measured(functools.partial(report.targets, only=README_CASES)),
     "find_digits": measured(report.find),
     "generator": report.generator,
+    "tiles": report.tiles,
     "gradients": report.gradients,
     "materializing": report.by_method("materializing"),
     "moved": report.moved,

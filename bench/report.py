@@ -165,19 +165,24 @@ def ceilings(result: Result) -> str:
 
 
 def generator(result: Result) -> str:
-    found = result.get("generator", {"unavailable": "not in this run"})
+    return _lines(result, "generator", "2048 weights, one thread", 2048, "weight")
+
+
+def tiles(result: Result) -> str:
+    return _lines(result, "tiles", "tiles of int8, 16 x 16 x 64, one thread", 16384, "multiplication")
+
+
+def _lines(result: Result, section: str, head: str, count: int, what: str) -> str:
+    found = result.get(section, {"unavailable": "not in this run"})
     if why := found.get("unavailable") or found.get("error"):
         return f"Not measured: {why}."
-    rows = [[x["what"], f"{x['ns']:.1f} ns", str(x["cycles"]), f"{x['cycles'] / 2048:.3f}"] for x in found["lines"]]
-    return table(["2048 weights, one thread", "time", "cycles", "cycles a weight"], rows)
+    rows = [[x["what"], f"{x['ns']:.1f} ns", str(x["cycles"]), f"{x['cycles'] / count:.3f}"] for x in found["lines"]]
+    return table([head, "time", "cycles", f"cycles a {what}"], rows)
 
 
 def bounds(result: Result) -> str:
-    """What each kernel cannot go below as it is made, from this run's own ceilings, and how far above it we are.
-
-    An int8 product is taken to run at twice the rate of a bfloat16 one, as matrix and vector units have it.
-    """
-    made = {x["what"]: x["ns"] for x in result.get("generator", {}).get("lines", [])}
+    """What each kernel cannot go below as it is made, from this run's own ceilings, and how far above it we are."""
+    made, tile = ({x["what"]: x["ns"] for x in result.get(s, {}).get("lines", [])} for s in ("generator", "tiles"))
     most, threads = result.get("ceilings", {}), result["machine"]["threads"]
     times = {c["name"]: next(iter(c["methods"].values()))["median_ms"] for c in in_groups(result, "targets")}
     weights, scores = 4096 * 4096, 25_502_912
@@ -188,18 +193,20 @@ def bounds(result: Result) -> str:
             ms = 1e3 * seconds
             rows.append([case, why, milliseconds(ms), milliseconds(times[case]), f"{times[case] / ms:.2g}x"])
 
-    def making(case: str, line: str) -> None:
-        if line in made:
-            row(case, made[line] * 1e-9 * weights / 2048 / threads, f"making the weights ({line})")
+    def making(case: str, *lines: str) -> None:
+        if made.keys() >= set(lines):
+            ns = sum(made[line] for line in lines)
+            row(case, ns * 1e-9 * weights / 2048 / threads, f"making the weights ({', '.join(lines)})")
 
     def products(case: str, count: int, batch: int) -> None:
-        if rate := most.get("product_bfloat16"):
-            row(case, count * 2 * weights * batch / (2 * rate), f"{count} int8 products")
+        if ns := tile.get("a product, operands in registers"):
+            row(case, count * weights * batch / 16384 * ns * 1e-9 / threads, f"{count} int8 products")
 
     making("forward float32 highest, batch 1", "signed constant")
     making("forward bfloat16, batch 1", "signed constant")
     making("forward uniform weights, batch 1", "uniform")
     making("forward normal weights, batch 1", "normal")
+    making("forward compact mask, batch 1", "frozen pattern", "signed constant")
     products("forward float32 highest, batch 256", 3, 256)
     products("forward float32 highest, batch 1024", 3, 1024)
     products("forward bfloat16, batch 256", 2, 256)
@@ -444,8 +451,7 @@ the scores, 4 bytes a free weight, which a forward does not read); one call then
 gradients, the optimizer's state) and what it needed *on the way*."""
 MOVED = """What a simulated last level of 1 MB, empty at the start, fetches: its misses, as callgrind counts them, times
 64 bytes. Valgrind runs neither AVX-512 nor AMX, so every method runs its AVX2 code here, on one thread. Batch 8."""
-BOUNDS = """How far the kernels are from what bounds them, by the figures above; an int8 product is taken to run at
-twice the rate of the bfloat16 one:"""
+BOUNDS = "How far the kernels are from what bounds them, by the figures above:"
 BILLION = "A layer of a billion weights; its dense float32 weight is 4 GB, and its dense scores as much:"
 TRAINING = "A training step: forward, backward, SGD with momentum, new masks:"
 
@@ -460,6 +466,7 @@ _SECTIONS = (
     ("Memory traffic, moved", MOVED, moved, None),
     ("Roofline", "What PyTorch reaches on this machine:", ceilings, "roofline"),
     ("What a weight costs", "`bench/cpu_generator.cpp`, on one thread:", generator, None),
+    ("What a product costs", "`bench/cpu_tiles.cpp`, on one thread:", tiles, None),
     (None, BOUNDS, bounds, None),
     ("Networks", "A forward:", by_method("network"), None),
     (None, TRAINING, by_method("training step"), None),

@@ -84,6 +84,7 @@ def sections(profile: Profile, only: str) -> Iterator[tuple[str, Callable[[], An
     yield "moved", lambda: traffic.moved(profile.quick)
     yield "ceilings", lambda: ceilings.ceilings(profile.seconds)
     yield "generator", ceilings.generator
+    yield "tiles", ceilings.tiles
     yield "sizes", lambda: sizes.sizes(profile.quick)
     if not profile.quick:
         yield "find", find_digits.find_all

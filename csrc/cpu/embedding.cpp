@@ -92,7 +92,7 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
     const Frame frame(s);
     const int64_t words = words_of(s), size = rows_a_piece(s);
     parallel_for(threads, ceil_div(count, size), [&](int64_t piece) {
-        const Frozen frozen(s);
+        const FrozenWords frozen(s);
         CallOfWeights weights(s);
         const int64_t end = (piece + 1) * size < count ? (piece + 1) * size : count;
         for (int64_t n = piece * size; n < end; n += LANES) {

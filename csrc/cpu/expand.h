@@ -46,7 +46,7 @@ class Pattern {
   private:
     const Source &source;
     const Frame frame;
-    const Frozen frozen;
+    const FrozenWords frozen;
 };
 
 // Some words of them, to be read a row at a time: 8 KB with 16 lanes.

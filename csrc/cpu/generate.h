@@ -171,9 +171,9 @@ struct Threshold {
 };
 
 // The frozen pattern of LANES rows. Padding is not cleared (`valid_bits` does it).
-class Frozen {
+class FrozenWords {
   public:
-    explicit Frozen(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
+    explicit FrozenWords(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
 
     // The free and the locked weights of one word.
     SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked) const {
