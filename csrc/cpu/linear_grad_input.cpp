@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t ROWS_A_STEP = 64;  // 16 quads, as AMX takes them
 constexpr int64_t FEW_ROWS = 256, MOST_ROWS = 4096;
+constexpr int64_t PANEL_LANES = (CALL + BLOCK - 1) / BLOCK * BLOCK;  // of one call, in whole blocks
 
 template <int DIGITS>
 void grad_input(const LinearGradInput &a) {
@@ -31,8 +32,8 @@ void grad_input(const LinearGradInput &a) {
         if (b >= a.batch) return;
         const int64_t batch = a.batch - b < step ? a.batch - b : step;
         const bool parts = rows < depth;
-        Scratch<uint32_t> panel(rows / 4 * CALL);
-        Scratch<double> sums(parts ? CALL * batch : 0);
+        Scratch<uint32_t> panel(rows / 4 * PANEL_LANES);
+        Scratch<double> sums(parts ? PANEL_LANES * batch : 0);
         Tiles tiles;
         const int first_k = k < 0 ? int(-k) : 0, last_k = int(s.fan - k < CALL ? s.fan - k : CALL);
         Output out = {a.dx + b * s.fan + k, nullptr, s.fan, first_k, last_k, dy.powers + b, false,
