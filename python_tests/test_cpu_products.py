@@ -141,6 +141,24 @@ def test_conv2d_grad_input(isa, precision, convolution, memory_format):
         assert same_format(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:])))
 
 
+def test_more_samples_than_at_once():
+    """Digits of 4.3 MB a sample: one thread makes four of them at a time."""
+    threads, window, scale = torch.get_num_threads(), Window(1, 1), torch.tensor(0.37)
+    images = inputs(5, 64, 150, 150)
+    torch.set_num_threads(1)
+    try:
+        source = Source.of(8, 64, seed=1, layer=1)
+        mask = random_mask(source)
+        y = cpu.conv2d_forward(images, mask, scale, None, source, window)
+        assert torch.equal(y, reference.conv2d_forward(images, mask, scale, None, source, window))
+        source = Source.of(64, 8, seed=1, layer=1)
+        mask = random_mask(source)
+        dx = cpu.conv2d_grad_input(images, mask, scale, source, window, [150, 150])
+        assert torch.equal(dx, reference.conv2d_grad_input(images, mask, scale, source, window, [150, 150]))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("batch", (1, 2, 17))
 def test_sums_in_parts(isa, precision, batch):
     """More k than one panel holds, or than an int32 sum does."""

@@ -17,7 +17,6 @@
 #pragma once
 
 #include "contraction.h"
-#include "pages.h"
 #include "tiles.h"
 
 namespace slt::SLT_ISA {
@@ -121,8 +120,6 @@ class DigitContraction {
           image(row * (a.x.height + 2 * a.window.padding_h)),
           x(quads * image),
           dy(a.window.groups * group_tiles * steps * DIGITS * TILE) {
-        want_large_pages(x, quads * image * 4);
-        want_large_pages(dy, a.window.groups * group_tiles * steps * DIGITS * TILE * 4);
         cut_x();
         cut_dy();
     }

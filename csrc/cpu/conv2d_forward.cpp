@@ -1,8 +1,8 @@
 // Conv2d forward: a product whose vectors are the positions of the output.
 //
-// The images become digits once, channels-last. A piece of work is some blocks of output channels of one group, whose
-// panels it makes, by a part of the positions, sixteen at a time: their vectors are read in place, or copied from the
-// planes (image.h), and run against the panels.
+// The images become digits once, channels-last, some samples at a time. A piece of work is some blocks of output
+// channels of one group, whose panels it makes, by a part of the positions, sixteen at a time: their vectors are read in
+// place, or copied from the planes (image.h), and run against the panels.
 #include "cut.h"
 #include "image.h"
 #include "operations.h"
@@ -11,7 +11,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 template <int DIGITS>
-void forward(const Conv2dForward &a) {
+void forward_some(const Conv2dForward &a) {
     const Source &s = a.source;
     const Window &w = a.window;
     const Frame frame(s);
@@ -83,6 +83,19 @@ void forward(const Conv2dForward &a) {
         }
         to_planes.write();
     });
+}
+
+template <int DIGITS>
+void forward(const Conv2dForward &a) {
+    const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
+    const Images x = {a.x, a.batch, channels, a.height, a.width, a.channels_last};
+    for (int64_t first = 0, step = samples_at_once(x, DIGITS, a.threads); first < a.batch; first += step) {
+        Conv2dForward some = a;
+        some.x += first * channels * x.pixels();
+        some.y += first * a.source.rows * a.out_height * a.out_width;
+        some.batch = a.batch - first < step ? a.batch - first : step;
+        forward_some<DIGITS>(some);
+    }
 }
 
 }  // namespace

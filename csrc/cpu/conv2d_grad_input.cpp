@@ -79,7 +79,7 @@ inline void make_panel(const Weights &weights, const Class &c, const Sizes &size
 }
 
 template <int DIGITS>
-void grad_input(const Conv2dGradInput &a) {
+void grad_input_of_some(const Conv2dGradInput &a) {
     const Source &s = a.source;
     const Window &w = a.window;
     const Weights weights(s, a.mask);
@@ -151,6 +151,19 @@ void grad_input(const Conv2dGradInput &a) {
             }
             to_planes.write();
         });
+    }
+}
+
+template <int DIGITS>
+void grad_input(const Conv2dGradInput &a) {
+    const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
+    const Images dy = {a.dy, a.batch, a.source.rows, a.out_height, a.out_width, a.channels_last};
+    for (int64_t first = 0, step = samples_at_once(dy, DIGITS, a.threads); first < a.batch; first += step) {
+        Conv2dGradInput some = a;
+        some.dy += first * a.source.rows * dy.pixels();
+        some.dx += first * channels * a.height * a.width;
+        some.batch = a.batch - first < step ? a.batch - first : step;
+        grad_input_of_some<DIGITS>(some);
     }
 }
 

@@ -26,6 +26,13 @@ struct Images {
     int64_t pixels() const { return height * width; }
 };
 
+// Samples whose digits are made at a time: 16 MB of them, so that they stay in a cache that all threads share and in
+// memory that the process has already; and enough samples for the threads.
+inline int64_t samples_at_once(const Images &x, int digits, int threads) {
+    const int64_t bytes = x.pixels() * x.channels * digits * int64_t(sizeof(Digit)), fit = (16 << 20) / (bytes + 1);
+    return fit > 4 * threads ? fit : 4 * threads;
+}
+
 // The taps of a convolution, or of a part of it: where each reads, from its position's first pixel.
 struct Taps {
     int64_t count;

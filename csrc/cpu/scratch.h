@@ -1,8 +1,11 @@
-// Memory for the length of one call, on whole cache lines.
+// Memory for the length of one call, on whole cache lines. What malloc gives back to the system after each call (glibc:
+// above 32 MB) has to be touched anew on each, and asks for large pages.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
+
+#include "pages.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -15,6 +18,8 @@ class Scratch {
     explicit Scratch(int64_t count)
         : data(static_cast<T *>(aligned_alloc(64, (uint64_t(count) * sizeof(T) + 127) / 64 * 64))) {
         if (!data) abort();  // as the kernel's own overcommit would end it
+        const int64_t bytes = count * int64_t(sizeof(T));
+        if (bytes > 32 << 20) want_large_pages(data, bytes);
     }
     ~Scratch() { free(data); }
     Scratch(const Scratch &) = delete;
