@@ -47,7 +47,7 @@ void forward_some(const Conv2dForward &a) {
                                 aligned ? Layout::PLAIN : layout_of(s.weight));
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
-        Scratch<double> sums(frame.calls > calls ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+        Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * MOST_VECTORS : 0);
         float *const y = a.y + first_row * (a.out_channels_last ? 1 : positions);
         ToPlanes to_planes(a.out_channels_last ? 0 : lanes, y, positions);
         Tiles tiles;

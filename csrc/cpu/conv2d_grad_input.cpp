@@ -115,7 +115,7 @@ void grad_input_of_some(const Conv2dGradInput &a) {
             Patches<DIGITS> patches(planes, c.taps(size, group), c.grid, in_place, 0, depth,
                                     aligned ? Layout::PLAIN : Layout::BY_K);
             Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
-            Scratch<double> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
+            Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
             float *const dx = a.dx + channel * (a.out_channels_last ? 1 : pixels);
             ToPlanes to_planes(a.out_channels_last ? 0 : lanes, dx, pixels);
             Tiles tiles;

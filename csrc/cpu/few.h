@@ -155,7 +155,7 @@ void multiply_few(Tiles &tiles, const Weights &weights, int64_t row, const Digit
     constexpr int64_t most = LONGEST / QUADS;
     const int64_t calls = weights.frame.calls;
     alignas(64) int32_t sums[FEW_DIGITS * BLOCK];
-    alignas(64) double totals[FEW_DIGITS * BLOCK];
+    alignas(64) int64_t totals[FEW_DIGITS * BLOCK];
     if (calls > most) out.sums = totals;
     for (int64_t first = 0; first < calls; first += most) {
         const int64_t count = calls - first < most ? calls - first : most;

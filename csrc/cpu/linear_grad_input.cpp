@@ -33,7 +33,7 @@ void grad_input(const LinearGradInput &a) {
         const int64_t batch = a.batch - b < step ? a.batch - b : step;
         const bool parts = rows < depth;
         Scratch<uint32_t> panel(rows / 4 * PANEL_LANES);
-        Scratch<double> sums(parts ? PANEL_LANES * batch : 0);
+        Scratch<int64_t> sums(parts ? PANEL_LANES * batch : 0);
         Tiles tiles;
         const int first_k = k < 0 ? int(-k) : 0, last_k = int(s.fan - k < CALL ? s.fan - k : CALL);
         Output out = {a.dx + b * s.fan + k, nullptr, s.fan, first_k, last_k, dy.powers + b, false,

@@ -6,8 +6,8 @@
 // quads of a group are one operand as they lie in the panel, and a tile of sums is 16 vectors (or all digits of up to
 // 5) by 16 lanes.
 //
-// int32 sums are exact for LONGEST quads; products cut longer ones and add up in float64, which holds every sum of a fan
-// below 2^23 exactly.
+// int32 sums are exact for LONGEST quads; products cut longer ones and add up in int64. float64 holds the digits' sums of
+// a part exactly, and after the correction every sum of a fan below 2^23.
 #pragma once
 
 #include "digits.h"
@@ -49,7 +49,7 @@ struct Output {
     const int64_t *corrections;  // of each vector: zero * sum of its integers; not read where bytes are signed
     float scale;
     const float *bias;        // of lane 0, or null
-    double *sums;             // [vector][BLOCK] of a sum in several parts, or null
+    int64_t *sums;            // [vector][BLOCK] of a sum in several parts, or null
     bool first, last;         // part
 };
 
@@ -98,18 +98,16 @@ template <int DIGITS>
 inline void finish(const int32_t *tile, int64_t v, const Output &out) {
     alignas(64) double sum[BLOCK];
     join_digits<DIGITS>(tile, sum);
+    int64_t correction = SIGNED_BYTES ? 0 : out.corrections[v];
     if (out.sums) {
-        double *total = out.sums + v * BLOCK;
-        if (!out.first)
-            for (int l = 0; l < BLOCK; ++l) sum[l] += total[l];
-        if (!out.last) {
-            memcpy(total, sum, sizeof sum);
-            return;
-        }
+        int64_t *total = out.sums + v * BLOCK;
+        for (int l = 0; l < BLOCK; ++l) total[l] = int64_t(sum[l]) + (out.first ? 0 : total[l]);
+        if (!out.last) return;
+        for (int l = 0; l < BLOCK; ++l) sum[l] = double(total[l] - correction);
+        correction = 0;
     }
     alignas(64) float y[BLOCK];
-    const double correction = SIGNED_BYTES ? 0 : double(out.corrections[v]);
-    round_sums(sum, correction, out.powers[out.one_power ? 0 : v], out.scale, y);
+    round_sums(sum, double(correction), out.powers[out.one_power ? 0 : v], out.scale, y);
     if (out.bias)
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
     float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
