@@ -59,6 +59,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
     const int second = TALL == 2 ? digits - 16 : 16, third = digits - 16;
     const auto multiply = [&](auto group, int64_t call, int calls) {
         constexpr int g = decltype(group)::value;
+        if (call % CALLS_A_LINE == 0) weights.prefetch(row + g * LANES, call + 2 * CALLS_A_LINE);
         if (calls == 2)
             weights.write<SIGNS>({{row + g * LANES, call}, {row + g * LANES, call + 1}}, quads);
         else
@@ -85,6 +86,8 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
         if constexpr (TALL > 1) store_sums<TALL * g + 1>(sums + second * BLOCK + g * LANES);
         if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + third * BLOCK + g * LANES);
     };
+    for (int line = 0; line < 2; ++line)
+        (weights.prefetch(row + G * LANES, first + line * CALLS_A_LINE), ...);
     zero_sums();
     for (int64_t call = first; call < first + count; call += 2)
         (multiply(std::integral_constant<int, G>(), call, first + count - call > 1 ? 2 : 1), ...);

@@ -23,6 +23,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int QUADS = 32;  // of a call
+constexpr int CALLS_A_LINE = 4;  // of a row of the mask, in a line of the caches
 
 #if defined(__AMX_INT8__)
 constexpr bool SIGNED_BYTES = true;
@@ -368,6 +369,13 @@ class Weights {
     // Stores `count` calls of the rows from `row` on.
     void write(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
         signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
+    }
+
+    // Has the line of the mask at this call of LANES rows on its way. Rows lie too far apart, and too many are read
+    // together, for a processor to see where they are going.
+    SLT_INLINE void prefetch(int64_t row, int64_t call) const {
+        const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
+        SLT_UNROLL for (int l = 0; l < LANES; ++l) __builtin_prefetch(at + l * words);
     }
 
     // One call of the rows from `row` on, and of the LANES rows after them.
