@@ -28,9 +28,13 @@ T *at(Pointer p) {
     return reinterpret_cast<T *>(p);
 }
 
+using Tensor = std::pair<Pointer, int>;  // and its type
+Input input_of(const Tensor &v) { return {at<const char>(v.first), Type(v.second)}; }
+Result result_of(const Tensor &v) { return {at<char>(v.first), Type(v.second)}; }
+
 using Sizes = std::array<int64_t, 8>;  // of a four-dimensional tensor: its shape and its strides
-Activations activations_of(Pointer data, const Sizes &v) {
-    return {at<const float>(data), v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+Activations activations_of(const Tensor &data, const Sizes &v) {
+    return {input_of(data), v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
 }
 
 // Runs an operation of the chosen instruction set without the interpreter's lock.
@@ -69,50 +73,50 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("materialize", [](const SourceArray &source, Pointer mask, Pointer out, int threads) {
         run(&Operations::materialize, {source_of(source), at<const uint32_t>(mask), at<int8_t>(out), threads});
     });
-    m.def("linear_forward", [](const SourceArray &source, Pointer mask, Pointer x, int64_t batch, float scale,
-                               Pointer bias, Pointer y, int bytes, int threads) {
-        run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), at<const float>(x), batch, scale,
-                                          at<const float>(bias), at<float>(y), bytes, threads});
+    m.def("linear_forward", [](const SourceArray &source, Pointer mask, const Tensor &x, int64_t batch, float scale,
+                               Pointer bias, const Tensor &y, int bytes, int threads) {
+        run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), input_of(x), batch, scale,
+                                          at<const float>(bias), result_of(y), bytes, threads});
     });
-    m.def("linear_grad_input", [](const SourceArray &source, Pointer mask, Pointer dy, int64_t batch, float scale,
-                                  Pointer dx, int bytes, int threads) {
-        run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), at<const float>(dy), batch,
-                                             scale, at<float>(dx), bytes, threads});
+    m.def("linear_grad_input", [](const SourceArray &source, Pointer mask, const Tensor &dy, int64_t batch, float scale,
+                                  const Tensor &dx, int bytes, int threads) {
+        run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), input_of(dy), batch,
+                                             scale, result_of(dx), bytes, threads});
     });
-    m.def("conv2d_forward", [](const SourceArray &source, const WindowArray &window, Pointer mask, Pointer x,
+    m.def("conv2d_forward", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &x,
                                std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
-                               Pointer bias, Pointer y, int bytes, int threads) {
+                               Pointer bias, const Tensor &y, int bytes, int threads) {
         run(&Operations::conv2d_forward,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), at<const float>(x), size[0], size[1],
-             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<const float>(bias), at<float>(y),
+            {source_of(source), window_of(window), at<const uint32_t>(mask), input_of(x), size[0], size[1],
+             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<const float>(bias), result_of(y),
              bytes, threads});
     });
-    m.def("conv2d_grad_input", [](const SourceArray &source, const WindowArray &window, Pointer mask, Pointer dy,
+    m.def("conv2d_grad_input", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &dy,
                                   std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
-                                  Pointer dx, int bytes, int threads) {
+                                  const Tensor &dx, int bytes, int threads) {
         run(&Operations::conv2d_grad_input,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), at<const float>(dy), size[0], size[1],
-             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<float>(dx), bytes, threads});
+            {source_of(source), window_of(window), at<const uint32_t>(mask), input_of(dy), size[0], size[1],
+             size[2], size[3], size[4], channels_last, out_channels_last, scale, result_of(dx), bytes, threads});
     });
-    m.def("grad_scores", [](const SourceArray &source, const WindowArray &window, Pointer dy, const Sizes &dy_sizes,
-                            Pointer x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
+    m.def("grad_scores", [](const SourceArray &source, const WindowArray &window, const Tensor &dy, const Sizes &dy_sizes,
+                            const Tensor &x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
                             int bytes, int threads) {
         run(&Operations::grad_scores,
             {source_of(source), window_of(window), activations_of(dy, dy_sizes), activations_of(x, x_sizes),
              at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
     m.def("embedding_forward", [](const SourceArray &source, Pointer mask, Pointer offsets, Pointer index,
-                                  int64_t count, float scale, Pointer y, int threads) {
+                                  int64_t count, float scale, const Tensor &y, int threads) {
         run(&Operations::embedding_forward,
             {source_of(source), at<const uint32_t>(mask), at<const int64_t>(offsets), at<const int64_t>(index), count,
-             scale, at<float>(y), threads});
+             scale, result_of(y), threads});
     });
     m.def("embedding_grad_scores", [](const SourceArray &source, Pointer index, int64_t count, Pointer starts,
-                                      Pointer order, Pointer dy, Pointer scores, float scale, Pointer offsets,
+                                      Pointer order, const Tensor &dy, Pointer scores, float scale, Pointer offsets,
                                       Pointer out, int threads) {
         run(&Operations::embedding_grad_scores,
             {source_of(source), at<const int64_t>(index), count, at<const int64_t>(starts), at<const int64_t>(order),
-             at<const float>(dy), at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), threads});
+             input_of(dy), at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), threads});
     });
     m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
         run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});

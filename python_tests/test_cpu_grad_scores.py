@@ -119,10 +119,21 @@ def test_precision(isa, precision):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_16_bits(isa, dtype):
+    """What the numbers are as float32 under "high", in all layouts."""
+    torch.set_float32_matmul_precision("high")
     dy, x, *rest = linear_inputs(65, 257, 129, "uniform", FREEZES["frozen"])
-    check_linear(dy.to(dtype), x.to(dtype), *rest, bound=BOUND["medium"])
-    dy, x, *rest = conv2d_inputs(WINDOWS["3x3-32"])
-    check_conv2d(dy.to(dtype), x.to(dtype), *rest, bound=BOUND["medium"])
+    dy, x = dy.to(dtype), x.to(dtype)
+    expected = cpu.linear_grad_scores(dy.float(), x.float(), *rest)
+    for rows in (x, x.T.contiguous().T, x.repeat(1, 2)[:, :257], x[:, None].expand(-1, 2, -1)[:, 0]):
+        assert torch.equal(cpu.linear_grad_scores(dy, rows, *rest), expected)
+    assert torch.equal(cpu.linear_grad_scores(dy, x.float(), *rest), expected)
+    for window in ("3x3-32", "1x1"):
+        dy, x, *rest = conv2d_inputs(WINDOWS[window])
+        dy, x = dy.to(dtype), x.to(dtype)
+        expected = cpu.conv2d_grad_scores(dy.float(), x.float(), *rest)
+        for order in (torch.contiguous_format, torch.channels_last):
+            images = dy.to(memory_format=order), x.to(memory_format=order)
+            assert torch.equal(cpu.conv2d_grad_scores(*images, *rest), expected)
 
 
 def test_float64():

@@ -50,12 +50,17 @@ def inputs(*shape: int) -> torch.Tensor:
     return x
 
 
-@pytest.fixture(params=("highest", "high"))
-def precision(request):
+@pytest.fixture
+def keeps_precision():
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
-    yield request.param
+    yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(params=("highest", "high"))
+def precision(request, keeps_precision):
+    torch.set_float32_matmul_precision(request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("batch", (0, 1, 2, 3, 9, 16, 17, 35))
@@ -199,17 +204,42 @@ def test_what_is_not_finite_stays_in_its_row(isa, bad):
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_sixteen_bits(isa, dtype):
-    source = Source.of(65, 257, weight="normal")
-    mask, scale, x, dy = random_mask(source), torch.tensor(0.01), torch.randn(19, 257), torch.randn(19, 65)
-    for ours, oracle, args in (
-        (cpu.linear_forward, reference.linear_forward, (x.to(dtype), mask, scale, None, source)),
-        (cpu.linear_grad_input, reference.linear_grad_input, (dy.to(dtype), mask, scale, source)),
-    ):
-        y, expected = ours(*args), oracle(*args)
-        assert y.dtype == dtype
-        assert (y.float() - expected.float()).norm() < torch.finfo(dtype).eps * expected.float().norm()
+SIXTEEN_BITS = torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+@pytest.mark.parametrize("scale", (1, 0.37, 2.0**-13, 2.0**-120, 2.0**12, 2.0**120))
+def test_every_number_of_16_bits_is_read_and_rounded(isa, dtype, scale):
+    """A row of one element has a fixed point to itself, and 16 bits of it are more than the number has."""
+    source = Source.of(1, 1, seed=3)
+    mask, numbers = torch.tensor([[1]], dtype=torch.int32), torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    y = cpu.linear_forward(numbers[:, None], mask, torch.tensor(scale), None, source).squeeze(1)
+    expected = (numbers.float() * scale * source.integer_weight().item()).to(dtype)
+    expected[~numbers.isfinite()] = float("nan")
+    assert y.dtype == dtype
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y[~y.isnan()], expected[~y.isnan()])
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_16_bits_are_two_bytes_of_fixed_point(isa, dtype, keeps_precision):
+    """What the numbers are as float32 under "high", rounded once."""
+    source, window = Source.of(65, 257, weight="normal"), Window(3, 3, 2, 1, padding_h=1, padding_w=2)
+    mask, scale, bias = random_mask(source), torch.tensor(0.01), torch.randn(65)
+    filters = Source.of(35, 9 * 40, weight="normal")
+    filter_mask = random_mask(filters)
+    x, dy = (torch.randn(19, n).to(dtype) for n in (257, 65))
+    images, d_images = torch.randn(3, 40, 9, 33).to(dtype), torch.randn(3, 35, 5, 35).to(dtype)
+    forward, grad_input = (filter_mask, scale, None, filters, window), (filter_mask, scale, filters, window, [9, 33])
+    calls = [(cpu.linear_forward, x, (mask, scale, bias, source)), (cpu.linear_grad_input, dy, (mask, scale, source))]
+    for order in (torch.contiguous_format, torch.channels_last):
+        calls.append((cpu.conv2d_forward, images.to(memory_format=order), forward))
+        calls.append((cpu.conv2d_grad_input, d_images.to(memory_format=order), grad_input))
+    torch.set_float32_matmul_precision("high")
+    for product, first, others in calls:
+        result = product(first, *others)
+        assert result.dtype == dtype
+        assert torch.equal(result, product(first.float(), *others).to(dtype))
 
 
 def test_inputs_need_not_be_contiguous(isa):

@@ -228,16 +228,16 @@ class DigitContraction {
             for (int64_t group = 0; group < a.window.groups; ++group)
                 for (int64_t r = 0; r < group_rows; r += 16) {
                     const int64_t c = group * group_rows + r;
-                    __m512i digits[DIGITS][STEP];
+                    S32 digits[DIGITS][STEP];
                     for (int64_t j = 0; j < STEP; ++j) {
                         __m512i cuts[DIGITS];
                         cut<DIGITS>(from[j], c, (group + 1) * group_rows, dy_scales, cuts);
-                        for (int d = 0; d < DIGITS; ++d) digits[d][j] = cuts[d];
+                        for (int d = 0; d < DIGITS; ++d) digits[d][j] = (S32)cuts[d];
                     }
                     uint32_t *out = tile_of(c) + step * DIGITS * TILE;
                     for (int d = 0; d < DIGITS; ++d) {
                         transpose(digits[d]);
-                        for (int64_t j = 0; j < 16; ++j) _mm512_storeu_si512(out + d * TILE + j * 16, digits[d][j]);
+                        for (int64_t j = 0; j < 16; ++j) store(out + d * TILE + j * 16, digits[d][j]);
                     }
                 }
         });

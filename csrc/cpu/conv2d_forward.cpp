@@ -48,7 +48,7 @@ void forward_some(const Conv2dForward &a) {
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
         Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * MOST_VECTORS : 0);
-        float *const y = a.y + first_row * (a.out_channels_last ? 1 : positions);
+        const Result y = a.y + first_row * (a.out_channels_last ? 1 : positions);
         ToPlanes to_planes(a.out_channels_last ? 0 : lanes, y, positions);
         Tiles tiles;
         int64_t made = -1;  // the first call of what the panel holds
@@ -91,8 +91,8 @@ void forward(const Conv2dForward &a) {
     const Images x = {a.x, a.batch, channels, a.height, a.width, a.channels_last};
     for (int64_t first = 0, step = samples_at_once(x, DIGITS, a.threads); first < a.batch; first += step) {
         Conv2dForward some = a;
-        some.x += first * channels * x.pixels();
-        some.y += first * a.source.rows * a.out_height * a.out_width;
+        some.x = a.x + first * channels * x.pixels();
+        some.y = a.y + first * a.source.rows * a.out_height * a.out_width;
         some.batch = a.batch - first < step ? a.batch - first : step;
         forward_some<DIGITS>(some);
     }

@@ -116,7 +116,7 @@ void grad_input_of_some(const Conv2dGradInput &a) {
                                     aligned ? Layout::PLAIN : Layout::BY_K);
             Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
             Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
-            float *const dx = a.dx + channel * (a.out_channels_last ? 1 : pixels);
+            const Result dx = a.dx + channel * (a.out_channels_last ? 1 : pixels);
             ToPlanes to_planes(a.out_channels_last ? 0 : lanes, dx, pixels);
             Tiles tiles;
             int64_t made = -1;  // where what the panel holds begins
@@ -160,8 +160,8 @@ void grad_input(const Conv2dGradInput &a) {
     const Images dy = {a.dy, a.batch, a.source.rows, a.out_height, a.out_width, a.channels_last};
     for (int64_t first = 0, step = samples_at_once(dy, DIGITS, a.threads); first < a.batch; first += step) {
         Conv2dGradInput some = a;
-        some.dy += first * a.source.rows * dy.pixels();
-        some.dx += first * channels * a.height * a.width;
+        some.dy = a.dy + first * a.source.rows * dy.pixels();
+        some.dx = a.dx + first * channels * a.height * a.width;
         some.batch = a.batch - first < step ? a.batch - first : step;
         grad_input_of_some<DIGITS>(some);
     }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "generate.h"
+#include "numbers.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -24,8 +25,6 @@ constexpr int DIGIT_BITS = 12;
 // Digits that hold a fixed point of so many bytes.
 SLT_INLINE int digits_for(int bytes) { return SLT_BYTE_DIGITS ? bytes : 2; }
 
-typedef float F32 __attribute__((vector_size(4 * LANES)));
-
 // To the nearest integer, ties to even.
 SLT_INLINE S32 round_to_int(F32 v) {
 #if defined(__AVX512F__)
@@ -42,21 +41,17 @@ SLT_INLINE S32 round_to_int(F32 v) {
 }
 
 // The largest |x|, as the bits of a float: their order is that of the numbers, with NaN and infinity at the top.
-inline uint32_t largest_bits(const float *x, int64_t count) {
+inline uint32_t largest_bits(const Input x, int64_t count) {
     S32 most = {};
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        const S32 bits = load<S32>(x + i) & 0x7FFFFFFF;
+    const auto raise = [&](F32 v) {
+        const S32 bits = (S32)v & 0x7FFFFFFF;
         most = bits > most ? bits : most;
-    }
+    };
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) raise(read_floats(x + i));
+    if (i < count) raise(read_floats(x + i, count - i));
     int32_t result = 0;
     for (int l = 0; l < LANES; ++l) result = most[l] > result ? most[l] : result;
-    for (; i < count; ++i) {
-        int32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits &= 0x7FFFFFFF;
-        result = bits > result ? bits : result;
-    }
     return uint32_t(result);
 }
 
@@ -146,17 +141,17 @@ SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, Digit *
 // A vector in digits: DIGITS planes of `pitch` digits; x stands at [skipped, skipped + count), zeros around it up to
 // `padded`, a multiple of 32. Returns the sum of its integers.
 template <int DIGITS>
-inline int64_t write_vector(const float *x, int64_t count, int64_t skipped, int64_t padded, const FixedPoint &fixed,
+inline int64_t write_vector(const Input x, int64_t count, int64_t skipped, int64_t padded, const FixedPoint &fixed,
                             const Order &order, Digit *out, int64_t pitch) {
     int64_t sum = 0;
     for (int64_t at = 0; at < padded; at += WORD) {
         alignas(64) int32_t integers[WORD];
         const int64_t k = at - skipped;  // both are multiples of 32
         if (k >= 0 && k + WORD <= count) {
-            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(load<F32>(x + k + i)));
+            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(read_floats(x + k + i)));
         } else {
             alignas(64) float part[WORD] = {};
-            if (k >= 0 && k < count) memcpy(part, x + k, size_t(count - k) * sizeof(float));
+            if (k >= 0 && k < count) read_floats(x + k, count - k, part);
             for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(load<F32>(part + i)));
         }
         sum += write_word<DIGITS>(integers, order, out + at, pitch);

@@ -2,6 +2,7 @@
 // each other: each lane of the generator has its own, and no other row of the table is made. A piece of work goes over
 // LANES rows a call at a time, and finishes each word a row at a time: 32 weights in plain order of k.
 #include "expand.h"
+#include "numbers.h"
 #include "operations.h"
 #include "parallel.h"
 
@@ -125,7 +126,7 @@ void embedding_forward(const EmbeddingForward &a) {
                                   : a.mask[a.index[n] * words_of(s) + word.number];
         float values[WORD];
         word.values(keep, a.scale, values);
-        memcpy(a.y + n * s.fan + word.number * WORD, values, word.count * sizeof(float));
+        write_floats(values, word.count, a.y + (n * s.fan + word.number * WORD));
     });
 }
 
@@ -134,7 +135,8 @@ void embedding_grad_scores(const EmbeddingGradScores &a) {
     each_word(s, a.index, a.count, a.offsets, a.threads, [&](int64_t n, const Word &word) {
         double sum[WORD] = {};
         for (int64_t i = a.starts[n]; i < a.starts[n + 1]; ++i) {
-            const float *dy = a.dy + a.order[i] * s.fan + word.number * WORD;
+            float dy[WORD];
+            read_floats(a.dy + (a.order[i] * s.fan + word.number * WORD), word.count, dy);
             for (int k = 0; k < word.count; ++k) sum[k] += dy[k];
         }
         float weights[WORD];

@@ -19,7 +19,7 @@ namespace {
 
 // A batch of images in memory: [samples, channels, height, width], or its channels-last form.
 struct Images {
-    const float *data;
+    Input data;
     int64_t samples, channels, height, width;
     bool channels_last;
 
@@ -132,7 +132,7 @@ class Planes {
     int64_t before() const { return border.up * row + border.left * pixel; }
 
     uint32_t largest_of(int64_t sample, int64_t first, int64_t end) const {
-        const float *in = x.data + sample * x.channels * x.pixels();
+        const Input in = x.data + sample * x.channels * x.pixels();
         if (x.channels_last)
             return largest_bits(in + first * x.width * x.channels, (end - first) * x.width * x.channels);
         uint32_t most = 0;
@@ -146,7 +146,7 @@ class Planes {
     // Rows [first, end) of a sample, with the zeros after them.
     void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
         Digit *out = memory + before() + sample_index * sample;
-        const float *in = x.data + sample_index * x.channels * x.pixels();
+        const Input in = x.data + sample_index * x.channels * x.pixels();
         if (x.channels_last) {
             for (int64_t h = first; h < end; ++h)
                 for (int64_t w = 0; w < x.width; ++w)
@@ -163,7 +163,7 @@ class Planes {
     }
 
     // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
-    void transpose_rows(const float *in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
+    void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
         for (int64_t c = 0; c < x.channels; c += WORD) {
             const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
             int64_t h = first, w = 0;
@@ -173,9 +173,9 @@ class Planes {
                 for (int part = 0; part < WORD; part += LANES) {
                     S32 square[LANES];
                     for (int j = 0; j < LANES; ++j) {
-                        const float *at = in + (c + part + j) * x.pixels() + i;
+                        const Input at = in + (c + part + j) * x.pixels() + i;
                         F32 elements = {};
-                        if (part + j < channels) memcpy(&elements, at, size_t(pixels) * sizeof(float));
+                        if (part + j < channels) elements = pixels == LANES ? read_floats(at) : read_floats(at, pixels);
                         square[j] = fixed(elements);
                     }
                     transpose(square);
@@ -313,7 +313,7 @@ class ToPlanes {
   public:
     const int64_t pitch;
 
-    ToPlanes(int64_t lanes, float *y, int64_t plane)
+    ToPlanes(int64_t lanes, const Result &y, int64_t plane)
         : pitch(ceil_div(lanes, LANES) * LANES),
           lanes(lanes),
           plane(plane),
@@ -322,11 +322,11 @@ class ToPlanes {
           rows((most + LANES) * pitch) {}
 
     // Room for the next few, whose places are those of the first lane in y.
-    float *add(const int64_t *places, int positions) {
+    Result add(const int64_t *places, int positions) {
         if (count + positions > most) write();
         memcpy(place + count, places, positions * sizeof *places);
         count += positions;
-        return rows + (count - positions) * pitch;
+        return {reinterpret_cast<char *>(rows + (count - positions) * pitch), Type::FLOAT32};
     }
 
     void write() {
@@ -342,28 +342,27 @@ class ToPlanes {
   private:
     static constexpr int64_t MOST = 256;
     const int64_t lanes, plane, most;
-    float *const y;
+    const Result y;
     const Scratch<float> rows;  // the last ones are only read
     int64_t place[MOST];
     int64_t count = 0;
 
-    void write_run(const float *from, int64_t run, int lanes_here, float *to) const {
+    void write_run(const float *from, int64_t run, int lanes_here, const Result &to) const {
         if (run < 4) {
             for (int64_t i = 0; i < run; ++i)
-                for (int l = 0; l < lanes_here; ++l) to[l * plane + i] = from[i * pitch + l];
+                for (int l = 0; l < lanes_here; ++l) write_floats(from + i * pitch + l, 1, to + (l * plane + i));
             return;
         }
         for (int64_t i = 0, here; i < run; i += here) {
-            here = LANES - int64_t(uintptr_t(to + i) / sizeof(float) % LANES);  // up to the end of a line
+            here = LANES - int64_t(uintptr_t((to + i).data) / to.size() % LANES);  // up to the end of a line
             here = here < run - i ? here : run - i;
             S32 square[LANES];
             for (int j = 0; j < LANES; ++j) square[j] = load<S32>(from + (i + j) * pitch);
             transpose(square);
             if (here == LANES && lanes_here == LANES) {
-                SLT_UNROLL for (int l = 0; l < LANES; ++l) store(to + l * plane + i, square[l]);
+                SLT_UNROLL for (int l = 0; l < LANES; ++l) write_floats((F32)square[l], LANES, to + (l * plane + i));
             } else {
-                for (int l = 0; l < lanes_here; ++l)
-                    memcpy(to + l * plane + i, &square[l], size_t(here) * sizeof(float));
+                for (int l = 0; l < lanes_here; ++l) write_floats((F32)square[l], here, to + (l * plane + i));
             }
         }
     }

@@ -48,7 +48,7 @@ void forward(const LinearForward &a) {
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
         Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
         Tiles tiles;
-        Output out = {a.y + b * s.rows + row, nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
+        Output out = {a.y + (b * s.rows + row), nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
                       a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;

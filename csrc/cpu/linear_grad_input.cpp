@@ -36,7 +36,7 @@ void grad_input(const LinearGradInput &a) {
         Scratch<int64_t> sums(parts ? PANEL_LANES * batch : 0);
         Tiles tiles;
         const int first_k = k < 0 ? int(-k) : 0, last_k = int(s.fan - k < CALL ? s.fan - k : CALL);
-        Output out = {a.dx + b * s.fan + k, nullptr, s.fan, first_k, last_k, dy.powers + b, false,
+        Output out = {a.dx + (b * s.fan + k), nullptr, s.fan, first_k, last_k, dy.powers + b, false,
                       dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
         for (int64_t first = 0; first < depth; first += rows) {
             const int64_t here = depth - first < rows ? depth - first : rows;

@@ -6,6 +6,20 @@
 
 namespace slt {
 
+// Numbers as tensors hold them. As values all of them are float32, which kernels compute with.
+enum class Type : int { FLOAT32, BFLOAT16, FLOAT16 };
+
+template <class Byte>
+struct Numbers {
+    Byte *data;
+    Type type;
+
+    int64_t size() const { return type == Type::FLOAT32 ? 4 : 2; }
+    Numbers operator+(int64_t n) const { return {data + n * size(), type}; }
+};
+using Input = Numbers<const char>;
+using Result = Numbers<char>;
+
 // The masked integer weight v * mask: int8 [rows, fan].
 struct Materialize {
     Source source;
@@ -14,15 +28,15 @@ struct Materialize {
     int threads;
 };
 
-// y = x W^T + bias: x [batch, fan], y [batch, rows]. `bytes` of fixed point: 3 for "highest", 2 for "high".
+// y = x W^T + bias: x [batch, fan], y [batch, rows] of any types. `bytes` of fixed point: 3 for "highest", 2 for "high".
 struct LinearForward {
     Source source;
     const uint32_t *mask;
-    const float *x;
+    Input x;
     int64_t batch;
     float scale;
     const float *bias;  // [rows] or null
-    float *y;
+    Result y;
     int bytes;
     int threads;
 };
@@ -31,10 +45,10 @@ struct LinearForward {
 struct LinearGradInput {
     Source source;
     const uint32_t *mask;
-    const float *dy;
+    Input dy;
     int64_t batch;
     float scale;
-    float *dx;
+    Result dx;
     int bytes;
     int threads;
 };
@@ -44,12 +58,12 @@ struct Conv2dForward {
     Source source;
     Window window;
     const uint32_t *mask;
-    const float *x;
+    Input x;
     int64_t batch, height, width, out_height, out_width;
     bool channels_last, out_channels_last;
     float scale;
     const float *bias;  // [rows] or null
-    float *y;
+    Result y;
     int bytes;
     int threads;
 };
@@ -59,18 +73,18 @@ struct Conv2dGradInput {
     Source source;
     Window window;
     const uint32_t *mask;
-    const float *dy;
+    Input dy;
     int64_t batch, height, width, out_height, out_width;
     bool channels_last, out_channels_last;
     float scale;
-    float *dx;
+    Result dx;
     int bytes;
     int threads;
 };
 
 // Images anywhere in memory: strides count elements. A matrix is images of one pixel.
 struct Activations {
-    const float *data;
+    Input data;
     int64_t count, channels, height, width;
     int64_t image, channel, row, pixel;  // strides
 };
@@ -96,7 +110,7 @@ struct EmbeddingForward {
     const int64_t *index;
     int64_t count;
     float scale;
-    float *y;
+    Result y;
     int threads;
 };
 
@@ -107,7 +121,7 @@ struct EmbeddingGradScores {
     const int64_t *index;
     int64_t count;
     const int64_t *starts, *order;
-    const float *dy;
+    Input dy;
     const float *scores;
     float scale;
     const int64_t *offsets;

@@ -40,7 +40,7 @@ struct Vectors {
 
 // Where sums go: y[v] = float(sum - correction) * power * scale + bias, lane by lane.
 struct Output {
-    float *y;                 // of vector 0, lane 0
+    Result y;                 // of vector 0, lane 0
     const int64_t *places;    // of each vector in y; null for v * vector_stride
     int64_t vector_stride;
     int first_lane, lanes;    // those that exist: [first_lane, lanes)
@@ -110,8 +110,8 @@ inline void finish(const int32_t *tile, int64_t v, const Output &out) {
     round_sums(sum, double(correction), out.powers[out.one_power ? 0 : v], out.scale, y);
     if (out.bias)
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
-    float *to = out.y + (out.places ? out.places[v] : v * out.vector_stride);
-    memcpy(to + out.first_lane, y + out.first_lane, size_t(out.lanes - out.first_lane) * sizeof(float));
+    const int64_t place = out.places ? out.places[v] : v * out.vector_stride;
+    write_floats(y + out.first_lane, out.lanes - out.first_lane, out.y + (place + out.first_lane));
 }
 
 #if SLT_BYTE_DIGITS
@@ -256,7 +256,7 @@ void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint
             here.first_lane = out.first_lane > lane ? out.first_lane - lane : 0;
             if (here.first_lane >= lanes) continue;
             here.lanes = lanes;
-            here.y += lane + (out.places ? 0 : v * out.vector_stride);
+            here.y = out.y + (lane + (out.places ? 0 : v * out.vector_stride));
             if (out.places) here.places += v;
             if (!out.one_power) here.powers += v;
             if (!SIGNED_BYTES) here.corrections += v;

@@ -15,7 +15,7 @@ struct Quantized {
     Scratch<int64_t> corrections;  // zero * the sum of a row's integers
 
     // Each row of `count` stands `skipped` digits in, with zeros around it up to `padded`; see `Layout`.
-    Quantized(const float *x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, int64_t pitch,
+    Quantized(const Input x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, int64_t pitch,
               Layout layout, int bytes, int zero, int threads)
         : digits(batch * DIGITS * pitch), powers(batch), corrections(batch) {
         const Order order(layout);

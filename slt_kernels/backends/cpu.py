@@ -110,14 +110,14 @@ def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: S
     if 0 in dy.shape:
         return torch.zeros(scores.numel())
     scores, bytes_ = scores.detach().contiguous(), _bytes(x)
-    dy, x = dy.detach().float(), x.detach().float()
+    dy, x = dy.detach(), x.detach()
     out = torch.empty(scores.numel())
     _cpu.grad_scores(
         source,
         window,
-        dy.data_ptr(),
+        _typed(dy),
         (*dy.shape, *dy.stride()),
-        x.data_ptr(),
+        _typed(x),
         (*x.shape, *x.stride()),
         scores.data_ptr(),
         scale.item(),
@@ -191,31 +191,31 @@ def materialize(mask: Tensor, source: Source) -> Tensor:
 def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
     if x.dtype == torch.float64:
         return reference.linear_forward(x, mask, scale, bias, source)
-    mask, inputs, offset = _resolved(mask, source), _floats(x), _floats(bias)
-    y = torch.empty(len(x), source.rows)
+    mask, inputs, offset = _resolved(mask, source), x.detach().contiguous(), _floats(bias)
+    y = torch.empty(len(x), source.rows, dtype=x.dtype)
     _cpu.linear_forward(
         source,
         mask.data_ptr(),
-        inputs.data_ptr(),
+        _typed(inputs),
         len(x),
         scale.item(),
         _pointer(offset),
-        y.data_ptr(),
+        _typed(y),
         _bytes(x),
         _threads(),
     )
-    return y.to(x.dtype)
+    return y
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
     if dy.dtype == torch.float64:
         return reference.linear_grad_input(dy, mask, scale, source)
-    mask, inputs = _resolved(mask, source), _floats(dy)
-    dx = torch.empty(len(dy), source.fan)
+    mask, inputs = _resolved(mask, source), dy.detach().contiguous()
+    dx = torch.empty(len(dy), source.fan, dtype=dy.dtype)
     _cpu.linear_grad_input(
-        source, mask.data_ptr(), inputs.data_ptr(), len(dy), scale.item(), dx.data_ptr(), _bytes(dy), _threads()
+        source, mask.data_ptr(), _typed(inputs), len(dy), scale.item(), _typed(dx), _bytes(dy), _threads()
     )
-    return dx.to(dy.dtype)
+    return dx
 
 
 def conv2d_forward(
@@ -226,12 +226,12 @@ def conv2d_forward(
     mask, offset = _resolved(mask, source), _floats(bias)
     images, last = _images(x)
     size = window.output_size(*x.shape[2:])
-    y = torch.empty(len(x), source.rows, *size, memory_format=_format(x))
+    y = torch.empty(len(x), source.rows, *size, dtype=x.dtype, memory_format=_format(x))
     _cpu.conv2d_forward(
-        source, window, mask.data_ptr(), images.data_ptr(), (len(x), *x.shape[2:], *size), last, channels_last(x),
-        scale.item(), _pointer(offset), y.data_ptr(), _bytes(x), _threads(),
+        source, window, mask.data_ptr(), _typed(images), (len(x), *x.shape[2:], *size), last, channels_last(x),
+        scale.item(), _pointer(offset), _typed(y), _bytes(x), _threads(),
     )  # fmt: skip
-    return y.to(x.dtype)
+    return y
 
 
 def conv2d_grad_input(
@@ -242,12 +242,12 @@ def conv2d_grad_input(
     mask = _resolved(mask, source)
     images, last = _images(dy)
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
-    dx = torch.empty(len(dy), channels, *size, memory_format=_format(dy))
+    dx = torch.empty(len(dy), channels, *size, dtype=dy.dtype, memory_format=_format(dy))
     _cpu.conv2d_grad_input(
-        source, window, mask.data_ptr(), images.data_ptr(), (len(dy), *size, *dy.shape[2:]), last, channels_last(dy),
-        scale.item(), dx.data_ptr(), _bytes(dy), _threads(),
+        source, window, mask.data_ptr(), _typed(images), (len(dy), *size, *dy.shape[2:]), last, channels_last(dy),
+        scale.item(), _typed(dx), _bytes(dy), _threads(),
     )  # fmt: skip
-    return dx.to(dy.dtype)
+    return dx
 
 
 def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
@@ -255,10 +255,10 @@ def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source
     if dtype == torch.float64:
         return reference.embedding_forward(index, mask, scale, source, dtype)
     mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
-    y = torch.empty(len(index), source.fan)
+    y = torch.empty(len(index), source.fan, dtype=dtype)
     pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
-    _cpu.embedding_forward(source, *pointers, scale.item(), y.data_ptr(), _threads())
-    return y.to(dtype)
+    _cpu.embedding_forward(source, *pointers, scale.item(), _typed(y), _threads())
+    return y
 
 
 def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -270,9 +270,9 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
     index, order = index.sort(stable=True)
     index, counts = index.unique_consecutive(return_counts=True)
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    dy, scores = _floats(dy), scores.detach().contiguous()
+    dy, scores = dy.detach().contiguous(), scores.detach().contiguous()
     out = torch.zeros(scores.numel())
-    pointers = [t.data_ptr() for t in (starts, order, dy, scores)]
+    pointers = starts.data_ptr(), order.data_ptr(), _typed(dy), scores.data_ptr()
     _cpu.embedding_grad_scores(
         source, index.data_ptr(), len(index), *pointers, scale.item(), offsets.data_ptr(), out.data_ptr(), _threads()
     )
@@ -288,8 +288,8 @@ def _rows_of(index: Tensor, source: Source) -> Tensor:
 
 
 def _images(x: Tensor) -> tuple[Tensor, bool]:
-    """As float32 in one of the two dense formats, and whether it is channels-last."""
-    x = x.detach().float()
+    """In one of the two dense formats, and whether it is channels-last."""
+    x = x.detach()
     if channels_last(x):
         return x, True
     return x.contiguous(), False
@@ -302,6 +302,14 @@ def _format(x: Tensor) -> torch.memory_format:
 def _floats(x: Tensor | None) -> Tensor | None:
     """As contiguous float32: narrower floats are among them."""
     return None if x is None else x.detach().float().contiguous()
+
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of operations.h
+
+
+def _typed(x: Tensor) -> tuple[int, int]:
+    """Where its numbers are, and of which type."""
+    return x.data_ptr(), _TYPES[x.dtype]
 
 
 def _pointer(x: Tensor | None) -> int:
