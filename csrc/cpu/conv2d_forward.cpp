@@ -27,23 +27,32 @@ void forward_some(const Conv2dForward &a) {
         right[t] = t % w.kernel_w * w.dilation_w - w.padding_w;
     }
     const Images x = {a.x, a.batch, channels * w.groups, a.height, a.width, a.channels_last};
-    const Taps all = {taps_count, down, right, channels, 0, channels};
+    Taps all = {taps_count, down, right, channels, 0, channels};
     Border border;
     border.include(x, all, grid);
-    const bool in_place = border.pays(x, all, grid, frame.skipped);
     const bool aligned = channels % WORD == 0;  // then words are put in order once, in the planes
-    const Planes<DIGITS> planes(x, in_place ? border : Border(), aligned ? layout_of(s.weight) : Layout::PLAIN, a.bytes,
-                                a.threads);
+    Reading reading = Reading::COPIED;
+    if (border.pays_in_place(x, all, grid, frame.skipped)) {
+        reading = Reading::IN_PLACE;
+    } else if (!aligned && w.groups == 1 && w.dilation_w == 1 && border.pays(x)) {
+        reading = Reading::PACKED;
+        all = {w.kernel_h, down, right, w.kernel_w * channels, 0, w.kernel_w * channels};
+        for (int64_t t = 0; t < w.kernel_h; ++t) {
+            down[t] = down[t * w.kernel_w];
+            right[t] = right[t * w.kernel_w];
+        }
+    }
+    const Planes<DIGITS> planes(x, border, reading, aligned ? layout_of(s.weight) : Layout::PLAIN, a.bytes, a.threads);
 
     const int64_t calls = frame.calls < LONGEST / QUADS ? frame.calls : LONGEST / QUADS;
-    const Cut cut(rows, PANEL_BYTES, calls * CALL, Patches<DIGITS>::positions(planes, grid, in_place), a.threads);
+    const Cut cut(rows, PANEL_BYTES, calls * CALL, Patches<DIGITS>::positions(planes, grid), a.threads);
     parallel_for(a.threads, w.groups * cut.pieces, [&](int64_t task) {
         const int64_t group = task / cut.pieces, piece = task % cut.pieces;
         const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), first_row = group * rows + lane;
         const int64_t end = cut.vector(piece) + cut.vectors(piece);
         Taps taps = all;
         taps.first = group * channels;
-        Patches<DIGITS> patches(planes, taps, grid, in_place, frame.skipped * WORD, frame.k,
+        Patches<DIGITS> patches(planes, taps, grid, frame.skipped * WORD, frame.k,
                                 aligned ? Layout::PLAIN : layout_of(s.weight));
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
@@ -101,6 +110,7 @@ void forward(const Conv2dForward &a) {
 }  // namespace
 
 void conv2d_forward(const Conv2dForward &a) {
+    want_large_pages(a.y.data, a.batch * a.source.rows * a.out_height * a.out_width * a.y.size());
     if (digits_for(a.bytes) == 3) return forward<3>(a);
     forward<2>(a);
 }

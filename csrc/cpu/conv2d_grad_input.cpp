@@ -95,10 +95,10 @@ void grad_input_of_some(const Conv2dGradInput &a) {
     for (int64_t remainder = 0; remainder < classes; ++remainder) {
         const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
         border.include(dy, c.taps(size, 0), c.grid);
-        in_place = in_place && border.pays(dy, c.taps(size, 0), c.grid, 0);
+        in_place = in_place && border.pays_in_place(dy, c.taps(size, 0), c.grid, 0);
     }
     const bool aligned = rows % WORD == 0;  // then words are put in order once, in the planes
-    const Planes<DIGITS> planes(dy, in_place ? border : Border(), aligned ? Layout::BY_K : Layout::PLAIN, a.bytes,
+    const Planes<DIGITS> planes(dy, border, in_place ? Reading::IN_PLACE : Reading::COPIED, aligned ? Layout::BY_K : Layout::PLAIN, a.bytes,
                                 a.threads);
 
     for (int64_t remainder = 0; remainder < classes; ++remainder) {
@@ -107,12 +107,12 @@ void grad_input_of_some(const Conv2dGradInput &a) {
         // A class without taps keeps one step of zeros: its pixels are 0, or NaN with their sample.
         const int64_t steps = ceil_div(c.count * size.tap_length, DEPTH_STEP);
         const int64_t depth = (steps > 0 ? steps : 1) * DEPTH_STEP, part = depth < 4 * LONGEST ? depth : 4 * LONGEST;
-        const Cut cut(channels, PANEL_BYTES, part, Patches<DIGITS>::positions(planes, c.grid, in_place), a.threads);
+        const Cut cut(channels, PANEL_BYTES, part, Patches<DIGITS>::positions(planes, c.grid), a.threads);
         parallel_for(a.threads, w.groups * cut.pieces, [&](int64_t task) {
             const int64_t group = task / cut.pieces, piece = task % cut.pieces;
             const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * channels + lane;
             const int64_t end = cut.vector(piece) + cut.vectors(piece);
-            Patches<DIGITS> patches(planes, c.taps(size, group), c.grid, in_place, 0, depth,
+            Patches<DIGITS> patches(planes, c.taps(size, group), c.grid, 0, depth,
                                     aligned ? Layout::PLAIN : Layout::BY_K);
             Scratch<uint32_t> panel(cut.blocks * BLOCK * part / 4);
             Scratch<int64_t> sums(depth > part ? cut.blocks * BLOCK * MOST_VECTORS : 0);
@@ -170,6 +170,8 @@ void grad_input(const Conv2dGradInput &a) {
 }  // namespace
 
 void conv2d_grad_input(const Conv2dGradInput &a) {
+    const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
+    want_large_pages(a.dx.data, a.batch * channels * a.height * a.width * a.dx.size());
     if (digits_for(a.bytes) == 3) return grad_input<3>(a);
     grad_input<2>(a);
 }

@@ -2,11 +2,14 @@
 //
 // A batch becomes digits once: a fixed point for each sample, planes [digit][sample][row][pixel][channel] whose pixels
 // are padded to whole words. A position of the output is then a vector: at each tap of the kernel, the channels of one
-// group of one pixel, or zeros beyond the edge.
+// group of one pixel, or zeros beyond the edge. How it is read (`Reading`):
 //
-// AMX reads sixteen neighbouring positions in place, each tap of them as a tile whose rows are a pixel apart. For this
-// there are zeros between rows and between samples (`Border`), which count as positions too; their results are dropped.
-// Elsewhere, where the taps' channels are no whole tiles, and where positions are some pixels apart, vectors are copied.
+// - IN_PLACE, with AMX: sixteen neighbouring positions, each tap of them a tile whose rows are a pixel apart. For this
+//   there are zeros between rows and between samples (`Border`), which count as positions too; their results are
+//   dropped. Taps must be whole tiles, and positions neighbours.
+// - PACKED, where words would be mostly padding, as those of an RGB image: pixels without any, and zeros around images,
+//   so that a whole row of the kernel is copied as one tap.
+// - COPIED, elsewhere: tap by tap.
 #pragma once
 
 #include "parallel.h"
@@ -47,6 +50,8 @@ struct Grid {
     int64_t height, width, step_down, step_right;
 };
 
+enum class Reading { IN_PLACE, PACKED, COPIED };
+
 // Zeros around images. Those after a row of pixels, or after a sample, are the ones before the next as well.
 struct Border {
     int64_t rows = 0, columns = 0;                  // after each sample; after each row
@@ -60,16 +65,19 @@ struct Border {
             raise(right, taps.right[t]);
         }
         raise(rows, up);
-        raise(rows, grid.height + down - x.height);
+        raise(rows, (grid.height - 1) * grid.step_down + 1 + down - x.height);
         raise(columns, left);
-        raise(columns, grid.width + right - x.width);
+        raise(columns, (grid.width - 1) * grid.step_right + 1 + right - x.width);
     }
 
-    // Whether positions can be read in place, and few enough of them are zeros.
-    bool pays(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped) const {
+    // Whether few enough pixels are zeros.
+    bool pays(const Images &x) const { return (x.height + rows) * (x.width + columns) <= 2 * x.pixels(); }
+
+    // Whether positions can be read in place, too.
+    bool pays_in_place(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped) const {
 #if defined(__AMX_INT8__)
         return taps.length % 64 == 0 && taps.channels == taps.length && skipped == 0 && grid.step_down == 1 &&
-               grid.step_right == 1 && (x.height + rows) * (x.width + columns) <= 2 * x.pixels();
+               grid.step_right == 1 && pays(x);
 #else
         return false;
 #endif
@@ -79,22 +87,26 @@ struct Border {
     static void raise(int64_t &a, int64_t b) { a = a < b ? b : a; }
 };
 
+constexpr int64_t COPY = sizeof(U32) / sizeof(Digit);  // digits copied at a time, past the last one too
+
 template <int DIGITS>
 class Planes {
   public:
     const Images x;
     const Border border;
+    const Reading reading;
     const int64_t pixel, row, sample, digit;  // strides
     Scratch<double> powers;                   // of each sample
 
     // `layout`: of each pixel's words.
-    Planes(const Images &x, const Border &border, Layout layout, int bytes, int threads)
+    Planes(const Images &x, const Border &around, Reading reading, Layout layout, int bytes, int threads)
         : x(x),
-          border(border),
-          pixel(ceil_div(x.channels, WORD) * WORD),
+          border(reading == Reading::COPIED ? Border() : around),
+          reading(reading),
+          pixel(reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD),
           row((x.width + border.columns) * pixel),
           sample((x.height + border.rows) * row),
-          digit(before() + x.samples * sample + border.down * row + (border.right + MOST_VECTORS) * pixel),
+          digit(before() + x.samples * sample + border.down * row + (border.right + MOST_VECTORS) * pixel + COPY),
           powers(x.samples),
           order(layout),
           memory(DIGITS * digit) {
@@ -147,7 +159,9 @@ class Planes {
     void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
         Digit *out = memory + before() + sample_index * sample;
         const Input in = x.data + sample_index * x.channels * x.pixels();
-        if (x.channels_last) {
+        if (reading == Reading::PACKED) {
+            pack_rows(in, first, end, fixed, out);
+        } else if (x.channels_last) {
             for (int64_t h = first; h < end; ++h)
                 for (int64_t w = 0; w < x.width; ++w)
                     write_vector<DIGITS>(in + (h * x.width + w) * x.channels, x.channels, 0, pixel, fixed, order,
@@ -159,6 +173,26 @@ class Planes {
             for (int64_t h = first; h < end; ++h)
                 memset(out + h * row + x.width * pixel, 0, size_t(border.columns * pixel) * sizeof(Digit));
             if (end == x.height) memset(out + end * row, 0, size_t(border.rows * row) * sizeof(Digit));
+        }
+    }
+
+    // Rows without padding, through a buffer: digits are made by the word.
+    void pack_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
+        const int64_t count = x.width * x.channels, pitch = ceil_div(count, WORD) * WORD;
+        Scratch<float> plane(x.width), together(count);
+        Scratch<Digit> digits(DIGITS * pitch);
+        for (int64_t h = first; h < end; ++h) {
+            Input line = in + h * count;
+            if (!x.channels_last) {
+                for (int64_t c = 0; c < x.channels; ++c) {
+                    read_floats(in + (c * x.pixels() + h * x.width), x.width, plane);
+                    for (int64_t w = 0; w < x.width; ++w) together[w * x.channels + c] = plane[w];
+                }
+                line = {reinterpret_cast<const char *>(together.data), Type::FLOAT32};
+            }
+            write_vector<DIGITS>(line, count, 0, pitch, fixed, order, digits, pitch);
+            for (int d = 0; d < DIGITS; ++d)
+                memcpy(out + h * row + d * digit, digits + d * pitch, size_t(count) * sizeof(Digit));
         }
     }
 
@@ -202,9 +236,10 @@ class Patches {
     int64_t sums[MOST_VECTORS];  // of a vector's integers; nobody needs them where bytes are signed
 
     // A vector is `skipped` zeros, the taps, zeros up to `padded`. `layout`: of words that are not in order yet.
-    Patches(const Planes<DIGITS> &planes, const Taps &taps, const Grid &grid, bool in_place, int64_t skipped,
-            int64_t padded, Layout layout)
-        : planes(planes), taps(taps), grid(grid), in_place(in_place), skipped(skipped), padded(padded),
+    Patches(const Planes<DIGITS> &planes, const Taps &taps, const Grid &grid, int64_t skipped, int64_t padded,
+            Layout layout)
+        : planes(planes), taps(taps), grid(grid), in_place(planes.reading == Reading::IN_PLACE), skipped(skipped),
+          padded(padded),
           pitch(padded + 64 / int64_t(sizeof(Digit))),
           shuffle(layout == Layout::BY_BIT || (layout == Layout::BY_K && !SLT_BYTE_DIGITS)),
           order(layout),
@@ -220,9 +255,9 @@ class Patches {
     }
 
     // Positions, with those between images.
-    static int64_t positions(const Planes<DIGITS> &planes, const Grid &grid, bool in_place) {
-        return in_place ? planes.x.samples * planes.sample / planes.pixel
-                        : planes.x.samples * grid.height * grid.width;
+    static int64_t positions(const Planes<DIGITS> &planes, const Grid &grid) {
+        return planes.reading == Reading::IN_PLACE ? planes.x.samples * planes.sample / planes.pixel
+                                                   : planes.x.samples * grid.height * grid.width;
     }
 
     // Those of [from, end), of which there may be none.
@@ -272,17 +307,21 @@ class Patches {
     }
 
     static SLT_INLINE void copy(const Digit *from, int64_t count, Digit *to) {
-        constexpr int64_t step = sizeof(U32) / sizeof(Digit);
-        for (; count >= step; count -= step, from += step, to += step) store(to, load<U32>(from));
+        for (; count >= COPY; count -= COPY, from += COPY, to += COPY) store(to, load<U32>(from));
         if (count > 0) memcpy(to, from, size_t(count) * sizeof(Digit));
     }
 
     void copy_taps(const Digit *plane, int64_t down, int64_t right, Digit *to) const {
         const Images &x = planes.x;
-        memset(to, 0, size_t(skipped) * sizeof(Digit));
+        for (int64_t c = 0; c < skipped; c += COPY) store(to + c, U32{});
         int64_t at = skipped;
         for (int64_t t = 0; t < taps.count; ++t, at += taps.length) {
             const int64_t h = down + taps.down[t], w = right + taps.right[t];
+            if (planes.reading == Reading::PACKED) {
+                const Digit *from = plane + h * planes.row + w * planes.pixel;
+                for (int64_t c = 0; c < taps.length; c += COPY) store(to + at + c, load<U32>(from + c));
+                continue;
+            }
             if (h < 0 || h >= x.height || w < 0 || w >= x.width) {
                 memset(to + at, 0, size_t(taps.length) * sizeof(Digit));
                 continue;
@@ -291,7 +330,7 @@ class Patches {
             if (taps.length > taps.channels)
                 memset(to + at + taps.channels, 0, size_t(taps.length - taps.channels) * sizeof(Digit));
         }
-        memset(to + at, 0, size_t(padded - at) * sizeof(Digit));
+        for (; at < padded; at += COPY) store(to + at, U32{});
     }
 
     void shuffle_words(Digit *digits) const {

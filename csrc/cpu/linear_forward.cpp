@@ -65,6 +65,7 @@ void forward(const LinearForward &a) {
 }  // namespace
 
 void linear_forward(const LinearForward &a) {
+    want_large_pages(a.y.data, a.batch * a.source.rows * a.y.size());
     if (digits_for(a.bytes) == 3) return forward<3>(a);
     forward<2>(a);
 }

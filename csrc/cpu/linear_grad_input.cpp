@@ -58,6 +58,7 @@ void grad_input(const LinearGradInput &a) {
 }  // namespace
 
 void linear_grad_input(const LinearGradInput &a) {
+    want_large_pages(a.dx.data, a.batch * a.source.fan * a.dx.size());
     if (digits_for(a.bytes) == 3) return grad_input<3>(a);
     grad_input<2>(a);
 }
