@@ -90,7 +90,7 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "3x3-wide": (1, 1, 128, 16, (9, 8), {"kernel": (3, 3), "padding": (1, 1)}),
     "odd-channels": (2, 1, 33, 3, (7, 5), {"kernel": (3, 3), "padding": (1, 1)}),
     "stem": (3, 1, 3, 17, (8, 9), {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3)}),
-    "stem-dilated": (2, 1, 3, 17, (30, 31), {"kernel": (3, 7), "stride": (2, 3), "padding": (4, 1), "dilation": (2, 1)}),
+    "tall-stem": (2, 1, 3, 17, (30, 31), {"kernel": (3, 7), "stride": (1, 3), "padding": (4, 1), "dilation": (2, 1)}),
     "grey": (40, 1, 1, 9, (8, 7), {"kernel": (5, 4)}),
     "stride": (2, 1, 16, 5, (9, 10), {"kernel": (3, 3), "stride": (2, 3), "padding": (1, 0)}),
     "stride-1x1": (2, 1, 16, 20, (7, 7), {"kernel": (1, 1), "stride": (2, 2)}),
