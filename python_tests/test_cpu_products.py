@@ -206,6 +206,22 @@ def test_what_is_not_finite_stays_in_its_row(isa, bad):
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("weight,fan", [("signed_constant", n) for n in (256, 257, 65536, 65537)] + [("uniform", 512)])
+def test_the_largest_sums(isa, precision, weight, fan):
+    """Every product positive and of the largest integer: what int32 holds, exactly, and just does not."""
+    source = Source.of(1, fan, weight=weight)
+    mask, scale = torch.full((1, source.words), -1, dtype=torch.int32), torch.tensor(1.0)
+    x = source.integer_weight().sign().float() * 0.9999999
+    assert torch.equal(
+        cpu.linear_forward(x, mask, scale, None, source), reference.linear_forward(x, mask, scale, None, source)
+    )
+    columns = Source.of(fan, 1, weight=weight)
+    mask, dy = torch.ones(fan, 1, dtype=torch.int32), columns.integer_weight().sign().float().T * 0.9999999
+    assert torch.equal(
+        cpu.linear_grad_input(dy, mask, scale, columns), reference.linear_grad_input(dy, mask, scale, columns)
+    )
+
+
 SIXTEEN_BITS = torch.bfloat16, torch.float16
 
 

@@ -73,7 +73,8 @@ void forward_some(const Conv2dForward &a) {
                 places[v] = sample * positions * s.rows + position * (a.out_channels_last ? s.rows : 1);
             }
             Output out = {y, places, 0, 0, int(lanes), powers, false, corrections, a.scale,
-                          a.bias ? a.bias + first_row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true};
+                          a.bias ? a.bias + first_row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true,
+                          small_sums(s.fan, s.weight, a.bytes)};
             if (!a.out_channels_last) {
                 out.y = to_planes.add(places, patches.count);
                 out.places = nullptr;

@@ -134,7 +134,8 @@ void grad_input_of_some(const Conv2dGradInput &a) {
                     places[v] = sample * pixels * all_channels + pixel * (a.out_channels_last ? all_channels : 1);
                 }
                 Output out = {dx, places, 0, 0, int(lanes), powers, false, corrections, a.scale, nullptr,
-                              depth > part ? sums.data : nullptr, true, true};
+                              depth > part ? sums.data : nullptr, true, true,
+                              small_sums(c.count * rows, s.weight, a.bytes)};
                 if (!a.out_channels_last) {
                     out.y = to_planes.add(places, patches.count);
                     out.places = nullptr;

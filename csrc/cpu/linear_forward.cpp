@@ -32,7 +32,8 @@ void forward(const LinearForward &a) {
             Tiles tiles;
             multiply_few<DIGITS>(tiles, weights, row, x.digits, pitch, a.batch,
                                  {a.y + row, nullptr, s.rows, 0, int(rows), x.powers, false, x.corrections, a.scale,
-                                  a.bias ? a.bias + row : nullptr, nullptr, true, true});
+                                  a.bias ? a.bias + row : nullptr, nullptr, true, true,
+                                  small_sums(s.fan, s.weight, a.bytes)});
         });
         return;
     }
@@ -49,7 +50,8 @@ void forward(const LinearForward &a) {
         Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
         Tiles tiles;
         Output out = {a.y + (b * s.rows + row), nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
-                      a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true};
+                      a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true,
+                      small_sums(s.fan, s.weight, a.bytes)};
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;
             for (int64_t lane = 0; lane < rows; lane += LANES)

@@ -37,7 +37,8 @@ void grad_input(const LinearGradInput &a) {
         Tiles tiles;
         const int first_k = k < 0 ? int(-k) : 0, last_k = int(s.fan - k < CALL ? s.fan - k : CALL);
         Output out = {a.dx + (b * s.fan + k), nullptr, s.fan, first_k, last_k, dy.powers + b, false,
-                      dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true};
+                      dy.corrections + b, a.scale, nullptr, parts ? sums.data : nullptr, true, true,
+                      small_sums(s.rows, s.weight, a.bytes)};
         for (int64_t first = 0; first < depth; first += rows) {
             const int64_t here = depth - first < rows ? depth - first : rows;
             for (int64_t row = 0; row < here && first + row < s.rows; row += COLUMN_ROWS) {

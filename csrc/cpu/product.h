@@ -51,7 +51,21 @@ struct Output {
     const float *bias;        // of lane 0, or null
     int64_t *sums;            // [vector][BLOCK] of a sum in several parts, or null
     bool first, last;         // part
+    bool small;               // every sum fits an int32, whatever the vectors
 };
+
+// Whether sums of `depth` weights times integers of `bytes` do.
+inline bool small_sums(int64_t depth, int64_t weight, int bytes) {
+    return depth * (weight == SIGNED_CONSTANT ? 1 : 128) <= int64_t(1) << (32 - 8 * bytes);
+}
+
+// With the bias, to where vector v goes.
+SLT_INLINE void store_lanes(float y[BLOCK], int64_t v, const Output &out) {
+    if (out.bias)
+        for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
+    const int64_t place = out.places ? out.places[v] : v * out.vector_stride;
+    write_floats(y + out.first_lane, out.lanes - out.first_lane, out.y + (place + out.first_lane));
+}
 
 // The sums of all digits: [BLOCK].
 template <int DIGITS>
@@ -94,8 +108,26 @@ SLT_INLINE void round_sums(const double *sum, double correction, double power, f
 #endif
 }
 
+// Both of small sums, whose digits may pass an int32 on the way: one conversion, a register of lanes at a time.
+template <int DIGITS>
+SLT_INLINE void round_small(const int32_t *tile, int lanes, int64_t correction, float power, float scale, float *y) {
+    for (int l = 0; l < lanes; l += LANES) {
+        U32 sum = load<U32>(tile + (DIGITS - 1) * BLOCK + l);
+        SLT_UNROLL for (int d = DIGITS - 2; d >= 0; --d) sum = (sum << DIGIT_BITS) + load<U32>(tile + d * BLOCK + l);
+        if (!SIGNED_BYTES) sum -= uint32_t(correction);
+        store(y + l, __builtin_convertvector((S32)sum, F32) * power * scale);
+    }
+}
+
 template <int DIGITS>
 inline void finish(const int32_t *tile, int64_t v, const Output &out) {
+    alignas(64) float y[BLOCK];
+    const double power = out.powers[out.one_power ? 0 : v];
+    // Where it cannot leave the range of normal numbers, a product with a power of two is exact in float32.
+    if (out.small && !out.sums && power >= 0x1p-100 && power <= 0x1p60) {
+        round_small<DIGITS>(tile, out.lanes, SIGNED_BYTES ? 0 : out.corrections[v], float(power), out.scale, y);
+        return store_lanes(y, v, out);
+    }
     alignas(64) double sum[BLOCK];
     join_digits<DIGITS>(tile, sum);
     int64_t correction = SIGNED_BYTES ? 0 : out.corrections[v];
@@ -106,12 +138,8 @@ inline void finish(const int32_t *tile, int64_t v, const Output &out) {
         for (int l = 0; l < BLOCK; ++l) sum[l] = double(total[l] - correction);
         correction = 0;
     }
-    alignas(64) float y[BLOCK];
-    round_sums(sum, double(correction), out.powers[out.one_power ? 0 : v], out.scale, y);
-    if (out.bias)
-        for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
-    const int64_t place = out.places ? out.places[v] : v * out.vector_stride;
-    write_floats(y + out.first_lane, out.lanes - out.first_lane, out.y + (place + out.first_lane));
+    round_sums(sum, double(correction), power, out.scale, y);
+    store_lanes(y, v, out);
 }
 
 #if SLT_BYTE_DIGITS
