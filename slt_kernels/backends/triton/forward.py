@@ -15,6 +15,7 @@ from ...source import Source
 from ...window import Window
 from .. import reference
 from .contract import (
+    NORMAL,
     SIGNED_CONSTANT,
     Layer,
     byte_quads,
@@ -134,22 +135,23 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
         )
         return y
 
-    tiles = _tiles(columns, group_rows, d, window is not None or compact, ordered or d == 0, x.device)
+    tiles = _tiles(columns, group_rows, d, source.weight, window is not None or compact, ordered or d == 0, x.device)
     key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, x.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(columns: int, rows: int, d: int, more: bool, ordered: bool, device: torch.device) -> list[Tile]:
+def _tiles(columns: int, rows: int, d: int, weight: int, more: bool, ordered: bool, device: torch.device) -> list[Tile]:
     """First the rule's tile: as many columns as their sums leave registers for.
 
     ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so do single
     bytes of inputs that are not in quad order, and before Hopper the operand that later processors keep in shared
-    memory.
+    memory, most of all where weights are looked up.
     """
     old = generation(device) < 9
     bn = min(128, max(16, triton.next_power_of_2(rows)))
-    most = 32 if not ordered else 64 if d or more or old else 128
+    looked_up = old and d > 2 and weight == NORMAL.value
+    most = 32 if not ordered or looked_up else 64 if d or more or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bn == 128 and (d * bm > 64 or (old and bm > 16))
     first = Tile(bn, bm, 8 if many else 4, 3)

@@ -15,6 +15,7 @@ from ...source import Source
 from ...window import Window
 from .. import reference
 from .contract import (
+    NORMAL,
     SIGNED_CONSTANT,
     Layer,
     aligned,
@@ -130,18 +131,21 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
         )
         return dx
 
-    tiles = _tiles(columns, group_rows, d, compact, window is not None, dy.device)
+    tiles = _tiles(columns, group_rows, d, source.weight, compact, window is not None, dy.device)
     key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, dy.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(columns: int, rows: int, d: int, compact: bool, conv: bool, device: torch.device) -> list[Tile]:
+def _tiles(columns: int, rows: int, d: int, weight: int, compact: bool, conv: bool, device: torch.device) -> list[Tile]:
     """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
-    bn = min(64 if compact else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
-    most = 64 if d or compact or conv or generation(device) < 9 else 128
+    old = generation(device) < 9
+    looked_up = old and d > 2 and weight == NORMAL.value
+    bn = min(64 if compact or looked_up else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
+    most = 64 if d or compact or conv or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    first = Tile(bn, bm, 8 if d and bm > 32 else 4, 2)
+    many = bm > 32 and (d or (old and not compact and not conv))
+    first = Tile(bn, bm, 8 if many else 4, 2)
     other = 12 - first.num_warps  # 4 or 8
     tiles = [first, *(first._replace(**change) for change in ({"num_stages": 3}, {"waves": 8}, {"num_warps": other}))]
     if bm > 16:
