@@ -40,19 +40,28 @@ SLT_INLINE S32 round_to_int(F32 v) {
 #endif
 }
 
-// The largest |x|, as the bits of a float: their order is that of the numbers, with NaN and infinity at the top.
-inline uint32_t largest_bits(const Input x, int64_t count) {
-    S32 most = {};
-    const auto raise = [&](F32 v) {
-        const S32 bits = (S32)v & 0x7FFFFFFF;
-        most = bits > most ? bits : most;
-    };
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) raise(read_floats(x + i));
-    if (i < count) raise(read_floats(x + i, count - i));
+// The largest of numbers without their signs, as integers: their order is that of the numbers, with NaN and infinity at
+// the top. V: a register of such integers.
+template <class V>
+SLT_INLINE int32_t largest_magnitude(const char *at, int64_t count) {
+    constexpr int64_t lanes = sizeof(V) / sizeof(V{}[0]);
+    const auto larger = [](V a, V b) { return a > b ? a : b; };
+    const V magnitude = (V{} - 1) ^ ((V{} + 1) << (8 * sizeof(V{}[0]) - 1));  // all bits but the sign
+    V most = {}, rest = {};
+    for (; count >= lanes; count -= lanes, at += sizeof(V)) most = larger(most, load<V>(at) & magnitude);
+    memcpy(&rest, at, size_t(count) * sizeof(V{}[0]));
+    most = larger(most, rest & magnitude);
     int32_t result = 0;
-    for (int l = 0; l < LANES; ++l) result = most[l] > result ? most[l] : result;
-    return uint32_t(result);
+    for (int l = 0; l < lanes; ++l) result = most[l] > result ? most[l] : result;
+    return result;
+}
+
+// The largest |x|, as the bits of a float.
+inline uint32_t largest_bits(const Input x, int64_t count) {
+    if (x.type == Type::FLOAT32) return uint32_t(largest_magnitude<S32>(x.data, count));
+    const U16 most = uint16_t(largest_magnitude<S16>(x.data, count)) - U16{};
+    const F32 v = x.type == Type::BFLOAT16 ? of_bfloat16(most) : of_float16(most);
+    return ((U32)v)[0];
 }
 
 // What a vector is multiplied by to become integers, and its inverse.

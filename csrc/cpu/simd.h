@@ -39,6 +39,7 @@ constexpr int LANES = 4;
 
 typedef uint32_t U32 __attribute__((vector_size(4 * LANES)));
 typedef int32_t S32 __attribute__((vector_size(4 * LANES)));
+typedef int16_t S16 __attribute__((vector_size(4 * LANES)));  // twice as many lanes
 typedef uint64_t U64 __attribute__((vector_size(4 * LANES)));  // half as many lanes
 typedef uint8_t U8 __attribute__((vector_size(4 * LANES)));
 
