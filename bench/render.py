@@ -72,6 +72,7 @@ TABLES = {
     "generator": report.generator,
     "tiles": report.tiles,
     "gradients": report.gradients,
+    "held": measured(report.held),
     "materializing": report.by_method("materializing"),
     "moved": report.moved,
     "networks": report.by_method("network"),

@@ -120,6 +120,14 @@ def allocated(result: Result) -> str:
     return table(["case", "method", "held", "returned", "on the way", "together"], rows)
 
 
+def held(result: Result) -> str:
+    """What a network that is only used holds, by method."""
+    methods = ("dense float32", "materializing layer", "ours", "ours, 70 % frozen, compact")
+    found = {(r["network"], r["method"]): r.get("held") for r in result.get("memory", []) if r["phase"] == "forward"}
+    networks = [n for n in dict.fromkeys(network for network, _ in found) if all(found.get((n, m)) for m in methods)]
+    return table(["network", *methods], [[n, *(megabytes(found[n, m]) for m in methods)] for n in networks])
+
+
 def gradients(result: Result) -> str:
     """The project's target: what a forward and backward of one layer needs on the way."""
     dense = 4 * 8192 * 8192
@@ -445,8 +453,8 @@ dense weight in each call; *materializing layer* the paper's code; *sort in each
 
 COUNTED = """By formula: each tensor that a method reads, once a pass; each that it makes on the way, written once and
 read once. Temporaries inside an expression are left out. Activations come on top."""
-ALLOCATED = """In a fresh process for each row, as resident sets: *held* is what building the network added (with ours
-the scores, 4 bytes a free weight, which a forward does not read); one call then adds what it *returned* (outputs,
+ALLOCATED = """In a fresh process for each row, as resident sets: *held* is what building the network added (ours has
+dropped its scores, 4 bytes a free weight, for a forward alone); one call then adds what it *returned* (outputs,
 gradients, the optimizer's state) and what it needed *on the way*."""
 MOVED = """What a simulated last level of 1 MB, empty at the start, fetches: its misses, as callgrind counts them, times
 64 bytes. Valgrind runs neither AVX-512 nor AMX, so every method runs its AVX2 code here, on one thread. Batch 8."""

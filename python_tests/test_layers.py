@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from processes import run_processes
 from torch import nn
 
-from slt_kernels import Freeze, SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
+from slt_kernels import (
+    BernoulliMasks,
+    EdgePopup,
+    Freeze,
+    SupermaskConv2d,
+    SupermaskEmbedding,
+    SupermaskLinear,
+    drop_scores,
+)
 from slt_kernels.source import WEIGHTS
 
 FROZEN = Freeze(0.35, 0.25)
@@ -338,6 +346,60 @@ def test_copies(kind, compact, copied):
     with torch.no_grad():
         other.scores.zero_()
     assert layer.scores.any()
+
+
+# Without scores
+
+
+@kinds
+@forms
+def test_dropped_scores_leave_every_answer_and_gradient(kind, compact):
+    layer, x = make(kind, compact=compact), an_input(kind).requires_grad_()
+    other = copy.deepcopy(layer)
+    assert drop_scores(other) is other
+    y = layer(x)
+    (dx, d_bias) = torch.autograd.grad(y.square().sum(), (x, layer.bias))
+    for used in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other)), other.to(torch.float32)):
+        assert torch.equal(used(x), y)
+        gradients = torch.autograd.grad(used(x).square().sum(), (x, used.bias))
+        assert torch.equal(gradients[0], dx)
+        assert torch.equal(gradients[1], d_bias)
+        with torch.no_grad():
+            assert torch.equal(used(x), y)
+    assert [name for name, _ in other.named_parameters()] == ["bias"]
+    assert "scores" not in other.state_dict()
+    assert torch.equal(torch.compile(other, backend="eager", fullgraph=True)(x), y)
+    assert torch.equal(other.dense_weight(), layer.dense_weight())
+    assert other.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@forms
+def test_what_needs_scores_says_so(compact):
+    layer = drop_scores(nn.Sequential(make(compact=compact)))
+    before = layer[0].mask_words.clone()
+    for refused in (layer[0].update_mask, layer[0].reset_scores):
+        with pytest.raises(RuntimeError, match="scores were dropped"):
+            refused()
+    for search in (lambda: EdgePopup(layer, 0.5), lambda: BernoulliMasks(layer)):
+        with pytest.raises(ValueError, match="scores were dropped"):
+            search()
+    assert torch.equal(layer[0].mask_words, before)
+    with pytest.raises(ValueError, match="at least one supermask layer"):
+        drop_scores(nn.Linear(3, 3))
+
+
+@forms
+@pytest.mark.parametrize("with_scores", (True, False))
+def test_a_layer_without_scores_takes_states(compact, with_scores):
+    searched, other = make(compact=compact), drop_scores(make(compact=compact, sparsity=0.7))
+    x, state = an_input(), searched.state_dict()
+    if not with_scores:
+        del state["scores"]
+    other.load_state_dict(state)
+    assert torch.equal(other(x), searched(x))
+    if not with_scores:
+        with pytest.raises(RuntimeError, match=r"Missing key.*scores"):
+            make(compact=compact).load_state_dict(other.state_dict())
 
 
 def saved(layer) -> dict:

@@ -21,6 +21,7 @@ from slt_kernels import (
     SupermaskLinear,
     TicketError,
     convert,
+    drop_scores,
     load_ticket,
     save_ticket,
     ticket,
@@ -214,6 +215,28 @@ def test_info(file):
     names = ["0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "5.bias"]
     assert [t.name for t in info.tensors] == names
     assert [t.shape for t in info.tensors] == [(6,)] * 5 + [(), (5,)]
+
+
+@pytest.mark.parametrize("compact", (False, True))
+def test_a_network_that_is_only_used_never_has_scores(file, compact):
+    model = searched(network())
+    model(torch.randn(8, 2, 6, 6))  # BatchNorm's statistics
+    save_ticket(model, file)
+    with torch.device("meta"):
+        used = drop_scores(network(compact=compact))
+    used = used.to_empty(device="cpu")
+    for t in (*used.parameters(), *used.buffers()):
+        t.detach().reshape(-1).view(torch.uint8).fill_(0xFF)  # what memory held before
+    load_ticket(file, used)
+    x = torch.randn(3, 2, 6, 6)
+    assert torch.equal(used.eval()(x), model.eval()(x))
+    again = file.with_name("again.slt")
+    save_ticket(used, again)
+    assert again.read_bytes() == file.read_bytes()
+    state, ours = model.state_dict(), used.state_dict()
+    assert ours.keys() == {name for name in state if not name.endswith("scores")}
+    if not compact:
+        assert all(torch.equal(state[name], t) for name, t in ours.items())
 
 
 def test_metadata_of_nothing(file):

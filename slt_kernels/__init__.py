@@ -8,7 +8,7 @@ from . import backends, freezing, ops
 from .bernoulli import BernoulliMasks
 from .convert import convert, summary
 from .edge_popup import EdgePopup
-from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
+from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, drop_scores
 from .source import Freeze, Source
 from .ticket import TicketError, load_ticket, save_ticket, ticket_info
 from .window import Window
@@ -27,6 +27,7 @@ __all__ = [
     "Window",
     "backends",
     "convert",
+    "drop_scores",
     "freezing",
     "load_ticket",
     "ops",

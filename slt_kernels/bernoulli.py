@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import ops, philox
 from .nn import SupermaskLayer, spread
-from .nn.supermask import check_sparsity
+from .nn.supermask import check_sparsity, layers_to_search
 
 _STREAMS = 2**31  # from here on nothing else draws
 
@@ -33,13 +33,11 @@ class BernoulliMasks:
         draws: how many masks have been drawn.
 
     Raises:
-        ValueError: no supermask layer, or one that is sharded over processes.
+        ValueError: no supermask layer, one without scores, or one that is sharded over processes.
     """
 
     def __init__(self, model: nn.Module, draws: int = 0) -> None:
-        self.layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
-        if not self.layers:
-            raise ValueError("model: expected at least one supermask layer in it")
+        self.layers = layers_to_search(model)
         if any(layer.group is not None or spread.is_dtensor(layer.scores) for layer in self.layers):
             raise ValueError("model: its scores are sharded over processes; expected whole ones, to sample from")
         self.draws = draws

@@ -17,6 +17,7 @@ import torch
 from . import backends, sweep
 from .data import DATASETS, DEFAULTS
 from .models import MODELS
+from .nn import drop_scores
 from .ticket import load_ticket, ticket_info, write_atomically
 from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
 
@@ -297,7 +298,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     if arguments.path is not None:
         experiment = experiment.override({"data.path": arguments.path})
     data = load_data(experiment)
-    model = build(experiment, data, device)
+    model = drop_scores(build(experiment, data, device))
     load_ticket(arguments.file, model)
     result = accuracy(model, data.test)
     print(f"test accuracy {result:.2%} (when it was found: {metadata['test_accuracy']:.2%})")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .nn import SupermaskLayer, spread
-from .nn.supermask import check_sparsity
+from .nn import spread
+from .nn.supermask import check_sparsity, layers_to_search
 
 SCOPES = ("global", "local")
 
@@ -24,8 +24,8 @@ class EdgePopup:
         scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
 
     Raises:
-        ValueError: no supermask layer; a scope of another name; a sparsity outside ``[prune, 1 - lock]``, over all
-            weights together for the global scope, in any layer for the local one.
+        ValueError: no supermask layer, or one without scores; a scope of another name; a sparsity outside
+            ``[prune, 1 - lock]``, over all weights together for the global scope, in any layer for the local one.
 
     Example::
 
@@ -37,9 +37,7 @@ class EdgePopup:
         if scope not in SCOPES:
             raise ValueError(f"scope={scope!r}: expected 'global' or 'local'")
         self.scope = scope
-        self.layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
-        if not self.layers:
-            raise ValueError("model: expected at least one supermask layer in it")
+        self.layers = layers_to_search(model)
         self.total = sum(layer.total for layer in self.layers)
         self.sparsity = sparsity
         self.step()

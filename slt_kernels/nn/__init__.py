@@ -3,6 +3,6 @@
 from .conv2d import SupermaskConv2d
 from .embedding import SupermaskEmbedding
 from .linear import SupermaskLinear
-from .supermask import SupermaskLayer
+from .supermask import SupermaskLayer, drop_scores
 
-__all__ = ["SupermaskConv2d", "SupermaskEmbedding", "SupermaskLayer", "SupermaskLinear"]
+__all__ = ["SupermaskConv2d", "SupermaskEmbedding", "SupermaskLayer", "SupermaskLinear", "drop_scores"]

@@ -100,7 +100,7 @@ class SupermaskEmbedding(SupermaskLayer):
         return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
 
     def _apply(self, fn, recurse: bool = True):
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scores.device)).dtype
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:

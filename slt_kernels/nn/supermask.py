@@ -38,7 +38,8 @@ class SupermaskLayer(nn.Module):
     """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
     Attributes:
-        scores: parameter, float32 ``[free]``, one a free weight in the contract's order (row, word, bit).
+        scores: parameter, float32 ``[free]``, one a free weight in the contract's order (row, word, bit); None once
+            `drop_scores` has dropped them.
         mask_words: buffer, int32: the mask, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
         weight_scale: buffer, one float32: what the integer weights are multiplied by.
         bias: parameter ``[rows]`` or None.
@@ -117,11 +118,12 @@ class SupermaskLayer(nn.Module):
         With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
         self.source_id.copy_(torch.tensor(_identity(self.source)))
-        self.reset_scores()
         if self.bias is not None:
             bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
-        self.update_mask()
+        if self.scores is not None:
+            self.reset_scores()
+            self.update_mask()
 
     @torch.no_grad()
     def reset_scores(self, how: str = "uniform") -> None:
@@ -133,7 +135,9 @@ class SupermaskLayer(nn.Module):
 
         Raises:
             ValueError: another ``how``.
+            RuntimeError: the scores were dropped.
         """
+        self._need_scores()
         if how not in INITIAL_SCORES:
             raise ValueError(f"how={how!r}: expected one of {', '.join(INITIAL_SCORES)}")
         root = math.sqrt(self.whole.fan)
@@ -157,7 +161,11 @@ class SupermaskLayer(nn.Module):
 
         Args:
             threshold: keep the free weights with |score| above it; by default that of `sparsity` in this layer alone.
+
+        Raises:
+            RuntimeError: the scores were dropped.
         """
+        self._need_scores()
         if threshold is None:
             threshold = spread.select([self], self.rank)
         self.take_mask(*spread.pack(self, threshold))
@@ -169,12 +177,27 @@ class SupermaskLayer(nn.Module):
         self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores()
 
+    def drop_scores(self) -> None:
+        """Gives back the scores' memory, 32 bits a free weight, in a layer that is used and not searched.
+
+        Its mask stays as it is, its answers are the same bits, and gradients flow to its input and bias. From now on
+        only `load_mask` and `load_ticket` change the mask; `load_state_dict` takes states with scores and without.
+        """
+        self.scores = None
+        self.auto_mask = False
+
+    def _need_scores(self) -> None:
+        if self.scores is None:
+            raise RuntimeError("this layer's scores were dropped: expected a layer that has them")
+
     def _remember_scores(self) -> None:
+        if self.scores is None:
+            return
         if not torch.compiler.is_compiling() and not self.scores.is_inference():
             self._masked_version = self.scores._version
 
     def _refresh_mask(self) -> None:
-        if not (self.training and self.auto_mask):
+        if self.scores is None or not (self.training and self.auto_mask):
             return
         # A compiled graph cannot ask for the version of a tensor; it makes the (same) mask each time.
         if torch.compiler.is_compiling() or self.scores.is_inference() or self._masked_version != self.scores._version:
@@ -194,6 +217,7 @@ class SupermaskLayer(nn.Module):
         else:
             self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
         self.weight_scale.fill_(weight_scale)
+        self.source_id.copy_(torch.tensor(_identity(self.source)))  # which ``to_empty`` has left open
         self.auto_mask = False
 
     def compact_mask(self) -> Tensor:
@@ -243,9 +267,10 @@ class SupermaskLayer(nn.Module):
         self.mask_words = self.mask_words.new_empty(shape)
         self._take_words(resolved[self._part])
         self.source_id = torch.tensor(_identity(self.source), device=self.source_id.device)
-        fresh = self._masked_version == self.scores._version
-        self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
-        self._masked_version = self.scores._version if fresh else None
+        if self.scores is not None:
+            fresh = self._masked_version == self.scores._version
+            self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
+            self._masked_version = self.scores._version if fresh else None
         if self.bias is not None:
             self.bias = nn.Parameter(self.part_of_bias(self.bias.detach()).clone(), self.bias.requires_grad)
 
@@ -311,14 +336,15 @@ class SupermaskLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         # A copy's scores count their versions anew: what it can know is whether its mask was of them.
-        return {**self.__dict__, "_masked_version": self._masked_version == self.scores._version}
+        fresh = self.scores is not None and self._masked_version == self.scores._version
+        return {**self.__dict__, "_masked_version": fresh}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._masked_version = self.scores._version if self._masked_version else None
 
     def _apply(self, fn, recurse: bool = True):
-        exact = {id(t) for t in (self.scores, self.scores.grad, self.weight_scale) if t is not None}
+        exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
 
         def keep_precision(t: Tensor) -> Tensor:
             new = fn(t)
@@ -327,6 +353,8 @@ class SupermaskLayer(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        if self.scores is None:
+            state_dict.pop(f"{prefix}scores", None)
         identity = state_dict.get(f"{prefix}source_id")
         if identity is not None and self.group is not None and identity.tolist() == _identity(self.whole):
             self._take_part_of_state(state_dict, prefix)
@@ -365,3 +393,45 @@ class SupermaskLayer(nn.Module):
         parts += [f"weight={WEIGHTS[self.source.weight]}, scale={self.scale}"]
         parts += [f"seed={self.source.seed & (2**64 - 1)}, layer={self.source.layer}, free={self.free}"]
         return ", ".join(parts)
+
+
+def drop_scores(model: nn.Module) -> nn.Module:
+    """Drops the scores of all supermask layers (`SupermaskLayer.drop_scores`), and gives back the model.
+
+    A network that is only used then holds a bit a weight, and what is no supermask layer. On the meta device nothing
+    is allocated before a ticket is loaded, which gives every parameter and buffer of the model's ``state_dict``::
+
+        with torch.device("meta"):
+            model = drop_scores(network())
+        load_ticket("net.slt", model.to_empty(device="cpu"))
+
+    Raises:
+        ValueError: no supermask layer.
+    """
+    for layer in supermask_layers(model):
+        layer.drop_scores()
+    return model
+
+
+def layers_to_search(model: nn.Module) -> list[SupermaskLayer]:
+    """The supermask layers of a model.
+
+    Raises:
+        ValueError: there is none, or one's scores were dropped.
+    """
+    layers = supermask_layers(model)
+    if any(layer.scores is None for layer in layers):
+        raise ValueError("model: its scores were dropped; expected supermask layers that have them")
+    return layers
+
+
+def supermask_layers(model: nn.Module) -> list[SupermaskLayer]:
+    """The supermask layers of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
+    if not layers:
+        raise ValueError("model: expected at least one supermask layer in it")
+    return layers

@@ -48,11 +48,15 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}.dtype={tensor.dtype}: expected float32, float64, bfloat16 or float16")
 
 
-def check_layer(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+def check_layer(
+    x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
+) -> None:
     """Raises TypeError or ValueError unless the tensors of one layer fit each other, their source, and the input."""
-    free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
-    if scores.shape != (free,) or scores.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"scores: expected float32 or float64 [{free}], got {scores.dtype} {list(scores.shape)}")
+    free = None
+    if scores is not None:
+        free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
+        if scores.shape != (free,) or scores.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"scores: expected float32 or float64 [{free}], got {scores.dtype} {list(scores.shape)}")
     check_mask(mask, source, free)
     if scale.dtype != torch.float32 or scale.numel() != 1:
         raise ValueError(f"scale: expected one float32 element, got {scale.dtype} {list(scale.shape)}")

@@ -57,7 +57,7 @@ class _Conv2d(torch.autograd.Function):
 
 
 def conv2d(
-    x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+    x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
 ) -> Tensor:
     """A supermask Conv2d as a function, with gradients for ``x``, ``scores`` and ``bias``.
 

@@ -38,7 +38,7 @@ class _Embedding(torch.autograd.Function):
 
 def embedding(
     index: Tensor,
-    scores: Tensor,
+    scores: Tensor | None,
     mask: Tensor,
     scale: Tensor,
     source: Source,

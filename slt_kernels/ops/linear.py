@@ -46,12 +46,14 @@ class _Linear(torch.autograd.Function):
         return dx, dscores, None, None, dbias, None
 
 
-def linear(x: Tensor, scores: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
+def linear(
+    x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
+) -> Tensor:
     """A supermask Linear as a function, with gradients for ``x``, ``scores`` and ``bias``.
 
     Args:
         x: ``[..., fan]``, float32, float64, bfloat16 or float16; under autocast taken in its dtype.
-        scores: ``[free]``, float32 or float64. Only the gradient uses them: the mask decides what is kept.
+        scores: ``[free]``, float32 or float64, or None. Only their gradient uses them: the mask decides what is kept.
         mask: int32, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
         scale: one float32 element, on the device of ``x``.
         bias: ``[rows]``, floating, or None.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .. import bits
 from ..bernoulli import BernoulliMasks
 from ..data import UNANSWERED, Batch, Dataset, Loader, Part
 from ..edge_popup import EdgePopup
-from ..nn import SupermaskLayer
+from ..nn.supermask import supermask_layers
 from . import processes
 from .run import Interrupted, Run, StopSignals
 from .settings import Search
@@ -94,13 +95,13 @@ class _Search:
 
     def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
         self.model, self.settings, self.seed = model, settings, seed
-        self.device = _layers(model)[0].scores.device
+        self.device = supermask_layers(model)[0].scores.device
         self.data = data.to(self.device)
         shared = {"rank": processes.rank(), "ranks": processes.world(), "workers": settings.workers}
         self.loader = Loader(self.data.train, settings.batch_size, seed=seed, training=True, **shared)
 
         if settings.algorithm == "edge_popup":
-            for layer in _layers(model):
+            for layer in supermask_layers(model):
                 layer.reset_scores(settings.scores)
         self.masks = _masks(model, settings)
         if settings.algorithm == "bernoulli":
@@ -242,13 +243,9 @@ def _optimizer(trained: list[nn.Parameter], settings: Search) -> torch.optim.Opt
 
 def _kept(model: nn.Module) -> float:
     """The fraction of all weights that the masks keep."""
-    layers = _layers(model)
+    layers = supermask_layers(model)
     kept = sum(int(bits.popcount(m.mask_words)) + (m.locked if m.compact else 0) for m in layers)
     return kept / sum(m.total for m in layers)
-
-
-def _layers(model: nn.Module) -> list[SupermaskLayer]:
-    return [m for m in model.modules() if isinstance(m, SupermaskLayer)]
 
 
 @torch.no_grad()
@@ -259,7 +256,7 @@ def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int =
         batch_size, workers: of the `Loader`; several processes share the examples out, and all get the result.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     right = asked = 0
     for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
         batch = batch.to(device)
