@@ -150,6 +150,28 @@ def test_select_more_than_a_piece(isa, threads):
         assert cpu.select(scores, rank) == expected[rank - 1]
 
 
+@pytest.mark.parametrize("kind", ("half-normal", "ascending", "two-values", "equal", "nan", "hidden", "hidden-high"))
+def test_select_from_a_sample(isa, threads, kind):
+    """So many that a sample guesses where it lies; "hidden" gives the sample what nothing else is."""
+    count = 2**18 + 12345
+    sampled = torch.tensor([(i * 0x9E3779B97F4A7C15 % 2**64) * count >> 64 for i in range(2**14)])
+    scores = torch.randn(count)
+    if kind == "ascending":
+        scores = scores.abs().sort().values
+    elif kind == "two-values":
+        scores = torch.where(scores > 1, 0.5, 0.25)
+    elif kind == "equal":
+        scores = torch.full_like(scores, -3.0)
+    elif kind == "nan":
+        scores[scores > 0.5] = NAN
+    elif kind.startswith("hidden"):
+        scores[sampled] = 1e-30 if kind == "hidden" else 1e30
+    expected = scores.abs().view(torch.int32).sort().values.view(torch.float32)
+    tensors = list(scores.split([1, 100_000, 0, count - 100_001]))
+    for rank in (1, 2, 300, 399, 400, count // 7, count // 2, count - 400, count - 2, count - 1):
+        assert same_bits(cpu.select(tensors, rank), expected[rank - 1]), rank
+
+
 @pytest.mark.parametrize("value", (0.0, -0.0, 1.0, INF, NAN, 1e-45, 3.4e38))
 def test_select_all_equal(isa, value):
     check_select([torch.full((5000,), value)], (1, 2500, 4999))
