@@ -35,10 +35,15 @@ class Scales {
 
     Scales(const Activations &x, int bytes, int threads)
         : up(padded(x)), up_again(padded(x)), half(padded(x)) {
-        const int64_t pieces = x.count * x.height;
+        const int64_t pieces = x.planes() ? x.count : x.count * x.height;
         Scratch<int32_t> largest(pieces * x.channels);
         parallel_for(threads, pieces, [&](int64_t piece) {
             int32_t *most = largest + piece * x.channels;
+            if (x.planes()) {
+                for (int64_t c = 0; c < x.channels; ++c)
+                    most[c] = largest_bits(x.data + (piece * x.image + c * x.channel), x.height * x.width);
+                return;
+            }
             memset(most, 0, x.channels * sizeof *most);
             Scratch<float> buffer(SEGMENT * x.channels);
             for (int64_t w = 0; w < x.width; w += SEGMENT) {

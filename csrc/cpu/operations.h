@@ -87,6 +87,9 @@ struct Activations {
     Input data;
     int64_t count, channels, height, width;
     int64_t image, channel, row, pixel;  // strides
+
+    // Whether each channel's pixels follow each other, and no pixel's channels do.
+    bool planes() const { return channel != 1 && pixel == 1 && row == width; }
 };
 
 // dL/dW * v * scale * sign(score) at each free weight, from dy [images, rows, ...] and x [images, channels, ...].

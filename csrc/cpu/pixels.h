@@ -20,6 +20,8 @@ inline const float *read_pixels(const Activations &x, int64_t b, int64_t h, int6
             return reinterpret_cast<const float *>(at.data);
         for (int64_t i = 0; i < n; ++i) read_floats(at + i * x.pixel, x.channels, buffer + i * x.channels);
     } else if (x.pixel == 1) {
+        // Up to the end of the plane there are pixels to read, if rows follow each other.
+        const int64_t left = x.planes() ? (x.height - h) * x.width - w : n;
         for (int64_t c = 0; c < x.channels; c += LANES)
             for (int64_t i = 0; i < n; i += LANES) {
                 const int64_t channels = x.channels - c < LANES ? x.channels - c : LANES;
@@ -27,11 +29,15 @@ inline const float *read_pixels(const Activations &x, int64_t b, int64_t h, int6
                 S32 block[LANES] = {};
                 for (int64_t j = 0; j < channels; ++j) {
                     const Input some = at + ((c + j) * x.channel + i);
-                    block[j] = (S32)(pixels == LANES ? read_floats(some) : read_floats(some, pixels));
+                    block[j] = (S32)(left - i >= LANES ? read_floats(some) : read_floats(some, pixels));
                 }
                 transpose(block);
-                for (int64_t j = 0; j < pixels; ++j)
-                    memcpy(buffer + (i + j) * x.channels + c, &block[j], size_t(channels) * sizeof(float));
+                float *to = buffer + i * x.channels + c;
+                if (channels == LANES)
+                    for (int64_t j = 0; j < pixels; ++j, to += x.channels) store(to, block[j]);
+                else
+                    for (int64_t j = 0; j < pixels; ++j, to += x.channels)
+                        memcpy(to, &block[j], size_t(channels) * sizeof(float));
             }
     } else {
         for (int64_t c = 0; c < x.channels; ++c)
