@@ -220,8 +220,8 @@ def bounds(result: Result) -> str:
     products("grad_input, batch 256", 3, 256)
     products("grad_scores, batch 256", 8, 256)
     if rate := most.get("copy_67MB"):
-        passes = "four passes over the scores (three select, one packs)"
-        row("select + pack, 25.5 M scores, resolved", 4 * 4 * scores / rate, passes)
+        passes = "three passes over the scores (two select, one packs)"
+        row("select + pack, 25.5 M scores, resolved", 3 * 4 * scores / rate, passes)
     return table(["case", "bound", "takes at least", "measured", "measured / bound"], rows)
 
 
