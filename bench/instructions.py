@@ -52,6 +52,9 @@ def count_kernels() -> None:
     def pointer(values: array.array) -> int:
         return values.buffer_info()[0]
 
+    def float32(values: array.array) -> tuple[int, int]:
+        return pointer(values), 0  # `Type` of operations.h
+
     offsets, locked = array.array("q", bytes(8 * (ROWS + 1))), array.array("q", [0])
     cpu.count_frozen(SOURCE, pointer(offsets), pointer(locked), 1)
     free = offsets[-1]
@@ -65,10 +68,10 @@ def count_kernels() -> None:
             SOURCE, pointer(scores), 0.5, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1
         ),
         "linear_forward": lambda: cpu.linear_forward(
-            SOURCE, pointer(mask), pointer(x), BATCH, 0.1, 0, pointer(y), 3, 1
+            SOURCE, pointer(mask), float32(x), BATCH, 0.1, 0, float32(y), 3, 1
         ),
         "grad_scores": lambda: cpu.grad_scores(
-            SOURCE, one_pixel, pointer(dy), sizes[0], pointer(x), sizes[1], pointer(scores), 0.1, pointer(offsets),
+            SOURCE, one_pixel, float32(dy), sizes[0], float32(x), sizes[1], pointer(scores), 0.1, pointer(offsets),
             pointer(grads), 3, 1,
         ),
     }  # fmt: skip

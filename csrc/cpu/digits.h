@@ -155,14 +155,16 @@ inline int64_t write_vector(const Input x, int64_t count, int64_t skipped, int64
     int64_t sum = 0;
     for (int64_t at = 0; at < padded; at += WORD) {
         alignas(64) int32_t integers[WORD];
+        F32 v[WORD / LANES] = {};
         const int64_t k = at - skipped;  // both are multiples of 32
         if (k >= 0 && k + WORD <= count) {
-            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(read_floats(x + k + i)));
-        } else {
-            alignas(64) float part[WORD] = {};
-            if (k >= 0 && k < count) read_floats(x + k, count - k, part);
-            for (int i = 0; i < WORD; i += LANES) store(integers + i, fixed(load<F32>(part + i)));
+            read_floats(x + k, v);
+        } else if (k >= 0 && k < count) {
+            float part[WORD] = {};
+            read_floats(x + k, count - k, part);
+            memcpy(v, part, sizeof v);
         }
+        for (int i = 0; i < WORD / LANES; ++i) store(integers + i * LANES, fixed(v[i]));
         sum += write_word<DIGITS>(integers, order, out + at, pitch);
     }
     return sum;

@@ -49,11 +49,21 @@ SLT_INLINE U16 to_bfloat16(F32 v) {
     return __builtin_convertvector(where(nan, bits | 0x400000, rounded) >> 16, U16);
 }
 
-// LANES numbers.
+// N registers of numbers.
+template <int N>
+SLT_INLINE void read_floats(const Input &x, F32 (&out)[N]) {
+    if (x.type == Type::FLOAT32)
+        for (int i = 0; i < N; ++i) out[i] = load<F32>(x.data + i * sizeof(F32));
+    else if (x.type == Type::BFLOAT16)
+        for (int i = 0; i < N; ++i) out[i] = of_bfloat16(load<U16>(x.data + i * sizeof(U16)));
+    else
+        for (int i = 0; i < N; ++i) out[i] = of_float16(load<U16>(x.data + i * sizeof(U16)));
+}
+
 SLT_INLINE F32 read_floats(const Input &x) {
-    if (x.type == Type::FLOAT32) return load<F32>(x.data);
-    const U16 v = load<U16>(x.data);
-    return x.type == Type::BFLOAT16 ? of_bfloat16(v) : of_float16(v);
+    F32 v[1];
+    read_floats(x, v);
+    return v[0];
 }
 
 // The first `count` of them; zeros in the other lanes.
