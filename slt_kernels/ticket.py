@@ -130,8 +130,11 @@ def save_ticket(
 
     Raises:
         ModuleNotFoundError: to compress, without the package for it.
-        ValueError: no supermask layer in it, extra state that is no tensor, or metadata that JSON does not hold.
+        ValueError: no supermask layer in it, extra state that is no tensor, or metadata that is no dict or that JSON
+            does not hold.
     """
+    if not isinstance(metadata, dict | None):
+        raise ValueError(f"metadata={metadata!r}: expected a dict")
     model = _unwrap(model)
     layers = list(_layers(model))
     if not layers:
