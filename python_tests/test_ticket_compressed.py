@@ -118,7 +118,7 @@ def test_cut_short_or_altered(written, file):
         refused(file, "not a ticket, or cut short")
     for at in range(16, len(content), 7):
         file.write_bytes(content[:at] + bytes([content[at] ^ 0x20]) + content[at + 1 :])
-        refused(file, "")
+        refused(file, file.name)
 
 
 def damaged(written: Path, file: Path, **changes) -> Path:
