@@ -62,7 +62,7 @@ def count_kernels() -> None:
     y, grads, kept = array.array("f", bytes(4 * BATCH * ROWS)), array.array("f", bytes(4 * free)), array.array("q", [0])
     mask = array.array("I", bytes(4 * ROWS * (FAN // 32)))
     one_pixel = (1, 1, 1, 1, 0, 0, 1, 1, 1)
-    sizes = [(BATCH, width, 1, 1, width, 1, 1, 1) for width in (ROWS, FAN)]
+    sizes = [(BATCH, width, 1, 1, 1) for width in (ROWS, FAN)]
     calls = {
         "pack": lambda: cpu.pack(
             SOURCE, pointer(scores), 0.5, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1

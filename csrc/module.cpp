@@ -32,9 +32,10 @@ using Tensor = std::pair<Pointer, int>;  // and its type
 Input input_of(const Tensor &v) { return {at<const char>(v.first), Type(v.second)}; }
 Result result_of(const Tensor &v) { return {at<char>(v.first), Type(v.second)}; }
 
-using Sizes = std::array<int64_t, 8>;  // of a four-dimensional tensor: its shape and its strides
-Activations activations_of(const Tensor &data, const Sizes &v) {
-    return {input_of(data), v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+using Sizes = std::array<int64_t, 5>;  // of images: samples, channels, height, width, whether channels are last
+Images images_of(const Tensor &data, const Sizes &v) {
+    const bool one_pixel = v[2] * v[3] == 1;  // then both formats are the same, and the channels do follow each other
+    return {input_of(data), v[0], v[1], v[2], v[3], v[4] != 0 || one_pixel};
 }
 
 // Runs an operation of the chosen instruction set without the interpreter's lock.
@@ -102,7 +103,7 @@ PYBIND11_MODULE(_cpu, m) {
                             const Tensor &x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
                             int bytes, int threads) {
         run(&Operations::grad_scores,
-            {source_of(source), window_of(window), activations_of(dy, dy_sizes), activations_of(x, x_sizes),
+            {source_of(source), window_of(window), images_of(dy, dy_sizes), images_of(x, x_sizes),
              at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
     m.def("embedding_forward", [](const SourceArray &source, Pointer mask, Pointer offsets, Pointer index,

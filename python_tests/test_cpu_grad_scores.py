@@ -117,23 +117,34 @@ def test_precision(isa, precision):
     check_conv2d(*conv2d_inputs(WINDOWS["3x3-32"]), bound=BOUND[precision])
 
 
+def narrow(dtype: torch.dtype, dy, x, *rest) -> tuple:
+    return dy.to(dtype), x.to(dtype), *rest
+
+
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_16_bits(isa, dtype):
-    """What the numbers are as float32 under "high", in all layouts."""
+    """The same in all layouts. A product of bfloat16 is exact; float16 is what it is as float32 under "high"."""
     torch.set_float32_matmul_precision("high")
-    dy, x, *rest = linear_inputs(65, 257, 129, "uniform", FREEZES["frozen"])
-    dy, x = dy.to(dtype), x.to(dtype)
-    expected = cpu.linear_grad_scores(dy.float(), x.float(), *rest)
+    bound = BOUND["highest" if dtype == torch.bfloat16 else "high"]
+    dy, x, *rest = narrow(dtype, *linear_inputs(65, 257, 129, "uniform", FREEZES["frozen"]))
+    expected = cpu.linear_grad_scores(dy, x, *rest)
+    check(expected, in_float64(reference.linear_grad_scores, dy, x, *rest), bound)
     for rows in (x, x.T.contiguous().T, x.repeat(1, 2)[:, :257], x[:, None].expand(-1, 2, -1)[:, 0]):
         assert torch.equal(cpu.linear_grad_scores(dy, rows, *rest), expected)
-    assert torch.equal(cpu.linear_grad_scores(dy, x.float(), *rest), expected)
-    for window in ("3x3-32", "1x1"):
-        dy, x, *rest = conv2d_inputs(WINDOWS[window])
-        dy, x = dy.to(dtype), x.to(dtype)
-        expected = cpu.conv2d_grad_scores(dy.float(), x.float(), *rest)
-        for order in (torch.contiguous_format, torch.channels_last):
-            images = dy.to(memory_format=order), x.to(memory_format=order)
-            assert torch.equal(cpu.conv2d_grad_scores(*images, *rest), expected)
+    mixed = cpu.linear_grad_scores(dy.float(), x.float(), *rest)
+    assert torch.equal(cpu.linear_grad_scores(dy, x.float(), *rest), mixed)
+    assert dtype == torch.bfloat16 or torch.equal(mixed, expected)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bit_images(isa, geometry, poisoned, dtype):
+    for batch in (1, 2, 3, 12):
+        dy, x, *rest = narrow(dtype, *conv2d_inputs(geometry, freeze=FREEZES["frozen"], batch=batch))
+        expected = cpu.conv2d_grad_scores(dy, x, *rest)
+        bound = BOUND["highest" if dtype == torch.bfloat16 else "high"]
+        check(expected, in_float64(reference.conv2d_grad_scores, dy, x, *rest), bound)
+        images = dy.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        assert torch.equal(cpu.conv2d_grad_scores(*images, *rest), expected)
 
 
 def test_float64():
@@ -213,10 +224,24 @@ def test_threads(isa):
         assert torch.equal(conv2d, results[0][1])
 
 
+def test_many_images(isa):
+    """More than are worked on at a time: each part's gradients are added to those before."""
+    torch.set_num_threads(2)
+    window = Window(3, 3, padding_h=1, padding_w=1)
+    source = Source.of(8, 72, seed=7, layer=1, weight="uniform", freeze=FREEZES["frozen"])
+    dy, x = torch.randn(9, 8, 260, 256), torch.randn(9, 8, 260, 256)
+    check_conv2d(dy, x, make_scores(source), SCALE, source, window)
+    x[8, 0, 0, 0] = torch.inf
+    got = cpu.conv2d_grad_scores(dy, x, make_scores(source), SCALE, source, window)
+    assert not got.isfinite().all() and got.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
-def test_not_finite(isa, value):
+def test_not_finite(isa, value, dtype):
     """Only where the dense product is not finite."""
     for args in (linear_inputs(65, 129, 64, "normal", FREEZES["frozen"]), conv2d_inputs(WINDOWS["3x3-32"])):
+        args = narrow(dtype, *args)
         operation = "linear_grad_scores" if len(args) == 5 else "conv2d_grad_scores"
         for which in (0, 1):
             poisoned = [a.clone() if i < 2 else a for i, a in enumerate(args)]

@@ -36,7 +36,7 @@ class FloatContraction {
         : a(a),
           x(a.x, a.window.padding_h, a.window.padding_w, a.threads),
           dy(a.dy, 0, 0, a.threads),
-          depth(a.dy.count * a.dy.height * a.dy.width) {}
+          depth(a.dy.samples * a.dy.pixels()) {}
 
     // The memory of one piece of work.
     struct Panels {
@@ -47,11 +47,11 @@ class FloatContraction {
         explicit Panels(int64_t rows) : x(DEPTH * CALL), dy(DEPTH * ceil_div(rows, MR) * MR) {}
     };
 
-    // sums [calls][rows][128] of the rows from `row` on. `between` runs between parts of the product.
+    // sums [calls][ROWS][128] of the rows from `row` on. `between` runs between parts of the product.
     template <class Between>
     void operator()(Panels &panels, int64_t row, int64_t rows, const Columns *columns, int calls, float *sums,
                     Between between) const {
-        memset(sums, 0, calls * rows * CALL * sizeof(float));
+        for (int c = 0; c < calls; ++c) memset(sums + c * ROWS * CALL, 0, rows * CALL * sizeof(float));
         for (int64_t first = 0; first < depth; first += DEPTH) {
             const int64_t count = depth - first < DEPTH ? depth - first : DEPTH;
             if (first != panels.first) {
@@ -61,7 +61,7 @@ class FloatContraction {
             }
             for (int c = 0; c < calls; ++c) {
                 pack_x(columns[c], count, panels);
-                multiply(panels, rows, columns[c], count, sums + c * rows * CALL, between);
+                multiply(panels, rows, columns[c], count, sums + c * ROWS * CALL, between);
             }
         }
     }

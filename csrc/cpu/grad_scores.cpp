@@ -12,6 +12,7 @@
 #include "pages.h"
 
 #if defined(__AMX_INT8__)
+#include "contraction_bfloat16.h"
 #include "contraction_digits.h"
 #endif
 
@@ -84,8 +85,8 @@ SLT_INLINE U32 sign_bits(uint32_t bits) {
     return (U32)((splat(bits) & lane) != 0) & 0x80000000;
 }
 
-// Writes the free ones of 32 gradients, with the signs of their scores; returns how many.
-SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, const float *scores, float *out) {
+// Writes the free ones of 32 gradients, with the signs of their scores, or adds them to what is there; returns how many.
+SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, const float *scores, bool add, float *out) {
 #if defined(__AVX512F__)
     const __m512i sign = _mm512_set1_epi32(0x80000000);
     int64_t written = 0;
@@ -96,7 +97,9 @@ SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, cons
         const __m512i g = _mm512_maskz_compress_epi32(mask, (__m512i)grads[i]);
         const __m512 score = _mm512_maskz_loadu_ps(first, scores + written);
         const __mmask16 negative = _mm512_cmp_ps_mask(score, _mm512_setzero_ps(), _CMP_LT_OQ);
-        _mm512_mask_storeu_epi32(out + written, first, _mm512_mask_xor_epi32(g, negative, g, sign));
+        __m512 result = _mm512_castsi512_ps(_mm512_mask_xor_epi32(g, negative, g, sign));
+        if (add) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(first, out + written));
+        _mm512_mask_storeu_ps(out + written, first, result);
         written += count;
     }
     return written;
@@ -108,7 +111,10 @@ SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, cons
         chosen[count] = all[b];
         count += free >> b & 1;
     }
-    for (int64_t i = 0; i < count; ++i) out[i] = scores[i] < 0 ? -chosen[i] : chosen[i];
+    for (int64_t i = 0; i < count; ++i) {
+        const float grad = scores[i] < 0 ? -chosen[i] : chosen[i];
+        out[i] = add ? out[i] + grad : grad;
+    }
     return count;
 #endif
 }
@@ -116,7 +122,7 @@ SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, cons
 // Finishes one word of a row: writes the gradients of its free weights, of which `next` is the first, from its sums.
 template <int64_t ROWS>
 SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64_t r, int i, const float *sums,
-                          int64_t next) {
+                          bool add, int64_t next) {
     const uint32_t free = tile.free_word(r, i);
     if (!free) return 0;
     F32 grads[WORD / LANES];
@@ -130,7 +136,7 @@ SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64
         tile.values(r, i, (float *)v);
         SLT_UNROLL for (int j = 0; j < WORD / LANES; ++j) grads[j] = grads[j] * v[j] * a.scale;
     }
-    return write_free(grads, free, a.scores + next, a.out + next);
+    return write_free(grads, free, a.scores + next, add, a.out + next);
 }
 
 // Asks for the scores and the gradients of rows, a few at each call, ahead of their use: the product leaves the memory
@@ -168,7 +174,7 @@ class Prefetch {
 };
 
 template <class Contraction>
-void run(const GradScores &a, const Contraction &contraction) {
+void run(const GradScores &a, const Contraction &contraction, bool add) {
     const Source &s = a.source;
     const Frame frame(s);
     const Network network(s);
@@ -193,7 +199,7 @@ void run(const GradScores &a, const Contraction &contraction) {
         }
 
         typename Contraction::Panels panels(rows);
-        Scratch<float> sums(CALLS * rows * CALL);
+        Scratch<float> sums(CALLS * Contraction::ROWS * CALL);
         Columns columns[CALLS];
         for (int64_t call = first; call < end;) {
             int count = 0;
@@ -207,31 +213,52 @@ void run(const GradScores &a, const Contraction &contraction) {
             for (int64_t r = 0; r < rows; ++r)
                 for (int c = 0; c < count; ++c)
                     for (int i = 0; i < WORDS_A_CALL; ++i)
-                        next[r] += finish(a, tiles[c], r, i, sums + (c * rows + r) * CALL + i * WORD, next[r]);
+                        next[r] += finish(a, tiles[c], r, i, sums + (c * Contraction::ROWS + r) * CALL + i * WORD, add, next[r]);
         }
     });
 }
 
 #if defined(__AMX_INT8__)
-// Whether it could: NaN and infinity have no digits.
+// Whether it could.
 template <int DIGITS>
-bool run_digits(const GradScores &a) {
-    if (!DigitContraction<DIGITS>::suits(a)) return false;
-    const Scales x(a.x, DIGITS, a.threads), dy(a.dy, DIGITS, a.threads);
-    if (!x.finite || !dy.finite) return false;
-    run(a, DigitContraction<DIGITS>(a, x, dy));
+bool run_digits(const GradScores &a, bool add) {
+    if (!TileContraction<Digits<DIGITS>>::suits(a) || !Digits<DIGITS>::suits(a)) return false;
+    const Digits<DIGITS> digits(a);
+    if (!digits.exist()) return false;
+    run(a, TileContraction<Digits<DIGITS>>(a, digits), add);
     return true;
 }
 #endif
+
+void run_some(const GradScores &a, bool add) {
+#if defined(__AMX_INT8__)
+    if (TileContraction<Bfloat16>::suits(a) && Bfloat16::suits(a))
+        return run(a, TileContraction<Bfloat16>(a, Bfloat16()), add);
+    if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return;
+#endif
+    run(a, FloatContraction(a), add);
+}
+
+// Samples whose gradients are made at a time: their copies should stay in a cache, and in memory that the process has
+// already; but a pass over the scores and their gradients should not be what takes the time. A multiple of four, and
+// nothing to do with the number of threads, on which sums must not depend.
+int64_t samples_at_once(const GradScores &a) {
+    const int64_t elements = a.x.channels * a.x.pixels() + a.dy.channels * a.dy.pixels();
+    const int64_t scores = 8 * a.offsets[a.source.rows], most = scores > 4 << 20 ? scores : 4 << 20;
+    return ceil_div(most, 4 * elements + 1) * 4;
+}
 
 }  // namespace
 
 void grad_scores(const GradScores &a) {
     want_large_pages(a.out, a.offsets[a.source.rows] * int64_t(sizeof *a.out));
-#if defined(__AMX_INT8__)
-    if (a.bytes == 3 ? run_digits<3>(a) : run_digits<2>(a)) return;
-#endif
-    run(a, FloatContraction(a));
+    for (int64_t first = 0, step = samples_at_once(a); first < a.x.samples; first += step) {
+        const int64_t count = a.x.samples - first < step ? a.x.samples - first : step;
+        GradScores some = a;
+        some.x = a.x.part(first, count);
+        some.dy = a.dy.part(first, count);
+        run_some(some, first > 0);
+    }
 }
 
 }  // namespace slt::SLT_ISA

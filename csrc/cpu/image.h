@@ -20,15 +20,6 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// A batch of images in memory: [samples, channels, height, width], or its channels-last form.
-struct Images {
-    Input data;
-    int64_t samples, channels, height, width;
-    bool channels_last;
-
-    int64_t pixels() const { return height * width; }
-};
-
 // Samples whose digits are made at a time: 16 MB of them, so that they stay in a cache that all threads share and in
 // memory that the process has already; and enough samples for the threads.
 inline int64_t samples_at_once(const Images &x, int digits, int threads) {

@@ -20,6 +20,20 @@ struct Numbers {
 using Input = Numbers<const char>;
 using Result = Numbers<char>;
 
+// A batch of images: [samples, channels, height, width], or its channels-last form. A matrix is images of one pixel.
+struct Images {
+    Input data;
+    int64_t samples, channels, height, width;
+    bool channels_last;
+
+    int64_t pixels() const { return height * width; }
+
+    // `count` samples from `first` on.
+    Images part(int64_t first, int64_t count) const {
+        return {data + first * channels * pixels(), count, channels, height, width, channels_last};
+    }
+};
+
 // The masked integer weight v * mask: int8 [rows, fan].
 struct Materialize {
     Source source;
@@ -82,21 +96,11 @@ struct Conv2dGradInput {
     int threads;
 };
 
-// Images anywhere in memory: strides count elements. A matrix is images of one pixel.
-struct Activations {
-    Input data;
-    int64_t count, channels, height, width;
-    int64_t image, channel, row, pixel;  // strides
-
-    // Whether each channel's pixels follow each other, and no pixel's channels do.
-    bool planes() const { return channel != 1 && pixel == 1 && row == width; }
-};
-
-// dL/dW * v * scale * sign(score) at each free weight, from dy [images, rows, ...] and x [images, channels, ...].
+// dL/dW * v * scale * sign(score) at each free weight, from dy [samples, rows, ...] and x [samples, channels, ...].
 struct GradScores {
     Source source;
     Window window;
-    Activations dy, x;
+    Images dy, x;
     const float *scores;
     float scale;
     const int64_t *offsets;

@@ -1,92 +1,82 @@
-// Activations as a matrix of pixels by channels: what the contraction of a weight gradient runs over. Linear is the case
-// of images of one pixel.
+// Images as a matrix of pixels by channels: what the contraction of a weight gradient runs over. Linear is the case of
+// images of one pixel.
 #pragma once
 
 #include "numbers.h"
 #include "parallel.h"
+#include "position.h"
 #include "scratch.h"
 
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t SEGMENT = 16;  // pixels that are read together: one cache line of a channel's plane
-
-// `n` pixels of one row of one image, from `w` on, as float32: [n][channels]. They are copied to `buffer` unless they
-// are that already.
-inline const float *read_pixels(const Activations &x, int64_t b, int64_t h, int64_t w, int64_t n, float *buffer) {
-    const Input at = x.data + (b * x.image + h * x.row + w * x.pixel);
-    if (x.channel == 1) {
-        if (x.data.type == Type::FLOAT32 && (n == 1 || x.pixel == x.channels))
-            return reinterpret_cast<const float *>(at.data);
-        for (int64_t i = 0; i < n; ++i) read_floats(at + i * x.pixel, x.channels, buffer + i * x.channels);
-    } else if (x.pixel == 1) {
-        // Up to the end of the plane there are pixels to read, if rows follow each other.
-        const int64_t left = x.planes() ? (x.height - h) * x.width - w : n;
-        for (int64_t c = 0; c < x.channels; c += LANES)
-            for (int64_t i = 0; i < n; i += LANES) {
-                const int64_t channels = x.channels - c < LANES ? x.channels - c : LANES;
-                const int64_t pixels = n - i < LANES ? n - i : LANES;
-                S32 block[LANES] = {};
-                for (int64_t j = 0; j < channels; ++j) {
-                    const Input some = at + ((c + j) * x.channel + i);
-                    block[j] = (S32)(left - i >= LANES ? read_floats(some) : read_floats(some, pixels));
-                }
-                transpose(block);
-                float *to = buffer + i * x.channels + c;
-                if (channels == LANES)
-                    for (int64_t j = 0; j < pixels; ++j, to += x.channels) store(to, block[j]);
-                else
-                    for (int64_t j = 0; j < pixels; ++j, to += x.channels)
-                        memcpy(to, &block[j], size_t(channels) * sizeof(float));
-            }
-    } else {
-        for (int64_t c = 0; c < x.channels; ++c)
-            for (int64_t i = 0; i < n; ++i)
-                read_floats(at + (c * x.channel + i * x.pixel), 1, buffer + i * x.channels + c);
-    }
-    return buffer;
+// LANES channels from c on, those below `end`, of a pixel of channels-last images; zeros in the other lanes.
+SLT_INLINE F32 read_pixel(const Images &x, int64_t sample, int64_t pixel, int64_t c, int64_t end) {
+    const Input at = x.data + ((sample * x.pixels() + pixel) * x.channels + c);
+    return end - c >= LANES ? read_floats(at) : read_floats(at, end - c);
 }
 
-// Images whose pixels hold their channels together, with zeros around them: a view where they are that already, or
-// else a copy.
+// The same of pixels [first, first + n) of images in either format, n <= LANES: a pixel a register.
+SLT_INLINE void read_pixels(const Images &x, int64_t sample, int64_t first, int64_t n, int64_t c, int64_t end,
+                            F32 out[LANES]) {
+    if (x.channels_last) {
+        for (int64_t i = 0; i < n; ++i) out[i] = read_pixel(x, sample, first + i, c, end);
+        return;
+    }
+    const int64_t left = x.pixels() - first;
+    Input at = x.data + ((sample * x.channels + c) * x.pixels() + first);
+    S32 square[LANES];
+    for (int64_t i = 0; i < LANES; ++i, at = at + x.pixels())
+        square[i] = (S32)(c + i >= end ? F32{} : left >= LANES ? read_floats(at) : read_floats(at, n));
+    transpose(square);
+    for (int64_t i = 0; i < LANES; ++i) out[i] = (F32)square[i];
+}
+
+// How many pixels of all channels a piece of work reads. In planes a run of a few cache lines of one channel after the
+// other: with less, each would come from another page.
+inline int64_t pixels_at_once(const Images &x) { return x.channels_last ? LANES : 256; }
+
+// Images as float32 whose pixels hold their channels together, with zeros around them: a view where they are that
+// already, or else a copy.
 class Pixels {
   public:
     const float *data;
-    int64_t image, row, pixel;  // strides
+    const int64_t pixel, row, image;  // strides
 
-    Pixels(const Activations &x, int64_t padding_h, int64_t padding_w, int threads)
-        : data(reinterpret_cast<const float *>(x.data.data)), image(x.image), row(x.row), pixel(x.pixel),
-          copy(size_of(x, padding_h, padding_w)) {
+    Pixels(const Images &x, int64_t padding_h, int64_t padding_w, int threads)
+        : data(reinterpret_cast<const float *>(x.data.data)),
+          pixel(x.channels),
+          row((x.width + 2 * padding_w) * pixel),
+          image((x.height + 2 * padding_h) * row),
+          copy(is_view(x, padding_h, padding_w) ? 0 : x.samples * image) {
         if (is_view(x, padding_h, padding_w)) return;
-        pixel = x.channels;
-        row = (x.width + 2 * padding_w) * pixel;
-        image = (x.height + 2 * padding_h) * row;
         data = copy;
-        parallel_for(threads, x.count * x.height, [&](int64_t piece) {
-            const int64_t b = piece / x.height, h = piece % x.height;
-            float *out = copy + b * image + (h + padding_h) * row;
-            if (h == 0) memset(copy + b * image, 0, padding_h * row * sizeof(float));
-            if (h == x.height - 1) memset(out + row, 0, padding_h * row * sizeof(float));
-            memset(out, 0, padding_w * pixel * sizeof(float));
-            memset(out + (padding_w + x.width) * pixel, 0, padding_w * pixel * sizeof(float));
-            for (int64_t w = 0; w < x.width; w += SEGMENT) {
-                const int64_t n = x.width - w < SEGMENT ? x.width - w : SEGMENT;
-                float *to = out + (padding_w + w) * pixel;
-                const float *from = read_pixels(x, b, h, w, n, to);
-                if (from != to) memcpy(to, from, n * pixel * sizeof(float));
+        if (row != x.width * pixel || padding_h > 0) memset(copy, 0, size_t(x.samples * image) * sizeof(float));
+        const int64_t step = pixels_at_once(x), pieces = ceil_div(x.pixels(), step);
+        parallel_for(threads, x.samples * pieces, [&](int64_t piece) {
+            const int64_t sample = piece / pieces, from = piece % pieces * step;
+            const int64_t end = from + step < x.pixels() ? from + step : x.pixels();
+            float *out = copy + sample * image + padding_h * row + padding_w * pixel;
+            for (int64_t c = 0; c < x.channels; c += LANES) {
+                const int64_t channels = x.channels - c < LANES ? x.channels - c : LANES;
+                for (int64_t first = from; first < end; first += LANES) {
+                    const int64_t n = end - first < LANES ? end - first : LANES;
+                    F32 square[LANES];
+                    read_pixels(x, sample, first, n, c, x.channels, square);
+                    Position p(first, x.height, x.width);
+                    for (int64_t i = 0; i < n; ++i, p.next())
+                        memcpy(out + p.h * row + p.w * pixel + c, &square[i], size_t(channels) * sizeof(float));
+                }
             }
         });
     }
 
   private:
-    Scratch<float> copy;
+    const Scratch<float> copy;
 
-    static bool is_view(const Activations &x, int64_t padding_h, int64_t padding_w) {
-        return x.data.type == Type::FLOAT32 && x.channel == 1 && padding_h == 0 && padding_w == 0;
-    }
-    static int64_t size_of(const Activations &x, int64_t padding_h, int64_t padding_w) {
-        if (is_view(x, padding_h, padding_w)) return 0;
-        return x.count * x.channels * (x.height + 2 * padding_h) * (x.width + 2 * padding_w);
+    static bool is_view(const Images &x, int64_t padding_h, int64_t padding_w) {
+        return x.data.type == Type::FLOAT32 && padding_h == 0 && padding_w == 0 &&
+               (x.channels_last || x.pixels() == 1);
     }
 };
 

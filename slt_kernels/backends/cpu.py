@@ -94,8 +94,8 @@ def _resolved(mask: Tensor, source: Source) -> Tensor:
 def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
     if torch.float64 in (x.dtype, dy.dtype, scores.dtype):
         return reference.linear_grad_scores(dy, x, scores, scale, source)
-    one_pixel = Window(1, 1)
-    return _grad_scores(dy[:, :, None, None], x[:, :, None, None], scores, scale, source, one_pixel)
+    dy, x = dy.contiguous()[:, :, None, None], x.contiguous()[:, :, None, None]
+    return _grad_scores(dy, x, scores, scale, source, Window(1, 1))
 
 
 def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
@@ -110,15 +110,15 @@ def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: S
     if 0 in dy.shape:
         return torch.zeros(scores.numel())
     scores, bytes_ = scores.detach().contiguous(), _bytes(x)
-    dy, x = dy.detach(), x.detach()
+    (dy, dy_last), (x, x_last) = _images(dy), _images(x)
     out = torch.empty(scores.numel())
     _cpu.grad_scores(
         source,
         window,
         _typed(dy),
-        (*dy.shape, *dy.stride()),
+        (*dy.shape, dy_last),
         _typed(x),
-        (*x.shape, *x.stride()),
+        (*x.shape, x_last),
         scores.data_ptr(),
         scale.item(),
         offsets.data_ptr(),

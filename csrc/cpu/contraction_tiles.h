@@ -1,0 +1,231 @@
+// The contraction on AMX tiles.
+//
+// A dword of an operand is some elements of the contraction: one pixel of a few samples (`SAMPLES`), so that a tap of
+// the kernel shifts whole dwords, whatever its stride and dilation. An element may take several dwords, each in a plane
+// of its own (`PLANES`). What a dword holds, and how tiles of them are multiplied, is up to the operands' `Number`:
+// bfloat16 (below) or digits (contraction_digits.h).
+//
+// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [samples / SAMPLES][height][width]
+// [plane][channel] with its zeros around it, dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then
+// copies its panel of x with the columns in bit order (at most 192 KB, in L2), and goes over the rows with one word of
+// columns, a strip of the panel (at most 48 KB), at a time.
+#pragma once
+
+#include "contraction.h"
+#include "tiles.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int64_t STEP = 16;         // pixels, of SAMPLES samples
+constexpr int64_t TILE = 16 * STEP;  // dwords
+static_assert(LANES == STEP);
+
+template <class Number>
+class TileContraction {
+  public:
+    static constexpr int64_t ROWS = 128, DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
+    static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // a line more, for other sets of the cache
+
+    // Where it is the faster one: fewer pixels or rows leave most of a tile empty.
+    static bool suits(const GradScores &a) {
+        return a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8;
+    }
+
+    TileContraction(const GradScores &a, const Number &number)
+        : a(a),
+          number(number),
+          groups_of_samples(ceil_div(a.dy.samples, SAMPLES)),
+          pixels(groups_of_samples * a.dy.pixels()),
+          steps(ceil_div(pixels, STEP)),
+          group_rows(a.source.rows / a.window.groups),
+          group_tiles(ceil_div(group_rows, 16)),
+          pixel(PLANES * a.x.channels),
+          row(pixel * (a.x.width + 2 * a.window.padding_w)),
+          image(row * (a.x.height + 2 * a.window.padding_h)),
+          x(groups_of_samples * image),
+          dy(a.window.groups * group_tiles * steps * PLANES * TILE) {
+        write_x();
+        write_dy();
+    }
+
+    struct Panels {
+        Scratch<uint32_t> x;  // [half word][step][plane][16 pixels][16 columns]
+
+        explicit Panels(int64_t) : x(CALL / 16 * STRIP) {}
+    };
+
+    // sums [calls][ROWS][128] of the rows from `first_row` on. Tile products leave the memory alone: `between` runs
+    // between them.
+    template <class Between>
+    void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls, float *sums,
+                    Between between) const {
+        Tiles tiles;
+        tiles.configure(16);
+        for (int64_t first = 0; first < steps; first += DEPTH) {
+            const int64_t count = steps - first < DEPTH ? steps - first : DEPTH;
+            for (int i = 0; i < calls; ++i) {
+                copy_panel(first * STEP, count * STEP, columns[i], panels.x);
+                for (int64_t c = 0; c < CALL; c += WORD) {
+                    if (!columns[i].any(c, WORD)) continue;
+                    number.multiply(tile_of(first_row) + first * PLANES * TILE, steps * PLANES * TILE,
+                                    panels.x + c / 16 * STRIP, STRIP, count, first_row, rows, columns[i].channel + c,
+                                    first > 0, sums + i * ROWS * CALL + c, between);
+                }
+            }
+        }
+    }
+
+  private:
+    const GradScores &a;
+    const Number &number;
+    const int64_t groups_of_samples;
+    const int64_t pixels, steps;
+    const int64_t group_rows, group_tiles;
+    const int64_t pixel, row, image;  // strides of x
+    Scratch<uint32_t> x, dy;
+
+    uint32_t *tile_of(int64_t r) const {
+        return dy + (r / group_rows * group_tiles + r % group_rows / 16) * steps * PLANES * TILE;
+    }
+
+    void write_x() {
+        if (a.window.padding_h > 0 || a.window.padding_w > 0) memset(x, 0, size_t(groups_of_samples * image) * 4);
+        const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
+        parallel_for(a.threads, groups_of_samples * pieces, [&](int64_t piece) {
+            const int64_t group = piece / pieces, from = piece % pieces * at_once;
+            const int64_t end = from + at_once < a.x.pixels() ? from + at_once : a.x.pixels();
+            uint32_t *out = x + group * image + a.window.padding_h * row + a.window.padding_w * pixel;
+            const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
+                const __mmask16 inside = a.x.channels - c >= 16 ? 0xFFFF : __mmask16((1u << (a.x.channels - c)) - 1);
+                __m512i dwords[PLANES];
+                number.x_dwords(elements, c, dwords);
+                for (int d = 0; d < PLANES; ++d)
+                    _mm512_mask_storeu_epi32(out + p.h * row + p.w * pixel + d * a.x.channels + c, inside, dwords[d]);
+            };
+            if (a.x.channels_last) {
+                Position p(from, a.x.height, a.x.width);
+                for (int64_t i = from; i < end; ++i, p.next())
+                    for (int64_t c = 0; c < a.x.channels; c += 16) {
+                        F32 elements[SAMPLES];
+                        read_elements(a.x, group, i, c, a.x.channels, elements);
+                        write(elements, p, c);
+                    }
+            } else {
+                for (int64_t c = 0; c < a.x.channels; c += 16) {
+                    Position p(from, a.x.height, a.x.width);
+                    for (int64_t first = from; first < end; first += STEP) {
+                        const int64_t n = end - first < STEP ? end - first : STEP;
+                        F32 squares[SAMPLES][STEP];
+                        read_squares(a.x, group, first, n, c, a.x.channels, squares);
+                        for (int64_t i = 0; i < n; ++i, p.next()) {
+                            F32 elements[SAMPLES];
+                            for (int64_t s = 0; s < SAMPLES; ++s) elements[s] = squares[s][i];
+                            write(elements, p, c);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    // Tiles of 16 rows x 16 pixels: [tile of rows][step][plane][row][pixel], zeros where there is no row or pixel.
+    void write_dy() {
+        const int64_t at_once = pixels_at_once(a.dy) / STEP;  // steps
+        parallel_for(a.threads, ceil_div(steps, at_once), [&](int64_t piece) {
+            const int64_t end = (piece + 1) * at_once < steps ? (piece + 1) * at_once : steps;
+            for (int64_t first = 0; first < a.source.rows; first += group_rows)
+                for (int64_t r = first; r < first + group_rows; r += 16)
+                    for (int64_t step = piece * at_once; step < end; ++step)
+                        write_tile(r, first + group_rows, step, tile_of(r) + step * PLANES * TILE);
+        });
+    }
+
+    void write_tile(int64_t r, int64_t end, int64_t step, uint32_t *out) const {
+        F32 elements[STEP][SAMPLES] = {};
+        for (int64_t i = 0, n; i < STEP && step * STEP + i < pixels; i += n) {  // runs of pixels of one group of samples
+            const int64_t group = (step * STEP + i) / a.dy.pixels(), first = (step * STEP + i) % a.dy.pixels();
+            n = a.dy.pixels() - first < STEP - i ? a.dy.pixels() - first : STEP - i;
+            if (a.dy.channels_last) {
+                for (int64_t j = 0; j < n; ++j) read_elements(a.dy, group, first + j, r, end, elements[i + j]);
+                continue;
+            }
+            F32 squares[SAMPLES][STEP];
+            read_squares(a.dy, group, first, n, r, end, squares);
+            for (int64_t j = 0; j < n; ++j)
+                for (int64_t s = 0; s < SAMPLES; ++s) elements[i + j][s] = squares[s][j];
+        }
+        S32 planes[PLANES][STEP];
+        for (int64_t i = 0; i < STEP; ++i) {
+            __m512i dwords[PLANES];
+            number.dy_dwords(elements[i], r, dwords);
+            for (int d = 0; d < PLANES; ++d) planes[d][i] = (S32)dwords[d];
+        }
+        for (int d = 0; d < PLANES; ++d) {
+            transpose(planes[d]);
+            for (int64_t i = 0; i < STEP; ++i) store(out + d * TILE + i * 16, planes[d][i]);
+        }
+    }
+
+    // Sixteen channels of a pixel of a group of samples, of which some may not exist.
+    SLT_INLINE void read_elements(const Images &from, int64_t group, int64_t pixel, int64_t c, int64_t end,
+                                  F32 out[SAMPLES]) const {
+        for (int64_t s = 0; s < SAMPLES; ++s) {
+            const int64_t sample = group * SAMPLES + s;
+            out[s] = sample < from.samples ? read_pixel(from, sample, pixel, c, end) : F32{};
+        }
+    }
+
+    // The same of `n` pixels from `first` on, of planes.
+    static void read_squares(const Images &from, int64_t group, int64_t first, int64_t n, int64_t c, int64_t end,
+                             F32 out[SAMPLES][STEP]) {
+        for (int64_t s = 0; s < SAMPLES; ++s) {
+            const int64_t sample = group * SAMPLES + s;
+            if (sample < from.samples)
+                read_pixels(from, sample, first, n, c, end, out[s]);
+            else
+                memset(out[s], 0, sizeof out[s]);
+        }
+    }
+
+    // The panel of `count` pixels from `first` on, zeros past the last one.
+    void copy_panel(int64_t first, int64_t count, const Columns &columns, uint32_t *panel) const {
+        alignas(64) int32_t offset[CALL];
+        __mmask16 valid[CALL / 16] = {};
+        for (int c = 0; c < CALL; ++c) {
+            offset[c] = int32_t(columns.h[c] * row + columns.w[c] * pixel + columns.channel[c]);
+            valid[c / 16] |= __mmask16(columns.valid[c] << c % 16);
+        }
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1)), none = _mm512_setzero_si512();
+        Position p(first, a.dy.height, a.dy.width);
+        for (int64_t i = 0; i < count; ++i, p.next()) {
+            const bool exists = first + i < pixels;
+            const uint32_t *at = x + (exists ? p.image * image + p.h * a.window.stride_h * row +
+                                                   p.w * a.window.stride_w * pixel
+                                             : 0);
+            uint32_t *out = panel + i / STEP * PLANES * TILE + i % STEP * 16;
+            for (int w = 0; w < WORDS_A_CALL; ++w, out += 2 * STRIP) {
+                for (int d = 0; d < PLANES; ++d) {
+                    const uint32_t *from = at + d * a.x.channels;
+                    __m512i low = none, high = none;
+                    if (exists && columns.together[w]) {
+                        const __m512i u = _mm512_loadu_si512(from + offset[w * WORD]);
+                        const __m512i v = _mm512_loadu_si512(from + offset[w * WORD] + 16);
+                        low = _mm512_permutex2var_epi32(u, even, v);
+                        high = _mm512_permutex2var_epi32(u, odd, v);
+                    } else if (exists) {
+                        low = _mm512_mask_i32gather_epi32(none, valid[2 * w], load<__m512i>(offset + w * WORD), from, 4);
+                        high = _mm512_mask_i32gather_epi32(none, valid[2 * w + 1],
+                                                           load<__m512i>(offset + w * WORD + 16), from, 4);
+                    }
+                    _mm512_storeu_si512(out + d * TILE, low);
+                    _mm512_storeu_si512(out + STRIP + d * TILE, high);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA
