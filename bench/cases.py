@@ -107,10 +107,10 @@ def against_convolution(batch: int) -> Case:
     return Case(methods, lambda: check_rows(methods["ours"](), x, mask, source))
 
 
-def linear_grad_input(batch: int) -> Case:
+def linear_grad_input(batch: int, dtype=torch.float32) -> Case:
     source = Source.of(SIZE, SIZE)
-    mask, dy = mask_of(source), torch.randn(batch, SIZE)
-    w = dense(mask, source)
+    mask, dy = mask_of(source), torch.randn(batch, SIZE).to(dtype)
+    w = dense(mask, source).to(dtype)
     ours = lambda: cpu.linear_grad_input(dy, mask, SCALE, source)  # noqa: E731
 
     def check() -> None:
@@ -120,16 +120,16 @@ def linear_grad_input(batch: int) -> Case:
             part = source.shard(words=words)
             equal(dx[:, columns], reference.linear_grad_input(dy, mask[:, slice(*words)], SCALE, part))
 
-    return Case({"ours": ours, "dense float32": lambda: dy @ w}, check)
+    return Case({"ours": ours, f"dense {_name(dtype)}": lambda: dy @ w}, check)
 
 
-def linear_grad_scores(batch: int, freeze: Freeze, weight: str = "signed_constant") -> Case:
+def linear_grad_scores(batch: int, freeze=DENSE, weight="signed_constant", dtype=torch.float32) -> Case:
     """Against the dense product alone; ours also regenerates weights and frozen pattern, and drops frozen weights."""
     source = Source.of(SIZE, SIZE, weight=weight, freeze=freeze)
-    dy, x = torch.randn(batch, SIZE), torch.randn(batch, SIZE)
+    dy, x = torch.randn(batch, SIZE).to(dtype), torch.randn(batch, SIZE).to(dtype)
     args = dy, x, torch.randn(source.free), SCALE, source
     ours = lambda: cpu.linear_grad_scores(*args)  # noqa: E731
-    methods = {"ours": ours, "dense float32": lambda: dy.T @ x}
+    methods = {"ours": ours, f"dense {_name(dtype)}": lambda: dy.T @ x}
     return Case(methods, lambda: close(ours(), reference.linear_grad_scores(*args), 1e-6))
 
 
@@ -140,11 +140,11 @@ def convolution() -> tuple[Source, Window]:
     return Source.of(128, 1152), Window(3, 3, padding_h=1, padding_w=1)
 
 
-def conv2d(operation: str, batch: int, last: bool) -> Case:
+def conv2d(operation: str, batch: int, last: bool, dtype=torch.float32) -> Case:
     """Ours in one memory format, the peer in both."""
     source, window = convolution()
-    mask, x = mask_of(source), torch.randn(batch, 128, 32, 32)
-    kernel = dense(mask, source).view(128, 3, 3, 128).permute(0, 3, 1, 2)
+    mask, x = mask_of(source), torch.randn(batch, 128, 32, 32).to(dtype)
+    kernel = dense(mask, source).to(dtype).view(128, 3, 3, 128).permute(0, 3, 1, 2)
     pairs = {name: tuple(t.contiguous(memory_format=f) for t in (x, kernel)) for name, f in FORMATS.items()}
     x = pairs["channels-last" if last else "contiguous"][0]
     if operation == "forward":
@@ -155,19 +155,20 @@ def conv2d(operation: str, batch: int, last: bool) -> Case:
         args = x, mask, SCALE, source, window, [32, 32]
         ours, check = cpu.conv2d_grad_input, reference.conv2d_grad_input
         peers = {name: lambda a=a, k=k: conv2d_input(x.shape, k, a, padding=1) for name, (a, k) in pairs.items()}
-    methods = {"ours": lambda: ours(*args)} | {f"dense float32, {name}": peer for name, peer in peers.items()}
+    methods = {"ours": lambda: ours(*args)} | {f"dense {_name(dtype)}, {name}": peer for name, peer in peers.items()}
     return Case(methods, lambda: equal(ours(*args), check(*args)))
 
 
-def conv2d_grad_scores(batch: int, freeze: Freeze) -> Case:
+def conv2d_grad_scores(batch: int, freeze=DENSE, last=False, dtype=torch.float32) -> Case:
     source, window = convolution()
     source = Source.of(source.rows, source.fan, freeze=freeze)
-    dy, x = torch.randn(batch, 128, 32, 32), torch.randn(batch, 128, 32, 32)
+    format_ = torch.channels_last if last else torch.contiguous_format
+    dy, x = (torch.randn(batch, 128, 32, 32).to(dtype, memory_format=format_) for _ in range(2))
     args = dy, x, torch.randn(source.free), SCALE, source, window
     methods = {"ours": lambda: cpu.conv2d_grad_scores(*args)}
     for name, f in FORMATS.items():
         a, b = dy.contiguous(memory_format=f), x.contiguous(memory_format=f)
-        methods[f"dense float32, {name}"] = lambda a=a, b=b: conv2d_weight(b, (128, 128, 3, 3), a, padding=1)
+        methods[f"dense {_name(dtype)}, {name}"] = lambda a=a, b=b: conv2d_weight(b, (128, 128, 3, 3), a, padding=1)
     return Case(methods, lambda: close(methods["ours"](), reference.conv2d_grad_scores(*args), 1e-6))
 
 
@@ -360,9 +361,21 @@ def targets() -> Iterator[Entry]:
             name = f"conv 3x3 128 32x32{' channels-last' if last else ''}, batch {batch}"
             yield entry(name, 1.2, lambda b=batch, f=last: conv2d("forward", b, f), batch == 32 and not last)
             yield entry(f"{name}, grad_input", None, lambda b=batch, f=last: conv2d("grad_input", b, f))
-    for batch, freeze, more in ((32, DENSE, ""), (32, FROZEN, ", 70 % frozen"), (1, DENSE, "")):
-        name = f"conv 3x3 128 32x32, batch {batch}, grad_scores{more}"
-        yield entry(name, None, lambda b=batch, f=freeze: conv2d_grad_scores(b, f))
+    for batch, freeze, last, more in (
+        (32, DENSE, False, ""),
+        (32, FROZEN, False, ", 70 % frozen"),
+        (32, DENSE, True, ""),
+        (1, DENSE, False, ""),
+    ):
+        name = f"conv 3x3 128 32x32{' channels-last' if last else ''}, batch {batch}, grad_scores{more}"
+        yield entry(name, None, lambda b=batch, f=freeze, c=last: conv2d_grad_scores(b, f, c))
+    bf16 = {"dtype": torch.bfloat16}
+    yield entry("grad_input bfloat16, batch 256", None, lambda: linear_grad_input(256, **bf16))
+    yield entry("grad_scores bfloat16, batch 256", None, lambda: linear_grad_scores(256, **bf16))
+    name = "conv 3x3 128 32x32 channels-last bfloat16, batch 32"
+    yield entry(name, None, lambda: conv2d("forward", 32, True, **bf16))
+    yield entry(f"{name}, grad_input", None, lambda: conv2d("grad_input", 32, True, **bf16))
+    yield entry(f"{name}, grad_scores", None, lambda: conv2d_grad_scores(32, last=True, **bf16))
     for freeze, what, target in ((DENSE, "25.5 M scores", 8), (FROZEN, "70 % frozen, 7.6 M scores", None)):
         for compact in (False, True):
             name = f"select + pack, {what}, {'compact' if compact else 'resolved'}"

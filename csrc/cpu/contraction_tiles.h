@@ -3,10 +3,10 @@
 // A dword of an operand is some elements of the contraction: one pixel of a few samples (`SAMPLES`), so that a tap of
 // the kernel shifts whole dwords, whatever its stride and dilation. An element may take several dwords, each in a plane
 // of its own (`PLANES`). What a dword holds, and how tiles of them are multiplied, is up to the operands' `Number`:
-// bfloat16 (below) or digits (contraction_digits.h).
+// bfloat16 (contraction_bfloat16.h) or digits (contraction_digits.h).
 //
-// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [samples / SAMPLES][height][width]
-// [plane][channel] with its zeros around it, dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then
+// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [samples / SAMPLES][plane]
+// [channel / 16][height][width][channel % 16] with zeros around each image, dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then
 // copies its panel of x with the columns in bit order (at most 192 KB, in L2), and goes over the rows with one word of
 // columns, a strip of the panel (at most 48 KB), at a time.
 #pragma once
@@ -40,10 +40,10 @@ class TileContraction {
           steps(ceil_div(pixels, STEP)),
           group_rows(a.source.rows / a.window.groups),
           group_tiles(ceil_div(group_rows, 16)),
-          pixel(PLANES * a.x.channels),
-          row(pixel * (a.x.width + 2 * a.window.padding_w)),
-          image(row * (a.x.height + 2 * a.window.padding_h)),
-          x(groups_of_samples * image),
+          row((a.x.width + 2 * a.window.padding_w) * 16),
+          block((a.x.height + 2 * a.window.padding_h) * row),
+          plane(ceil_div(a.x.channels, 16) * block),
+          x(groups_of_samples * PLANES * plane),
           dy(a.window.groups * group_tiles * steps * PLANES * TILE) {
         write_x();
         write_dy();
@@ -82,7 +82,7 @@ class TileContraction {
     const int64_t groups_of_samples;
     const int64_t pixels, steps;
     const int64_t group_rows, group_tiles;
-    const int64_t pixel, row, image;  // strides of x
+    const int64_t row, block, plane;  // strides of x
     Scratch<uint32_t> x, dy;
 
     uint32_t *tile_of(int64_t r) const {
@@ -90,18 +90,18 @@ class TileContraction {
     }
 
     void write_x() {
-        if (a.window.padding_h > 0 || a.window.padding_w > 0) memset(x, 0, size_t(groups_of_samples * image) * 4);
+        if (a.window.padding_h > 0 || a.window.padding_w > 0)
+            memset(x, 0, size_t(groups_of_samples * PLANES * plane) * sizeof *x);
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
         parallel_for(a.threads, groups_of_samples * pieces, [&](int64_t piece) {
             const int64_t group = piece / pieces, from = piece % pieces * at_once;
             const int64_t end = from + at_once < a.x.pixels() ? from + at_once : a.x.pixels();
-            uint32_t *out = x + group * image + a.window.padding_h * row + a.window.padding_w * pixel;
+            uint32_t *out = x + group * PLANES * plane + a.window.padding_h * row + a.window.padding_w * 16;
             const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
-                const __mmask16 inside = a.x.channels - c >= 16 ? 0xFFFF : __mmask16((1u << (a.x.channels - c)) - 1);
                 __m512i dwords[PLANES];
                 number.x_dwords(elements, c, dwords);
-                for (int d = 0; d < PLANES; ++d)
-                    _mm512_mask_storeu_epi32(out + p.h * row + p.w * pixel + d * a.x.channels + c, inside, dwords[d]);
+                uint32_t *to = out + c / 16 * block + p.h * row + p.w * 16;
+                for (int d = 0; d < PLANES; ++d) store(to + d * plane, dwords[d]);
             };
             if (a.x.channels_last) {
                 Position p(from, a.x.height, a.x.width);
@@ -190,37 +190,40 @@ class TileContraction {
 
     // The panel of `count` pixels from `first` on, zeros past the last one.
     void copy_panel(int64_t first, int64_t count, const Columns &columns, uint32_t *panel) const {
-        alignas(64) int32_t offset[CALL];
-        __mmask16 valid[CALL / 16] = {};
-        for (int c = 0; c < CALL; ++c) {
-            offset[c] = int32_t(columns.h[c] * row + columns.w[c] * pixel + columns.channel[c]);
-            valid[c / 16] |= __mmask16(columns.valid[c] << c % 16);
-        }
+        const int64_t exist = pixels - first < count ? pixels - first : count;
+        int64_t at[DEPTH * STEP];
+        Position p(first, a.dy.height, a.dy.width);
+        for (int64_t i = 0; i < exist; ++i, p.next())
+            at[i] = p.image * PLANES * plane + p.h * a.window.stride_h * row + p.w * a.window.stride_w * 16;
         const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
         const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1)), none = _mm512_setzero_si512();
-        Position p(first, a.dy.height, a.dy.width);
-        for (int64_t i = 0; i < count; ++i, p.next()) {
-            const bool exists = first + i < pixels;
-            const uint32_t *at = x + (exists ? p.image * image + p.h * a.window.stride_h * row +
-                                                   p.w * a.window.stride_w * pixel
-                                             : 0);
-            uint32_t *out = panel + i / STEP * PLANES * TILE + i % STEP * 16;
-            for (int w = 0; w < WORDS_A_CALL; ++w, out += 2 * STRIP) {
-                for (int d = 0; d < PLANES; ++d) {
-                    const uint32_t *from = at + d * a.x.channels;
+        for (int64_t w = 0; w < WORDS_A_CALL; ++w, panel += 2 * STRIP) {
+            alignas(64) int32_t offset[WORD];
+            uint32_t valid = 0;
+            for (int64_t i = 0, c = w * WORD; i < WORD; ++i, ++c) {
+                offset[i] = int32_t(columns.channel[c] / 16 * block + columns.h[c] * row + columns.w[c] * 16 +
+                                    columns.channel[c] % 16);
+                valid |= uint32_t(columns.valid[c]) << i;
+            }
+            const bool together = columns.together[w] && offset[0] % 16 == 0;
+            const __m512i low_offset = load<__m512i>(offset), high_offset = load<__m512i>(offset + 16);
+            for (int64_t d = 0; d < PLANES; ++d) {
+                for (int64_t i = 0; i < count; ++i) {
                     __m512i low = none, high = none;
-                    if (exists && columns.together[w]) {
-                        const __m512i u = _mm512_loadu_si512(from + offset[w * WORD]);
-                        const __m512i v = _mm512_loadu_si512(from + offset[w * WORD] + 16);
-                        low = _mm512_permutex2var_epi32(u, even, v);
-                        high = _mm512_permutex2var_epi32(u, odd, v);
-                    } else if (exists) {
-                        low = _mm512_mask_i32gather_epi32(none, valid[2 * w], load<__m512i>(offset + w * WORD), from, 4);
-                        high = _mm512_mask_i32gather_epi32(none, valid[2 * w + 1],
-                                                           load<__m512i>(offset + w * WORD + 16), from, 4);
+                    if (i < exist) {
+                        const uint32_t *from = x + at[i] + d * plane;
+                        if (together) {
+                            const __m512i u = load<__m512i>(from + offset[0]), v = load<__m512i>(from + offset[0] + block);
+                            low = _mm512_permutex2var_epi32(u, even, v);
+                            high = _mm512_permutex2var_epi32(u, odd, v);
+                        } else {
+                            low = _mm512_mask_i32gather_epi32(none, __mmask16(valid), low_offset, from, 4);
+                            high = _mm512_mask_i32gather_epi32(none, __mmask16(valid >> 16), high_offset, from, 4);
+                        }
                     }
-                    _mm512_storeu_si512(out + d * TILE, low);
-                    _mm512_storeu_si512(out + STRIP + d * TILE, high);
+                    uint32_t *out = panel + (i / STEP * PLANES + d) * TILE + i % STEP * 16;
+                    store(out, low);
+                    store(out + STRIP, high);
                 }
             }
         }
