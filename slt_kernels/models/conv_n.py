@@ -27,12 +27,12 @@ def conv_n(depth: int = 6, classes: int = 10, width: int = 64, channels: int = 3
     for pool in range(pools):
         outputs = width << pool
         for _ in range(2):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU(inplace=True)]
             inputs = outputs
         layers.append(nn.MaxPool2d(2))
     layers.append(nn.Flatten())
     inputs *= (size >> pools) ** 2
     for _ in range(2):
-        layers += [nn.Linear(inputs, 4 * width, bias=False), nn.ReLU()]
+        layers += [nn.Linear(inputs, 4 * width, bias=False), nn.ReLU(inplace=True)]
         inputs = 4 * width
     return nn.Sequential(*layers, nn.Linear(inputs, classes, bias=False))

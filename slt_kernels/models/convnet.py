@@ -17,7 +17,7 @@ def convnet(width: int = 96, classes: int = 10, channels: int = 1) -> nn.Sequent
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        return [convolution, nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
+        return [convolution, nn.BatchNorm2d(outputs, affine=False), nn.ReLU(inplace=True)]
 
     return nn.Sequential(
         *block(channels, width),

@@ -17,23 +17,24 @@ class Block(nn.Module):
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         if bottleneck:
-            layers = [*_convolution(inputs, middle, 1), nn.ReLU()]
-            layers += [*_convolution(middle, middle, 3, stride), nn.ReLU()]
+            layers = _convolution(inputs, middle, 1, relu=True)
+            layers += _convolution(middle, middle, 3, stride, relu=True)
             layers += _convolution(middle, outputs, 1)
         else:
-            layers = [*_convolution(inputs, middle, 3, stride), nn.ReLU(), *_convolution(middle, outputs, 3)]
+            layers = _convolution(inputs, middle, 3, stride, relu=True) + _convolution(middle, outputs, 3)
         self.residual = nn.Sequential(*layers)
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(inputs, outputs, 1, stride))
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = False) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs, affine=False)]
+    layers = [convolution, nn.BatchNorm2d(outputs, affine=False)]
+    return [*layers, nn.ReLU(inplace=True)] if relu else layers
 
 
 def resnet(
@@ -64,10 +65,9 @@ def resnet(
         raise ValueError(f"depth={depth}: expected one of {', '.join(map(str, _DEPTHS))}")
     stages, bottleneck = _DEPTHS[depth]
     if imagenet:
-        stem = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
-        layers = [stem, nn.BatchNorm2d(width, affine=False), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+        layers = [*_convolution(channels, width, 7, 2, relu=True), nn.MaxPool2d(3, 2, padding=1)]
     else:
-        layers = [*_convolution(channels, width, 3), nn.ReLU()]
+        layers = _convolution(channels, width, 3, relu=True)
     inputs = width
     for stage, blocks in enumerate(stages):
         base = width << stage

@@ -84,7 +84,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(width, elementwise_affine=False),
             nn.Linear(width, 4 * width, bias=False),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(4 * width, width, bias=False),
         )
 
