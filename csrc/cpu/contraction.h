@@ -17,22 +17,24 @@ struct Columns {
     int64_t h[CALL], w[CALL], channel[CALL];
     bool valid[CALL];             // the others are padding, or another shard's
     bool together[WORDS_A_CALL];  // the word's columns are 32 neighbouring channels of one tap
+    int64_t first;                // k of the call's first, which is another shard's below 0
 
     Columns() = default;
     Columns(const GradScores &a, int64_t call, int64_t group) {
         const Frame frame(a.source);
         const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w);
+        first = (call * WORDS_A_CALL - frame.skipped) * WORD;
         for (int i = 0; i < WORDS_A_CALL; ++i) {
-            const int64_t first = (call * WORDS_A_CALL + i - frame.skipped) * WORD;
+            const int64_t word = first + i * WORD;
             for (int bit = 0; bit < WORD; ++bit) {
-                const int64_t k = first + k_of_bit(bit), tap = k / channels;
+                const int64_t k = word + k_of_bit(bit), tap = k / channels;
                 const int column = i * WORD + bit;
                 valid[column] = k >= 0 && k < a.source.fan;
                 h[column] = valid[column] ? tap / a.window.kernel_w * a.window.dilation_h : 0;
                 w[column] = valid[column] ? tap % a.window.kernel_w * a.window.dilation_w : 0;
                 channel[column] = valid[column] ? group * channels + k % channels : 0;
             }
-            together[i] = first >= 0 && first + WORD <= a.source.fan && first % channels + WORD <= channels;
+            together[i] = word >= 0 && word + WORD <= a.source.fan && word % channels + WORD <= channels;
         }
     }
 

@@ -6,9 +6,10 @@
 // bfloat16 (contraction_bfloat16.h) or digits (contraction_digits.h).
 //
 // A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [samples / SAMPLES][plane]
-// [channel / 16][height][width][channel % 16] with zeros around each image, dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then
-// copies its panel of x with the columns in bit order (at most 192 KB, in L2), and goes over the rows with one word of
-// columns, a strip of the panel (at most 48 KB), at a time.
+// [channel / 16][height][width][channel % 16] (or as many channels as there are) with zeros around each image, dy as
+// finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then copies its panel of x with the columns in bit order
+// (at most 192 KB, in L2), and goes over the rows with one word of columns, two strips of the panel (at most 48 KB), at a
+// time.
 #pragma once
 
 #include "contraction.h"
@@ -40,7 +41,8 @@ class TileContraction {
           steps(ceil_div(pixels, STEP)),
           group_rows(a.source.rows / a.window.groups),
           group_tiles(ceil_div(group_rows, 16)),
-          row((a.x.width + 2 * a.window.padding_w) * 16),
+          line(a.x.channels < 16 ? a.x.channels : 16),
+          row((a.x.width + 2 * a.window.padding_w) * line),
           block((a.x.height + 2 * a.window.padding_h) * row),
           plane(ceil_div(a.x.channels, 16) * block),
           x(groups_of_samples * PLANES * plane),
@@ -82,7 +84,7 @@ class TileContraction {
     const int64_t groups_of_samples;
     const int64_t pixels, steps;
     const int64_t group_rows, group_tiles;
-    const int64_t row, block, plane;  // strides of x
+    const int64_t line, row, block, plane;  // strides of x
     Scratch<uint32_t> x, dy;
 
     uint32_t *tile_of(int64_t r) const {
@@ -96,12 +98,13 @@ class TileContraction {
         parallel_for(a.threads, groups_of_samples * pieces, [&](int64_t piece) {
             const int64_t group = piece / pieces, from = piece % pieces * at_once;
             const int64_t end = from + at_once < a.x.pixels() ? from + at_once : a.x.pixels();
-            uint32_t *out = x + group * PLANES * plane + a.window.padding_h * row + a.window.padding_w * 16;
+            uint32_t *out = x + group * PLANES * plane + a.window.padding_h * row + a.window.padding_w * line;
+            const __mmask16 inside = __mmask16((1u << line) - 1);
             const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
                 __m512i dwords[PLANES];
                 number.x_dwords(elements, c, dwords);
-                uint32_t *to = out + c / 16 * block + p.h * row + p.w * 16;
-                for (int d = 0; d < PLANES; ++d) store(to + d * plane, dwords[d]);
+                uint32_t *to = out + c / 16 * block + p.h * row + p.w * line;
+                for (int d = 0; d < PLANES; ++d) _mm512_mask_storeu_epi32(to + d * plane, inside, dwords[d]);
             };
             if (a.x.channels_last) {
                 Position p(from, a.x.height, a.x.width);
@@ -188,45 +191,87 @@ class TileContraction {
         }
     }
 
-    // The panel of `count` pixels from `first` on, zeros past the last one.
+    // The panel of `count` pixels from `first` on, whole steps; zeros past the last one. Columns of a word are in bit
+    // order: the even k, and the odd ones.
     void copy_panel(int64_t first, int64_t count, const Columns &columns, uint32_t *panel) const {
         const int64_t exist = pixels - first < count ? pixels - first : count;
         int64_t at[DEPTH * STEP];
         Position p(first, a.dy.height, a.dy.width);
         for (int64_t i = 0; i < exist; ++i, p.next())
-            at[i] = p.image * PLANES * plane + p.h * a.window.stride_h * row + p.w * a.window.stride_w * 16;
-        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1)), none = _mm512_setzero_si512();
+            at[i] = p.image * PLANES * plane + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
+        if (line == a.x.channels && a.window.groups == 1 && a.window.dilation_w == 1)
+            return copy_runs(at, exist, count, columns, panel);
         for (int64_t w = 0; w < WORDS_A_CALL; ++w, panel += 2 * STRIP) {
             alignas(64) int32_t offset[WORD];
-            uint32_t valid = 0;
-            for (int64_t i = 0, c = w * WORD; i < WORD; ++i, ++c) {
-                offset[i] = int32_t(columns.channel[c] / 16 * block + columns.h[c] * row + columns.w[c] * 16 +
+            for (int64_t i = 0, c = w * WORD; i < WORD; ++i, ++c)
+                offset[i] = int32_t(columns.channel[c] / 16 * block + columns.h[c] * row + columns.w[c] * line +
                                     columns.channel[c] % 16);
-                valid |= uint32_t(columns.valid[c]) << i;
-            }
             const bool together = columns.together[w] && offset[0] % 16 == 0;
             const __m512i low_offset = load<__m512i>(offset), high_offset = load<__m512i>(offset + 16);
-            for (int64_t d = 0; d < PLANES; ++d) {
+            const __mmask16 low_valid = valid(columns, 2 * w), high_valid = valid(columns, 2 * w + 1);
+            for (int64_t d = 0; d < PLANES; ++d)
                 for (int64_t i = 0; i < count; ++i) {
-                    __m512i low = none, high = none;
+                    __m512i low = _mm512_setzero_si512(), high = low;
                     if (i < exist) {
                         const uint32_t *from = x + at[i] + d * plane;
                         if (together) {
-                            const __m512i u = load<__m512i>(from + offset[0]), v = load<__m512i>(from + offset[0] + block);
-                            low = _mm512_permutex2var_epi32(u, even, v);
-                            high = _mm512_permutex2var_epi32(u, odd, v);
+                            part(load<__m512i>(from + offset[0]), load<__m512i>(from + offset[0] + block), low, high);
                         } else {
-                            low = _mm512_mask_i32gather_epi32(none, __mmask16(valid), low_offset, from, 4);
-                            high = _mm512_mask_i32gather_epi32(none, __mmask16(valid >> 16), high_offset, from, 4);
+                            low = _mm512_mask_i32gather_epi32(low, low_valid, low_offset, from, 4);
+                            high = _mm512_mask_i32gather_epi32(high, high_valid, high_offset, from, 4);
                         }
                     }
                     uint32_t *out = panel + (i / STEP * PLANES + d) * TILE + i % STEP * 16;
                     store(out, low);
                     store(out + STRIP, high);
                 }
-            }
         }
+    }
+
+    // The same where pixels of few channels follow each other, as those of an RGB image: a row of the kernel's taps is
+    // then one run, and a pixel's columns are copied run by run first.
+    void copy_runs(const int64_t *at, int64_t exist, int64_t count, const Columns &columns, uint32_t *panel) const {
+        const int64_t run = a.window.kernel_w * line;
+        int32_t from[CALL], to[CALL];  // 16 dwords at a time; what is copied past the end of a run, the next one overwrites
+        int chunks = 0;
+        const int64_t end = columns.first + CALL < a.source.fan ? columns.first + CALL : a.source.fan;
+        for (int64_t k = columns.first > 0 ? columns.first : 0, left; k < end; k += left < 16 ? left : 16) {
+            left = run - k % run;
+            from[chunks] = int32_t(k / run * a.window.dilation_h * row + k % run);
+            to[chunks++] = int32_t(k - columns.first);
+        }
+        __mmask16 inside[CALL / 16];
+        for (int h = 0; h < CALL / 16; ++h) inside[h] = valid(columns, h);
+        for (int64_t s = 0; s < count; s += STEP)
+            for (int64_t d = 0; d < PLANES; ++d) {
+                alignas(64) uint32_t pixels_columns[STEP][CALL + 16];
+                for (int64_t i = 0; i < STEP && s + i < exist; ++i)
+                    for (int c = 0; c < chunks; ++c)
+                        store(pixels_columns[i] + to[c], load<U32>(x + at[s + i] + d * plane + from[c]));
+                uint32_t *out = panel + (s / STEP * PLANES + d) * TILE;
+                for (int64_t w = 0; w < WORDS_A_CALL; ++w, out += 2 * STRIP)
+                    for (int64_t i = 0; i < STEP; ++i) {
+                        const uint32_t *word = pixels_columns[i] + w * WORD;
+                        __m512i low = _mm512_setzero_si512(), high = low;
+                        if (s + i < exist) part(load<__m512i>(word), load<__m512i>(word + 16), low, high);
+                        store(out + i * 16, _mm512_maskz_mov_epi32(inside[2 * w], low));
+                        store(out + i * 16 + STRIP, _mm512_maskz_mov_epi32(inside[2 * w + 1], high));
+                    }
+            }
+    }
+
+    // The even and the odd columns of a word.
+    static SLT_INLINE void part(__m512i first, __m512i second, __m512i &even, __m512i &odd) {
+        const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        even = _mm512_permutex2var_epi32(first, evens, second);
+        odd = _mm512_permutex2var_epi32(first, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), second);
+    }
+
+    // Which of sixteen columns there are.
+    static __mmask16 valid(const Columns &columns, int64_t half_word) {
+        uint32_t mask = 0;
+        for (int i = 0; i < 16; ++i) mask |= uint32_t(columns.valid[half_word * 16 + i]) << i;
+        return __mmask16(mask);
     }
 };
 
