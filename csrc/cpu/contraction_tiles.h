@@ -28,16 +28,18 @@ class TileContraction {
     static constexpr int64_t ROWS = 128, DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
     static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // a line more, for other sets of the cache
 
-    // Where it is the faster one: fewer pixels or rows leave most of a tile empty.
+    // Where it is the faster one: fewer pixels or rows leave most of a tile empty. Columns have 32-bit offsets.
     static bool suits(const GradScores &a) {
-        return a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8;
+        const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;
+        return a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
+               (a.x.channels + 16) * height * width < INT32_MAX;
     }
 
     TileContraction(const GradScores &a, const Number &number)
         : a(a),
           number(number),
-          groups_of_samples(ceil_div(a.dy.samples, SAMPLES)),
-          pixels(groups_of_samples * a.dy.pixels()),
+          bundles(ceil_div(a.dy.samples, SAMPLES)),
+          pixels(bundles * a.dy.pixels()),
           steps(ceil_div(pixels, STEP)),
           group_rows(a.source.rows / a.window.groups),
           group_tiles(ceil_div(group_rows, 16)),
@@ -45,7 +47,7 @@ class TileContraction {
           row((a.x.width + 2 * a.window.padding_w) * line),
           block((a.x.height + 2 * a.window.padding_h) * row),
           plane(ceil_div(a.x.channels, 16) * block),
-          x(groups_of_samples * PLANES * plane),
+          x(bundles * PLANES * plane),
           dy(a.window.groups * group_tiles * steps * PLANES * TILE) {
         write_x();
         write_dy();
@@ -81,7 +83,7 @@ class TileContraction {
   private:
     const GradScores &a;
     const Number &number;
-    const int64_t groups_of_samples;
+    const int64_t bundles;  // of SAMPLES samples
     const int64_t pixels, steps;
     const int64_t group_rows, group_tiles;
     const int64_t line, row, block, plane;  // strides of x
@@ -93,12 +95,12 @@ class TileContraction {
 
     void write_x() {
         if (a.window.padding_h > 0 || a.window.padding_w > 0)
-            memset(x, 0, size_t(groups_of_samples * PLANES * plane) * sizeof *x);
+            memset(x, 0, size_t(bundles * PLANES * plane) * sizeof *x);
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
-        parallel_for(a.threads, groups_of_samples * pieces, [&](int64_t piece) {
-            const int64_t group = piece / pieces, from = piece % pieces * at_once;
+        parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
+            const int64_t bundle = piece / pieces, from = piece % pieces * at_once;
             const int64_t end = from + at_once < a.x.pixels() ? from + at_once : a.x.pixels();
-            uint32_t *out = x + group * PLANES * plane + a.window.padding_h * row + a.window.padding_w * line;
+            uint32_t *out = x + bundle * PLANES * plane + a.window.padding_h * row + a.window.padding_w * line;
             const __mmask16 inside = __mmask16((1u << line) - 1);
             const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
                 __m512i dwords[PLANES];
@@ -111,7 +113,7 @@ class TileContraction {
                 for (int64_t i = from; i < end; ++i, p.next())
                     for (int64_t c = 0; c < a.x.channels; c += 16) {
                         F32 elements[SAMPLES];
-                        read_elements(a.x, group, i, c, a.x.channels, elements);
+                        read_elements(a.x, bundle, i, c, a.x.channels, elements);
                         write(elements, p, c);
                     }
             } else {
@@ -120,7 +122,7 @@ class TileContraction {
                     for (int64_t first = from; first < end; first += STEP) {
                         const int64_t n = end - first < STEP ? end - first : STEP;
                         F32 squares[SAMPLES][STEP];
-                        read_squares(a.x, group, first, n, c, a.x.channels, squares);
+                        read_squares(a.x, bundle, first, n, c, a.x.channels, squares);
                         for (int64_t i = 0; i < n; ++i, p.next()) {
                             F32 elements[SAMPLES];
                             for (int64_t s = 0; s < SAMPLES; ++s) elements[s] = squares[s][i];
@@ -146,15 +148,15 @@ class TileContraction {
 
     void write_tile(int64_t r, int64_t end, int64_t step, uint32_t *out) const {
         F32 elements[STEP][SAMPLES] = {};
-        for (int64_t i = 0, n; i < STEP && step * STEP + i < pixels; i += n) {  // runs of pixels of one group of samples
-            const int64_t group = (step * STEP + i) / a.dy.pixels(), first = (step * STEP + i) % a.dy.pixels();
+        for (int64_t i = 0, n; i < STEP && step * STEP + i < pixels; i += n) {  // runs of pixels of one bundle
+            const int64_t bundle = (step * STEP + i) / a.dy.pixels(), first = (step * STEP + i) % a.dy.pixels();
             n = a.dy.pixels() - first < STEP - i ? a.dy.pixels() - first : STEP - i;
             if (a.dy.channels_last) {
-                for (int64_t j = 0; j < n; ++j) read_elements(a.dy, group, first + j, r, end, elements[i + j]);
+                for (int64_t j = 0; j < n; ++j) read_elements(a.dy, bundle, first + j, r, end, elements[i + j]);
                 continue;
             }
             F32 squares[SAMPLES][STEP];
-            read_squares(a.dy, group, first, n, r, end, squares);
+            read_squares(a.dy, bundle, first, n, r, end, squares);
             for (int64_t j = 0; j < n; ++j)
                 for (int64_t s = 0; s < SAMPLES; ++s) elements[i + j][s] = squares[s][j];
         }
@@ -170,20 +172,20 @@ class TileContraction {
         }
     }
 
-    // Sixteen channels of a pixel of a group of samples, of which some may not exist.
-    SLT_INLINE void read_elements(const Images &from, int64_t group, int64_t pixel, int64_t c, int64_t end,
+    // Sixteen channels of a pixel of a bundle, of whose samples some may not exist.
+    SLT_INLINE void read_elements(const Images &from, int64_t bundle, int64_t pixel, int64_t c, int64_t end,
                                   F32 out[SAMPLES]) const {
         for (int64_t s = 0; s < SAMPLES; ++s) {
-            const int64_t sample = group * SAMPLES + s;
+            const int64_t sample = bundle * SAMPLES + s;
             out[s] = sample < from.samples ? read_pixel(from, sample, pixel, c, end) : F32{};
         }
     }
 
     // The same of `n` pixels from `first` on, of planes.
-    static void read_squares(const Images &from, int64_t group, int64_t first, int64_t n, int64_t c, int64_t end,
+    static void read_squares(const Images &from, int64_t bundle, int64_t first, int64_t n, int64_t c, int64_t end,
                              F32 out[SAMPLES][STEP]) {
         for (int64_t s = 0; s < SAMPLES; ++s) {
-            const int64_t sample = group * SAMPLES + s;
+            const int64_t sample = bundle * SAMPLES + s;
             if (sample < from.samples)
                 read_pixels(from, sample, first, n, c, end, out[s]);
             else
