@@ -48,7 +48,7 @@ BF16 = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's bfl
 FROZEN = Freeze(0.35, 0.35)
 L2_BYTES = 128 << 20  # more than any cache: inputs and weights are rotated through as much
 RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of its 3x3 convolutions
-GRAD_ERROR = 5e-6  # of float32's grad_scores: sums on tensor cores truncate
+GRAD_ERROR = 5e-6  # of grad_scores: sums on tensor cores truncate, over 32 columns in float32, over all in 16 bits
 
 Result = dict[str, object]
 Item = tuple[Result, Callable[[], Result | None]]  # what it is, and what it measures; raises where it fails
