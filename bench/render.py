@@ -28,9 +28,11 @@ README_CASES = (
     "forward float32 highest, batch 256",
     "forward bfloat16, batch 1",
     "forward bfloat16, batch 256",
+    "forward compact mask, batch 1",
     "grad_input, batch 256",
     "grad_scores, batch 256, 70 % frozen",
     "conv 3x3 128 32x32, batch 32",
+    "conv 3x3 128 32x32 channels-last bfloat16, batch 32",
     "materializing layer, forward, batch 1",
     "a training step of CIFAR ResNet-18, batch 32, against materializing",
 )
