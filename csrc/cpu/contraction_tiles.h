@@ -31,7 +31,7 @@ class TileContraction {
     // Where it is the faster one: fewer pixels or rows leave most of a tile empty. Columns have 32-bit offsets.
     static bool suits(const GradScores &a) {
         const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;
-        return a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
+        return Number::suits(a) && a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
                (a.x.channels + 16) * height * width < INT32_MAX;
     }
 

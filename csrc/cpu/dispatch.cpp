@@ -53,7 +53,8 @@ Features detect() {
     const bool foundation = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     f.avx512 = f.avx2 && zmm && foundation;
     f.avx512vnni = f.avx512 && (c >> 11 & 1) && (c >> 1 & 1) && (c >> 8 & 1);  // VNNI, VBMI, GFNI
-    f.amx = f.avx512vnni && tiles && (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1) && tiles_permitted();  // BF16, TILE, INT8
+    const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
+    f.amx = f.avx512vnni && tiles && units && tiles_permitted();
     return f;
 }
 #else

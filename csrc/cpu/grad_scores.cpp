@@ -213,7 +213,8 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
             for (int64_t r = 0; r < rows; ++r)
                 for (int c = 0; c < count; ++c)
                     for (int i = 0; i < WORDS_A_CALL; ++i)
-                        next[r] += finish(a, tiles[c], r, i, sums + (c * Contraction::ROWS + r) * CALL + i * WORD, add, next[r]);
+                        next[r] += finish(a, tiles[c], r, i, sums + (c * Contraction::ROWS + r) * CALL + i * WORD, add,
+                                          next[r]);
         }
     });
 }
@@ -222,7 +223,7 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
 // Whether it could.
 template <int DIGITS>
 bool run_digits(const GradScores &a, bool add) {
-    if (!TileContraction<Digits<DIGITS>>::suits(a) || !Digits<DIGITS>::suits(a)) return false;
+    if (!TileContraction<Digits<DIGITS>>::suits(a)) return false;
     const Digits<DIGITS> digits(a);
     if (!digits.exist()) return false;
     run(a, TileContraction<Digits<DIGITS>>(a, digits), add);
@@ -232,8 +233,7 @@ bool run_digits(const GradScores &a, bool add) {
 
 void run_some(const GradScores &a, bool add) {
 #if defined(__AMX_INT8__)
-    if (TileContraction<Bfloat16>::suits(a) && Bfloat16::suits(a))
-        return run(a, TileContraction<Bfloat16>(a, Bfloat16()), add);
+    if (TileContraction<Bfloat16>::suits(a)) return run(a, TileContraction<Bfloat16>(a, Bfloat16()), add);
     if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return;
 #endif
     run(a, FloatContraction(a), add);
