@@ -58,6 +58,22 @@ def test_machine_code_is_within_its_budget():
 
 
 @native
+@installed
+def test_float32_sums_are_short():
+    """grad_scores' loop adds its three products' sums to those before, rather than starting from them: tensor cores
+    truncate, see bench/truncated_sums.py."""
+    script = """if True:
+        import re
+        from triton_sass import CASES, compile_case
+        ir = compile_case(CASES["grad_scores fp32"], 90).asm["ttgir"]
+        sums = re.search(r"scf.yield (%\\w+)", ir).group(1)
+        assert re.search(rf"{sums} = arith.addf", ir), ir
+    """
+    run = subprocess.run([sys.executable, "-c", script], cwd=BENCH, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@native
 def test_gpu_check_goes_on_after_a_dead_process():
     """One item fails, one ends its process without a word, one hangs until there is no time left."""
     worker = """if True:
