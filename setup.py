@@ -37,7 +37,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx2vnni": f"{AVX2} -mavxvnni",
         "avx512": AVX512,
         "avx512vnni": AVX512VNNI,
-        "amx": f"{AVX512VNNI} -mamx-tile -mamx-int8 -mamx-bf16",
+        "amx": f"{AVX512VNNI} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
     }
 
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn import grad
 
 from slt_kernels.backends import cpu, reference
 from slt_kernels.source import WEIGHTS, Freeze, Source
@@ -109,6 +111,9 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "tiles-dilation": (1, 1, 64, 64, (19, 21), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3)}),
     "tiles-stride": (2, 1, 64, 64, (9, 10), {"kernel": (3, 3), "padding": (1, 1), "stride": (2, 2)}),
     "tiles-few-pixels": (4, 1, 64, 64, (2, 1), {"kernel": (3, 3), "padding": (1, 1)}),
+    "tiles-of-16-bits": (2, 1, 32, 96, (13, 29), {"kernel": (3, 3), "padding": (1, 1)}),
+    "tiles-of-16-bits-1x1": (2, 1, 96, 40, (7, 9), {"kernel": (1, 1)}),
+    "no-taps": (2, 1, 64, 64, (9, 10), {"kernel": (1, 1), "stride": (2, 3)}),
 }
 
 
@@ -239,9 +244,42 @@ def test_every_number_of_16_bits_is_read_and_rounded(isa, dtype, scale):
     assert torch.equal(y[~y.isnan()], expected[~y.isnan()])
 
 
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.skipif("amx" not in cpu.instruction_sets(), reason="no matrix unit; elsewhere bfloat16 is fixed point")
+def test_bfloat16_convolutions(convolution, memory_format):
+    """Exact products, float32 sums, rounded once; a sample's result depends on no other."""
+    window, x_shape, y_shape, layer = convolution
+    x, dy = (torch.randn(s).to(torch.bfloat16, memory_format=memory_format) for s in (x_shape, y_shape))
+    scale, bias = torch.tensor(0.37), torch.randn(y_shape[1])
+    geometry = [[getattr(window, f"{n}_{side}") for side in "hw"] for n in ("stride", "padding", "dilation")]
+
+    def forward(x, weight, bias):
+        return F.conv2d(x, weight, bias, *geometry, window.groups)
+
+    def grad_input(dy, weight):
+        return grad.conv2d_input(x_shape, weight, dy, *geometry, window.groups) if x_shape[0] else torch.empty(x_shape)
+
+    def check(result, exact, magnitude, terms):
+        assert result.dtype == torch.bfloat16
+        assert ((result - exact).abs() <= 2**-8 * exact.abs() + terms * 2**-24 * magnitude).all()
+
+    for source in layer:
+        mask = random_mask(source)
+        weight = scale * cpu.materialize(mask, source).double()
+        weight = weight.unflatten(1, (window.kernel_h, window.kernel_w, -1)).permute(0, 3, 1, 2)
+        y = cpu.conv2d_forward(x, mask, scale, bias, source, window)
+        magnitude = forward(x.double().abs(), weight.abs(), bias.double().abs())
+        check(y, forward(x.double(), weight, bias.double()), magnitude, source.fan + 2)
+        assert torch.equal(y[1:2], cpu.conv2d_forward(x[1:2], mask, scale, bias, source, window))
+        dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:]))
+        terms = source.rows * window.kernel_h * window.kernel_w + 2
+        check(dx, grad_input(dy.double(), weight), grad_input(dy.double().abs(), weight.abs()), terms)
+        assert torch.equal(dx[1:2], cpu.conv2d_grad_input(dy[1:2], mask, scale, source, window, list(x_shape[2:])))
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_16_bits_are_two_bytes_of_fixed_point(isa, dtype, keeps_precision):
-    """What the numbers are as float32 under "high", rounded once."""
+    """What the numbers are as float32 under "high", rounded once. A matrix unit takes bfloat16 images as they are."""
     source, window = Source.of(65, 257, weight="normal"), Window(3, 3, 2, 1, padding_h=1, padding_w=2)
     mask, scale, bias = random_mask(source), torch.tensor(0.01), torch.randn(65)
     filters = Source.of(35, 9 * 40, weight="normal")
@@ -250,7 +288,7 @@ def test_16_bits_are_two_bytes_of_fixed_point(isa, dtype, keeps_precision):
     images, d_images = torch.randn(3, 40, 9, 33).to(dtype), torch.randn(3, 35, 5, 35).to(dtype)
     forward, grad_input = (filter_mask, scale, None, filters, window), (filter_mask, scale, filters, window, [9, 33])
     calls = [(cpu.linear_forward, x, (mask, scale, bias, source)), (cpu.linear_grad_input, dy, (mask, scale, source))]
-    for order in (torch.contiguous_format, torch.channels_last):
+    for order in () if isa == "amx" and dtype == torch.bfloat16 else (torch.contiguous_format, torch.channels_last):
         calls.append((cpu.conv2d_forward, images.to(memory_format=order), forward))
         calls.append((cpu.conv2d_grad_input, d_images.to(memory_format=order), grad_input))
     torch.set_float32_matmul_precision("high")
@@ -282,7 +320,8 @@ def test_any_number_of_threads_gives_the_same_bits(isa):
         y = cpu.linear_forward(x, mask, scale, None, source)
         images_y = cpu.conv2d_forward(images, mask, scale, None, source, window)
         dx = cpu.conv2d_grad_input(images_y, mask, scale, source, window, [9, 9])
-        results.append((y, cpu.linear_grad_input(y, mask, scale, source), images_y, dx))
+        narrow = cpu.conv2d_forward(images.bfloat16(), mask, scale, None, source, window)
+        results.append((y, cpu.linear_grad_input(y, mask, scale, source), images_y, dx, narrow))
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -1,17 +1,18 @@
-// Conv2d forward: a product whose vectors are the positions of the output.
+// Conv2d forward: a convolution whose positions are those of the output.
 //
-// The images become digits once, channels-last, some samples at a time. A piece of work is some blocks of output
-// channels of one group, whose panels it makes, by a part of the positions, sixteen at a time: their vectors are read in
-// place, or copied from the planes (image.h), and run against the panels.
-#include "cut.h"
-#include "image.h"
+// Images become planes once, channels-last, some samples at a time: bfloat16 as it is where there is a matrix unit for
+// it, everything else as digits. Panels hold rows of the weight.
+#include "convolution.h"
 #include "operations.h"
+#include "planes_bfloat16.h"
+#include "planes_digits.h"
 
 namespace slt::SLT_ISA {
 namespace {
 
-template <int DIGITS>
+template <class Planes>
 void forward_some(const Conv2dForward &a) {
+    typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
     const Frame frame(s);
@@ -19,7 +20,6 @@ void forward_some(const Conv2dForward &a) {
     const int64_t positions = grid.height * grid.width;
     if (a.batch * positions == 0) return;
     const int64_t taps_count = w.kernel_h * w.kernel_w, channels = s.fan / taps_count, rows = s.rows / w.groups;
-    const int zero = zero_of(s.weight);
 
     Scratch<int64_t> down(taps_count), right(taps_count);
     for (int64_t t = 0; t < taps_count; ++t) {
@@ -27,84 +27,47 @@ void forward_some(const Conv2dForward &a) {
         right[t] = t % w.kernel_w * w.dilation_w - w.padding_w;
     }
     const Images x = {a.x, a.batch, channels * w.groups, a.height, a.width, a.channels_last};
-    Taps all = {taps_count, down, right, channels, 0, channels};
+    Taps taps = {taps_count, down, right, channels, 0, channels};
     Border border;
-    border.include(x, all, grid);
-    const bool aligned = channels % WORD == 0;  // then words are put in order once, in the planes
+    border.include(x, taps, grid);
+    const bool whole = channels % WORD == 0;  // words, put in order once, in the planes
     Reading reading = Reading::COPIED;
-    if (border.pays_in_place(x, all, grid, frame.skipped)) {
+    if (border.pays_in_place(x, taps, grid, frame.skipped, Planes::TILE)) {
         reading = Reading::IN_PLACE;
-    } else if (!aligned && w.groups == 1 && w.dilation_w == 1 && border.pays(x)) {
+    } else if (!whole && w.groups == 1 && w.dilation_w == 1 && border.pays(x)) {
         reading = Reading::PACKED;
-        all = {w.kernel_h, down, right, w.kernel_w * channels, 0, w.kernel_w * channels};
+        taps = {w.kernel_h, down, right, w.kernel_w * channels, 0, w.kernel_w * channels};
         for (int64_t t = 0; t < w.kernel_h; ++t) {
             down[t] = down[t * w.kernel_w];
             right[t] = right[t * w.kernel_w];
         }
     }
-    const Planes<DIGITS> planes(x, border, reading, aligned ? layout_of(s.weight) : Layout::PLAIN, a.bytes, a.threads);
+    const Planes planes(x, border, reading, layout_of(s.weight), whole, a.bytes, a.threads);
 
-    const int64_t calls = frame.calls < LONGEST / QUADS ? frame.calls : LONGEST / QUADS;
-    const Cut cut(rows, PANEL_BYTES, calls * CALL, Patches<DIGITS>::positions(planes, grid), a.threads);
-    parallel_for(a.threads, w.groups * cut.pieces, [&](int64_t task) {
-        const int64_t group = task / cut.pieces, piece = task % cut.pieces;
-        const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), first_row = group * rows + lane;
-        const int64_t end = cut.vector(piece) + cut.vectors(piece);
-        Taps taps = all;
-        taps.first = group * channels;
-        Patches<DIGITS> patches(planes, taps, grid, frame.skipped * WORD, frame.k,
-                                aligned ? Layout::PLAIN : layout_of(s.weight));
-        const Weights weights(s, a.mask);
-        Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
-        Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * MOST_VECTORS : 0);
-        const Result y = a.y + first_row * (a.out_channels_last ? 1 : positions);
-        ToPlanes to_planes(a.out_channels_last ? 0 : lanes, y, positions);
-        Tiles tiles;
-        int64_t made = -1;  // the first call of what the panel holds
-        for (int64_t from = cut.vector(piece); from < end; from += MOST_VECTORS) {
-            patches.read(from, end);
-            if (patches.count == 0) continue;
-            int64_t places[MOST_VECTORS], corrections[MOST_VECTORS];
-            double powers[MOST_VECTORS];
-            for (int v = 0; v < patches.count; ++v) {
-                const int64_t sample = patches.sample[v], position = patches.row[v] * grid.width + patches.column[v];
-                if (!SIGNED_BYTES) corrections[v] = zero * patches.sums[v];
-                powers[v] = planes.powers[sample];
-                places[v] = sample * positions * s.rows + position * (a.out_channels_last ? s.rows : 1);
-            }
-            Output out = {y, places, 0, 0, int(lanes), powers, false, corrections, a.scale,
-                          a.bias ? a.bias + first_row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true,
-                          small_sums(s.fan, s.weight, a.bytes)};
-            if (!a.out_channels_last) {
-                out.y = to_planes.add(places, patches.count);
-                out.places = nullptr;
-                out.vector_stride = to_planes.pitch;
-            }
-            for (int64_t first = 0; first < frame.calls; first += calls) {
-                const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;
-                if (made != first)
-                    for (int64_t l = 0; l < lanes; l += LANES)
-                        weights.write(first_row + l, first, here, panel + l * here * QUADS);
-                made = first;
-                out.first = first == 0;
-                out.last = first + here == frame.calls;
-                multiply_blocks<DIGITS>(tiles, patches.vectors(first * CALL), patches.count, panel, here * QUADS, out);
-            }
-        }
-        to_planes.write();
+    const Weights weights(s, a.mask);
+    const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
+    const Convolution convolution = {
+        grid, taps, w.groups, rows, frame.skipped * WORD, depth,
+        a.y, a.out_channels_last, positions, 0, grid.width, 1,
+        Product::scale_of(weights, a.scale), a.bias, zero_of(s.weight), small_sums(s.fan, s.weight, a.bytes), a.threads,
+    };
+    convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
+                                      uint32_t *panel) {
+        for (int64_t l = 0; l < lanes; l += LANES, panel += depth * Product::BYTES / 4 * LANES)
+            Product::make_rows(weights, group * rows + lane + l, from, depth, panel);
     });
 }
 
-template <int DIGITS>
+template <class Planes>
 void forward(const Conv2dForward &a) {
     const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
     const Images x = {a.x, a.batch, channels, a.height, a.width, a.channels_last};
-    for (int64_t first = 0, step = samples_at_once(x, DIGITS, a.threads); first < a.batch; first += step) {
+    for (int64_t first = 0, step = samples_at_once<Planes>(x, a.threads); first < a.batch; first += step) {
         Conv2dForward some = a;
         some.x = a.x + first * channels * x.pixels();
         some.y = a.y + first * a.source.rows * a.out_height * a.out_width;
         some.batch = a.batch - first < step ? a.batch - first : step;
-        forward_some<DIGITS>(some);
+        forward_some<Planes>(some);
     }
 }
 
@@ -112,8 +75,13 @@ void forward(const Conv2dForward &a) {
 
 void conv2d_forward(const Conv2dForward &a) {
     want_large_pages(a.y.data, a.batch * a.source.rows * a.out_height * a.out_width * a.y.size());
-    if (digits_for(a.bytes) == 3) return forward<3>(a);
-    forward<2>(a);
+#if defined(__AMX_BF16__)
+    const Frame frame(a.source);
+    if (a.x.type == Type::BFLOAT16 && (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
+        return forward<Bfloat16Planes>(a);
+#endif
+    if (digits_for(a.bytes) == 3) return forward<DigitPlanes<3>>(a);
+    forward<DigitPlanes<2>>(a);
 }
 
 }  // namespace slt::SLT_ISA

@@ -12,25 +12,26 @@ constexpr int64_t MOST_LANES = 1024;
 constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel is what counts: it should stay in L1
 
 struct Cut {
-    int64_t blocks;  // of BLOCK outputs, in a piece
+    int64_t most_lanes;  // outputs of a piece, whole blocks
     int64_t pieces;
 
-    // `depth`: bytes of an output's weights in a panel of `bytes`.
-    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads)
+    // `depth`: bytes of an output's weights in a panel of `bytes`. Vectors are taken `together` at a time.
+    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads, int64_t block = BLOCK,
+        int64_t together = MOST_VECTORS)
         : outputs(outputs), all_vectors(vectors) {
-        const int64_t all = ceil_div(outputs, BLOCK), fit = least(bytes / (BLOCK * depth), MOST_LANES / BLOCK);
+        const int64_t all = ceil_div(outputs, block), fit = least(bytes / (block * depth), MOST_LANES / block);
         // Parts of very many vectors are work enough for all threads, and each vector then meets all outputs at once.
         const int64_t share = vectors >= 1024 * threads ? all : ceil_div(all, 4 * threads);
-        blocks = fit < 1 ? 1 : fit < share || vectors <= FEW_VECTORS ? fit : share;
-        blocks = blocks < all ? blocks : all;
-        across = ceil_div(outputs, blocks * BLOCK);
+        const int64_t blocks = fit < 1 ? 1 : fit < share || vectors <= FEW_VECTORS ? fit : share;
+        most_lanes = least(blocks, all) * block;
+        across = ceil_div(outputs, most_lanes);
         const int64_t wanted = threads == 1 ? 1 : ceil_div(4 * threads, across), most = ceil_div(vectors, 64);
-        step = ceil_div(ceil_div(vectors, wanted < most ? wanted : most), MOST_VECTORS) * MOST_VECTORS;
+        step = ceil_div(ceil_div(vectors, wanted < most ? wanted : most), together) * together;
         pieces = across * ceil_div(vectors, step);
     }
 
-    int64_t lane(int64_t piece) const { return piece % across * blocks * BLOCK; }
-    int64_t lanes(int64_t piece) const { return least(outputs - lane(piece), blocks * BLOCK); }
+    int64_t lane(int64_t piece) const { return piece % across * most_lanes; }
+    int64_t lanes(int64_t piece) const { return least(outputs - lane(piece), most_lanes); }
     int64_t vector(int64_t piece) const { return piece / across * step; }
     int64_t vectors(int64_t piece) const { return least(all_vectors - vector(piece), step); }
 

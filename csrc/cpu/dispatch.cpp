@@ -54,7 +54,7 @@ Features detect() {
     f.avx512 = f.avx2 && zmm && foundation;
     f.avx512vnni = f.avx512 && (c >> 11 & 1) && (c >> 1 & 1) && (c >> 8 & 1);  // VNNI, VBMI, GFNI
     const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
-    f.amx = f.avx512vnni && tiles && units && tiles_permitted();
+    f.amx = f.avx512vnni && (a1 >> 5 & 1) && tiles && units && tiles_permitted();
     return f;
 }
 #else

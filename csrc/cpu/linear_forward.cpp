@@ -46,8 +46,8 @@ void forward(const LinearForward &a) {
     parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
-        Scratch<uint32_t> panel(cut.blocks * BLOCK * QUADS * calls);
-        Scratch<int64_t> sums(frame.calls > calls ? cut.blocks * BLOCK * batch : 0);
+        Scratch<uint32_t> panel(cut.most_lanes * QUADS * calls);
+        Scratch<int64_t> sums(frame.calls > calls ? cut.most_lanes * batch : 0);
         Tiles tiles;
         Output out = {a.y + (b * s.rows + row), nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
                       a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true,

@@ -29,14 +29,19 @@ constexpr int MOST_VECTORS = 16;
 // Quads that fit int32 sums whatever the digits: 255 * 128 * 4 a quad for bytes, 255 * 2048 * 4 for pairs of int16.
 constexpr int64_t LONGEST = SLT_BYTE_DIGITS ? 16384 : 1024;
 
-// Vectors of digits; strides in digits.
-struct Vectors {
-    const Digit *digits;
-    int64_t vector_pitch, digit_pitch;
+// Vectors of elements, in planes; strides in elements.
+template <class Element>
+struct VectorsOf {
+    const Element *at;
+    int64_t vector_pitch, plane_pitch;
     // With AMX alone: vectors that overlap in memory, as positions of an image do.
-    const int64_t *steps = nullptr;  // where each 64 digits stand; null where they follow each other
-    const int *chosen = nullptr;     // of 16 vectors, those that exist; null for the first ones
+    const int64_t *steps = nullptr;  // where each row of a tile stands; null where they follow each other
+    const int *chosen = nullptr;     // of the vectors, those that exist; null for the first ones
+
+    // Where a step begins, whose rows of a tile are so many elements.
+    const Element *step(int64_t s, int64_t row) const { return at + (steps ? steps[s] : row * s); }
 };
+typedef VectorsOf<Digit> Vectors;
 
 // Where sums go: y[v] = float(sum - correction) * power * scale + bias, lane by lane.
 struct Output {
@@ -193,8 +198,8 @@ template <int VECTORS, int DIGITS, int USED>
 __attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *panel, int64_t quads,
                                              int32_t *tile /* [VECTORS][DIGITS][BLOCK] */) {
     S32 sums[VECTORS][DIGITS][USED] = {};
-    const char *digits = reinterpret_cast<const char *>(x.digits);
-    const int64_t vector_pitch = x.vector_pitch * sizeof(Digit), digit_pitch = x.digit_pitch * sizeof(Digit);
+    const char *digits = reinterpret_cast<const char *>(x.at);
+    const int64_t vector_pitch = x.vector_pitch * sizeof(Digit), digit_pitch = x.plane_pitch * sizeof(Digit);
     for (int64_t q = 0; q < quads; ++q) {
         U32 weights[USED];
         SLT_UNROLL for (int g = 0; g < USED; ++g) weights[g] = load<U32>(panel + (g * quads + q) * LANES);
@@ -247,7 +252,7 @@ void multiply(Tiles &, const Vectors &x, int64_t vectors, const uint32_t *panel,
     alignas(64) int32_t tile[most * DIGITS * BLOCK];
     for (int64_t v = 0; v < vectors; v += most) {
         const int count = vectors - v < most ? int(vectors - v) : most;
-        const Vectors here = {x.digits + v * x.vector_pitch, x.vector_pitch, x.digit_pitch};
+        const Vectors here = {x.at + v * x.vector_pitch, x.vector_pitch, x.plane_pitch};
         if (used == 1) register_tiles<DIGITS, 1>(count, here, panel, quads, tile);
         if (used == 2) register_tiles<DIGITS, 2>(count, here, panel, quads, tile);
         if constexpr (GROUPS == 4) {
@@ -291,7 +296,7 @@ void multiply_blocks(Tiles &tiles, const Vectors &x, int64_t vectors, const uint
             if (out.bias) here.bias += lane;
             if (out.sums) here.sums += (block * vectors + v) * BLOCK;
             Vectors these = x;
-            these.digits += v * x.vector_pitch;
+            these.at += v * x.vector_pitch;
             multiply<DIGITS>(tiles, these, count, panel + block * BLOCK * quads, int(ceil_div(lanes, LANES)), quads,
                              here);
         }

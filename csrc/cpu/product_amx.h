@@ -1,5 +1,5 @@
 // `multiply` with AMX: tiles of 16 vectors by 16 lanes, 64 k a step (16 quads). A tile of digits is read where it lies:
-// rows may overlap, and each step may lie anywhere (`Vectors::steps`).
+// rows may overlap, and each step may lie anywhere (`VectorsOf::steps`).
 //
 // Tile registers: 0 to 5 hold sums, a digit by a group each, 6 a tile of digits, 7 one of weights. Three digits take two
 // groups at a time, two digits three: seven loads for six products, of which the last digit of one group is kept for the
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int STEP = 16 * LANES;  // words of a panel in one step
 
-// All digits of a few vectors at once, by three groups: rows of x are digit_pitch apart.
+// All digits of a few vectors at once, by three groups: rows of x are plane_pitch apart.
 inline void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES;
     tile_memory();
@@ -23,7 +23,7 @@ inline void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t 
     _tile_zero(1);
     _tile_zero(2);
     for (int64_t q = 0; q < quads; q += 16, panel += STEP) {
-        _tile_loadd(6, x.digits + q * 4, x.digit_pitch);
+        _tile_loadd(6, x.at + q * 4, x.plane_pitch);
         _tile_loadd(7, panel, 64);
         _tile_dpbssd(0, 6, 7);
         _tile_loadd(7, panel + group, 64);
@@ -49,14 +49,14 @@ void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile)
     _tile_zero(4);
     _tile_zero(5);
     for (int64_t s = 0; s < steps; ++s, panel += STEP) {
-        const Digit *x0 = x.digits + (x.steps ? x.steps[s] : 64 * s), *x1 = x0 + x.digit_pitch;
+        const Digit *x0 = x.step(s, 64), *x1 = x0 + x.plane_pitch;
         if constexpr (DIGITS == 3) {
             _tile_loadd(7, panel, 64);
             _tile_loadd(6, x0, x.vector_pitch);
             _tile_dpbssd(0, 6, 7);
             _tile_loadd(6, x1, x.vector_pitch);
             _tile_dpbssd(1, 6, 7);
-            _tile_loadd(6, x1 + x.digit_pitch, x.vector_pitch);
+            _tile_loadd(6, x1 + x.plane_pitch, x.vector_pitch);
             _tile_dpbssd(2, 6, 7);
             _tile_loadd(7, panel + group, 64);
             _tile_dpbssd(5, 6, 7);
@@ -104,12 +104,12 @@ template <int DIGITS>
 void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
               const Output &out) {
     alignas(64) int32_t tile[MOST_VECTORS * DIGITS * BLOCK];
-    const bool together = !x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.digit_pitch;
+    const bool together = !x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.plane_pitch;
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int count = vectors - v < MOST_VECTORS ? int(vectors - v) : MOST_VECTORS;
         tiles.configure(x.chosen ? MOST_VECTORS : together ? count * DIGITS : count, 1 << 7);
         Vectors here = x;
-        here.digits += v * x.vector_pitch;
+        here.at += v * x.vector_pitch;
         for (int g = 0, groups; g < used; g += groups) {
             const uint32_t *weights = panel + g * quads * LANES;
             groups = together || (DIGITS == 2 && used - g != 2 && used - g != 4 && !x.steps) ? 3 : 2;
