@@ -94,8 +94,10 @@ class TileContraction {
     }
 
     void write_x() {
-        if (a.window.padding_h > 0 || a.window.padding_w > 0)
-            memset(x, 0, size_t(bundles * PLANES * plane) * sizeof *x);
+        parallel_for(a.threads, bundles * PLANES, [&](int64_t i) {
+            for (uint32_t *at = x + i * plane; at < x + (i + 1) * plane; at += block)
+                clear_around(at, a.x.height, a.x.width, a.window.padding_h, a.window.padding_w, line);
+        });
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
         parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
             const int64_t bundle = piece / pieces, from = piece % pieces * at_once;

@@ -36,6 +36,17 @@ SLT_INLINE void read_pixels(const Images &x, int64_t sample, int64_t first, int6
 // other: with less, each would come from another page.
 inline int64_t pixels_at_once(const Images &x) { return x.channels_last ? LANES : 256; }
 
+// Zeros around an image of which nothing but the inside is written later: `pixel` elements each.
+template <class Element>
+void clear_around(Element *image, int64_t height, int64_t width, int64_t padding_h, int64_t padding_w, int64_t pixel) {
+    const int64_t row = (width + 2 * padding_w) * pixel, side = padding_w * pixel;
+    const auto clear = [](Element *at, int64_t count) { memset(at, 0, size_t(count) * sizeof(Element)); };
+    clear(image, padding_h * row + side);
+    Element *end = image + padding_h * row + side + width * pixel;  // of the first row's inside
+    for (int64_t h = 0; h + 1 < height; ++h, end += row) clear(end, 2 * side);
+    clear(end, side + padding_h * row);
+}
+
 // Images as float32 whose pixels hold their channels together, with zeros around them: a view where they are that
 // already, or else a copy.
 class Pixels {
@@ -51,7 +62,9 @@ class Pixels {
           copy(is_view(x, padding_h, padding_w) ? 0 : x.samples * image) {
         if (is_view(x, padding_h, padding_w)) return;
         data = copy;
-        if (row != x.width * pixel || padding_h > 0) memset(copy, 0, size_t(x.samples * image) * sizeof(float));
+        parallel_for(threads, x.samples, [&](int64_t sample) {
+            clear_around(copy + sample * image, x.height, x.width, padding_h, padding_w, pixel);
+        });
         const int64_t step = pixels_at_once(x), pieces = ceil_div(x.pixels(), step);
         parallel_for(threads, x.samples * pieces, [&](int64_t piece) {
             const int64_t sample = piece / pieces, from = piece % pieces * step;
