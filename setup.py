@@ -29,7 +29,7 @@ FLAGS = (
 
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
-AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mgfni"
+AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
 INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {

@@ -52,7 +52,8 @@ Features detect() {
     f.avx2vnni = f.avx2 && (a1 >> 4 & 1);
     const bool foundation = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     f.avx512 = f.avx2 && zmm && foundation;
-    f.avx512vnni = f.avx512 && (c >> 11 & 1) && (c >> 1 & 1) && (c >> 8 & 1);  // VNNI, VBMI, GFNI
+    const bool bytes = (c >> 11 & 1) && (c >> 1 & 1) && (c >> 14 & 1) && (c >> 8 & 1);  // VNNI, VBMI, VPOPCNTDQ, GFNI
+    f.avx512vnni = f.avx512 && bytes;
     const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
     f.amx = f.avx512vnni && (a1 >> 5 & 1) && tiles && units && tiles_permitted();
     return f;

@@ -31,13 +31,16 @@ class Pattern {
     explicit Pattern(const Source &s) : source(s), frame(s), frozen(s) {}
 
     // One word of the rows from `row` on, padding cleared; lanes past the source's rows are of rows it does not have.
-    SLT_INLINE void operator()(int64_t row, int64_t word, U32 &free, U32 &locked) const {
+    // `between(i)` runs once for each i < Generator::BETWEEN, on the way.
+    template <class Between = Nothing>
+    SLT_INLINE void operator()(int64_t row, int64_t word, U32 &free, U32 &locked, const Between &between = {}) const {
         const U32 valid = splat(valid_bits(source, word));
         if (nothing_frozen(source)) {
+            for (int i = 0; i < Generator::BETWEEN; ++i) between(i);
             free = valid;
             locked = splat(0);
         } else {
-            frozen(word_index(source, row, frame, frame.skipped + word), free, locked);
+            frozen(word_index(source, row, frame, frame.skipped + word), free, locked, between);
             free &= valid;
             locked &= valid;
         }

@@ -68,6 +68,11 @@ SLT_INLINE Index index_of(uint64_t first, uint32_t step) {
     return {first + multiply_low(lane, step), first + multiply_low(lane + 1, step)};
 }
 
+// Runs between the rounds of a generator, if nothing else does.
+struct Nothing {
+    SLT_INLINE void operator()(int) const {}
+};
+
 // One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
 // next multiplication ignores the high one. The stream and the layer are the same in every lane, so a third of the
 // first two rounds is done here. A round waits for the one before (7 cycles with AVX-512, where a call's work in it is
@@ -90,9 +95,9 @@ class Generator {
         a_low = uint32_t(a);
     }
 
-    // The four words of each call, for each row of its index.
-    template <int CALLS>
-    SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4]) const {
+    // The four words of each call, for each row of its index. `between(i)` runs in so many of the rounds.
+    template <int CALLS, class Between = Nothing>
+    SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4], const Between &between = {}) const {
         constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
         SLT_UNROLL for (int i = 0; i < CALLS; i += together) {
             U64 c[2 * together][4];
@@ -100,11 +105,13 @@ class Generator {
                 c[2 * j][0] = index[i + j].even;
                 c[2 * j + 1][0] = index[i + j].odd;
             }
-            rounds<2 * together>(c);
+            i == 0 ? rounds<2 * together>(c, between) : rounds<2 * together>(c, Nothing());
             SLT_UNROLL for (int j = 0; j < together; ++j)
                 SLT_UNROLL for (int w = 0; w < 4; ++w) out[i + j][w] = interleave(c[2 * j][w], c[2 * j + 1][w]);
         }
     }
+
+    static constexpr int BETWEEN = PHILOX_ROUNDS - 2;
 
   private:
     static constexpr int TOGETHER = LANES == 16 ? 2 : 1;
@@ -113,8 +120,8 @@ class Generator {
     uint64_t c1, a_high, a_low;  // of the state after the rounds' constant part
 
     // From the index in c[h][0] to the words in c[h].
-    template <int HALVES>
-    SLT_INLINE void rounds(U64 c[HALVES][4]) const {
+    template <int HALVES, class Between>
+    SLT_INLINE void rounds(U64 c[HALVES][4], const Between &between) const {
         SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
             const U64 index = c[h][0], a = multiply_low(index, PHILOX_MULTIPLIER_0);
             const U64 b = multiply_low(a >> 32 ^ index >> 32 ^ key1[0], PHILOX_MULTIPLIER_1);
@@ -123,7 +130,8 @@ class Generator {
             c[h][2] = a ^ a_high;
             c[h][3] = splat64(a_low);
         }
-        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i)
+        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i) {
+            between(i - 2);
             SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
                 const U64 a = multiply_low(c[h][0], PHILOX_MULTIPLIER_0);
                 const U64 b = multiply_low(c[h][2], PHILOX_MULTIPLIER_1);
@@ -133,6 +141,7 @@ class Generator {
                 c[h][3] = a;
                 SLT_IN_ORDER(c[h][0], c[h][1], c[h][2], c[h][3]);
             }
+        }
     }
 };
 
@@ -148,10 +157,11 @@ SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, in
     return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, uint32_t(step));
 }
 
-SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8]) {
+template <class Between = Nothing>
+SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8], const Between &between = {}) {
     const Index twice = word.twice();
     U32 calls[2][4];
-    generator({twice, twice + 1}, calls);
+    generator({twice, twice + 1}, calls, between);
     SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
@@ -176,10 +186,11 @@ class FrozenWords {
   public:
     explicit FrozenWords(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
 
-    // The free and the locked weights of one word.
-    SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked) const {
+    // The free and the locked weights of one word; `between` as of a generator.
+    template <class Between = Nothing>
+    SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked, const Between &between = {}) const {
         U32 planes[8];
-        eight_words(generator, word, planes);
+        eight_words(generator, word, planes, between);
         const U32 unlocked = lock(planes);
         free = unlocked & ~prune(planes);
         locked = ~unlocked;

@@ -107,6 +107,16 @@ SLT_INLINE U32 majority_not(U32 a, U32 b, U32 c) {
 #endif
 }
 
+// How many bits of each lane are set.
+SLT_INLINE U32 count_bits(U32 v) {
+#if defined(__AVX512VPOPCNTDQ__)
+    return (U32)_mm512_popcnt_epi32((__m512i)v);
+#else
+    for (int i = 0; i < LANES; ++i) v[i] = uint32_t(__builtin_popcount(v[i]));
+    return v;
+#endif
+}
+
 // A square of 32-bit elements, a row a register, to its columns.
 SLT_INLINE void transpose(S32 r[LANES]) {
 #if defined(__AVX512F__)
