@@ -400,8 +400,9 @@ class Weights {
     const uint32_t *mask;
     const int64_t words;
 
+    // Byte weights are 20 KB of instructions: one copy is all that a processor's cache for them has room for.
     template <bool SIGNS>
-    void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
+    __attribute__((noinline)) void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
         int64_t i = 0;
         for (; i + 1 < count; i += 2)
             write<SIGNS>({{row, call + i}, {row, call + i + 1}}, out + i * QUADS * LANES);
