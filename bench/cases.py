@@ -316,7 +316,7 @@ LOW_BITS = ("int8 dynamic", "int4, bfloat16")
 FORWARDS = ("ours", "ours, 70 % frozen, compact", "ours, bfloat16", "dense float32", "dense bfloat16", *LOW_BITS)
 MATERIALIZERS = ("ours", "materialize each call", "materializing layer", "sort in each forward")
 CONVOLUTIONS = (*FORWARDS[:-2], *MATERIALIZERS[1:])
-END_TO_END = ("ours", "ours, 70 % frozen, compact", "dense float32", "dense bfloat16", "materializing layer")
+END_TO_END = (*FORWARDS[:-2], "materializing layer")
 DECODER = (*END_TO_END[:-1], *LOW_BITS)
 STEPS = ("ours", "ours, 70 % frozen, compact", "dense float32", "materializing layer", "sort in each forward")
 

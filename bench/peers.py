@@ -185,7 +185,7 @@ class Method(NamedTuple):
     def hold(self, model: nn.Module) -> nn.Module:
         """A network of supermask layers (see `supermask`) held this way; the given one stays as it is."""
         if self.peer is None:
-            return model
+            return model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
         held = replaced(model, self.peer)
         if self.peer is Materializing:
             sorted_global_threshold(held)
