@@ -75,7 +75,7 @@ void forward(const Conv2dForward &a) {
 
 void conv2d_forward(const Conv2dForward &a) {
     want_large_pages(a.y.data, a.batch * a.source.rows * a.out_height * a.out_width * a.y.size());
-#if defined(__AMX_BF16__)
+#if defined(SLT_AMX)
     const Frame frame(a.source);
     if (a.x.type == Type::BFLOAT16 && (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
         return forward<Bfloat16Planes>(a);

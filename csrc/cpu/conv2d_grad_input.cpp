@@ -148,7 +148,7 @@ void conv2d_grad_input(const Conv2dGradInput &a) {
     const int64_t taps = a.window.kernel_h * a.window.kernel_w;
     const int64_t channels = a.source.fan / taps * a.window.groups;
     want_large_pages(a.dx.data, a.batch * channels * a.height * a.width * a.dx.size());
-#if defined(__AMX_BF16__)
+#if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
     if (a.dy.type == Type::BFLOAT16 && most_depth <= Bfloat16Product::LONGEST_DEPTH)
         return grad_input<Bfloat16Planes>(a);

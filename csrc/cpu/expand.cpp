@@ -49,7 +49,7 @@ void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes
     for (int64_t w = 1; w < words; ++w, ++out) {
         pattern(row, w, free, locked, [&](int i) {
             constexpr int parts = Generator::BETWEEN;
-            SLT_UNROLL for (int l = i * LANES / parts; l < (i + 1) * LANES / parts; ++l) write(l);
+            for (int l = i * LANES / parts; l < (i + 1) * LANES / parts; ++l) write(l);
         });
         keep(free, locked);
     }

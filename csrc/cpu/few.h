@@ -16,7 +16,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 
 constexpr int FEW_DIGITS = 48;
 

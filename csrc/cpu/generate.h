@@ -25,7 +25,7 @@ namespace {
 constexpr int QUADS = 32;  // of a call
 constexpr int CALLS_A_LINE = 4;  // of a row of the mask, in a line of the caches
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 constexpr bool SIGNED_BYTES = true;
 #else
 constexpr bool SIGNED_BYTES = false;

@@ -11,7 +11,7 @@
 #include "contraction_float.h"
 #include "pages.h"
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 #include "contraction_bfloat16.h"
 #include "contraction_digits.h"
 #endif
@@ -219,7 +219,7 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
     });
 }
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 // Whether it could.
 template <int DIGITS>
 bool run_digits(const GradScores &a, bool add) {
@@ -232,7 +232,7 @@ bool run_digits(const GradScores &a, bool add) {
 #endif
 
 void run_some(const GradScores &a, bool add) {
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
     if (TileContraction<Bfloat16>::suits(a)) return run(a, TileContraction<Bfloat16>(a, Bfloat16()), add);
     if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return;
 #endif

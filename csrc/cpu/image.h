@@ -58,7 +58,7 @@ struct Border {
 
     // Whether positions can be read in place, too: `tile` elements are a row of one.
     bool pays_in_place(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped, int64_t tile) const {
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
         return taps.length % tile == 0 && taps.channels == taps.length && skipped == 0 && grid.step_down == 1 &&
                grid.step_right == 1 && pays(x);
 #else
@@ -85,6 +85,13 @@ class Planes {
     // Positions of all samples, with those between images where they are read in place.
     int64_t positions(const Grid &grid) const {
         return reading == Reading::IN_PLACE ? x.samples * sample / pixel : x.samples * grid.height * grid.width;
+    }
+
+    // Whether positions overlap, so much that what neighbouring `vectors` read of `planes` stays in L1.
+    bool overlap(const Taps &taps, int64_t vectors, int64_t planes) const {
+        const int64_t rows = border.up + border.down + 1, columns = vectors + border.left + border.right;
+        const int64_t bytes = rows * columns * taps.length * planes * int64_t(sizeof(Element));
+        return reading == Reading::IN_PLACE && taps.count > 1 && bytes <= 32 << 10;
     }
 
   protected:

@@ -24,6 +24,7 @@ class Patches {
         : planes(planes), taps(taps), grid(grid), in_place(planes.reading == Reading::IN_PLACE), skipped(skipped),
           padded(padded),
           pitch(padded + 64 / int64_t(sizeof(Element))),  // not a power of two: vectors must not share cache sets
+          overlap(planes.overlap(taps, MOST, Planes::PLANES)),
           steps(in_place ? padded / Planes::TILE : 0),
           copies(in_place ? 0 : together * Planes::PLANES * pitch) {
         for (int64_t s = 0; in_place && s < padded / Planes::TILE; ++s) {
@@ -55,7 +56,7 @@ class Patches {
     VectorsOf<Element> vectors(int64_t first) const {
         if (in_place)
             return {planes.at(0) + start * planes.pixel, planes.pixel, planes.plane, steps + first / Planes::TILE,
-                    chosen};
+                    chosen, overlap};
         return {copies + first, Planes::PLANES * pitch, pitch};
     }
 
@@ -67,6 +68,7 @@ class Patches {
     const Grid grid;
     const bool in_place;
     const int64_t skipped, padded, pitch;
+    const bool overlap;
     const Scratch<int64_t> steps;
     const Scratch<Element> copies;
     int64_t start = 0;

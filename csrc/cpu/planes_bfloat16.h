@@ -7,7 +7,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AMX_BF16__)
+#if defined(SLT_AMX)
 
 class Bfloat16Planes : public Planes<uint16_t> {
   public:
@@ -32,12 +32,8 @@ class Bfloat16Planes : public Planes<uint16_t> {
         });
     }
 
-    // Vectors to take at a time: more, where positions overlap and what they read stays in L1.
-    int together(const Taps &taps) const {
-        const int64_t rows = border.up + border.down + 1, columns = VECTORS + border.left + border.right;
-        const bool stays = rows * columns * taps.length * int64_t(sizeof(uint16_t)) <= 32 << 10;
-        return reading == Reading::IN_PLACE && taps.count > 1 && stays ? VECTORS : 32;
-    }
+    // Vectors to take at a time.
+    int together(const Taps &taps) const { return overlap(taps, VECTORS, PLANES) ? VECTORS : 32; }
 
     // Nothing is left to do for a copied vector.
     int64_t complete(uint16_t *, int64_t, int64_t) const { return 0; }

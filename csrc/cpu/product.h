@@ -15,7 +15,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 constexpr int GROUPS = 6;
 #elif defined(__AVX512F__)
 constexpr int GROUPS = 4;
@@ -37,6 +37,7 @@ struct VectorsOf {
     // With AMX alone: vectors that overlap in memory, as positions of an image do.
     const int64_t *steps = nullptr;  // where each row of a tile stands; null where they follow each other
     const int *chosen = nullptr;     // of the vectors, those that exist; null for the first ones
+    bool overlap = false;            // so much that they stay in L1
 
     // Where a step begins, whose rows of a tile are so many elements.
     const Element *step(int64_t s, int64_t row) const { return at + (steps ? steps[s] : row * s); }
@@ -240,7 +241,7 @@ inline void register_tiles(int vectors, const Vectors &x, const uint32_t *panel,
     if constexpr (TILE_VECTORS<DIGITS> == 3) register_tile<3, DIGITS, USED>(x, panel, quads, tile);
 }
 
-#if !defined(__AMX_INT8__)
+#if !defined(SLT_AMX)
 
 struct Tiles {};  // the state that AMX has and others have not
 
@@ -268,7 +269,7 @@ void multiply(Tiles &, const Vectors &x, int64_t vectors, const uint32_t *panel,
 }  // namespace
 }  // namespace slt::SLT_ISA
 
-#if defined(__AMX_INT8__)
+#if defined(SLT_AMX)
 #include "product_amx.h"
 #endif
 

@@ -5,7 +5,8 @@
 // groups at a time, two digits three: seven loads for six products, of which the last digit of one group is kept for the
 // next. Where all digits of all vectors fit 16 rows, as with a batch of 5, one tile holds them all. What bounds it is
 // loading tiles from L2 (23 cycles, where a product takes 17 and a tile from L1 10): five different ones for six
-// products. Positions of images overlap, so that their digits are in L1; there two groups are better for two digits too.
+// products. Positions of images overlap, so that their digits can be in L1 (`overlapping`), and two groups are better
+// for two digits too.
 #pragma once
 
 #include "tiles.h"
@@ -34,6 +35,43 @@ inline void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t 
     _tile_stored(0, tile, BLOCK * 4);
     _tile_stored(1, tile + LANES, BLOCK * 4);
     _tile_stored(2, tile + 2 * LANES, BLOCK * 4);
+}
+
+// Sixteen vectors of three digits by one group, where vectors stay in L1: the next step's tiles are loaded between the
+// products of this one, into registers of their own (3 to 5 digits, 6 and 7 weights).
+inline void overlapping(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
+    const int64_t steps = quads / 16;
+    const auto at = [&](int64_t s) { return x.step(s < steps ? s : steps - 1, 64); };
+    const auto weights = [&](int64_t s) { return panel + (s < steps ? s : steps - 1) * STEP; };
+    const int64_t second = x.plane_pitch, third = 2 * x.plane_pitch;
+    tile_memory();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_loadd(6, weights(0), 64);
+    _tile_loadd(4, at(0), x.vector_pitch);
+    _tile_loadd(5, at(0) + second, x.vector_pitch);
+    for (int64_t s = 0; s < steps; s += 2) {
+        _tile_loadd(7, weights(s + 1), 64);
+        _tile_loadd(3, at(s) + third, x.vector_pitch);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(4, at(s + 1), x.vector_pitch);
+        _tile_dpbssd(1, 5, 6);
+        _tile_loadd(5, at(s + 1) + second, x.vector_pitch);
+        _tile_dpbssd(2, 3, 6);
+        if (s + 1 == steps) break;
+        _tile_loadd(6, weights(s + 2), 64);
+        _tile_loadd(3, at(s + 1) + third, x.vector_pitch);
+        _tile_dpbssd(0, 4, 7);
+        _tile_loadd(4, at(s + 2), x.vector_pitch);
+        _tile_dpbssd(1, 5, 7);
+        _tile_loadd(5, at(s + 2) + second, x.vector_pitch);
+        _tile_dpbssd(2, 3, 7);
+    }
+    constexpr int64_t row = 3 * BLOCK * 4;
+    _tile_stored(0, tile, row);
+    _tile_stored(1, tile + BLOCK, row);
+    _tile_stored(2, tile + 2 * BLOCK, row);
 }
 
 // Sixteen vectors by `GROUPS_HERE` groups, 2 or 3.
@@ -112,8 +150,11 @@ void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *p
         here.at += v * x.vector_pitch;
         for (int g = 0, groups; g < used; g += groups) {
             const uint32_t *weights = panel + g * quads * LANES;
-            groups = together || (DIGITS == 2 && used - g != 2 && used - g != 4 && !x.steps) ? 3 : 2;
-            if (together)
+            const bool three = together || (DIGITS == 2 && used - g != 2 && used - g != 4 && !x.steps);
+            groups = DIGITS == 3 && x.overlap ? 1 : three ? 3 : 2;
+            if (groups == 1)
+                overlapping(here, weights, quads, tile + g * LANES);
+            else if (together)
                 few(here, weights, quads, tile + g * LANES);
             else if (groups == 2)
                 many<DIGITS, 2>(here, weights, quads, tile + g * LANES);

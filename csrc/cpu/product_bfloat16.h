@@ -16,7 +16,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AMX_BF16__)
+#if defined(SLT_AMX)
 
 // The weights of bytes A and B of a quad, as the lower and the upper half of a lane; those of signs are doubled.
 template <bool SIGNS, int A, int B>

@@ -13,6 +13,11 @@
 #include <immintrin.h>
 #endif
 
+// The matrix unit, for int8 and for bfloat16; clang 14 spells it in its own way.
+#if defined(__AMX_INT8__) || defined(__AMXINT8__)
+#define SLT_AMX 1
+#endif
+
 #if defined(__clang__)
 #define SLT_UNROLL _Pragma("unroll")
 #else
