@@ -60,7 +60,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
     const auto multiply = [&](auto group, int64_t call, int calls) {
         constexpr int g = decltype(group)::value;
         if (call % CALLS_A_LINE == 0) weights.prefetch(row + g * LANES, call + 2 * CALLS_A_LINE);
-        if (!SIGNS)
+        if constexpr (!SIGNS)
             weights.write(row + g * LANES, call, calls, quads);
         else if (calls == 2)
             weights.write<SIGNS>({{row + g * LANES, call}, {row + g * LANES, call + 1}}, quads);

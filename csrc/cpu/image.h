@@ -15,6 +15,7 @@
 #include "operations.h"
 #include "position.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace slt::SLT_ISA {
 namespace {
