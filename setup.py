@@ -27,7 +27,7 @@ FLAGS = (
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
 
-AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
+AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
 INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last

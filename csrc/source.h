@@ -28,6 +28,7 @@ constexpr int64_t WORDS_A_CALL = 4;   // words of one Philox call of signs
 constexpr int64_t CALL = 128;         // weights a call of signs
 
 SLT_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+SLT_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SLT_HD int64_t words_of(const Source &s) { return ceil_div(s.fan, WORD); }
 
 // Inside a word: bit b of the low half is the even k = 2b, bit 16 + b of the high half the odd k = 2b + 1.

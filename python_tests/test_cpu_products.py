@@ -1,6 +1,8 @@
 """The CPU backend's products and materialize against the reference, bit for bit, on every instruction set."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -86,6 +88,28 @@ def test_linear_grad_input(isa, precision, rows, fan, batch):
         assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))
 
 
+@pytest.mark.parametrize("rows,fan,batch", ((150, 700, 37), (40, 530, 5), (35, 9000, 131), (8250, 40, 131)))
+def test_linear_of_many(isa, rows, fan, batch):
+    """Outputs and vectors enough for tables of sums, and sums in several parts."""
+    x, dy, scale, bias = inputs(batch, fan), inputs(batch, rows), torch.tensor(0.37), torch.randn(rows)
+    for source in sources(rows, fan):
+        mask = random_mask(source)
+        y = cpu.linear_forward(x, mask, scale, bias, source)
+        assert torch.equal(y, reference.linear_forward(x, mask, scale, bias, source))
+        dx = cpu.linear_grad_input(dy, mask, scale, source)
+        assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))
+
+
+def test_largest_sums(isa):
+    """Every product is the largest there is, and all of one sign."""
+    source = Source.of(40, 1024, seed=1, layer=1)
+    mask = torch.full((source.rows, source.words), -1, dtype=torch.int32)
+    x = reference.materialize(mask, source)[:1].float().expand(20, -1).contiguous()
+    y = cpu.linear_forward(x, mask, torch.tensor(1.0), None, source)
+    assert torch.equal(y, reference.linear_forward(x, mask, torch.tensor(1.0), None, source))
+    assert (y[:, 0] == source.fan).all()
+
+
 CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Window's arguments
     "1x1": (2, 1, 5, 7, (4, 3), {"kernel": (1, 1)}),
     "3x3": (3, 1, 32, 65, (5, 6), {"kernel": (3, 3), "padding": (1, 1)}),
@@ -114,6 +138,9 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "tiles-of-16-bits": (2, 1, 32, 96, (13, 29), {"kernel": (3, 3), "padding": (1, 1)}),
     "tiles-of-16-bits-1x1": (2, 1, 96, 40, (7, 9), {"kernel": (1, 1)}),
     "no-taps": (2, 1, 64, 64, (9, 10), {"kernel": (1, 1), "stride": (2, 3)}),
+    "many-outputs": (2, 1, 40, 140, (7, 9), {"kernel": (3, 3), "padding": (1, 1)}),
+    "very-many-outputs": (1, 1, 32, 1024, (3, 61), {"kernel": (3, 3), "padding": (1, 1)}),
+    "deep": (3, 1, 1100, 34, (4, 3), {"kernel": (3, 3), "padding": (1, 1)}),
 }
 
 
@@ -151,6 +178,25 @@ def test_conv2d_grad_input(isa, precision, convolution, memory_format):
         mask = random_mask(source, compact=i == 0)
         dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:]))
         assert same_format(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:])))
+
+
+def test_no_memory():
+    """An error, not the end of the process."""
+    script = """
+import resource, torch
+from slt_kernels.backends import cpu
+from slt_kernels.source import Source
+source = Source.of(1, 4096, seed=1, layer=1)
+x, mask = torch.zeros(1, 4096).expand(8192, -1).contiguous(), torch.zeros(1, 128, dtype=torch.int32)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), size + (8 << 20)))
+try:
+    cpu.linear_forward(x, mask, torch.tensor(1.0), None, source)
+except MemoryError:
+    print("MemoryError")
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "MemoryError\n", run.stderr
 
 
 def test_more_samples_than_at_once():

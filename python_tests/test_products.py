@@ -889,8 +889,9 @@ def test_conv2d_refuses_layers(name, backend):
         (torch.ones(2, 3, 5, 5).int(), Window(3, 3), TypeError, "x.dtype=torch.int32: expected"),
         (torch.ones(2, 4, 5, 5), Window(3, 3), ValueError, r"x.shape=\[2, 4, 5, 5\]: expected \[B, 3, H, W\]"),
         (torch.ones(5, 5), Window(3, 3), ValueError, r"x.shape=\[5, 5\]: expected"),
-        (torch.ones(2, 3, 2, 5), Window(3, 3), ValueError, r"x.shape=\[2, 3, 2, 5\]: the padded image is smaller"),
-        (torch.ones(2, 3, 4, 5), Window(3, 3, dilation_h=2), ValueError, "the padded image is smaller"),
+        (torch.ones(2, 3, 2, 5), Window(3, 3), ValueError, r"x.shape=\[2, 3, 2, 5\]: .*smaller than kernel_size"),
+        (torch.ones(2, 3, 0, 5), Window(3, 3, padding_h=3), ValueError, "the image is empty"),
+        (torch.ones(2, 3, 4, 5), Window(3, 3, dilation_h=2), ValueError, "smaller than kernel_size=.* with dilation"),
         (torch.ones(2, 3, 5, 5), Window(3, 3, groups=2), ValueError, r"expected \[B, 6, H, W\]"),
     ),
 )

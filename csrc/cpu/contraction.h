@@ -4,7 +4,7 @@
 // that a row of its sums lies as the bits of the mask do, and the free weights of a word are its set bits, compressed.
 #pragma once
 
-#include "expand.h"
+#include "pattern.h"
 #include "operations.h"
 #include "pixels.h"
 #include "position.h"

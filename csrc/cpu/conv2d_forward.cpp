@@ -77,11 +77,13 @@ void conv2d_forward(const Conv2dForward &a) {
     want_large_pages(a.y.data, a.batch * a.source.rows * a.out_height * a.out_width * a.y.size());
 #if defined(SLT_AMX)
     const Frame frame(a.source);
-    if (a.x.type == Type::BFLOAT16 && (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
+    if (a.x.type == Type::BFLOAT16 && a.y.type == a.x.type &&
+        (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
         return forward<Bfloat16Planes>(a);
 #endif
-    if (digits_for(a.bytes) == 3) return forward<DigitPlanes<3>>(a);
-    forward<DigitPlanes<2>>(a);
+    const int64_t positions = a.batch * a.out_height * a.out_width;
+    with_digits(a.source.weight, a.source.rows / a.window.groups, positions, a.bytes,
+                [&](auto digits) { forward<DigitPlanes<digits>>(a); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -150,11 +150,11 @@ void conv2d_grad_input(const Conv2dGradInput &a) {
     want_large_pages(a.dx.data, a.batch * channels * a.height * a.width * a.dx.size());
 #if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
-    if (a.dy.type == Type::BFLOAT16 && most_depth <= Bfloat16Product::LONGEST_DEPTH)
+    if (a.dy.type == Type::BFLOAT16 && a.dx.type == a.dy.type && most_depth <= Bfloat16Product::LONGEST_DEPTH)
         return grad_input<Bfloat16Planes>(a);
 #endif
-    if (digits_for(a.bytes) == 3) return grad_input<DigitPlanes<3>>(a);
-    grad_input<DigitPlanes<2>>(a);
+    with_digits(a.source.weight, a.source.fan / taps, a.batch * a.height * a.width, a.bytes,
+                [&](auto digits) { grad_input<DigitPlanes<digits>>(a); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -46,11 +46,25 @@ struct Convolution {
 template <class Planes, class MakePanel>
 void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_panel) {
     typedef typename Planes::Product Product;
+    typedef ToPlanes<typename Product::Number> Results;
+    static_assert(Results::room(MOST_LANES) >= Planes::VECTORS);
     const int64_t positions = planes.positions(c.grid), all_channels = c.groups * c.lanes;
-    const int together = planes.together(c.taps);
-    // A panel's part of the depth, which is 0 where no tap reaches a position.
-    const int64_t part = c.depth == 0 ? 1 : c.depth < Product::LONGEST_DEPTH ? c.depth : Product::LONGEST_DEPTH;
-    const Cut cut(c.lanes, PANEL_BYTES, part * Product::BYTES, positions, c.threads, Product::OUTPUTS, together);
+    const bool copied = planes.reading != Reading::IN_PLACE;
+
+    // A thread's scratch: positions that are copied, results on their way to planes, sums that are kept, and a panel of
+    // as much of the depth as fits. No tap may reach a position, and the depth be 0.
+    constexpr int64_t copies = 448 << 10, kept_sums = 64 << 10;
+    const int64_t vector = Planes::PLANES * (c.depth * int64_t(sizeof(typename Planes::Element)) + 64);
+    const int most = planes.together(c.taps), together = copied && most * vector > copies ? int(copies / vector) : most;
+    const int64_t others = (copied ? together * vector : 0) + (c.channels_last ? 0 : Results::BYTES) + kept_sums;
+    const int64_t panel_bytes = least(PANEL_BYTES, SCRATCH_BYTES - others);
+    const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES / Product::STEP * Product::STEP;
+    const int64_t part = c.depth == 0 ? 1 : least(c.depth, fit);
+    // Positions that meet one part of a panel before the next is made.
+    const int64_t run = c.depth > part ? 4 * together : together;
+
+    const Cut cut(c.lanes, panel_bytes, part * Product::BYTES + Product::SUMS, positions, c.threads, Product::OUTPUTS,
+                  together);
     parallel_for(c.threads, c.groups * cut.pieces, [&](int64_t task) {
         const int64_t group = task / cut.pieces, piece = task % cut.pieces;
         const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * c.lanes + lane;
@@ -59,42 +73,53 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
         taps.first = group * c.taps.channels;
         Patches<Planes> patches(planes, taps, c.grid, c.skipped, c.depth, together);
         Scratch<uint32_t> panel(cut.most_lanes * part * Product::BYTES / 4);
-        Scratch<int64_t> sums(c.depth > part ? cut.most_lanes * together : 0);
+        Scratch<int64_t> sums(c.depth > part ? cut.most_lanes * run : 0);
         const Result y = c.y + channel * (c.channels_last ? 1 : c.pixels);
-        ToPlanes<typename Product::Number> to_planes(c.channels_last ? 0 : lanes, y, c.pixels);
-        Tiles tiles;
+        Results results(c.channels_last ? 0 : lanes, y, c.pixels);
+        Workspace workspace;
         int64_t made = -1;  // where what the panel holds begins
-        for (int64_t from = cut.vector(piece); from < end; from += together) {
-            patches.read(from, from + together < end ? from + together : end);
-            if (patches.count == 0) continue;
-            int64_t places[Planes::VECTORS], corrections[Planes::VECTORS];
-            double powers[Planes::VECTORS];
-            for (int v = 0; v < patches.count; ++v) {
-                const int64_t sample = patches.sample[v], pixel = c.pixel(patches.row[v], patches.column[v]);
-                places[v] = sample * c.pixels * all_channels + pixel * (c.channels_last ? all_channels : 1);
-                if constexpr (Product::FIXED_POINT) {
-                    if (!SIGNED_BYTES) corrections[v] = c.zero * patches.sums[v];
-                    powers[v] = planes.powers[sample];
+        for (int64_t from = cut.vector(piece); from < end; from += run)
+            for (int64_t first = 0; first == 0 || first < c.depth; first += part) {
+                const int64_t depth = least(c.depth - first, part);
+                if (made != first) {
+                    make_panel(group, lane, lanes, first, depth, panel);
+                    Product::prepare(panel, lanes, depth);
+                }
+                made = first;
+                for (int64_t at = from; at < end && at < from + run; at += together) {
+                    patches.read(at, least(at + together, end));
+                    if (patches.count == 0) continue;
+                    int64_t places[Planes::VECTORS], corrections[Planes::VECTORS];
+                    double powers[Planes::VECTORS];
+                    for (int v = 0; v < patches.count; ++v) {
+                        const int64_t sample = patches.sample[v], pixel = c.pixel(patches.row[v], patches.column[v]);
+                        places[v] = sample * c.pixels * all_channels + pixel * (c.channels_last ? all_channels : 1);
+                        if constexpr (Product::FIXED_POINT) {
+                            if (!SIGNED_BYTES) corrections[v] = c.zero * patches.sums[v];
+                            powers[v] = planes.powers[sample];
+                        }
+                    }
+                    Output out;
+                    out.y = y;
+                    out.places = places;
+                    out.lanes = int(lanes);
+                    out.powers = powers;
+                    out.corrections = corrections;
+                    out.scale = c.scale;
+                    out.bias = c.bias ? c.bias + channel : nullptr;
+                    out.small = c.small;
+                    out.sums = c.depth > part ? sums + (at - from) * cut.most_lanes : nullptr;
+                    out.first = first == 0;
+                    out.last = first + depth == c.depth;
+                    if (!c.channels_last && out.last) {
+                        out.y = results.add(places, patches.count);
+                        out.places = nullptr;
+                        out.vector_stride = results.pitch;
+                    }
+                    Product::multiply(workspace, patches.vectors(first), patches.count, panel, depth, out);
                 }
             }
-            Output out = {y, places, 0, 0, int(lanes), powers, false, corrections, c.scale,
-                          c.bias ? c.bias + channel : nullptr, c.depth > part ? sums.data : nullptr, true, true,
-                          c.small};
-            if (!c.channels_last) {
-                out.y = to_planes.add(places, patches.count);
-                out.places = nullptr;
-                out.vector_stride = to_planes.pitch;
-            }
-            for (int64_t first = 0; first == 0 || first < c.depth; first += part) {
-                const int64_t here = c.depth - first < part ? c.depth - first : part;
-                if (made != first) make_panel(group, lane, lanes, first, here, panel);
-                made = first;
-                out.first = first == 0;
-                out.last = first + here == c.depth;
-                Product::multiply(tiles, patches.vectors(first), patches.count, panel, here, out);
-            }
-        }
-        to_planes.write();
+        results.write();
     });
 }
 

@@ -7,17 +7,20 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t PANEL_BYTES = 768 << 10;  // leaves room for the vectors in 1 MB
+constexpr int64_t SCRATCH_BYTES = 1 << 20;  // what a thread may have at most
+constexpr int64_t PANEL_BYTES = 768 << 10;  // of them for a panel
 constexpr int64_t MOST_LANES = 1024;
 constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel is what counts: it should stay in L1
+constexpr int64_t MOST_SUMMED = 128;        // vectors of a piece whose sums come in several parts, and are kept
 
 struct Cut {
     int64_t most_lanes;  // outputs of a piece, whole blocks
     int64_t pieces;
 
-    // `depth`: bytes of an output's weights in a panel of `bytes`. Vectors are taken `together` at a time.
-    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads, int64_t block = BLOCK,
-        int64_t together = MOST_VECTORS)
+    // `depth`: bytes of an output's weights in a panel of `bytes`. Vectors are taken `together` at a time, and at most
+    // `most_vectors` are a piece's.
+    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads, int64_t block, int64_t together,
+        int64_t most_vectors = INT64_MAX)
         : outputs(outputs), all_vectors(vectors) {
         const int64_t all = ceil_div(outputs, block), fit = least(bytes / (block * depth), MOST_LANES / block);
         // Parts of very many vectors are work enough for all threads, and each vector then meets all outputs at once.
@@ -26,7 +29,8 @@ struct Cut {
         most_lanes = least(blocks, all) * block;
         across = ceil_div(outputs, most_lanes);
         const int64_t wanted = threads == 1 ? 1 : ceil_div(4 * threads, across), most = ceil_div(vectors, 64);
-        step = ceil_div(ceil_div(vectors, wanted < most ? wanted : most), together) * together;
+        step = least(ceil_div(vectors, least(wanted, most)), most_vectors);
+        step = ceil_div(step, together) * together;
         pieces = across * ceil_div(vectors, step);
     }
 
@@ -37,8 +41,6 @@ struct Cut {
 
   private:
     int64_t outputs, all_vectors, across, step;
-
-    static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 };
 
 }  // namespace

@@ -6,6 +6,8 @@
 // which the quads of its weights do (`Order`), so that a quad of x is one broadcast.
 #pragma once
 
+#include <type_traits>
+
 #include "generate.h"
 #include "numbers.h"
 
@@ -21,6 +23,15 @@ constexpr int DIGIT_BITS = 8;
 typedef int16_t Digit;
 constexpr int DIGIT_BITS = 12;
 #endif
+
+// A digit of a product of so many; one is the integer itself (product_tables.h).
+constexpr int WHOLE = 1;
+template <int DIGITS>
+using DigitOf = std::conditional_t<DIGITS == WHOLE, int32_t, Digit>;
+
+// Whether its operands are pairs of int16.
+template <int DIGITS>
+constexpr bool PAIRS = DIGITS != WHOLE && !SLT_BYTE_DIGITS;
 
 // Digits that hold a fixed point of so many bytes.
 SLT_INLINE int digits_for(int bytes) { return SLT_BYTE_DIGITS ? bytes : 2; }
@@ -99,11 +110,11 @@ struct Order {
     alignas(64) uint8_t two[64], third[64];
 #endif
 
-    explicit Order(Layout layout) {
+    // `pairs`: for multiply-add of pairs.
+    explicit Order(Layout layout, bool pairs) {
         for (int s = 0; s < 8; ++s)
             for (int i = 0; i < 4; ++i) {
-                const bool pairs = !SLT_BYTE_DIGITS && layout != Layout::PLAIN;  // of int16: bytes 0, 2 and 1, 3
-                const int byte = pairs ? (i % 2) * 2 + i / 2 : i;
+                const int byte = pairs && layout != Layout::PLAIN ? (i % 2) * 2 + i / 2 : i;
                 k[4 * s + i] = uint8_t(layout == Layout::BY_BIT ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
             }
 #if defined(__AVX512VBMI__)
@@ -117,9 +128,13 @@ struct Order {
 };
 
 // The digits of 32 integers, with `pitch` of them from one digit's plane to the next; returns the integers' sum, which
-// nobody needs where bytes are signed.
+// nobody needs where weights are signed.
 template <int DIGITS>
-SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, Digit *out, int64_t pitch) {
+SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, DigitOf<DIGITS> *out, int64_t pitch) {
+    if constexpr (DIGITS == WHOLE) {
+        for (int p = 0; p < WORD; ++p) out[p] = x[order.k[p]];
+        return 0;
+    }
     int64_t sum = 0;
     if constexpr (!SIGNED_BYTES)
         for (int i = 0; i < WORD; ++i) sum += x[i];
@@ -151,7 +166,7 @@ SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, Digit *
 // `padded`, a multiple of 32. Returns the sum of its integers.
 template <int DIGITS>
 inline int64_t write_vector(const Input x, int64_t count, int64_t skipped, int64_t padded, const FixedPoint &fixed,
-                            const Order &order, Digit *out, int64_t pitch) {
+                            const Order &order, DigitOf<DIGITS> *out, int64_t pitch) {
     int64_t sum = 0;
     for (int64_t at = 0; at < padded; at += WORD) {
         alignas(64) int32_t integers[WORD];

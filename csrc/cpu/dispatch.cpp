@@ -1,6 +1,8 @@
 // Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
 #include "operations.h"
 
+#include <new>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -47,8 +49,8 @@ Features detect() {
     if (!__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1)) a1 = 0;
     const uint64_t state = enabled_state();
     const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xE6) == 0xE6, tiles = (state & 0x60000) == 0x60000;
-    const bool fma = ecx >> 12 & 1, f16c = ecx >> 29 & 1, bmi = (b >> 3 & 1) && (b >> 8 & 1);
-    f.avx2 = ymm && fma && f16c && bmi && (b >> 5 & 1);
+    const bool fma = ecx >> 12 & 1, f16c = ecx >> 29 & 1, popcnt = ecx >> 23 & 1, bmi = (b >> 3 & 1) && (b >> 8 & 1);
+    f.avx2 = ymm && fma && f16c && popcnt && bmi && (b >> 5 & 1);
     f.avx2vnni = f.avx2 && (a1 >> 4 & 1);
     const bool foundation = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     f.avx512 = f.avx2 && zmm && foundation;
@@ -63,6 +65,8 @@ Features detect() { return {}; }
 #endif
 
 }  // namespace
+
+void out_of_memory() { throw std::bad_alloc(); }
 
 int instruction_sets(InstructionSet out[8]) {
     static const Features features = detect();

@@ -2,7 +2,7 @@
 // deposit takes (two loads of 8 bytes, a shift, a pdep) are other units' instructions than the pattern's of the next
 // word, and stand between the rounds of its generator, so that both run at once: a processor looks ahead by less than a
 // word's pattern.
-#include "expand.h"
+#include "pattern.h"
 #include "operations.h"
 #include "parallel.h"
 

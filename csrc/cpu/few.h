@@ -97,7 +97,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
 }
 
 template <bool SIGNS, int TALL, int WIDE>
-void few_groups(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+void few_groups(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
                 int64_t pitch, int digits, int32_t *sums) {
     tiles.configure(TALL == 1 ? digits : 16, 1 << 7);
     for (int g = 0; g < GROUPS; g += WIDE)
@@ -106,7 +106,7 @@ void few_groups(Tiles &tiles, const Weights &weights, int64_t row, int64_t first
 }
 
 template <bool SIGNS>
-void few_sums(Tiles &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
     if (digits <= 16) return few_groups<SIGNS, 1, 6>(tiles, weights, row, first, count, x, pitch, digits, sums);
     if (digits <= 32) return few_groups<SIGNS, 2, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
@@ -141,7 +141,7 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
 }
 
 template <bool SIGNS>
-void few_sums(Tiles &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
     for (int g = 0; g < GROUPS; ++g, row += LANES, sums += LANES) {
         if (digits == 2) few_registers<SIGNS, 2>(weights, row, first, count, x, pitch, sums);
@@ -155,7 +155,7 @@ void few_sums(Tiles &, const Weights &weights, int64_t row, int64_t first, int64
 
 // `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, against a block of outputs from `row` on.
 template <int DIGITS>
-void multiply_few(Tiles &tiles, const Weights &weights, int64_t row, const Digit *x, int64_t pitch, int64_t vectors,
+void multiply_few(Workspace &tiles, const Weights &weights, int64_t row, const Digit *x, int64_t pitch, int64_t vectors,
                   Output out) {
     constexpr int64_t most = LONGEST / QUADS;
     const int64_t calls = weights.frame.calls;

@@ -111,7 +111,7 @@ class Planes {
     // Runs of rows that a sample is brought here in: one, unless there are fewer samples than work for the threads.
     int64_t parts_of_sample(int threads) const {
         const int64_t wanted = threads == 1 || x.samples == 0 ? 1 : ceil_div(4 * threads, x.samples);
-        return wanted < x.height || x.height == 0 ? wanted : x.height;
+        return least(wanted, x.height);
     }
 
     // Zeros that a plane begins with.

@@ -13,53 +13,64 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t FEW_CALLS = 2, MOST_CALLS = LONGEST < 2048 ? 32 : 64;
+constexpr int64_t FEW_CALLS = 2, MOST_CALLS = 64;
+constexpr int64_t TABLE_CALLS = 16;  // fewer, for more outputs a table
 
 template <int DIGITS>
 void forward(const LinearForward &a) {
     if (a.batch == 0) return;
     const Source &s = a.source;
     const Frame frame(s);
-    const int64_t pitch = frame.k + 64 / int64_t(sizeof(Digit));  // not a power of two: rows must not share cache sets
+    // Not a power of two: rows must not share cache sets.
+    const int64_t pitch = frame.k + 64 / int64_t(sizeof(DigitOf<DIGITS>));
     const Quantized<DIGITS> x(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, pitch, layout_of(s.weight),
                               a.bytes, zero_of(s.weight), a.threads);
+    Output all;
+    all.y = a.y;
+    all.vector_stride = s.rows;
+    all.lanes = int(s.rows);
+    all.powers = x.powers;
+    all.corrections = x.corrections;
+    all.scale = a.scale;
+    all.bias = a.bias;
+    all.small = small_sums(s.fan, s.weight, a.bytes);
 
 #if defined(__AVX512VNNI__)
-    if (a.batch * DIGITS <= FEW_DIGITS) {
-        parallel_for(a.threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
-            const int64_t row = piece * BLOCK, rows = s.rows - row < BLOCK ? s.rows - row : BLOCK;
-            const Weights weights(s, a.mask);
-            Tiles tiles;
-            multiply_few<DIGITS>(tiles, weights, row, x.digits, pitch, a.batch,
-                                 {a.y + row, nullptr, s.rows, 0, int(rows), x.powers, false, x.corrections, a.scale,
-                                  a.bias ? a.bias + row : nullptr, nullptr, true, true,
-                                  small_sums(s.fan, s.weight, a.bytes)});
-        });
-        return;
+    if constexpr (DIGITS != WHOLE) {
+        if (a.batch * DIGITS <= FEW_DIGITS) {
+            return parallel_for(a.threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
+                const Weights weights(s, a.mask);
+                Workspace workspace;
+                multiply_few<DIGITS>(workspace, weights, piece * BLOCK, x.digits, pitch, a.batch,
+                                     all.part(0, piece * BLOCK, BLOCK));
+            });
+        }
     }
 #endif
 
-    const bool few = a.batch <= FEW_VECTORS;
-    const int64_t most_calls = few ? FEW_CALLS : MOST_CALLS;
-    const int64_t calls = frame.calls < most_calls ? frame.calls : most_calls;
-    const Cut cut(s.rows, few ? BLOCK * calls * CALL : PANEL_BYTES, calls * CALL, a.batch, a.threads);
+    const bool few = DIGITS != WHOLE && a.batch <= FEW_VECTORS;
+    const int64_t calls = least(frame.calls, DIGITS == WHOLE ? TABLE_CALLS : few ? FEW_CALLS : MOST_CALLS);
+    const int64_t bytes = calls * CALL + (DIGITS == WHOLE ? SUM_BYTES : 0);  // of an output
+    const bool parts = calls < frame.calls;
+    const Cut cut(s.rows, few ? BLOCK * bytes : PANEL_BYTES, bytes, a.batch, a.threads,
+                  DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS, parts ? MOST_SUMMED : a.batch);
     parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.most_lanes * QUADS * calls);
-        Scratch<int64_t> sums(frame.calls > calls ? cut.most_lanes * batch : 0);
-        Tiles tiles;
-        Output out = {a.y + (b * s.rows + row), nullptr, s.rows, 0, int(rows), x.powers + b, false, x.corrections + b,
-                      a.scale, a.bias ? a.bias + row : nullptr, frame.calls > calls ? sums.data : nullptr, true, true,
-                      small_sums(s.fan, s.weight, a.bytes)};
+        Scratch<int64_t> sums(parts ? cut.most_lanes * batch : 0);
+        Workspace workspace;
+        Output out = all.part(b, row, rows);
+        if (parts) out.sums = sums;
         for (int64_t first = 0; first < frame.calls; first += calls) {
-            const int64_t here = frame.calls - first < calls ? frame.calls - first : calls;
+            const int64_t here = least(frame.calls - first, calls);
             for (int64_t lane = 0; lane < rows; lane += LANES)
                 weights.write(row + lane, first, here, panel + lane * here * QUADS);
+            prepare_panel<DIGITS>(panel, rows, here * CALL);
             out.first = first == 0;
             out.last = first + here == frame.calls;
-            multiply_blocks<DIGITS>(tiles, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch}, batch,
-                                    panel, here * QUADS, out);
+            multiply_blocks<DIGITS>(workspace, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch},
+                                    batch, panel, here * QUADS, out);
         }
     });
 }
@@ -68,8 +79,7 @@ void forward(const LinearForward &a) {
 
 void linear_forward(const LinearForward &a) {
     want_large_pages(a.y.data, a.batch * a.source.rows * a.y.size());
-    if (digits_for(a.bytes) == 3) return forward<3>(a);
-    forward<2>(a);
+    with_digits(a.source.weight, a.source.rows, a.batch, a.bytes, [&](auto digits) { forward<digits>(a); });
 }
 
 }  // namespace slt::SLT_ISA

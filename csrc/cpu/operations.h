@@ -6,6 +6,9 @@
 
 namespace slt {
 
+// Throws std::bad_alloc: kernels are compiled without exceptions, and what they have allocated then stays allocated.
+[[noreturn]] void out_of_memory();
+
 // Numbers as tensors hold them. As values all of them are float32, which kernels compute with.
 enum class Type : int { FLOAT32, BFLOAT16, FLOAT16 };
 
@@ -20,7 +23,8 @@ struct Numbers {
 using Input = Numbers<const char>;
 using Result = Numbers<char>;
 
-// A batch of images: [samples, channels, height, width], or its channels-last form. A matrix is images of one pixel.
+// A batch of images: [samples, channels, height, width], or its channels-last form; height and width are at least 1. A
+// matrix is images of one pixel.
 struct Images {
     Input data;
     int64_t samples, channels, height, width;

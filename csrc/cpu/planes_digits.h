@@ -14,9 +14,10 @@ template <int DIGITS>
 struct DigitProduct {
     typedef float Number;  // of results, before they are rounded
     static constexpr bool FIXED_POINT = true;
-    static constexpr int64_t OUTPUTS = BLOCK, BYTES = 1;  // of a panel; of a weight
+    static constexpr int64_t OUTPUTS = DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK;  // that a panel is worth making for
+    static constexpr int64_t BYTES = 1;    // of a weight
     static constexpr int64_t STEP = CALL;                 // what depths are multiples of
-    static constexpr int64_t LONGEST_DEPTH = 4 * LONGEST;
+    static constexpr int64_t SUMS = DIGITS == WHOLE ? SUM_BYTES : 0;  // bytes of an output's, beside the panel
 
     static float scale_of(const Weights &, float scale) { return scale; }
 
@@ -30,16 +31,22 @@ struct DigitProduct {
         slt::SLT_ISA::make_columns(weights, row, call, out);
     }
 
-    static void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int64_t depth,
-                         const Output &out) {
-        multiply_blocks<DIGITS>(tiles, x, vectors, panel, depth / 4, out);
+    static void prepare(uint32_t *panel, int64_t lanes, int64_t depth) { prepare_panel<DIGITS>(panel, lanes, depth); }
+
+    static void multiply(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors,
+                         const uint32_t *panel, int64_t depth, const Output &out) {
+        multiply_blocks<DIGITS>(workspace, x, vectors, panel, depth / 4, out);
     }
 };
 
 template <int DIGITS>
-class DigitPlanes : public Planes<Digit> {
+class DigitPlanes : public Planes<DigitOf<DIGITS>> {
+    typedef Planes<DigitOf<DIGITS>> Base;
+    using Base::before, Base::clear_border, Base::first, Base::parts_of_sample;
+
   public:
-    typedef Digit Element;
+    using Base::pixel, Base::plane, Base::reading, Base::row, Base::sample, Base::x;
+    typedef DigitOf<DIGITS> Element;
     typedef DigitProduct<DIGITS> Product;
     static constexpr int PLANES = DIGITS, VECTORS = MOST_VECTORS;
     static constexpr int64_t TILE = 64;  // digits in a row of a tile
@@ -49,14 +56,14 @@ class DigitPlanes : public Planes<Digit> {
     // `layout`: of the words of vectors, which those of pixels are where these are `whole`.
     DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int bytes,
                 int threads)
-        : Planes(x, around, reading, reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD,
-                 MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Digit))),
+        : Base(x, around, reading, reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD,
+                 MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
           powers(x.samples),
-          order(whole ? layout : Layout::PLAIN),
-          rest(layout),
-          shuffle(!whole && (layout == Layout::BY_BIT || (layout == Layout::BY_K && !SLT_BYTE_DIGITS))),
+          order(whole ? layout : Layout::PLAIN, PAIRS<DIGITS>),
+          rest(layout, PAIRS<DIGITS>),
+          shuffle(!whole && (layout == Layout::BY_BIT || (layout == Layout::BY_K && PAIRS<DIGITS>))),
           memory(DIGITS * plane) {
-        for (int d = 0; d < DIGITS; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Digit));
+        for (int d = 0; d < DIGITS; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
         first = memory + before();
         // A sample's largest element must be known before its first digit: one thread does both where there are many.
         const int64_t parts = parts_of_sample(threads);
@@ -85,10 +92,11 @@ class DigitPlanes : public Planes<Digit> {
 
     // Puts the words of a copied vector in order, a plane every `pitch`; returns the sum of its integers, which nobody
     // needs where bytes are signed.
-    int64_t complete(Digit *vector, int64_t pitch, int64_t count) const {
+    int64_t complete(Element *vector, int64_t pitch, int64_t count) const {
         int64_t sum = 0;
         for (int d = DIGITS - 1; d >= 0; --d) {
-            if (!SIGNED_BYTES) sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
+            if constexpr (!SIGNED_BYTES && DIGITS != WHOLE)
+                sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
             if (shuffle) shuffle_words(vector + d * pitch, count);
         }
         return sum;
@@ -97,7 +105,7 @@ class DigitPlanes : public Planes<Digit> {
   private:
     const Order order, rest;  // of the planes' words; of those that are put in order later
     const bool shuffle;
-    const Scratch<Digit> memory;
+    const Scratch<Element> memory;
 
     uint32_t largest_of(int64_t sample, int64_t first, int64_t end) const {
         const Input in = x.data + sample * x.channels * x.pixels();
@@ -113,7 +121,7 @@ class DigitPlanes : public Planes<Digit> {
 
     // Rows [first, end) of a sample, with the zeros after them.
     void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
-        Digit *out = memory + before() + sample_index * sample;
+        Element *out = memory + before() + sample_index * sample;
         const Input in = x.data + sample_index * x.channels * x.pixels();
         if (reading == Reading::PACKED) {
             pack_rows(in, first, end, fixed, out);
@@ -129,10 +137,10 @@ class DigitPlanes : public Planes<Digit> {
     }
 
     // Rows without padding, through a buffer: digits are made by the word.
-    void pack_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
+    void pack_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
         const int64_t count = x.width * x.channels, pitch = ceil_div(count, WORD) * WORD;
         Scratch<float> channel(x.width), together(count);
-        Scratch<Digit> digits(DIGITS * pitch);
+        Scratch<Element> digits(DIGITS * pitch);
         for (int64_t h = first; h < end; ++h) {
             Input line = in + h * count;
             if (!x.channels_last) {
@@ -144,12 +152,12 @@ class DigitPlanes : public Planes<Digit> {
             }
             write_vector<DIGITS>(line, count, 0, pitch, fixed, order, digits, pitch);
             for (int d = 0; d < DIGITS; ++d)
-                memcpy(out + h * row + d * plane, digits + d * pitch, size_t(count) * sizeof(Digit));
+                memcpy(out + h * row + d * plane, digits + d * pitch, size_t(count) * sizeof(Element));
         }
     }
 
     // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
-    void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Digit *out) const {
+    void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
         for (int64_t c = 0; c < x.channels; c += WORD) {
             const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
             int64_t h = first, w = 0;
@@ -177,15 +185,17 @@ class DigitPlanes : public Planes<Digit> {
         }
     }
 
-    void shuffle_words(Digit *digits, int64_t count) const {
+    void shuffle_words(Element *digits, int64_t count) const {
         for (int64_t at = 0; at < count; at += WORD) {
 #if defined(__AVX512VBMI__)
-            store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(rest.k), load<__m256i>(digits + at)));
-#else
-            Digit word[WORD];
+            if constexpr (sizeof(Element) == 1) {
+                store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(rest.k), load<__m256i>(digits + at)));
+                continue;
+            }
+#endif
+            Element word[WORD];
             memcpy(word, digits + at, sizeof word);
             for (int p = 0; p < WORD; ++p) digits[at + p] = word[rest.k[p]];
-#endif
         }
     }
 };

@@ -9,7 +9,8 @@
 // for two digits too.
 #pragma once
 
-#include "tiles.h"
+#include "output.h"
+#include "workspace.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -139,7 +140,7 @@ void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile)
 }
 
 template <int DIGITS>
-void multiply(Tiles &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
+void multiply(Workspace &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
               const Output &out) {
     alignas(64) int32_t tile[MOST_VECTORS * DIGITS * BLOCK];
     const bool together = !x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.plane_pitch;

@@ -34,9 +34,9 @@ class Bfloat16Product {
   public:
     typedef uint16_t Number;  // of results, rounded
     static constexpr bool FIXED_POINT = false;
-    static constexpr int64_t OUTPUTS = 32, BYTES = 2;  // of a panel; of a weight
+    static constexpr int64_t OUTPUTS = 32, BYTES = 2, SUMS = 0;  // as those of DigitProduct
     static constexpr int64_t STEP = WORD;              // what depths are multiples of
-    static constexpr int64_t LONGEST_DEPTH = 8192;     // a panel of it and copied vectors are a megabyte
+    static constexpr int64_t LONGEST_DEPTH = 5632;     // sums stay in registers: their panel must fit
     static constexpr int VECTORS = 48;
 
     // What sums are multiplied by.
@@ -54,6 +54,8 @@ class Bfloat16Product {
         slt::SLT_ISA::make_columns(weights, row, call, quads);
         weights.signs() ? split_columns<true>(quads, out) : split_columns<false>(quads, out);
     }
+
+    static void prepare(uint32_t *, int64_t, int64_t) {}
 
     // y = sums * scale + bias.
     static void multiply(Tiles &tiles, const VectorsOf<uint16_t> &x, int vectors, const uint32_t *panel, int64_t depth,

@@ -10,7 +10,7 @@ namespace {
 
 template <int DIGITS>
 struct Quantized {
-    Scratch<Digit> digits;  // [batch][DIGITS][pitch]
+    Scratch<DigitOf<DIGITS>> digits;  // [batch][DIGITS][pitch]
     Scratch<double> powers;
     Scratch<int64_t> corrections;  // zero * the sum of a row's integers
 
@@ -18,7 +18,7 @@ struct Quantized {
     Quantized(const Input x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, int64_t pitch,
               Layout layout, int bytes, int zero, int threads)
         : digits(batch * DIGITS * pitch), powers(batch), corrections(batch) {
-        const Order order(layout);
+        const Order order(layout, PAIRS<DIGITS>);
         const int64_t rows = ceil_div(16384, padded);  // a piece of work
         parallel_for(threads, ceil_div(batch, rows), [&](int64_t piece) {
             for (int64_t b = piece * rows; b < batch && b < (piece + 1) * rows; ++b) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "operations.h"
 #include "pages.h"
 
 namespace slt::SLT_ISA {
@@ -17,7 +18,7 @@ class Scratch {
 
     explicit Scratch(int64_t count)
         : data(static_cast<T *>(aligned_alloc(64, (uint64_t(count) * sizeof(T) + 127) / 64 * 64))) {
-        if (!data) abort();  // as the kernel's own overcommit would end it
+        if (!data) out_of_memory();
         const int64_t bytes = count * int64_t(sizeof(T));
         if (bytes > 32 << 20) want_large_pages(data, bytes);
     }

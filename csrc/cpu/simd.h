@@ -146,6 +146,22 @@ SLT_INLINE void transpose(S32 r[LANES]) {
         r[j + 8] = (S32)_mm512_shuffle_i32x4(low, low2, 0xDD);
         r[j + 12] = (S32)_mm512_shuffle_i32x4(high, high2, 0xDD);
     }
+#elif defined(__AVX2__)
+    __m256i a[8], b[8];
+    SLT_UNROLL for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32((__m256i)r[i], (__m256i)r[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32((__m256i)r[i], (__m256i)r[i + 1]);
+    }
+    SLT_UNROLL for (int i = 0; i < 8; i += 4) {  // now b[i + j] holds columns j and j + 4 of four rows
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    SLT_UNROLL for (int j = 0; j < 4; ++j) {
+        r[j] = (S32)_mm256_permute2x128_si256(b[j], b[j + 4], 0x20);
+        r[j + 4] = (S32)_mm256_permute2x128_si256(b[j], b[j + 4], 0x31);
+    }
 #else
     int32_t square[LANES][LANES];
     for (int i = 0; i < LANES; ++i)

@@ -7,21 +7,29 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Results of an image, collected as [position][lane] in 128 KB, and written as columns once there are many, a whole
-// cache line of a plane at a time: lines in parts cost several times as much. `Number`: float, which is rounded to the
+// Results of an image, collected as [position][lane], and written as columns once there are many, a whole cache line of
+// a plane at a time: lines in parts cost several times as much. `Number`: float, which is rounded to the
 // type of the images, or uint16_t, numbers of that type already.
 template <class Number>
 class ToPlanes {
   public:
+    static constexpr int64_t BYTES = 144 << 10, MOST = 256;
     const int64_t pitch;
 
+    // Positions that there is room for. Behind the last one whole registers are read.
+    static constexpr int64_t room(int64_t pitch) {
+        const int64_t rows = BYTES / int64_t(sizeof(Number)) / pitch - LANES;
+        return rows < MOST ? rows : MOST;
+    }
+
+    // Of `lanes` outputs, at most MOST_LANES, whose planes are so many pixels each.
     ToPlanes(int64_t lanes, const Result &y, int64_t plane)
         : pitch(ceil_div(lanes, LANES) * LANES),
           lanes(lanes),
           plane(plane),
-          most(pitch > 32768 / MOST ? 32768 / pitch : MOST),
+          most(lanes == 0 ? 0 : room(pitch)),
           y(y),
-          rows((most + LANES) * pitch) {}
+          rows(lanes == 0 ? 0 : (most + LANES) * pitch) {}
 
     // Room for the next few, whose places are those of the first lane in y.
     Result add(const int64_t *places, int positions) {
@@ -43,7 +51,6 @@ class ToPlanes {
 
   private:
     static constexpr bool NARROW = sizeof(Number) == 2;
-    static constexpr int64_t MOST = 256;
     const int64_t lanes, plane, most;
     const Result y;
     const Scratch<Number> rows;  // the last ones are only read

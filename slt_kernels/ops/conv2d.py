@@ -80,8 +80,11 @@ def conv2d(
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"x.shape={list(x.shape)}: expected [B, {channels}, H, W] or [{channels}, H, W]")
-    if min(window.output_size(*x.shape[-2:])) < 1:
-        raise ValueError(f"x.shape={list(x.shape)}: the padded image is smaller than the kernel of {window}")
+    if min(*x.shape[-2:], *window.output_size(*x.shape[-2:])) < 1:
+        raise ValueError(
+            f"x.shape={list(x.shape)}: the image is empty, or with padding={window.padding} smaller than "
+            f"kernel_size={window.kernel} with dilation={window.dilation}"
+        )
     images = x.unsqueeze(0) if x.dim() == 3 else x
     if torch.is_grad_enabled():
         y = _Conv2d.apply(images, scores, mask, scale, bias, source, window)
