@@ -558,6 +558,21 @@ def test_a_model_without_layers(file):
     assert not file.exists()
 
 
+def test_a_mask_that_is_not_the_seed_s_is_refused(file):
+    """As averaging words makes them: bits of several masks mixed; garbage past a row's last weight is no harm."""
+    model = searched(network())
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True, avg_fn=lambda a, b, _: (a + b) // 2)
+    for other in (model, searched(network(), "local")):
+        average.update_parameters(other)
+    with pytest.raises(ValueError, match=r"^0: its mask keeps pruned weights or drops locked ones \(\d+ together\)"):
+        save_ticket(average.module, file)
+    assert not file.exists()
+    EdgePopup(average.module, 0.6)
+    save_ticket(average.module, file)
+    model[5].mask_words |= ~model[5].source.padding()
+    save_ticket(model, file)
+
+
 def test_extra_state_that_is_no_tensor(file):
     class Extra(nn.Linear):
         def get_extra_state(self):

@@ -130,8 +130,8 @@ def save_ticket(
 
     Raises:
         ModuleNotFoundError: to compress, without the package for it.
-        ValueError: no supermask layer in it, extra state that is no tensor, or metadata that is no dict or that JSON
-            does not hold.
+        ValueError: no supermask layer in it; a mask that keeps pruned weights or drops locked ones, which no ticket
+            says; extra state that is no tensor; or metadata that is no dict or that JSON does not hold.
     """
     if not isinstance(metadata, dict | None):
         raise ValueError(f"metadata={metadata!r}: expected a dict")
@@ -141,6 +141,8 @@ def save_ticket(
         raise ValueError("model: expected at least one supermask layer in it")
     others = list(_other_tensors(model))
     masks = [m.compact_mask().cpu() for _, m in layers]
+    for name, m in layers:
+        _check_frozen(name, m)
     ones = [int(bits.popcount(mask)) for mask in masks]
     index = {
         "contract": CONTRACT_VERSION,
@@ -413,6 +415,20 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
         _check_equal(saved.name, field, a, b)
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
+
+
+def _check_frozen(name: str, layer: SupermaskLayer) -> None:
+    """Raises ValueError where a resolved mask is not the seed's at the frozen weights: the file holds the others."""
+    if layer.compact:
+        return
+    device = layer.mask_words.device
+    free, locked = layer.source.frozen_words(device)
+    wrong = (layer.mask_words ^ locked) & ~free & layer.source.padding(device)
+    if wrong.any():
+        raise ValueError(
+            f"{name}: its mask keeps pruned weights or drops locked ones ({int(bits.popcount(wrong)):,} together), so "
+            "it was not made from scores; expected one of EdgePopup, update_mask or a ticket"
+        )
 
 
 def _check_equal(name: str, field: str, saved: Any, here: Any) -> None:
