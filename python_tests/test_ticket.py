@@ -558,6 +558,20 @@ def test_a_model_without_layers(file):
     assert not file.exists()
 
 
+def test_a_layer_that_holds_nothing_yet_is_refused(file):
+    with torch.device("meta"):
+        model = network()
+    with pytest.raises(ValueError, match=r"^0: its source_id is not .* expected .* reset_parameters"):
+        save_ticket(model, file)
+    model = model.to_empty(device="cpu")
+    for t in (*model.parameters(), *model.buffers()):
+        t.detach().reshape(-1).view(torch.uint8).fill_(0x01)  # what memory held before
+    model[0].reset_parameters()
+    with pytest.raises(ValueError, match=r"^3: its source_id is not .* expected .* reset_parameters"):
+        save_ticket(model, file)
+    assert not file.exists()
+
+
 def test_a_mask_that_is_not_the_seed_s_is_refused(file):
     """As averaging words makes them: bits of several masks mixed; garbage past a row's last weight is no harm."""
     model = searched(network())

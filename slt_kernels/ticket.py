@@ -130,8 +130,8 @@ def save_ticket(
 
     Raises:
         ModuleNotFoundError: to compress, without the package for it.
-        ValueError: no supermask layer in it; a mask that keeps pruned weights or drops locked ones, which no ticket
-            says; extra state that is no tensor; or metadata that is no dict or that JSON does not hold.
+        ValueError: no supermask layer in it; one that ``to_empty`` left open, or with a mask that keeps pruned weights
+            or drops locked ones; extra state that is no tensor; or metadata that is no dict or that JSON does not hold.
     """
     if not isinstance(metadata, dict | None):
         raise ValueError(f"metadata={metadata!r}: expected a dict")
@@ -140,6 +140,8 @@ def save_ticket(
     if not layers:
         raise ValueError("model: expected at least one supermask layer in it")
     others = list(_other_tensors(model))
+    for name, m in layers:
+        _check_initialized(name, m)
     masks = [m.compact_mask().cpu() for _, m in layers]
     for name, m in layers:
         _check_frozen(name, m)
@@ -415,6 +417,15 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
         _check_equal(saved.name, field, a, b)
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
+
+
+def _check_initialized(name: str, layer: SupermaskLayer) -> None:
+    """Raises ValueError for a layer on the meta device, or as ``to_empty`` leaves it."""
+    if layer.source_id.is_meta or layer.source_id.tolist() != [CONTRACT_VERSION, *layer.source]:
+        raise ValueError(
+            f"{name}: its source_id is not that of its source, so its mask is none either; expected a layer that "
+            "reset_parameters, load_ticket or load_state_dict has filled, after to_empty"
+        )
 
 
 def _check_frozen(name: str, layer: SupermaskLayer) -> None:
