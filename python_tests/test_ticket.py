@@ -239,6 +239,16 @@ def test_a_network_that_is_only_used_never_has_scores(file, compact):
         assert all(torch.equal(state[name], t) for name, t in ours.items())
 
 
+@pytest.mark.parametrize("on_meta,name", ((slice(None), "0"), (slice(1, 2), "1.weight")), ids=("all", "a part"))
+def test_a_model_on_the_meta_device_is_refused(on_meta, name, file):
+    save_ticket(network(), file)
+    model = network()
+    for module in model[on_meta]:
+        module.to("meta")
+    with pytest.raises(ValueError, match=rf"^{name}: on the meta device.*expected model\.to_empty\(device=\.\.\.\)"):
+        load_ticket(file, model)
+
+
 def test_metadata_of_nothing(file):
     assert save_ticket(network(), file).metadata == {}
 

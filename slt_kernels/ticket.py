@@ -196,12 +196,16 @@ def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
     Raises:
         ModuleNotFoundError: it is compressed, and the package for that (the extra ``compress``) is missing.
         TicketError: cut short, altered, of a newer version, or of another network. The model is unchanged.
+        ValueError: a model on the meta device.
         FileNotFoundError: no such file.
     """
     info, tensors = _read(path)
     model = _unwrap(model)
     layers = dict(_layers(model))
     others = {t.name: t for t in _other_tensors(model)}
+    for name, t in (*((n, m.mask_words) for n, m in layers.items()), *((n, t.tensor) for n, t in others.items())):
+        if t.is_meta:
+            raise ValueError(f"{name}: on the meta device, which holds nothing; expected model.to_empty(device=...)")
     _check_names("supermask layers", [x.name for x in info.layers], list(layers))
     _check_names("other tensors", [x.name for x in info.tensors], list(others))
     for saved in info.layers:
