@@ -13,6 +13,9 @@ and one entry of safetensors metadata, ``slt_kernels.ticket``: the version and t
 entries safetensors would write the order at random; so the same network is the same bytes.) Grouping the other tensors
 keeps a file at its information content: a header entry each would cost more than a BatchNorm's counter holds.
 
+A layer's entry has the fields of `TicketLayer`. ``arguments`` may be missing, as in the first files: then nothing is
+known of them, and nothing is compared.
+
 A plain ticket is of version 1, a compressed one of version 2. There the index has ``ones``, how many bits of a layer's
 mask are set, and the bits are symbols of a Bernoulli variable of probability ``ones / free`` to an ANS coder
 (``constriction.stream.stack.AnsCoder``), one stream for all layers, little-endian words.
@@ -34,7 +37,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import bits
-from .nn import SupermaskLayer, spread
+from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, spread
 from .source import CONTRACT_VERSION, WEIGHTS, Source
 
 FORMAT = "slt_kernels.ticket"
@@ -47,7 +50,11 @@ class TicketError(ValueError):
 
 @dataclass(frozen=True)
 class TicketLayer:
-    """One layer of a ticket: its name, the weight's shape, what generates it, and its mask's counts and scale."""
+    """One layer of a ticket: its name, the weight's shape, what generates it, and its mask's counts and scale.
+
+    ``arguments`` are those that change a layer's answers and not its weight: a convolution's geometry, the row of an
+    embedding that reads as zeros. None where there are none, or where the file is older.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -57,6 +64,7 @@ class TicketLayer:
     scale: str | None
     sparsity: float | None
     weight_scale: float
+    arguments: dict[str, Any] | None = None
     ones: int | None = None  # free weights kept; of a compressed ticket
 
     @property
@@ -158,6 +166,7 @@ def save_ticket(
                 "scale": m.scale,
                 "sparsity": m.sparsity,
                 "weight_scale": m.weight_scale.item(),
+                **({"arguments": arguments} if (arguments := _arguments(m)) else {}),
                 **({"ones": count} if compress else {}),
             }
             for (name, m), count in zip(layers, ones, strict=True)
@@ -279,6 +288,8 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
         layers = tuple(
             TicketLayer(**{**x, "shape": tuple(x["shape"]), "source": Source(*x["source"])}) for x in index["layers"]
         )
+        if not all(isinstance(layer.arguments, dict | None) for layer in layers):
+            raise ValueError("arguments")
         others = tuple(TicketTensor(**{**x, "shape": tuple(x["shape"])}) for x in index["tensors"])
         compressed = int(version) == COMPRESSED
         learned = "coded" if compressed else "masks"
@@ -402,6 +413,27 @@ def _other_tensors(model: nn.Module) -> Iterator[_Other]:
             yield _Other(name, t, biases.get(id(t)))
 
 
+def _arguments(layer: SupermaskLayer) -> dict[str, Any]:
+    """What of a layer's arguments changes its answers and not its weight, as JSON gives it back."""
+    if isinstance(layer, SupermaskEmbedding):
+        return {"padding_idx": layer.padding_idx}
+    if not isinstance(layer, SupermaskConv2d):
+        return {}
+    padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
+    around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if padding == "valid":
+        padding = [0, 0]
+    elif padding == "same" and not any(n % 2 for n in around):  # in numbers: it may be the network of padding=1
+        padding = [n // 2 for n in around]
+    return {
+        "stride": list(layer.stride),
+        "padding": padding,
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
+        "padding_mode": layer.padding_mode,
+    }
+
+
 def _dtype_name(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
 
@@ -421,6 +453,9 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
         _check_equal(saved.name, field, a, b)
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
+    arguments = _arguments(here)
+    for argument, value in (saved.arguments or {}).items():
+        _check_equal(saved.name, argument, value, arguments.get(argument))
 
 
 def _check_initialized(name: str, layer: SupermaskLayer) -> None:
