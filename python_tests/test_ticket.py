@@ -463,6 +463,7 @@ def test_no_ticket(file):
         lambda index: index | {"layers": [{**index["layers"][0], "more": 1}]},
         lambda index: index | {"layers": 3},
         lambda index: index | {"layers": [{**layer, "arguments": 3} for layer in index["layers"]]},
+        lambda index: index | {"layers": [{**layer, "source": [1, 1, 0, 0, 9] + [0] * 5} for layer in index["layers"]]},
         lambda index: index | {"tensors": [{"name": "x"}]},
         lambda index: index | {"layers": index["layers"][:1]},
         lambda index: index | {"tensors": index["tensors"][:1]},
@@ -511,10 +512,16 @@ def without_bias() -> nn.Module:
 @pytest.mark.parametrize(
     "build,message",
     (
-        (lambda: network(seed=6), "0: the ticket has seed=5, the network seed=6"),
-        (lambda: network(freeze=Freeze(0.2, 0.4)), "0: the ticket has prune_below=102, the network prune_below=51"),
-        (lambda: network(freeze=Freeze(0.4, 0.1)), "0: the ticket has lock_from=205, the network lock_from=230"),
-        (lambda: network(weight="normal"), "0: the ticket has weight=0, the network weight=2"),
+        (lambda: network(seed=2**64 - 1), f"0: the ticket has seed=5, the network seed={2**64 - 1}"),
+        (
+            lambda: network(freeze=Freeze(0.2, 0.4)),
+            r"0: the ticket has prune=0.398 \(102/256\), the network prune=0.199 \(51/256\)",
+        ),
+        (
+            lambda: network(freeze=Freeze(0.4, 0.1)),
+            r"0: the ticket has lock=0.199 \(51/256\), the network lock=0.102 \(26/256\)",
+        ),
+        (lambda: network(weight="normal"), "0: the ticket has weight=signed_constant, the network weight=normal"),
         (lambda: network(scale=None), "0: the ticket has scale=dynamic, the network scale=None"),
         (lambda: network().double(), "0.bias: the ticket has dtype=float32, the network dtype=float64"),
         (lambda: network(exclude=["0"]), r"supermask layers in the ticket alone \['0'\], in the network alone \[\]"),
@@ -679,9 +686,15 @@ def test_a_failed_save_leaves_the_old_file(owner, function, file, monkeypatch):
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_no_such_folder(file):
-    with pytest.raises(FileNotFoundError):
-        save_ticket(network(), file.parent / "none" / "net.slt")
+def test_where_no_file_can_be(file, monkeypatch):
+    """The message has the path that was given, and no other."""
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(FileNotFoundError, match=r"^none/net\.slt: expected a file in a folder that exists"):
+        save_ticket(network(), "none/net.slt")
+    for path in (".", "", file.parent):
+        with pytest.raises(IsADirectoryError, match=f"^{path or '.'}: expected a file, not a folder"):
+            save_ticket(network(), path)
+    assert not list(file.parent.iterdir())
 
 
 def test_saving_replaces_and_leaves_no_temporary(file):

@@ -140,6 +140,7 @@ def save_ticket(
         ModuleNotFoundError: to compress, without the package for it.
         ValueError: no supermask layer in it; one that ``to_empty`` left open, or with a mask that keeps pruned weights
             or drops locked ones; extra state that is no tensor; or metadata that is no dict or that JSON does not hold.
+        FileNotFoundError, IsADirectoryError: the path's folder is not there, or the path is one.
     """
     if not isinstance(metadata, dict | None):
         raise ValueError(f"metadata={metadata!r}: expected a dict")
@@ -253,6 +254,10 @@ def ticket_info(path: str | os.PathLike) -> TicketInfo:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that at every moment either the old one or the new one is there, whole."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file, not a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -288,8 +293,9 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
         layers = tuple(
             TicketLayer(**{**x, "shape": tuple(x["shape"]), "source": Source(*x["source"])}) for x in index["layers"]
         )
-        if not all(isinstance(layer.arguments, dict | None) for layer in layers):
-            raise ValueError("arguments")
+        for layer in layers:
+            if layer.source.weight not in range(len(WEIGHTS)) or not isinstance(layer.arguments, dict | None):
+                raise ValueError(layer.name)
         others = tuple(TicketTensor(**{**x, "shape": tuple(x["shape"])}) for x in index["tensors"])
         compressed = int(version) == COMPRESSED
         learned = "coded" if compressed else "masks"
@@ -449,13 +455,30 @@ def _check_names(what: str, saved: list[str], here: list[str]) -> None:
 
 def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
     _check_equal(saved.name, "shape", list(saved.shape), list(here.weight_shape))
-    for field, a, b in zip(Source._fields, saved.source, here.whole, strict=True):
-        _check_equal(saved.name, field, a, b)
+    generated = _generated(here.whole)
+    for argument, value in _generated(saved.source).items():
+        _check_equal(saved.name, argument, value, generated[argument])
+    _check_equal(saved.name, "source", saved.source, here.whole)
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
     arguments = _arguments(here)
     for argument, value in (saved.arguments or {}).items():
         _check_equal(saved.name, argument, value, arguments.get(argument))
+
+
+def _generated(source: Source) -> dict[str, Any]:
+    """What generates a layer, in the arguments that say so."""
+
+    def fraction(steps: int) -> str:
+        return f"{steps / 256:.3g} ({steps}/256)"
+
+    return {
+        "seed": source.seed % 2**64,
+        "layer": source.layer,
+        "weight": WEIGHTS[source.weight],
+        "prune": fraction(source.prune_below),
+        "lock": fraction(256 - source.lock_from),
+    }
 
 
 def _check_initialized(name: str, layer: SupermaskLayer) -> None:
