@@ -162,6 +162,14 @@ def test_the_parser_refuses(arguments, name, capsys):
     assert name in capsys.readouterr().err
 
 
+def test_a_search_that_diverges_writes_no_ticket(tmp_path, capsys):
+    files = ["--out", str(tmp_path / "net.slt"), "--json", str(tmp_path / "report.json")]
+    assert main(["find", *files, *SMALL, "--lr", "1e30"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("slt find: diverged in epoch 1: ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     assert main(["find", "--out", str(tmp_path / "none" / "net.slt"), *SMALL]) == 2
     assert "out=" in capsys.readouterr().err

@@ -240,6 +240,29 @@ def test_the_picked_epoch_s_validation_is_reported(tmp_path, monkeypatch):
     assert find(experiment, tmp_path / "net.slt", torch.device("cpu"))["validation_accuracy"] == 0.9
 
 
+@pytest.mark.parametrize("save_every,taken", ((0, 4), (1, 5)), ids=("epoch", "step"))
+def test_a_search_that_diverges_stops_and_keeps_the_last_good_checkpoint(save_every, taken, data, tmp_path):
+    """The scores are spoilt after the sixth step: it is found at the next checkpoint, or when the epoch ends."""
+    model = network()
+
+    def spoil(epoch: int, step: int, steps: int) -> None:
+        if (epoch, step) == (2, 2):
+            layers_of(model)[0].scores.data[3] = float("nan")
+
+    with pytest.raises(RuntimeError, match=r"^diverged in epoch 2: a score is not finite; expected a lower .* lr=0\.1"):
+        search(model, data, settings(epochs=3), run=Run(tmp_path, {}, save_every), on_step=spoil)
+    state = Run(tmp_path, {}).load()
+    assert state["progress"]["taken"] == taken
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_a_loss_that_is_not_finite_stops_a_search(data):
+    inputs = data.train.images.clone()
+    inputs[0] = float("inf")
+    with pytest.raises(RuntimeError, match=r"^diverged in epoch 1: the loss is not finite"):
+        search(network(), data._replace(train=Images(inputs, data.train.labels)), settings())
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "last.pt"
     write_atomically(file, b"old")

@@ -1,5 +1,6 @@
 """The search for a ticket: train the scores of a supermask network, and nothing else."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
@@ -56,7 +57,8 @@ def search(
         ValueError: a sparsity that the model's freezing does not allow; mixup of what are no images; a run's folder
             that holds another search.
         Interrupted: a signal asked to stop; the checkpoint is written.
-        RuntimeError: processes that differ.
+        RuntimeError: processes that differ; or a search that diverged, as it is found at the end of its epoch or at the
+            next checkpoint, which is not written.
     """
     if settings.mixup and data.kind != "images":
         raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
@@ -168,13 +170,13 @@ class _Search:
     def finish_epoch(self) -> bool:
         """Validates, and goes on to the next epoch; whether this one was the best so far."""
         processes.check_same(self.model)
+        loss = self._finite_loss()
         if self.average is not None:
             if isinstance(self.average_masks, BernoulliMasks):
                 self.average_masks.draws = self.masks.draws
             self.average_masks.step()
         settings = self.settings
         validation = accuracy(self.evaluated, self.data.validation, settings.batch_size, settings.workers)
-        (loss,) = processes.total(self.loss.item())
         row = {
             "epoch": self.epoch + 1,
             "step": self.taken,
@@ -192,6 +194,17 @@ class _Search:
             self.best = {"epoch": row["epoch"], "validation": validation, "model": state}
         return improved
 
+    def _finite_loss(self) -> float:
+        """The loss of all processes, summed over the epoch's steps; RuntimeError where it or a score is not finite."""
+        (loss,) = processes.total(self.loss.item())
+        finite = math.isfinite(loss)
+        if not finite or not all(p.isfinite().all() for p in self.trained):
+            raise RuntimeError(
+                f"diverged in epoch {self.epoch + 1}: {'a score' if finite else 'the loss'} is not finite; expected a "
+                f"lower learning rate than lr={self.settings.lr}, or clip"
+            )
+        return loss
+
     def leave_ticket(self) -> None:
         """Leaves in the model what was searched for."""
         if self.settings.pick == "best":
@@ -203,7 +216,7 @@ class _Search:
 
     def checkpoint(self) -> dict[str, Any]:
         """All of the state, for `load` to take back."""
-        (loss,) = processes.total(self.loss.item())
+        loss = self._finite_loss()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
