@@ -255,13 +255,16 @@ def test_eval_refuses_what_find_did_not_write(tmp_path, capsys):
     assert main(["info", str(file)]) == 0
 
 
-def test_as_a_program():
-    command = [sys.executable, "-m", "slt_kernels.cli"]
+@pytest.mark.parametrize("module", ("slt_kernels", "slt_kernels.cli"))
+def test_as_a_program(module):
+    command = [sys.executable, "-m", module]
     done = subprocess.run([*command, "info", "no-such-file"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "no-such-file" in done.stderr
     assert "Traceback" not in done.stderr
-    assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
+    assert helped.returncode == 0
+    assert helped.stdout.startswith("usage: slt ")
 
 
 # Data
