@@ -199,6 +199,31 @@ def test_a_checkpoint_of_another_search_is_refused(data, tmp_path):
         search(network(), data, settings(epochs=1), run=other)
 
 
+def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
+    refusals = []
+
+    def second(*_) -> None:
+        with pytest.raises(ValueError, match=r"^run=.*: another search runs there; expected another folder") as error:
+            search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+        refusals.append(error)
+
+    rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}), on_step=second)
+    assert len(refusals) == 4
+    assert search(network(), data, settings(epochs=1), run=Run(tmp_path, {})) == rows
+
+
+def test_a_search_that_was_killed_keeps_nobody_out(data, tmp_path):
+    code = "import sys, pathlib; from slt_kernels.train import Run; held = Run(pathlib.Path(sys.argv[1]), {}).held()"
+    holder = [sys.executable, "-c", f"{code}; held.__enter__(); print(); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="another search runs there"):
+            search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+        process.kill()
+        process.wait()
+        search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+
+
 @pytest.mark.parametrize("damage", (b"", b"no checkpoint", None), ids=("empty", "text", "cut short"))
 def test_a_damaged_checkpoint_is_refused(damage, data, tmp_path):
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -55,7 +55,7 @@ def search(
 
     Raises:
         ValueError: a sparsity that the model's freezing does not allow; mixup of what are no images; a run's folder
-            that holds another search.
+            that holds another search, or in which one runs.
         Interrupted: a signal asked to stop; the checkpoint is written.
         RuntimeError: processes that differ; or a search that diverged, as it is found at the end of its epoch or at the
             next checkpoint, which is not written.
@@ -63,12 +63,12 @@ def search(
     if settings.mixup and data.kind != "images":
         raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
     state = _Search(model, data, settings, seed)
-    if run is not None and (checkpoint := run.load()) is not None:
-        best = run.load("best")
-        if best is None and checkpoint["rows"]:
-            raise ValueError(f"run={run.folder}: last.pt is there without best.pt; expected both, or neither")
-        state.load(checkpoint, best)
-    with StopSignals() if run is not None else nullcontext() as stop:
+    with ExitStack() as stack:
+        stop = None
+        if run is not None:
+            stack.enter_context(run.held())
+            stop = stack.enter_context(StopSignals())
+            state.resume(run)
         while state.epoch < settings.epochs:
             for batch in state.loader.epoch(state.epoch, start=state.step):
                 state.train(batch)
@@ -215,7 +215,7 @@ class _Search:
             self.masks.remove()
 
     def checkpoint(self) -> dict[str, Any]:
-        """All of the state, for `load` to take back."""
+        """All of the state, for `resume` to take back."""
         loss = self._finite_loss()
         return {
             "model": self.model.state_dict(),
@@ -227,7 +227,14 @@ class _Search:
             "rows": self.rows,
         }
 
-    def load(self, checkpoint: dict[str, Any], best: dict[str, Any] | None) -> None:
+    def resume(self, run: Run) -> None:
+        """Goes on where the run's checkpoint was written, if there is one."""
+        checkpoint = run.load()
+        if checkpoint is None:
+            return
+        best = run.load("best")
+        if best is None and checkpoint["rows"]:
+            raise ValueError(f"run={run.folder}: last.pt is there without best.pt; expected both, or neither")
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])

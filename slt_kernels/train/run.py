@@ -6,6 +6,7 @@
 ``best.pt``           the model of the epoch with the best validation accuracy so far
 ``log.csv``           a row an epoch
 ``tensorboard/``      the same for TensorBoard, where asked for
+``lock``              empty; held by the search that runs here, so that a second one is refused
 ====================  =========================================================================================
 
 Files are written beside their place and renamed: whatever happens, each is whole.
@@ -15,7 +16,8 @@ import csv
 import io
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ import torch
 
 from ..ticket import write_atomically
 from . import processes
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 VERSION = 1
 
@@ -59,6 +66,31 @@ class Run:
         self._board = _tensorboard(folder / "tensorboard") if tensorboard and self.writes else None
         if self.writes:
             folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other searches out of the folder inside a ``with`` block, or until the process ends, however it does.
+
+        Where there are no file locks (Windows, some network file systems), nothing is kept out.
+
+        Raises:
+            ValueError: another search runs in the folder.
+        """
+        if not self.writes or fcntl is None:
+            yield
+            return
+        with (self.folder / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"run={self.folder}: another search runs there; expected another folder") from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # closing is not enough: processes forked meanwhile have the file open too
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
     def load(self, name: str = "last") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None where there is none.
