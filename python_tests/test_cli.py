@@ -237,6 +237,24 @@ def test_a_graph_network_has_the_graph_that_ships(tmp_path):
     assert ticket_info(out).metadata["network"]["data"] == {"name": "karate"}
 
 
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        (("find", "--config", "none.yaml"), "config=none.yaml: No such file or directory"),
+        (("sweep", "--config", "."), "config=.: Is a directory"),
+        (("eval", "none.slt"), "file=none.slt: No such file or directory"),
+        (("info", "none.slt"), "file=none.slt: No such file or directory"),
+        (("info", "."), ".: not a ticket, but a folder"),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_file_that_cannot_be_read(arguments, message, tmp_path, capsys, monkeypatch):
+    """One line, which names the argument."""
+    monkeypatch.chdir(tmp_path)
+    assert main(list(arguments)) == 2
+    assert capsys.readouterr() == ("", f"slt {arguments[0]}: {message}\n")
+
+
 @pytest.mark.parametrize("command", ("eval", "info"))
 def test_files_that_are_no_tickets(command, found, tmp_path, capsys):
     file = tmp_path / "net.slt"

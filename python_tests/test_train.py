@@ -225,12 +225,17 @@ def test_a_search_that_was_killed_keeps_nobody_out(data, tmp_path):
 
 
 @pytest.mark.parametrize("damage", (b"", b"no checkpoint", None), ids=("empty", "text", "cut short"))
-def test_a_damaged_checkpoint_is_refused(damage, data, tmp_path):
+@pytest.mark.parametrize("name", ("last", "best"))
+def test_a_damaged_checkpoint_is_refused(name, damage, data, tmp_path):
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
-    file = tmp_path / "last.pt"
+    log, file = (tmp_path / "log.csv").read_text(), tmp_path / f"{name}.pt"
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
-    with pytest.raises(ValueError, match=r"last\.pt: no checkpoint of a search"):
+    message = rf"{name}\.pt: no checkpoint of a search, or a damaged one; delete .*last\.pt, and the search starts from"
+    with pytest.raises(ValueError, match=rf"{message} the beginning$"):
         search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    (tmp_path / "last.pt").unlink()
+    search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    assert (tmp_path / "log.csv").read_text() == log
 
 
 def test_a_lost_best_checkpoint_is_told(data, tmp_path):

@@ -37,11 +37,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"slt {arguments.command}: stopped", file=sys.stderr)
         status = _STOPPED
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        print(f"slt {arguments.command}: {error}", file=sys.stderr)
+        print(f"slt {arguments.command}: {_told(error, arguments)}", file=sys.stderr)
         status = 2
     if argv is None and processes.launched():
         processes.leave(status)
     return status
+
+
+def _told(error: Exception, arguments: argparse.Namespace) -> str:
+    """What to say of an error; of a file that cannot be opened, which argument it is."""
+    if isinstance(error, OSError) and error.filename is not None:
+        for name, value in vars(arguments).items():
+            if str(value) == str(error.filename):
+                return f"{name}={value}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -255,7 +264,7 @@ def _add_sweep(commands) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
     sweep.load_matplotlib()  # what is missing is told before the searches
-    device = _on_machine(arguments)
+    experiment, device = _experiment(arguments), _on_machine(arguments)
     grid = sweep.Grid(
         ratios=arguments.ratios,
         splits=arguments.splits,
@@ -266,7 +275,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     with rich.progress.Progress() as progress:
         task = progress.add_task("searching", total=None)
         rows = sweep.run(
-            _experiment(arguments),
+            experiment,
             grid,
             arguments.out,
             jobs=arguments.jobs,

@@ -272,6 +272,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
     path = Path(path)
     size = path.stat().st_size
+    if path.is_dir():
+        raise TicketError(f"{path}: not a ticket, but a folder")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -101,11 +101,15 @@ class Run:
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
+        content = io.BytesIO(path.read_bytes())
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(content, map_location="cpu", weights_only=True)
             version, description = state["version"], state["description"]
-        except Exception as error:
-            raise ValueError(f"{path}: no checkpoint of a search ({' '.join(str(error).split())})") from None
+        except Exception:
+            raise ValueError(
+                f"{path}: no checkpoint of a search, or a damaged one; delete {self.folder / 'last.pt'}, and the "
+                "search starts from the beginning"
+            ) from None
         if version != VERSION:
             raise ValueError(f"{path}: version={version}: this package reads version {VERSION}")
         different = _differences(description, self.description)
