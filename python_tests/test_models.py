@@ -245,6 +245,7 @@ def test_build_takes_what_the_data_tell(tmp_path):
         ("vit_tiny", {"size": 30}, "patch=16: expected a divisor of size=30"),
         ("vit_tiny", {"width": 100}, "width=100: expected a positive multiple of head_width=64"),
         ("gin", {"data": "digits"}, "model='gin' takes nodes: expected data of that kind, got images"),
+        ("conv6", {"supermask": {"fre": 1}}, "supermask: fre=1: convert has only freeze, sparsity, spread, weight"),
         ("conv6", {"supermask": {"spread": "none"}}, "spread='none': expected one of uniform"),
     ),
 )

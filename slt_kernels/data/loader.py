@@ -41,7 +41,8 @@ class Loader:
         workers: processes that read and augment. Default 0, this one: right for what lies in memory.
 
     Raises:
-        ValueError: a number out of its range; a batch of fewer examples than ranks, or a part of none, in training.
+        ValueError: a number that is no integer or out of its range; a batch of fewer examples than ranks, or a part of
+            none, in training.
     """
 
     def __init__(
@@ -55,6 +56,9 @@ class Loader:
         ranks: int = 1,
         workers: int = 0,
     ) -> None:
+        for name, value in (("batch_size", batch_size), ("rank", rank), ("ranks", ranks), ("workers", workers)):
+            if not isinstance(value, int):
+                raise ValueError(f"{name}={value!r}: expected an integer")
         if ranks < 1 or not 0 <= rank < ranks:
             raise ValueError(f"rank={rank}: expected one of ranks={ranks}")
         if batch_size < 1:

@@ -71,8 +71,8 @@ def build(
         A module: ``model(*inputs)`` of a batch of the data (`data.Batch`) are logits ``[..., classes]``.
 
     Raises:
-        ValueError: an unknown name or option, a missing one, a number that is not positive, data of another kind; or
-            what the builder and `convert` refuse.
+        ValueError: an unknown name or option, in ``supermask`` too; a missing one, a number that is not positive, data
+            of another kind; or what the builder and `convert` refuse.
 
     Example::
 
@@ -97,6 +97,11 @@ def build(
     missing = [n for n, a in arguments.items() if a.default is a.empty and n not in options]
     if missing:
         raise ValueError(f"{missing[0]}: expected a value for {name}, or data that tell it")
+
+    known = [n for n in inspect.signature(convert).parameters if n != "model"]
+    unknown = sorted((supermask or {}).keys() - set(known))
+    if unknown:
+        raise ValueError(f"supermask: {unknown[0]}={supermask[unknown[0]]!r}: convert has only {', '.join(known)}")
 
     device = torch.get_default_device() if device is None else torch.device(device)
     if supermask is None:
