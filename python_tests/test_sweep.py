@@ -46,6 +46,7 @@ def test_the_three_sources_share_all_but_their_freezing():
     for e in by_name.values():
         assert e.seed == 1
         assert e.override({"seed": 0, "source.prune": 0.6, "source.lock": 0.1, "search.sparsity": 0.7}) == BASE
+    assert {p.width for p in points} == {6}  # the base's own, as a row says it
     wide = grid(widths=[8, 16], keep=0.25).experiments(BASE)
     assert {e.model["width"] for e in wide.values()} == {8, 16}
     assert {e.search.sparsity for p, e in wide.items() if p.source == "dense"} == {0.75}
@@ -140,7 +141,7 @@ def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
 
 
 def test_table_has_mean_and_spread():
-    points = grid(seeds=range(3)).experiments(BASE)
+    points = grid(seeds=range(3)).experiments(Experiment())
     rows = rows_of(points, lambda point: 0.9 + 0.01 * point.seed - 0.1 * point.ratio)
     lines = sweep.table(rows).splitlines()
     assert lines[0] == "| width | frozen | ticket | dense, % | randomly pruned, % | frozen 6:1, % |"
@@ -221,7 +222,7 @@ def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_read_back_as_they_were(tmp_path):
-    points = grid(widths=[None, 8]).experiments(BASE)
+    points = grid(widths=[None, 8]).experiments(Experiment())
     rows = rows_of(points)
     sweep._write(tmp_path, [{name: row.get(name) for name in sweep.COLUMNS} for row in rows])
     with (tmp_path / "sweep.csv").open() as file:

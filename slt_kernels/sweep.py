@@ -66,7 +66,7 @@ class Grid:
     Args:
         ratios: frozen fractions of the pruned and the frozen sources, each in (0, 1).
         splits: of what is frozen, pruned:locked; "1:0" is the randomly pruned source.
-        widths: of the network; None for its own.
+        widths: of the network; None for the base's.
         seeds: of each.
         keep: fraction of the free weights that is kept, in (0, 1).
 
@@ -103,7 +103,8 @@ class Grid:
             sparsity = round(freeze.prune + (1 - ratio) * (1 - self.keep), 6)
             changes = {"source.prune": freeze.prune, "source.lock": freeze.lock, "search.sparsity": sparsity}
             changes |= {"seed": seed} | ({} if width is None else {"model.width": width})
-            found[Point(name, ratio, width, seed)] = base.override(changes)
+            experiment = base.override(changes)
+            found[Point(name, ratio, experiment.model.get("width"), seed)] = experiment
         return found
 
 
