@@ -344,7 +344,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _add_bench(commands) -> None:
     parser = _add(commands, "bench", _bench, "measure speed, memory and sizes here, beside what others do")
-    parser.add_argument("profile", choices=("quick", "full"), help="under 2 minutes, or under 20, on two cores")
+    parser.add_argument("profile", choices=("quick", "full"), help="a few minutes, or about twenty, on two cores")
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results of the checkout)")
 
 
