@@ -174,6 +174,7 @@ ORDER = (
     ("train",),
     ("sweep",),
     ("cli",),
+    ("__main__",),
 )
 
 
