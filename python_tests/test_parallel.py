@@ -194,7 +194,24 @@ parallelize_module(plain, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()}
 assert plain[0].weight.to_local().shape == (3, 8) and plain(torch.randn(2, 8)).shape == (2, 4)
 """
 
+ONE = """
+for plan in (RowwiseParallel(), ColwiseParallel(output_layouts=Replicate())):
+    single, sharded = network(), network()
+    parallelize_module(sharded.down, mesh, plan)
+    x = torch.randn(3, 128)
+    y, wanted = sharded.down(x), single.down(x)
+    assert torch.equal(y, wanted)
+    for layer, z in ((sharded.down, y), (single.down, wanted)):
+        z.square().sum().backward()
+    torch.testing.assert_close(sharded.down.bias.grad, single.down.bias.grad)
+"""
+
 
 @pytest.mark.parametrize("script", (TRAIN, FILES, ALONE), ids=("train", "files", "alone"))
 def test_two_processes_are_as_one(script, tmp_path):
     run_processes(NETWORK + script, 2, tmp_path, str(tmp_path))
+
+
+def test_one_process_is_as_none(tmp_path):
+    """The one shard is the whole layer: its bias is added once."""
+    run_processes(NETWORK + ONE, 1, tmp_path)

@@ -98,7 +98,8 @@ class RowwiseParallel(torch_parallel.RowwiseParallel):
         def after(module: SupermaskLayer, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
             y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False)
             y = self._prepare_output_fn(self.output_layouts, False, module, y, device_mesh)
-            if module.bias is not None:  # once, after the sum; its gradient is added up where y is in parts
+            # Once, after the sum; its gradient is added up where y is in parts. A process that has all inputs adds it.
+            if module.bias is not None and module.source.fan < module.whole.fan:
                 y = y + DTensor.from_local(module.bias.to(y.dtype), device_mesh, [Replicate()], run_check=False)
             return y.to_local() if self.use_local_output else y
 
