@@ -51,7 +51,15 @@ def test_the_normal_table_and_the_scale_as_the_contract_words_them():
     assert torch.equal(SupermaskEmbedding(30, 70, std=0.5, weight="normal").weight_scale, expected)
 
 
+def anchors(document: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere():
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
+            there = document.parent / target if target else document
+            assert there.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(there), f"{document.name}: {target}#{anchor}"
