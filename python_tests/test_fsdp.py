@@ -84,11 +84,11 @@ momentum = [optimizer.state[m.scores]["momentum_buffer"].to_local().numel() for 
 free = sum(m.free for m in layers(sharded).values())
 assert abs(held - free / 2) <= 2 and sum(momentum) == held, (held, momentum, free)
 
-# Layers used alone make their masks again when their scores have changed.
+# Layers used alone make their masks again when their scores have changed, in evaluation too.
 single, sharded = network(0.5), shard(network(0.5))
 for model, processes in ((single, 1), (sharded, world)):
     train(model.train(), 1, steps=3)  # the same batch everywhere: BatchNorm counts here
-    model(index)
+    model.eval()(index)
 check_equal(sharded, single)
 """
 

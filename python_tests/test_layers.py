@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from processes import run_processes
 from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import vector_to_parameters
 
 from slt_kernels import (
     BernoulliMasks,
@@ -191,7 +193,7 @@ def test_initial_scores(layer, how, std):
     assert scores.std().item() == pytest.approx(std, rel=0.02)
     kurtosis = (scores.pow(4).mean() / scores.pow(2).mean() ** 2).item()
     assert kurtosis == pytest.approx(3 if how == "normal" else 1.8, rel=0.05)
-    assert torch.equal(layer.mask_words, before)  # the next forward in training makes it
+    assert torch.equal(layer.mask_words, before)  # the next use makes it
     with pytest.raises(ValueError, match="how='xavier': expected one of uniform, normal, hidden_networks"):
         layer.reset_scores("xavier")
 
@@ -214,7 +216,6 @@ def test_mask_follows_a_step_in_training(kind, compact):
     before = layer.mask()
     layer(an_input(kind)).pow(2).sum().backward()
     optimizer.step()
-    assert torch.equal(layer.mask(), before)  # not before the next forward
     layer(an_input(kind))
     after = layer.mask()
     assert not torch.equal(after, before)
@@ -222,15 +223,92 @@ def test_mask_follows_a_step_in_training(kind, compact):
     assert torch.equal(layer.mask(), after)
 
 
-def test_mask_stays_in_evaluation():
-    layer = make().eval()
-    before = layer.mask()
+def functional(layer, scores):
+    return functional_call(layer, {"scores": scores}, (an_input(),))
+
+
+def fused_step(layer):
+    layer.scores.grad = torch.randn_like(layer.scores)
+    torch.optim.Adam(layer.parameters(), 0.1, fused=True).step()
+
+
+def compiled_fused_step(layer):
+    layer.scores.grad = torch.randn_like(layer.scores)
+    torch.compile(torch.optim.SGD(layer.parameters(), 1.0, fused=True).step, backend="aot_eager")()
+
+
+def in_place(layer):
     with torch.no_grad():
         layer.scores.copy_(layer.scores.flip(0))
-    layer(an_input())
-    assert torch.equal(layer.mask(), before)
-    layer.train()(an_input())
-    assert not torch.equal(layer.mask(), before)
+
+
+def replace(layer):
+    layer.scores = nn.Parameter(layer.scores.detach().flip(0))
+
+
+CHANGES = {
+    "fused": fused_step,
+    "compiled": compiled_fused_step,
+    "in place": in_place,
+    "replaced": replace,
+    "vector": lambda layer: vector_to_parameters(torch.randn(layer.free), [layer.scores]),
+    "functional": lambda layer: functional(layer, torch.randn(layer.free)),
+}
+USES = {
+    "training": lambda layer: layer.train()(an_input()),
+    "evaluation": lambda layer: layer(an_input()),
+    "state_dict": lambda layer: layer.state_dict(),
+    "compact_mask": lambda layer: layer.compact_mask(),
+    "dense_weight": lambda layer: layer.dense_weight(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_uses_the_mask_uses_that_of_the_scores(change, use):
+    layer = make().eval()
+    layer.scores.data.zero_()
+    layer.update_mask()
+    change(layer)
+    use(layer)
+    used = layer.mask_words.clone()
+    layer.update_mask()
+    assert torch.equal(used, layer.mask_words)
+
+
+def test_functional_scores_have_their_own_masks():
+    """Also where one tensor takes the memory of another that is gone."""
+    layer, copied = make(), make()
+    for seed in range(4):
+        scores = torch.randn(layer.free, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            copied.scores.copy_(scores)
+        functional(layer, scores)
+        assert torch.equal(layer.mask_words, copied.state_dict()["mask_words"])
+        del scores
+
+
+def test_mask_follows_in_evaluation():
+    """In a compiled graph as of ``eval()``, and without a new graph."""
+    layer, x = make(), an_input()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    compiled.eval()(x)
+    for _ in range(2):
+        fused_step(layer)
+        compiled.train()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            y = compiled.eval()(x)
+        assert torch.equal(y, layer(x))
+
+
+def test_others_steps_change_no_mask():
+    """A loaded mask stays while another network is trained; and while it is moved."""
+    layer, student = make().eval(), make(layer=1)
+    other = make(sparsity=0.7)
+    layer.load_state_dict(other.state_dict())
+    fused_step(student)
+    layer.double().float()(an_input())
+    assert torch.equal(layer.mask(), other.mask())
 
 
 def test_mask_is_made_only_when_scores_change(monkeypatch):
@@ -480,6 +558,29 @@ def test_a_checkpoint_of_another_network_is_refused(change):
     with pytest.raises(RuntimeError, match="source_id is of another network"):
         layer.load_state_dict(make().state_dict())
     assert same(state_of(layer), before)
+
+
+@pytest.mark.parametrize("fused", (False, True))
+def test_a_search_goes_on_from_a_state_dict(fused):
+    """Three steps, a new network, three more: the scores of six, to the bit."""
+
+    def network():
+        torch.manual_seed(1)
+        return nn.Sequential(SupermaskLinear(45, 20, layer=0), nn.ReLU(), SupermaskLinear(20, 7, layer=1))
+
+    def train(model, steps):
+        optimizer = torch.optim.SGD(model.parameters(), 1.0, fused=fused)
+        for seed in steps:
+            x = torch.randn(8, 45, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.arange(8) % 7).backward()
+            optimizer.step()
+        return model.state_dict()
+
+    whole, first, second = network(), network(), network()
+    second.load_state_dict(copy.deepcopy(train(first, range(3))))
+    ours, theirs = train(second, range(3, 6)), train(whole, range(6))
+    assert all(torch.equal(t, theirs[name]) for name, t in ours.items())
 
 
 def test_threads_and_gradients_of_one_thread():

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _BITS = 16  # of a score's magnitude that one pass counts
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor | None) -> bool:
     """Whether it is a DTensor; torch.distributed.tensor is not imported to say no."""
-    if type(tensor) in (Tensor, nn.Parameter):
+    if tensor is None or type(tensor) in (Tensor, nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
 

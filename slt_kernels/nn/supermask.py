@@ -1,10 +1,12 @@
 """What all supermask layers share: scores, a mask made of them, and a scale."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import bits, ops
 from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source
@@ -34,6 +36,30 @@ def _identity(source: Source) -> list[int]:
     return [CONTRACT_VERSION, *source]
 
 
+class _Made(NamedTuple):
+    """What a mask was made of; that it holds the storage keeps its address from coming to mean other scores."""
+
+    scores: torch.UntypedStorage | Tensor
+    version: int
+    words: Tensor  # into which: ``functional_call`` may put other buffers in place
+
+
+def _held(scores: Tensor) -> torch.UntypedStorage | Tensor:
+    return scores if spread.is_dtensor(scores) else scores.untyped_storage()
+
+
+@torch._disable_dynamo  # as `torch.compiler.disable`, which would import the compiler now
+def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Fused optimizers, and those that write to ``.data``, leave a parameter's version as it was."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if getattr(p, "makes_mask", False):
+                torch.autograd.graph.increment_version(p)
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
 class SupermaskLayer(nn.Module):
     """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
@@ -48,8 +74,14 @@ class SupermaskLayer(nn.Module):
         group: the processes that hold the shards of it; None where there are none.
         total, pruned, free, locked: counts of the whole layer's weights.
         sparsity: fraction of all weights, frozen included, that a mask of this layer's own drops; None keeps all.
-        auto_mask: whether a forward in training makes the mask anew when the scores have changed. An `EdgePopup`
-            and `load_ticket` turn it off: then only they change the mask.
+        auto_mask: whether the mask is made anew, of this layer's `sparsity`, when it is used and the scores have
+            changed since: by a forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that look at it.
+            What tells is the scores' version counter, a step of an optimizer, and another tensor in their place; after
+            a write to ``scores.data`` call `update_mask`. A compiled graph cannot ask: it makes the mask in every
+            forward in training, and in evaluation uses that of the last ``eval()``. Of a layer that is sharded, every
+            process has to ask. An `EdgePopup` and `load_ticket` turn `auto_mask` off: then only they change the mask.
+            A ``state_dict`` does not say so: after loading one of a search with an `EdgePopup`, attach it again before
+            continuing, or the first changed scores make masks of each layer's own `sparsity`.
 
     Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
     """
@@ -82,7 +114,8 @@ class SupermaskLayer(nn.Module):
         self.compact = compact
         self.auto_mask = True
         self.pruned, self.free, self.locked = source.count_frozen()
-        self._masked_version: int | None = None
+        self._made: _Made | None = None
+        self._sharded_scores: Tensor | None = None  # FSDP2's, while gathered ones stand in their place
 
         self.scores = nn.Parameter(torch.empty(self.free, dtype=torch.float32, device=device))
         words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
@@ -190,18 +223,43 @@ class SupermaskLayer(nn.Module):
         if self.scores is None:
             raise RuntimeError("this layer's scores were dropped: expected a layer that has them")
 
+    def _counted_scores(self) -> Tensor | None:
+        """The scores whose changes count: those that an optimizer has."""
+        return self.scores if self._sharded_scores is None else self._sharded_scores
+
     def _remember_scores(self) -> None:
-        if self.scores is None:
-            return
-        if not torch.compiler.is_compiling() and not self.scores.is_inference():
-            self._masked_version = self.scores._version
+        scores = self._counted_scores()
+        if scores is None or torch.compiler.is_compiling() or scores.is_inference():
+            self._made = None
+        else:
+            scores.makes_mask = True
+            self._made = _Made(_held(scores), scores._version, self.mask_words)
+
+    def _is_fresh(self) -> bool:
+        """Whether the mask is of the scores as they are now."""
+        made, scores = self._made, self._counted_scores()
+        if made is None or scores is None:
+            return scores is None
+        return made.version == scores._version and made.scores is _held(scores) and made.words is self.mask_words
 
     def _refresh_mask(self) -> None:
-        if self.scores is None or not (self.training and self.auto_mask):
+        """Makes the mask anew if `auto_mask` and the scores ask for it."""
+        if self.scores is None or not self.auto_mask:
             return
-        # A compiled graph cannot ask for the version of a tensor; it makes the (same) mask each time.
-        if torch.compiler.is_compiling() or self.scores.is_inference() or self._masked_version != self.scores._version:
+        if torch.compiler.is_compiling():
+            stale = self.training
+        elif self.scores.is_inference():  # these have no versions, and change in inference mode alone
+            stale = self.training and torch.is_inference_mode_enabled()
+        else:
+            stale = not self._is_fresh()
+        if stale:
             self.update_mask()
+
+    def train(self, mode: bool = True):
+        """As ``nn.Module``'s; `auto_mask` sees to it that evaluation starts with the mask of the scores."""
+        if not mode:
+            self._refresh_mask()
+        return super().train(mode)
 
     @torch.no_grad()
     def load_mask(self, compact: Tensor, weight_scale: Tensor | float) -> None:
@@ -225,6 +283,7 @@ class SupermaskLayer(nn.Module):
 
         They are the whole layer's: of a sharded one, every process of the `group` has to ask.
         """
+        self._refresh_mask()
         if self.group is not None:
             words = self.mask_words.new_zeros(self.whole.rows, self.whole.words)
             words[self._part] = self._resolved_words()
@@ -260,6 +319,7 @@ class SupermaskLayer(nn.Module):
         """
         if self.group is not None or spread.is_dtensor(self.scores):
             raise ValueError("layer: expected one that is not sharded yet")
+        fresh = self._is_fresh()
         resolved = self._resolved_words()
         self.source = self.whole.shard(rows, words)
         self.group = group
@@ -268,9 +328,9 @@ class SupermaskLayer(nn.Module):
         self._take_words(resolved[self._part])
         self.source_id = torch.tensor(_identity(self.source), device=self.source_id.device)
         if self.scores is not None:
-            fresh = self._masked_version == self.scores._version
             self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
-            self._masked_version = self.scores._version if fresh else None
+            if fresh:
+                self._remember_scores()
         if self.bias is not None:
             self.bias = nn.Parameter(self.part_of_bias(self.bias.detach()).clone(), self.bias.requires_grad)
 
@@ -321,36 +381,56 @@ class SupermaskLayer(nn.Module):
 
     def mask(self) -> Tensor:
         """Bool, the weight's shape: what is kept, frozen and learned decided."""
+        self._refresh_mask()
         return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
 
     def dense_weight(self) -> Tensor:
         """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
+        self._refresh_mask()
         return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
 
     # nn.Module
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name != "scores":
+            super().__setattr__(name, value)
+            return
+        # FSDP2 shards scores, and gathers them for each use: they stay what they were, and those that it shards count.
+        old, is_sharded = self._parameters.get("scores"), spread.is_dtensor(value)
+        was_sharded = spread.is_dtensor(old)
+        fresh = (is_sharded or was_sharded) and self._is_fresh()
         super().__setattr__(name, value)
-        if name == "scores":  # another tensor's versions say nothing; FSDP2 puts one in place for each forward
-            self._masked_version = None
+        self._sharded_scores = old if was_sharded and not is_sharded else None
+        self._made = None
+        if fresh:
+            self._remember_scores()
 
     def __getstate__(self) -> dict:
         # A copy's scores count their versions anew: what it can know is whether its mask was of them.
-        fresh = self.scores is not None and self._masked_version == self.scores._version
-        return {**self.__dict__, "_masked_version": fresh}
+        return {**self.__dict__, "_made": self._is_fresh()}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._masked_version = self.scores._version if self._masked_version else None
+        fresh, self._made = self._made, None
+        if fresh:
+            self._remember_scores()
 
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
+        fresh, self._made = self._is_fresh(), None  # moving is no change
 
         def keep_precision(t: Tensor) -> Tensor:
             new = fn(t)
             return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
 
-        return super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision, recurse)
+        if fresh:
+            self._remember_scores()
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self._refresh_mask()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         if self.scores is None:
@@ -370,7 +450,8 @@ class SupermaskLayer(nn.Module):
             other = bits.gather(words, free) if self.compact else bits.scatter(words, free) | locked
             state_dict[f"{prefix}mask_words"] = other
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        self._remember_scores()
+        if words is not None:
+            self._remember_scores()
 
     def _take_part_of_state(self, state_dict: dict, prefix: str) -> None:
         """Makes the whole layer's state this shard's."""
