@@ -86,9 +86,12 @@ assert abs(held - free / 2) <= 2 and sum(momentum) == held, (held, momentum, fre
 
 # Layers used alone make their masks again when their scores have changed, in evaluation too.
 single, sharded = network(0.5), shard(network(0.5))
+names = []
+sharded.words.register_forward_pre_hook(lambda module, _: names.append(dict(module.named_parameters()).keys()))
 for model, processes in ((single, 1), (sharded, world)):
     train(model.train(), 1, steps=3)  # the same batch everywhere: BatchNorm counts here
     model.eval()(index)
+assert all(found == {"scores"} for found in names), names
 check_equal(sharded, single)
 """
 

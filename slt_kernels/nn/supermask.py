@@ -400,7 +400,8 @@ class SupermaskLayer(nn.Module):
         was_sharded = spread.is_dtensor(old)
         fresh = (is_sharded or was_sharded) and self._is_fresh()
         super().__setattr__(name, value)
-        self._sharded_scores = old if was_sharded and not is_sharded else None
+        gathered = was_sharded and not is_sharded
+        object.__setattr__(self, "_sharded_scores", old if gathered else None)  # no parameter of its own
         self._made = None
         if fresh:
             self._remember_scores()
