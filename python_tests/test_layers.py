@@ -590,6 +590,23 @@ def test_threads_and_gradients_of_one_thread():
     assert torch.equal(layer(x), y)
 
 
+# Second derivatives
+
+
+@pytest.mark.parametrize("kind", ("linear", "conv2d", "embedding"))
+def test_a_second_derivative_is_refused(kind):
+    """Also through the last layer, whose incoming gradient requires none."""
+    layer = SupermaskEmbedding(9, 8) if kind == "embedding" else make(kind)
+    x = torch.arange(4) if kind == "embedding" else an_input(kind).requires_grad_()
+    wanted = [layer.scores] if kind == "embedding" else [x, layer.scores, layer.bias]
+    first = torch.autograd.grad(layer(x).sum(), wanted)
+    again = torch.autograd.grad(layer(x).sum(), wanted, create_graph=True)
+    assert same(list(first), list(again))
+    for gradient in again:
+        with pytest.raises(RuntimeError, match="a supermask layer has no second derivative"):
+            gradient.square().sum().backward(retain_graph=True)
+
+
 # Processes
 
 

@@ -1,6 +1,8 @@
 """How an operation is declared: its schema, its fake implementation, and dispatch to a backend."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,25 @@ def operation(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
         return op
 
     return declare
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """A ``backward`` whose gradients raise where they are differentiated in turn.
+
+    PyTorch's own decorator sees to that only where the incoming gradient requires one: through a network's last layer
+    a gradient penalty would be without effect, silently.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            grads = backward(ctx, dy)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
+            return grads
+        refuse = torch._C._functions.DelayedError(b"a supermask layer has no second derivative", len(grads))
+        return refuse(*(None if g is None else g.requires_grad_() for g in grads))
+
+    return wrapper
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..source import Source
 from ..window import Window, channels_last
-from ._operation import autocast, check_floating, check_layer, operation
+from ._operation import autocast, check_floating, check_layer, once_differentiable, operation
 
 
 @operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")

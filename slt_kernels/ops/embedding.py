@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..source import Source
-from ._operation import check_floating, check_layer, operation
+from ._operation import check_floating, check_layer, once_differentiable, operation
 
 
 @operation("embedding_forward(Tensor index, Tensor mask, Tensor scale, int[] source, ScalarType dtype) -> Tensor")

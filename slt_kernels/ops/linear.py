@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..source import Source
-from ._operation import autocast, check_floating, check_layer, operation
+from ._operation import autocast, check_floating, check_layer, once_differentiable, operation
 
 
 @operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
