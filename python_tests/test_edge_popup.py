@@ -281,8 +281,11 @@ def test_refusals():
         EdgePopup(model, 0.5, "layer")
     with pytest.raises(ValueError, match="model: expected at least one supermask layer"):
         EdgePopup(nn.Linear(2, 2), 0.5)
-    with pytest.raises(ValueError, match=r"sparsity=1\.2: expected a fraction"):
-        EdgePopup(model, 1.2)
+    with pytest.raises(TypeError, match="model: expected a module, got list"):
+        EdgePopup([model], 0.5)
+    for sparsity in (1.2, "0.5", None):
+        with pytest.raises(ValueError, match=f"sparsity={sparsity!r}: expected a fraction"):
+            EdgePopup(model, sparsity)
     popup = EdgePopup(model, 0.5)
     biases = [layer.bias for layer in layers_of(model)]
     with pytest.raises(ValueError, match="optimizer: expected one that trains the scores of this model"):

@@ -137,3 +137,10 @@ def test_convert_spreads(name):
 def test_unknown_spread():
     with pytest.raises(ValueError, match="spread='random': expected one of uniform, erk, epl, igq"):
         spread_freeze(Freeze(), CONV6, "random")
+
+
+@pytest.mark.parametrize("value", ("a", None, -0.1, 1.5))
+@pytest.mark.parametrize("name", ("prune", "lock"))
+def test_a_freeze_is_of_fractions(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected a fraction in"):
+        Freeze(**{name: value})

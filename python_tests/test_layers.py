@@ -672,18 +672,21 @@ def test_distributed_data_parallel(world, tmp_path):
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        ({"in_features": 0}, "fan=0"),
-        ({"out_features": -1}, "rows=-1"),
+        ({"in_features": 0}, "in_features=0: expected an integer from 1 to 8388607"),
+        ({"out_features": -1}, "out_features=-1: expected an integer from 1 to 2147483647"),
         ({"sparsity": 1.5}, "sparsity=1.5: expected a fraction"),
         ({"sparsity": -0.1}, "sparsity=-0.1: expected a fraction"),
         ({"sparsity": float("nan")}, "sparsity=nan: expected a fraction"),
         ({"sparsity": 0.2}, "sparsity=0.2 is below prune=0.35"),
         ({"sparsity": 0.8}, "sparsity=0.8 is above 1 - lock=0.75"),
         ({"scale": "kaiming"}, "scale='kaiming': expected None, 'static' or 'dynamic'"),
+        ({"sparsity": "0.5"}, "sparsity='0.5': expected a fraction"),
+        ({"gain": "a"}, "gain='a': expected a positive number"),
         ({"gain": 0}, "gain=0: expected a positive number"),
         ({"gain": float("inf")}, "gain=inf: expected a positive number"),
         ({"weight": "ternary"}, "weight='ternary': expected one of"),
         ({"seed": -1}, "seed=-1: expected"),
+        ({"seed": True}, "seed=True: expected"),
         ({"layer": 2**32}, "layer=4294967296: expected"),
     ),
 )
@@ -725,3 +728,8 @@ def test_a_layer_refuses_an_input_that_does_not_fit():
         SupermaskConv2d(4, 8, 3, padding=1, padding_mode="reflect")(torch.randn(5, 5))
     with pytest.raises(TypeError, match=r"x\.dtype=torch\.int64"):
         make()(torch.ones(4, 45, dtype=torch.int64))
+    padded = SupermaskConv2d(6, 8, 3, padding=1, padding_mode="reflect")
+    for layer, name in ((make(), "x"), (make("conv2d"), "x"), (padded, "x"), (SupermaskEmbedding(9, 8, 0), "index")):
+        for value in ([[1.0]], torch.ones(4, 45).numpy()):
+            with pytest.raises(TypeError, match=f"{name}: expected a tensor, got {type(value).__name__}"):
+                layer(value)

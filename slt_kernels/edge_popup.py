@@ -24,6 +24,7 @@ class EdgePopup:
         scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
 
     Raises:
+        TypeError: a model that is no module.
         ValueError: no supermask layer, or one without scores; a scope of another name; a sparsity outside
             ``[prune, 1 - lock]``, over all weights together for the global scope, in any layer for the local one.
 

@@ -7,7 +7,9 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from numbers import Real
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -41,6 +43,17 @@ WEIGHTS = ("signed_constant", "uniform", "normal")
 _STD = (1.0, _UNIFORM_STD, _rms(NORMAL_TABLE))  # of the integer weight v, for each of WEIGHTS
 
 
+MAX_ROWS = 2**31 - 1
+MAX_FAN = 2**23 - 1  # so that float64 sums of the products are exact
+
+
+def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """The value as an ``int``; raises ValueError unless it is an integer, and no bool, in that range."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: expected an integer from {low} to {high}")
+    return index(value)
+
+
 @dataclass(frozen=True)
 class Freeze:
     """The part of a layer that is decided by the seed alone.
@@ -62,8 +75,8 @@ class Freeze:
 
     def __post_init__(self) -> None:
         for name, value in (("prune", self.prune), ("lock", self.lock)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: expected a fraction in [0, 1]")
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r}: expected a fraction in [0, 1]")
         if self.prune + self.lock > 1 + 1e-9:
             raise ValueError(f"prune={self.prune} + lock={self.lock} = {self.prune + self.lock}: expected at most 1")
 
@@ -123,14 +136,10 @@ class Source(NamedTuple):
             ValueError: an argument outside its range.
             TypeError: ``freeze`` that is no `Freeze`.
         """
-        for name, value, low, high in (
-            ("rows", rows, 1, 2**31 - 1),
-            ("fan", fan, 1, 2**23 - 1),
-            ("seed", seed, 0, 2**64 - 1),
-            ("layer", layer, 0, 2**32 - 1),
-        ):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name}={value!r}: expected an integer from {low} to {high}")
+        rows = integer("rows", rows, 1, MAX_ROWS)
+        fan = integer("fan", fan, 1, MAX_FAN)
+        seed = integer("seed", seed, 0, 2**64 - 1)
+        layer = integer("layer", layer, 0, 2**32 - 1)
         if weight not in WEIGHTS:
             raise ValueError(f"weight={weight!r}: expected one of {', '.join(WEIGHTS)}")
         if not isinstance(freeze, Freeze):

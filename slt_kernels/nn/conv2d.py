@@ -92,7 +92,7 @@ class SupermaskConv2d(SupermaskLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._refresh_mask()
-        if self._pad_first is not None:
+        if self._pad_first is not None and isinstance(x, Tensor):  # what is none, the operation refuses
             if x.dim() not in (3, 4):
                 raise ValueError(f"x.shape={list(x.shape)}: expected [B, C, H, W] or [C, H, W]")
             x = F.pad(x, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)

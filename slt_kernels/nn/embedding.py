@@ -1,12 +1,13 @@
 """SupermaskEmbedding, in place of ``nn.Embedding``."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import Freeze, Source
+from ..source import MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
 
 _DENSE = Freeze()
@@ -53,6 +54,8 @@ class SupermaskEmbedding(SupermaskLayer):
         layer: int = 0,
         compact: bool = False,
     ) -> None:
+        num_embeddings = integer("num_embeddings", num_embeddings, 1, MAX_ROWS)
+        embedding_dim = integer("embedding_dim", embedding_dim, 1, MAX_FAN)
         source = Source.of(num_embeddings, embedding_dim, seed=seed, layer=layer, weight=weight, freeze=freeze)
         if max_norm is not None:
             raise ValueError(f"max_norm={max_norm}: expected None, since a random weight is never renormalized")
@@ -60,8 +63,8 @@ class SupermaskEmbedding(SupermaskLayer):
             raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"padding_idx={padding_idx}: expected one in [{-num_embeddings}, {num_embeddings})")
-        if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"std={std}: expected a positive number")
+        if not (isinstance(std, Real) and math.isfinite(std) and std > 0):
+            raise ValueError(f"std={std!r}: expected a positive number")
         super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim

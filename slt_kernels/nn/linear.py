@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import Freeze, Source
+from ..source import MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
 
 _DENSE = Freeze()
@@ -53,6 +53,8 @@ class SupermaskLinear(SupermaskLayer):
         layer: int = 0,
         compact: bool = False,
     ) -> None:
+        out_features = integer("out_features", out_features, 1, MAX_ROWS)
+        in_features = integer("in_features", in_features, 1, MAX_FAN)
         source = Source.of(out_features, in_features, seed=seed, layer=layer, weight=weight, freeze=freeze)
         super().__init__(source, bias, freeze, sparsity, scale, gain, compact, device, dtype)
         self.in_features = in_features

@@ -1,6 +1,7 @@
 """What all supermask layers share: scores, a mask made of them, and a scale."""
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
 
 def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
     """Raises ValueError unless that share of all weights, frozen ones included, can be dropped."""
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity}: expected a fraction in [0, 1]")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity={sparsity!r}: expected a fraction in [0, 1]")
     if sparsity < prune - 1e-9:
         raise ValueError(
             f"sparsity={sparsity} is below prune={prune}: sparsity counts the pruned weights too, so nothing would be "
@@ -103,8 +104,8 @@ class SupermaskLayer(nn.Module):
             raise ValueError(f"scale={scale!r}: expected None, 'static' or 'dynamic'")
         if sparsity is not None:
             check_sparsity(sparsity, freeze.prune, freeze.lock)
-        if not (math.isfinite(gain) and gain > 0):
-            raise ValueError(f"gain={gain}: expected a positive number")
+        if not (isinstance(gain, Real) and math.isfinite(gain) and gain > 0):
+            raise ValueError(f"gain={gain!r}: expected a positive number")
         self.source = self.whole = source
         self.group: dist.ProcessGroup | None = None
         self.freeze = freeze
@@ -499,6 +500,7 @@ def layers_to_search(model: nn.Module) -> list[SupermaskLayer]:
     """The supermask layers of a model.
 
     Raises:
+        TypeError: no module.
         ValueError: there is none, or one's scores were dropped.
     """
     layers = supermask_layers(model)
@@ -511,8 +513,11 @@ def supermask_layers(model: nn.Module) -> list[SupermaskLayer]:
     """The supermask layers of a model.
 
     Raises:
+        TypeError: no module.
         ValueError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module, got {type(model).__name__}")
     layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
     if not layers:
         raise ValueError("model: expected at least one supermask layer in it")

@@ -63,6 +63,12 @@ def once_differentiable(backward: Callable) -> Callable:
     return wrapper
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raises TypeError unless it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises TypeError unless the tensor has one of the dtypes that products take."""
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..source import Source
 from ..window import Window, channels_last
-from ._operation import autocast, check_floating, check_layer, once_differentiable, operation
+from ._operation import autocast, check_floating, check_layer, check_tensor, once_differentiable, operation
 
 
 @operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
@@ -73,6 +73,7 @@ def conv2d(
     Raises:
         TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
     """
+    check_tensor("x", x)
     x = autocast(x)
     check_floating("x", x)
     check_layer(x, scores, mask, scale, bias, source)

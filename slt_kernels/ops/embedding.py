@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_floating, check_layer, once_differentiable, operation
+from ._operation import check_floating, check_layer, check_tensor, once_differentiable, operation
 
 
 @operation("embedding_forward(Tensor index, Tensor mask, Tensor scale, int[] source, ScalarType dtype) -> Tensor")
@@ -61,6 +61,7 @@ def embedding(
         TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
         IndexError: an index outside ``[0, rows)``; on the CPU, where it can be seen without waiting for a device.
     """
+    check_tensor("index", index)
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"index.dtype={index.dtype}: expected int64 or int32")
     check_floating("result", torch.empty(0, dtype=dtype, device="meta"))

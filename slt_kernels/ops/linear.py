@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import autocast, check_floating, check_layer, once_differentiable, operation
+from ._operation import autocast, check_floating, check_layer, check_tensor, once_differentiable, operation
 
 
 @operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
@@ -65,6 +65,7 @@ def linear(
     Raises:
         TypeError, ValueError: a dtype, shape or device that does not fit, before anything runs.
     """
+    check_tensor("x", x)
     x = autocast(x)
     check_floating("x", x)
     check_layer(x, scores, mask, scale, bias, source)
