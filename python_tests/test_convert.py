@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,10 +106,13 @@ def test_an_excluded_name_is_no_prefix():
     assert [type(m) for m in model] == [nn.Linear, SupermaskLinear]
 
 
-def test_an_excluded_place_of_a_shared_module():
+def test_a_shared_module_is_excluded_in_every_place():
     layer = nn.Linear(6, 6)
-    model = convert(nn.Sequential(layer, layer), exclude=["1"])
-    assert [type(m) for m in model] == [SupermaskLinear, nn.Linear]
+    model = nn.Sequential(layer, layer, nn.Sequential(layer), nn.Linear(6, 6))
+    for name in ("0", "1", "2", "2.0"):
+        converted = convert(copy.deepcopy(model), exclude=[name])
+        assert converted[0] is converted[1] is converted[2][0]
+        assert [type(converted[i]) for i in (0, 3)] == [nn.Linear, SupermaskLinear]
 
 
 def test_device_dtype_training_and_bias_are_kept():
@@ -204,7 +208,25 @@ def test_converting_twice_finds_what_is_left():
     stem = model.stem
     convert(model, seed=1)
     assert model.stem is stem
-    assert type(model.heads["a"]) is SupermaskLinear
+    assert [model.heads[name].source.layer for name in ("a", "b")] == [3, 4]
+
+
+def test_converting_twice_numbers_on():
+    """Layers of one shape get weights and scores of their own, whatever was converted first."""
+    model = convert(nn.Sequential(*(nn.Linear(30, 30) for _ in range(3))), exclude=["0", "2"])
+    convert(model)
+    assert [m.source.layer for m in model] == [1, 0, 2]
+    assert not any(torch.equal(model[1].integer_weight(), model[i].integer_weight()) for i in (0, 2))
+
+
+def test_a_lazy_module_has_to_be_made_first():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"2: LazyLinear has no weight yet: run a forward first, or exclude it"):
+        convert(model)
+    assert type(model[0]) is nn.Conv2d
+    assert type(convert(copy.deepcopy(model), exclude=["2"])[2]) is nn.LazyLinear
+    model(torch.randn(1, 1, 5, 5))
+    assert type(convert(model)[2]) is SupermaskLinear
 
 
 def test_summary():
@@ -223,6 +245,9 @@ def test_summary():
     assert "blocks.0.0" in text
     assert "8x3x3x3" in text
     assert f"5 layers, 568 weights, {s.free_bits} free bits" in text
+    assert "dense parameters: 29 (stem.bias, blocks.0.0.bias, blocks.1.0.bias, ...)" in text
+    assert s.dense == {n: p.numel() for n, p in model.named_parameters() if n.endswith("bias")}
+    assert "dense" not in str(summary(convert(nn.Linear(3, 3, bias=False))))
 
 
 @pytest.mark.parametrize(
@@ -236,9 +261,13 @@ def test_summary():
         ({"seed": 2**64}, "seed=18446744073709551616: expected"),
         ({"scale": "big"}, "scale='big': expected"),
         ({"freeze": Freeze(0.7), "sparsity": 0.5}, "sparsity=0.5 is below prune=0.7"),
-        ({"freeze": [Freeze()] * 4 + [Freeze(0.7)]}, "sparsity=0.5 is below prune=0.7"),
+        ({"freeze": [Freeze()] * 4 + [Freeze(0.7)]}, "heads.b: sparsity=0.5 is below prune=0.7"),
+        ({"freeze": Freeze(0, 0.45), "spread": "erk"}, "stem: sparsity=0.5 is above 1 - lock=0.39"),
+        ({"sparsity": "a"}, "sparsity='a': expected a fraction in [0, 1]"),
+        ({"gain": "a"}, "gain='a': expected a positive number"),
+        ({"seed": True}, "seed=True: expected an integer"),
     ),
-    ids=("unknown name", "all excluded", "freezes", "spread", "weight", "seed", "scale", "sparsity", "last layer"),
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
 def test_what_is_refused_leaves_the_model_alone(options, message):
     model = Nested()
@@ -270,3 +299,27 @@ def test_an_old_weight_norm_is_refused():
     with pytest.raises(ValueError, match="1: its weight or bias is computed from others"):
         convert(model)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        ((None,), "model: expected a module, got NoneType"),
+        ((nn.Linear(2, 2), 0.6), r"freeze=0.6: expected a Freeze\(prune, lock\), or a list of them"),
+        ((nn.Linear(2, 2), [0.6]), r"freeze=0.6: expected a Freeze\(prune, lock\)"),
+    ),
+)
+def test_what_is_no_model_and_no_freeze(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        convert(*arguments)
+
+
+def test_a_name_is_no_collection_of_names():
+    with pytest.raises(TypeError, match=r"exclude='10': expected a collection of names, such as \['10'\]"):
+        convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), exclude="10")
+
+
+def test_numpys_integers_are_integers():
+    layer = convert(nn.Linear(5, 3), seed=np.int64(3))
+    assert type(layer.source.seed) is int
+    assert torch.equal(layer.integer_weight(), convert(nn.Linear(5, 3), seed=3).integer_weight())

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .freezing import spread_freeze
@@ -15,6 +16,8 @@ from .source import Freeze
 _log = logging.getLogger(__name__)
 _DENSE = Freeze()
 _REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
+_LAZY = (nn.LazyLinear, nn.LazyConv2d)  # the two that become one of those
+_NAMED = 3  # of the dense parameters, in a summary
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -41,9 +44,10 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The supermask layers of a model; ``str()`` of it is a table."""
+    """The supermask layers of a model, and the sizes of its other parameters; ``str()`` of it is a table."""
 
     layers: tuple[LayerSummary, ...]
+    dense: dict[str, int]
 
     @property
     def weights(self) -> int:
@@ -66,17 +70,22 @@ class Summary:
         ]
         size = f"{self.free_bits / 8e6:.3f} MB of mask"
         lines.append(f"{len(self.layers)} layers, {self.weights:,} weights, {self.free_bits:,} free bits ({size})")
+        if self.dense:
+            names = ", ".join(list(self.dense)[:_NAMED]) + (", ..." if len(self.dense) > _NAMED else "")
+            lines.append(f"dense parameters: {sum(self.dense.values()):,} ({names})")
         return "\n".join(lines)
 
 
 def summary(model: nn.Module) -> Summary:
-    """What the supermask layers of a model are: names, shapes, and how many weights are pruned, free and locked."""
+    """What the supermask layers of a model are: names, shapes, and how many weights are pruned, free and locked.
+
+    And what of it is none, and so stays dense: every parameter but scores, by name (biases among them).
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, SupermaskLayer)}
+    scores = {id(m.scores) for m in layers.values()}
     return Summary(
-        tuple(
-            LayerSummary(name, m.weight_shape, m.total, m.pruned, m.free, m.locked)
-            for name, m in model.named_modules()
-            if isinstance(m, SupermaskLayer)
-        )
+        tuple(LayerSummary(name, m.weight_shape, m.total, m.pruned, m.free, m.locked) for name, m in layers.items()),
+        {name: p.numel() for name, p in model.named_parameters() if id(p) not in scores and not is_lazy(p)},
     )
 
 
@@ -95,8 +104,9 @@ def convert(
 ) -> nn.Module:
     """Replaces every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model, in place, and returns the model.
 
-    Layers are numbered in the order of ``model.modules()``, from 0, excluded ones left out. A module that stands in
-    two places is replaced once, by one layer. Each new layer takes over the bias (the very parameter), device,
+    Layers are numbered in the order of ``model.modules()``, excluded ones left out: from 0, or on from the highest
+    number of the supermask layers that the model has already. A module that stands in two places is replaced once, by
+    one layer. Each new layer takes over the bias (the very parameter), device,
     training mode and hooks of the old one; its trained weight is dropped, and two modules that shared one (an embedding
     and the output layer of a language model) have one each. Subclasses of the three are left alone, as are weights
     that belong to another module (``nn.MultiheadAttention``). What was done is logged (``logging``, level
@@ -109,20 +119,33 @@ def convert(
             make the masks: a spread may prune more than ``sparsity`` in some layers.
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
         weight, scale, gain, seed, compact: as `SupermaskLinear`'s; embeddings have no gain, but the std 1.
-        exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it.
+        exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it, in every place
+            where they stand.
 
     Raises:
-        ValueError: a name in ``exclude`` that no module has; nothing to convert; weights that are parametrized; a
-            list of `Freeze` of another length; or a layer's own argument out of its range. The model is then unchanged.
+        TypeError: a model that is no module; a ``freeze`` that is no `Freeze` and no list of them; an ``exclude`` that
+            is a string, and no collection of names.
+        ValueError: a name in ``exclude`` that no module has; nothing to convert; weights that are parametrized, or
+            lazy and not yet made; a list of `Freeze` of another length; or a layer's own argument out of its range.
+
+    Where it raises, the model is unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module, got {type(model).__name__}")
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude={exclude!r}: expected a collection of names, such as [{exclude!r}]")
     modules = dict(model.named_modules(remove_duplicate=False))
     unknown = sorted(set(exclude) - modules.keys())
     if unknown:
         raise ValueError(f"exclude={unknown}: expected names of modules of the model")
+    left_out = {id(m) for name in exclude for m in modules[name].modules()}
 
     def excluded(name: str) -> bool:
-        return any(name == e or name.startswith(f"{e}.") for e in exclude)
+        return id(modules[name]) in left_out
 
+    for name, m in modules.items():
+        if isinstance(m, _LAZY) and m.has_uninitialized_params() and not excluded(name):
+            raise ValueError(f"{name}: {type(m).__name__} has no weight yet: run a forward first, or exclude it")
     places = {n: m for n, m in modules.items() if type_before_parametrizations(m) in _REPLACED and not excluded(n)}
     originals = list({id(m): m for m in places.values()}.values())
     if not originals:
@@ -135,15 +158,21 @@ def convert(
             raise ValueError(f"{name}: its weight or bias is computed from others: remove the parametrization first")
 
     shapes = [tuple(m.weight.shape) for m in originals]
+    if not isinstance(freeze, Freeze | Sequence) or isinstance(freeze, str):
+        raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock), or a list of them, one a layer")
     freezes = spread_freeze(freeze, shapes, spread) if isinstance(freeze, Freeze) else list(freeze)
     if len(freezes) != len(originals):
         raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(originals)} layers")
 
     options = {"sparsity": sparsity, "weight": weight, "scale": scale, "gain": gain, "seed": seed, "compact": compact}
-    replacements = {
-        id(old): _replacement(old, freeze=f, layer=number, **options)
-        for number, (old, f) in enumerate(zip(originals, freezes, strict=True))
-    }
+    first = 1 + max((m.source.layer for m in modules.values() if isinstance(m, SupermaskLayer)), default=-1)
+    names = {id(m): name for name, m in reversed(places.items())}  # of several places the first
+    replacements = {}
+    for number, (old, f) in enumerate(zip(originals, freezes, strict=True), first):
+        try:
+            replacements[id(old)] = _replacement(old, freeze=f, layer=number, **options)
+        except ValueError as error:
+            raise ValueError(f"{names[id(old)] or 'model'}: {error}") from None
     for name, old in places.items():
         if name:
             parent, _, child = name.rpartition(".")
