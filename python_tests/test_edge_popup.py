@@ -405,6 +405,36 @@ def test_trap_07_clipping_works_and_averages_keep_masks_binary():
         assert not (layer.mask() & (layer.frozen_state() == -1)).any()
 
 
+@pytest.mark.parametrize("masks", ("global", "local", "alone"))
+def test_masks_of_averaged_scores(masks):
+    """The recipe of `EdgePopup`: average scores alone, then make masks; a layer used alone makes them itself."""
+    model = network()
+    for layer in layers_of(model):
+        layer.sparsity = 0.5
+        layer.update_mask()
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    if masks != "alone":
+        popup = EdgePopup(model, 0.5, masks)
+        popup.attach(optimizer)
+    averaged, seen = torch.optim.swa_utils.AveragedModel(model), []
+    for _ in range(3):
+        train_step(model, optimizer)
+        averaged.update_parameters(model)
+        seen.append([layer.scores.detach().clone() for layer in layers_of(model)])
+    expected = network()
+    for layer, scores in zip(layers_of(expected), zip(*seen, strict=True), strict=True):
+        with torch.no_grad():
+            layer.scores.copy_(sum(scores) / 3)
+    EdgePopup(expected, 0.5, "global" if masks == "global" else "local")
+    if masks != "alone":
+        EdgePopup(averaged.module, popup.sparsity, popup.scope)
+    averaged.eval()(torch.randn(2, 2, 4, 4))
+    for ours, theirs in zip(layers_of(averaged), layers_of(expected), strict=True):
+        assert torch.allclose(ours.scores, theirs.scores, atol=1e-6)
+        assert torch.equal(ours.mask_words, theirs.mask_words)
+        assert torch.equal(ours.weight_scale, theirs.weight_scale)
+
+
 @pytest.mark.parametrize("mode", ("reflect", "replicate", "circular"))
 def test_trap_08_padding_mode_is_not_ignored(mode):
     options = {"padding": 1, "bias": False, "dtype": torch.float64}

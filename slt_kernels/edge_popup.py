@@ -32,6 +32,18 @@ class EdgePopup:
 
         popup = EdgePopup(model, sparsity=0.7)
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
+
+    A model's ``state_dict`` holds the masks and not that an `EdgePopup` made them: to continue from one, make the
+    `EdgePopup` again and attach it, or each layer makes masks of its own once its scores have changed.
+
+    Of scores that are averaged (``torch.optim.swa_utils.AveragedModel``) the masks are made once the average is taken;
+    an average of masks or of ``weight_scale`` means nothing, so buffers stay out of it (``use_buffers=False``, the
+    default)::
+
+        averaged = AveragedModel(model)         # and averaged.update_parameters(model) after steps
+        EdgePopup(averaged.module, popup.sparsity, popup.scope)
+
+    or, where an `EdgePopup` of it is there, its `step`. Layers used alone do so of their own accord.
     """
 
     def __init__(self, model: nn.Module, sparsity: float, scope: str = "global") -> None:
@@ -74,6 +86,9 @@ class EdgePopup:
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.
+
+        Masks move after the optimizer's step, so one that evaluates a closure several times in a step (LBFGS) sees
+        the same masks throughout. A copy of an optimizer (``deepcopy``, pickle) has no hooks: attach to it again.
 
         Raises:
             ValueError: the optimizer trains none of the scores.
