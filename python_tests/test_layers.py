@@ -548,16 +548,32 @@ def test_a_checkpoint_holds_no_weights(form):
 
 
 @pytest.mark.parametrize(
-    "change",
-    ({"seed": 1}, {"layer": 4}, {"freeze": Freeze(0.25, 0.35)}, {"weight": "normal"}),
-    ids=lambda c: next(iter(c)),
+    "change,message",
+    (
+        ({"seed": 1}, r"seed=-1 \(expected 1\)"),
+        ({"layer": 4}, r"layer=3 \(expected 4\)"),
+        ({"freeze": Freeze(0.25, 0.35)}, r"prune_below=90 \(expected 64\), lock_from=192 \(expected 166\)"),
+        ({"weight": "normal"}, r"weight=0 \(expected 2\)"),
+        ({"scale": "dynamic"}, r"scale=None \(expected dynamic\)"),
+        ({"gain": 1.0}, r"gain=1\.414214 \(expected 1\.0\)"),
+    ),
+    ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
 )
-def test_a_checkpoint_of_another_network_is_refused(change):
+def test_a_checkpoint_of_another_network_is_refused(change, message):
     layer = make(**change)
     before = state_of(layer)
-    with pytest.raises(RuntimeError, match="source_id is of another network"):
+    with pytest.raises(RuntimeError, match=f"source_id is of another network: {message}"):
         layer.load_state_dict(make().state_dict())
     assert same(state_of(layer), before)
+
+
+def test_a_checkpoint_from_before_scale_and_gain_were_told():
+    layer, other = trained(make(), "linear"), make()
+    state = layer.state_dict()
+    state["source_id"] = state["source_id"][:-2]
+    other.load_state_dict(state)
+    assert same(state_of(other), state_of(layer))
+    assert torch.equal(other.source_id, layer.source_id)
 
 
 @pytest.mark.parametrize("fused", (False, True))

@@ -1,6 +1,7 @@
 """What all supermask layers share: scores, a mask made of them, and a scale."""
 
 import math
+import struct
 from numbers import Real
 from typing import NamedTuple
 
@@ -33,8 +34,21 @@ def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
         )
 
 
-def _identity(source: Source) -> list[int]:
-    return [CONTRACT_VERSION, *source]
+_IDENTITY = ("contract", *Source._fields, "scale", "gain")
+
+
+def _differences(saved: list[int], here: list[int]) -> str:
+    """Of two identities (`SupermaskLayer._identity`), in words."""
+
+    def said(identity: list[int]) -> dict[str, object]:
+        named = dict(zip(_IDENTITY, identity, strict=False))
+        if "gain" in named:
+            named["scale"] = dict(enumerate(SCALES)).get(named["scale"], named["scale"])
+            named["gain"] = round(*struct.unpack("<d", struct.pack("<q", named["gain"])), 6)
+        return named
+
+    ours = said(here)
+    return ", ".join(f"{name}={x} (expected {ours[name]})" for name, x in said(saved).items() if x != ours[name])
 
 
 class _Made(NamedTuple):
@@ -122,7 +136,7 @@ class SupermaskLayer(nn.Module):
         words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
         self.register_buffer("mask_words", torch.zeros(words, dtype=torch.int32, device=device))
         self.register_buffer("weight_scale", torch.zeros((), dtype=torch.float32, device=device))
-        identity = torch.empty(1 + len(source), dtype=torch.int64, device=device)
+        identity = torch.empty(len(_IDENTITY), dtype=torch.int64, device=device)
         self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
         self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -145,13 +159,18 @@ class SupermaskLayer(nn.Module):
         """Initial scores have Kaiming's standard deviation ``score_gain / sqrt(fan)``: that of the weights."""
         return self.gain
 
+    def _identity(self, source: Source) -> list[int]:
+        """What a state has to have in common with this layer."""
+        (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))
+        return [CONTRACT_VERSION, *source, SCALES.index(self.scale), gain]
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initial scores from the seed (`reset_scores`); bias as PyTorch's.
 
         With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
-        self.source_id.copy_(torch.tensor(_identity(self.source)))
+        self.source_id.copy_(torch.tensor(self._identity(self.source)))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
@@ -276,7 +295,7 @@ class SupermaskLayer(nn.Module):
         else:
             self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
         self.weight_scale.fill_(weight_scale)
-        self.source_id.copy_(torch.tensor(_identity(self.source)))  # which ``to_empty`` has left open
+        self.source_id.copy_(torch.tensor(self._identity(self.source)))  # which ``to_empty`` has left open
         self.auto_mask = False
 
     def compact_mask(self) -> Tensor:
@@ -327,7 +346,7 @@ class SupermaskLayer(nn.Module):
         shape = bits.words_for(self.source.free) if self.compact else (self.source.rows, self.source.words)
         self.mask_words = self.mask_words.new_empty(shape)
         self._take_words(resolved[self._part])
-        self.source_id = torch.tensor(_identity(self.source), device=self.source_id.device)
+        self.source_id = torch.tensor(self._identity(self.source), device=self.source_id.device)
         if self.scores is not None:
             self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
             if fresh:
@@ -437,15 +456,16 @@ class SupermaskLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         if self.scores is None:
             state_dict.pop(f"{prefix}scores", None)
-        identity = state_dict.get(f"{prefix}source_id")
-        if identity is not None and self.group is not None and identity.tolist() == _identity(self.whole):
-            self._take_part_of_state(state_dict, prefix)
-        elif identity is not None and identity.tolist() != _identity(self.source):
-            errors.append(
-                f"{prefix}source_id is of another network: [contract, {', '.join(Source._fields)}] = "
-                f"{identity.tolist()}, expected {_identity(self.source)}"
-            )
-            return
+        if f"{prefix}source_id" in state_dict:
+            here, identity = self._identity(self.source), state_dict[f"{prefix}source_id"].tolist()
+            if len(identity) == 1 + len(self.source):  # as states were before they told scale and gain
+                identity += here[len(identity) :]
+                state_dict[f"{prefix}source_id"] = torch.tensor(identity)
+            if self.group is not None and identity == self._identity(self.whole):
+                self._take_part_of_state(state_dict, prefix)
+            elif identity != here:
+                errors.append(f"{prefix}source_id is of another network: {_differences(identity, here)}")
+                return
         words = state_dict.get(f"{prefix}mask_words")
         if words is not None and words.dim() != self.mask_words.dim():  # saved in the other form
             free, locked = self.source.frozen_words(words.device)
