@@ -33,6 +33,7 @@ class BernoulliMasks:
         draws: how many masks have been drawn.
 
     Raises:
+        TypeError: a model that is no module.
         ValueError: no supermask layer, one without scores, or one that is sharded over processes.
     """
 

@@ -509,6 +509,7 @@ def drop_scores(model: nn.Module) -> nn.Module:
         load_ticket("net.slt", model.to_empty(device="cpu"))
 
     Raises:
+        TypeError: no module.
         ValueError: no supermask layer.
     """
     for layer in supermask_layers(model):
