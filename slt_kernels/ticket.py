@@ -485,7 +485,7 @@ def _generated(source: Source) -> dict[str, Any]:
 
 def _check_initialized(name: str, layer: SupermaskLayer) -> None:
     """Raises ValueError for a layer on the meta device, or as ``to_empty`` leaves it."""
-    if layer.source_id.is_meta or layer.source_id.tolist() != [CONTRACT_VERSION, *layer.source]:
+    if not layer.is_initialized():
         raise ValueError(
             f"{name}: its source_id is not that of its source, so its mask is none either; expected a layer that "
             "reset_parameters, load_ticket or load_state_dict has filled, after to_empty"

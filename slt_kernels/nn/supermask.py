@@ -164,6 +164,10 @@ class SupermaskLayer(nn.Module):
         (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))
         return [CONTRACT_VERSION, *source, SCALES.index(self.scale), gain]
 
+    def is_initialized(self) -> bool:
+        """False on the meta device, and as ``to_empty`` leaves it: the mask is then none."""
+        return not self.source_id.is_meta and self.source_id.tolist() == self._identity(self.source)
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initial scores from the seed (`reset_scores`); bias as PyTorch's.
