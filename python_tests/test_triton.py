@@ -369,6 +369,34 @@ def test_a_row_that_is_not_there_is_nan():
         assert y.isnan().all(1).tolist() == [True, False, True, True]
 
 
+@interpreted
+def test_a_row_that_is_not_there_has_no_gradient():
+    source = source_of(3, 33, "uniform")
+    scores, dy = torch.randn(source.free), torch.randn(7, 33)
+    expected = triton.embedding_grad_scores(dy[:2], torch.tensor([2, 2]), scores, SCALE, source)
+    index = torch.tensor([2, 2, -1, -5, 3, 2**32 + 1, 2**40])
+    assert torch.equal(triton.embedding_grad_scores(dy, index, scores, SCALE, source), expected)
+
+
+@interpreted
+def test_look_ups_without_a_gradient_are_not_looped_over(monkeypatch):
+    """As those of padding_idx, which may be most of a batch: the loop of their row would be as long."""
+    from slt_kernels.backends.triton import embedding
+
+    launched = []
+
+    def launch(kernel, programs, device, dy, index, *others, **meta):
+        launched.append(index)
+
+    monkeypatch.setattr(embedding, "launch", launch)
+    source = source_of(3, 33, "uniform")
+    dy = torch.zeros(5, 33)
+    dy[1] = torch.nan
+    dy[3, 32] = 1
+    triton.embedding_grad_scores(dy, torch.tensor([0, 0, 0, 1, 2]), torch.randn(source.free), SCALE, source)
+    assert launched[0].tolist() == [0, 1, 3, 3, 3]
+
+
 # The layer on top
 
 

@@ -58,6 +58,9 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
     layer = Layer.of(source)
     starts = free_starts(source, dy.device)
     out = torch.zeros(scores.numel(), dtype=torch.float32, device=dy.device)
+    # A row's look-ups are one program's loop. Those of padding_idx, and of another shard's rows, are as many as they
+    # like, and their gradients are zeros: they are sent to a row that is not there.
+    index = index.masked_fill(~dy.any(1), source.rows)
     index, order = index.sort(stable=True)
     ends = torch.searchsorted(index, index, right=True)
     n = 16
@@ -145,6 +148,7 @@ def embedding_grad_scores_kernel(
     at = (tl.program_id(0) // layer.calls).to(tl.int64) * N + tl.arange(0, N)
     row = tl.load(index + at, mask=at < count, other=-1)
     begins = (at < count) & (row != tl.load(index + at - 1, mask=(at > 0) & (at < count), other=-1))
+    begins = begins & (row >= 0) & (row < layer.rows)  # a row that is not there has no scores
     times = tl.where(begins, tl.load(ends + at, mask=begins, other=0) - at, 0)
     k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
     grad = tl.zeros([N, 128], tl.float32)
