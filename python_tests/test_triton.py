@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -395,6 +396,38 @@ def test_look_ups_without_a_gradient_are_not_looped_over(monkeypatch):
     dy[3, 32] = 1
     triton.embedding_grad_scores(dy, torch.tensor([0, 0, 0, 1, 2]), torch.randn(source.free), SCALE, source)
     assert launched[0].tolist() == [0, 1, 3, 3, 3]
+
+
+# On the host
+
+
+@native
+@installed
+def test_modules_do_not_stand_in_for_operations():
+    """Whichever module of the backend is imported first."""
+    code = """if True:
+        from importlib import import_module
+        from pkgutil import iter_modules
+        from slt_kernels.backends import triton
+        for module in iter_modules(triton.__path__): import_module(f"{triton.__name__}.{module.name}")
+        assert all(callable(getattr(triton, name)) for name in triton.operations.__all__)
+        assert not hasattr(triton, "no_operation")
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@native
+def test_a_folder_is_not_triton(monkeypatch):
+    """Nor is a distribution's name asked for: ROCm's wheels have others."""
+    triton.unavailable.cache_clear()
+    monkeypatch.setattr(triton, "find_spec", lambda name: SimpleNamespace(origin=None))
+    assert triton.unavailable() == "triton is not installed"
+    triton.unavailable.cache_clear()
+    monkeypatch.setattr(triton, "find_spec", lambda name: SimpleNamespace(origin="triton/__init__.py"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton, "import_module", lambda name: SimpleNamespace(__version__="3.5.1+rocm"))
+    assert triton.unavailable() == "triton 3.5.1+rocm is installed, and 3.6 is the oldest that will do"
+    triton.unavailable.cache_clear()
 
 
 # The layer on top

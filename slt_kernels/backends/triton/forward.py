@@ -31,7 +31,7 @@ from .contract import (
     words_of,
 )
 from .digits import digits_of, sum_of, to_digits
-from .expand import resolved
+from .expanding import resolved
 from .images import NO_IMAGE, Image, flat, images, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
 from .tiles import Tile, choose, room, split, store_product

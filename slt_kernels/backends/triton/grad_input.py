@@ -36,7 +36,7 @@ from .contract import (
     words_of,
 )
 from .digits import digits_of, sum_of, to_digits
-from .expand import resolved
+from .expanding import resolved
 from .forward import COMPACT_COLUMNS, add_product, uses_digits
 from .images import NO_IMAGE, Image, flat, images
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table

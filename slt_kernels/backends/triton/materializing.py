@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...source import Source
 from .contract import Layer, decoded, integer_weight, resolved_words, sign_words, spread_bits, words_of
-from .expand import resolved
+from .expanding import resolved
 from .launch import blocks, launch, normal_table
 
 

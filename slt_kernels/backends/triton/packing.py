@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...source import Source
 from .contract import popcount
-from .expand import expand
+from .expanding import expand
 from .launch import blocks, free_starts, launch
 
 _WORDS = 128  # of a program
