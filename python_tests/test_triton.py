@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -399,6 +401,55 @@ def test_look_ups_without_a_gradient_are_not_looped_over(monkeypatch):
 
 
 # On the host
+
+
+@interpreted
+def test_what_is_kept_is_in_no_callers_pool(monkeypatch):
+    """A thread of its own makes it, as a pool takes a thread's allocations, and waits for it; a capture is refused."""
+    from slt_kernels.backends.triton import launch
+
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(threading.get_ident()))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    made = launch.kept(threading.get_ident, torch.device("cuda:1"))
+    assert waited == [made] and made != threading.get_ident()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="capture"):
+        launch.kept(threading.get_ident, torch.device("cuda:1"))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "capability,hip,expected",
+    [((8, 9), None, 8), ((9, 0), None, 9), ((10, 3), None, 10), ((12, 0), None, 8), ((9, 4), "6.4", 8)],
+)
+def test_generation(monkeypatch, capability, hip, expected):
+    from slt_kernels.backends.triton import launch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert launch.generation.__wrapped__(torch.device("cuda:1")) == expected
+
+
+@interpreted
+def test_a_tile_that_does_not_compile_is_not_chosen(monkeypatch, tmp_path):
+    from slt_kernels.backends.triton import tiles
+
+    monkeypatch.setattr(tiles, "FILE", str(tmp_path / "tiles.json"))
+    first, second = tiles.Tile(16, 16, 4, 2), tiles.Tile(16, 32, 4, 2)
+
+    def run(tile):
+        if tile in broken:
+            raise RuntimeError("PassManager::run failed")
+
+    broken = {first, second}
+    assert tiles.choose(("x",), 1, SCALE.device, [first, second], run) == first
+    broken = {first}
+    assert tiles.choose(("x",), 1, SCALE.device, [first, second], run) == second
+    with pytest.raises(ValueError, match="split the batch"):
+        tiles.choose(("x",), 2**31 - 2**20, SCALE.device, [first], run)
 
 
 @native

@@ -1,8 +1,10 @@
 """What every operation needs on the host: a launch on the tensors' own device, and what is kept for each source."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import cache, lru_cache
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
 from .contract import Layer, decoded, frozen_words, popcount, words_of
+
+T = TypeVar("T")
 
 _compiled: dict[tuple, object] = {}
 
@@ -50,14 +54,55 @@ def processors(device: torch.device) -> int:
 
 @cache
 def generation(device: torch.device) -> int:
-    """The major number of a device's compute capability; Hopper is 9."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+    """The major number of a device's compute capability, as tiles depend on it; Hopper is 9.
+
+    Hopper's tiles need products that take W from registers or tensor memory, and more than 64 KiB of shared memory.
+    GeForce Blackwell (12) lacks the former; AMD's processors, whose MI300 also calls itself 9, lack both.
+    """
+    if device.type != "cuda":
+        return 9
+    major, _ = torch.cuda.get_device_capability(device)
+    return major if major < 12 and not torch.version.hip else 8
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what runs now on the device's current stream goes into a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def kept(make: Callable[[], T], device: torch.device) -> T:
+    """The tensors that ``make`` makes on a device, complete and in memory of their own: to be kept for all streams.
+
+    What a caller allocates may belong to a graph's pool, which takes it back: so it is while
+    ``torch.compile(mode="reduce-overhead")`` warms up, on a stream that captures nothing. A pool takes the allocations
+    of its own thread alone (`torch.cuda.use_mem_pool`), so another makes them, and waits for them once: no stream can
+    read them too early. They are never freed, as a graph that was captured may read them.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which allows neither.
+    """
+    if device.type != "cuda":
+        return make()
+    if capturing(device):
+        raise RuntimeError(f"first use on {device} inside a CUDA graph's capture: expected the same calls once before")
+
+    def complete() -> T:
+        with torch.cuda.device(device):
+            made = make()
+            torch.cuda.current_stream().synchronize()
+            return made
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(complete).result()
 
 
 @cache
 def normal_table(device: torch.device) -> Tensor:
     """``T`` of ``normal``, int8 [256]."""
-    return torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device)
+    return kept(lambda: torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device), device)
 
 
 class FreeStarts(NamedTuple):
@@ -71,9 +116,13 @@ class FreeStarts(NamedTuple):
     locked: Tensor  # int64 scalar: locked weights of the layer
 
 
-@lru_cache(maxsize=1024)
+@cache
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
-    """Counted once for each source and device, without waiting for the device."""
+    """Counted once for each source and device."""
+    return kept(lambda: _counted(source, device), device)
+
+
+def _counted(source: Source, device: torch.device) -> FreeStarts:
     layer = Layer.of(source)
     free = torch.empty(layer.calls, layer.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)

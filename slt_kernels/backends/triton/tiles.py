@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .digits import SUMMANDS, finish
-from .launch import blocks, processors
+from .launch import blocks, capturing, processors
 
 FILE = os.environ.get("SLT_AUTOTUNE") or None
 
@@ -44,17 +44,20 @@ def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], ru
     A run writes the same result whole, so that timing leaves no trace. Nothing is timed while a CUDA graph is captured:
     what is not known by then takes the first tile.
     """
-    if columns >= 2**31 - 2**10:
-        raise ValueError(f"{columns} rows of x, or output pixels: expected fewer than 2**31 - 1024; split the batch")
+    if columns >= 2**31 - 2**20:  # the last part of a sum over columns may end that far past them
+        raise ValueError(f"{columns} rows of x, or output pixels: expected fewer than 2**31 - 2**20; split the batch")
     if FILE is None:
         return tiles[0]
     known = _known(FILE)
     name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
     entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key))} {triton.next_power_of_2(columns)}"
-    if entry not in known and not _capturing(device):
+    if entry not in known and not capturing(device):
         times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in tiles}
-        known[entry] = min(times, key=times.get)
-        _keep(FILE, entry, known[entry])
+        best = min(times, key=times.get)
+        if times[best] == float("inf"):  # whatever the reason is, the caller's run meets it
+            return tiles[0]
+        known[entry] = best
+        _keep(FILE, entry, best)
     return known.get(entry, tiles[0])
 
 
@@ -79,12 +82,8 @@ def _keep(file: str, entry: str, tile: Tile) -> None:
     os.replace(part, file)
 
 
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Median of a few runs; infinite for a tile that this device cannot run."""
+    """Median of a few runs; infinite for a tile that this device cannot run, or the compiler not compile."""
     try:
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -92,7 +91,7 @@ def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
         started = perf_counter()
         run()
         return 1e3 * (perf_counter() - started)
-    except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
+    except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError, RuntimeError):
         return float("inf")
 
 
@@ -114,28 +113,13 @@ def split(steps: int, summands: int, tiles: int, d: int, waves: int, device: tor
 def room(parts: int, tiles: int, size: int, d: int, out: Tensor) -> tuple[Tensor, Tensor]:
     """Where the parts of ``tiles`` of ``size`` outputs meet in `store_product`: their sums, and counts of those there.
 
-    Of a sum in one part nothing is kept, and ``out`` stands for both.
+    Of a sum in one part nothing is kept, and ``out`` stands for both. The counts are new in each call, which costs it a
+    memset: zeros that were kept would belong to one stream each, and to no graph that was captured.
     """
     if parts == 1:
         return out, out
     sums = torch.empty(tiles * parts * size, dtype=torch.int64 if d else torch.float32, device=out.device)
-    return sums, _counters(tiles, out.device)
-
-
-_kept_counters: dict[tuple, Tensor] = {}
-
-
-def _counters(count: int, device: torch.device) -> Tensor:
-    """Zeros, which the kernels leave as zeros: one tensor for each stream, on which no two kernels run at once.
-
-    A graph may be replayed on any stream: it gets its own, and a node that clears them.
-    """
-    if device.type == "cpu" or _capturing(device):
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).cuda_stream
-    if key not in _kept_counters or len(_kept_counters[key]) < count:
-        _kept_counters[key] = torch.zeros(max(1024, count), dtype=torch.int32, device=device)
-    return _kept_counters[key]
+    return sums, torch.zeros(tiles, dtype=torch.int32, device=out.device)
 
 
 @triton.jit
@@ -170,7 +154,6 @@ def store_product(
         tl.store(parts_sums + part * size + inner, sums, mask=there)
         tl.debug_barrier()  # all threads' stores, before this program counts itself
         if tl.atomic_add(arrived + tile, 1) == parts - 1:
-            tl.store(arrived + tile, 0)
             total = tl.zeros_like(sums)
             for i in range(parts):
                 total += tl.load(parts_sums + i * size + inner, mask=there, other=0)
