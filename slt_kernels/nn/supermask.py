@@ -202,7 +202,8 @@ class SupermaskLayer(nn.Module):
         bound = {"uniform": std * math.sqrt(3), "normal": 1.0, "hidden_networks": 1 / root}[how]
         scores = self.whole.initial_scores(self.free, bound, self.scores.device)
         if how == "normal":
-            scores = torch.erfinv(scores) * (std * math.sqrt(2))
+            inverse = torch.erfinv(scores.cpu()).to(scores.device)  # another device's erfinv has other last bits
+            scores = inverse * (std * math.sqrt(2))
         spread.copy_(self.scores, self._part_of_scores(scores))
 
     # The mask
