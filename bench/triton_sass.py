@@ -56,10 +56,7 @@ _ONES = (
     "dilation_h",
     "dilation_w",
 )  # of an image, as launched for it
-_TUPLES = {
-    "layer": Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2)),
-    "image": Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(_ONES, "constexpr")),
-}
+_LAYER = Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2))
 _POINTERS = {
     "mask": "*i32",
     "row_starts": "*i64",
@@ -84,11 +81,11 @@ _POINTERS = {
     "ends": "*i64",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
-_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", *_TUPLES)
+_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", "layer", "image")
 
 
 class Case(NamedTuple):
-    """A kernel as it is launched for large, aligned layers."""
+    """A kernel as it is launched for large layers, aligned but for what the case says."""
 
     kernel: triton.JITFunction
     constants: dict[str, object]
@@ -96,6 +93,8 @@ class Case(NamedTuple):
     options: dict[str, int]
     weights: int  # of a step of the main loop; 0 where there is none
     before_hopper: Mapping[str, int] = MappingProxyType({})  # constants and options that differ there
+    odd: tuple[str, ...] = ()  # numbers that are no multiples of 16
+    strided: bool = False
 
 
 def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **flags: bool) -> Case:
@@ -116,9 +115,9 @@ def _grad_input(
     return Case(grad_input_kernel, constants, pointers, {"num_warps": warps, "num_stages": 2}, rows * bc)
 
 
-def _grad_scores(dtype: str, bm: int, conv: bool = False) -> Case:
-    flags = {"CONV": conv, "ONE_TAP": True, "SPLIT": False, "PRECISION": "tf32x3"}
-    constants = {"WEIGHT": 0, "BN": 128, "BM": bm, **flags}
+def _grad_scores(dtype: str, bm: int, conv: bool = False, one_tap: bool = True, weight: int = 0, bn: int = 128) -> Case:
+    flags = {"CONV": conv, "ONE_TAP": one_tap, "SPLIT": False, "PRECISION": "tf32x3"}
+    constants = {"WEIGHT": weight, "BN": bn, "BM": bm, **flags}
     pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
     return Case(grad_scores_kernel, constants, pointers, {"num_warps": 8, "num_stages": 3}, 0)
 
@@ -127,29 +126,60 @@ def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4,
     return Case(kernel, constants, pointers, {"num_warps": warps}, 0)
 
 
+_OLD = {"BM": 64, "num_warps": 8}
+_FEW = {"ONE_TAP": False, "FULL": False}  # channels
+_ODD_ROWS = ("rows", "group_rows")
+_ODD_CHANNELS = ("pitch", "channels", "fan", "group_channels")
 CASES = {
-    "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper={"BM": 64, "num_warps": 8}),
+    "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper=_OLD),
+    "forward bf16, in parts": _forward(_BF16, 0, 128, SPLIT=True)._replace(before_hopper=_OLD),
+    "forward bf16, 257 rows": _forward(_BF16, 0, 128)._replace(before_hopper=_OLD, odd=_ODD_ROWS),
+    "forward bf16, 131 x 127": _forward(_BF16, 0, 128, **_FEW)._replace(
+        before_hopper=_OLD, odd=(*_ODD_ROWS, "group_channels")
+    ),
     "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16, SPLIT=True),
     "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
     "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True),
     "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False),
+    "forward bf16, convolution, 3 channels": _forward(_BF16, 0, 32, warps=8, CONV=True, **_FEW)._replace(
+        odd=_ODD_CHANNELS
+    ),
     "forward fp32, 3 digits": _forward(_FP32, 3, 64, warps=8),
     "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16, SPLIT=True),
     "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
     "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
+    "forward fp32, 3 digits, convolution, 3 channels": _forward(
+        _FP32, 3, 32, warps=8, CONV=True, ORDERED=False, **_FEW
+    )._replace(odd=_ODD_CHANNELS),
     "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
     "forward fp32, 3 digits, normal": _forward(_FP32, 3, 64, weight=2, warps=8)._replace(before_hopper={"BM": 32}),
     "forward bf16, 2 digits, normal": _forward(_BF16, 2, 64, weight=2, warps=8),
-    "grad_input bf16": _grad_input(_BF16, 0, columns=128)._replace(before_hopper={"BM": 64, "num_warps": 8}),
+    "grad_input bf16": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD),
+    "grad_input bf16, in parts": _grad_input(_BF16, 0, columns=128, SPLIT=True)._replace(before_hopper=_OLD),
+    "grad_input bf16, 257 rows": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD, odd=_ODD_ROWS),
+    "grad_input bf16, 131 x 127": _grad_input(_BF16, 0, columns=128, FULL=False)._replace(
+        before_hopper=_OLD, odd=("group_rows", "channels", "group_channels")
+    ),
     "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
     "grad_input bf16, convolution": _grad_input(_BF16, 0, CONV=True),
+    "grad_input bf16, convolution, strides, 65 rows a group": _grad_input(_BF16, 0, CONV=True)._replace(
+        odd=_ODD_ROWS, strided=True
+    ),
     "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, bc=64, CONV=True),
     "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, bc=32, CONV=True, SHARED=True),
     "grad_input bf16, convolution, 48 channels, normal": _grad_input(_BF16, 2, 2, bc=32, CONV=True, SHARED=True),
     "grad_input fp32, 3 digits": _grad_input(_FP32, 3, warps=8),
+    "grad_input fp32, 3 digits, in parts": _grad_input(_FP32, 3, warps=8, SPLIT=True),
+    "grad_input fp32, 3 digits, 257 rows": _grad_input(_FP32, 3, warps=8)._replace(odd=_ODD_ROWS),
     "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, weight=2, warps=8)._replace(before_hopper={"BN": 64}),
     "grad_scores bf16": _grad_scores(_BF16, 64),
     "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True),
+    "grad_scores bf16, convolution, 3 channels": _grad_scores(_BF16, 32, conv=True, one_tap=False)._replace(
+        odd=_ODD_CHANNELS
+    ),
+    "grad_scores bf16, convolution, 3 channels to 6, normal": _grad_scores(
+        _BF16, 32, conv=True, one_tap=False, weight=2, bn=16
+    )._replace(odd=(*_ODD_CHANNELS, "all_rows", "group_rows")),
     "grad_scores fp32": _grad_scores(_FP32, 32),
     "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
     "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
@@ -162,28 +192,34 @@ CASES = {
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, N=128),
     "select, count": _small(histogram_kernel, {}, SHIFT=20, BITS=11, BLOCK=4096),
+    "select, count, float64": _small(histogram_kernel, {"scores": "*fp64"}, 8, SHIFT=52, BITS=11, BLOCK=4096),
     "select, descend": _small(descend_kernel, {}, BITS=11),
 }
 
 
-def compile_case(case: Case, architecture: int) -> triton.compiler.CompiledKernel:
+def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.CompiledKernel:
+    """For that compute capability, or any other target."""
+    target = architecture if isinstance(architecture, GPUTarget) else GPUTarget("cuda", architecture, 32)
+    ones = [name for name in _ONES if not (case.strided and name.startswith("stride"))]
     names = case.kernel.arg_names
     constants, options = case.constants, case.options
     types = {}
     for name in names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in _TUPLES:
-            types[name] = _TUPLES[name]
+        elif name == "layer":
+            types[name] = _LAYER
+        elif name == "image":
+            types[name] = Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(ones, "constexpr"))
         else:
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
-    aligned = [name for name in names if name not in constants and name not in _UNALIGNED]
+    aligned = [name for name in names if name not in constants and name not in (*_UNALIGNED, *case.odd)]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     if "image" in names:
-        constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in _ONES}
+        constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in ones}
     source = ASTSource(fn=case.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {**options, "enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=target, options=options)
 
 
 def launched(case: Case, architecture: int) -> Case:

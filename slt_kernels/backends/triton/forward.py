@@ -32,7 +32,7 @@ from .contract import (
 )
 from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
-from .images import NO_IMAGE, Image, flat, images, patches
+from .images import NO_IMAGE, Image, flat, images, padded, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
 from .tiles import Tile, choose, room, split, store_product
 
@@ -85,6 +85,9 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
         plane = operand.stride(0)
     else:
         d, operand, unit, pitch, fan, plane = 0, x, scale, channels, source.fan, 0
+        if not window:
+            operand, fan = padded(x, fan)
+            pitch = fan
 
     if columns > COMPACT_COLUMNS:
         mask = resolved(mask, source)
@@ -135,25 +138,28 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
         )
         return y
 
-    tiles = _tiles(columns, group_rows, d, source.weight, window is not None or compact, ordered or d == 0, x.device)
+    scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
+    tiles = _tiles(columns, group_rows, d, source.weight, window is not None or compact, scattered, x.device)
     key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, x.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(columns: int, rows: int, d: int, weight: int, more: bool, ordered: bool, device: torch.device) -> list[Tile]:
+def _tiles(
+    columns: int, rows: int, d: int, weight: int, more: bool, scattered: bool, device: torch.device
+) -> list[Tile]:
     """First the rule's tile: as many columns as their sums leave registers for.
 
-    ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; so do single
-    bytes of inputs that are not in quad order, and before Hopper the operand that later processors keep in shared
-    memory, most of all where weights are looked up.
+    ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; most of all where
+    inputs are ``scattered``: single values of few channels, or bytes that are not in quad order. So does before Hopper
+    the operand that later processors keep in shared memory, most of all where weights are looked up.
     """
     old = generation(device) < 9
     bn = min(128, max(16, triton.next_power_of_2(rows)))
     looked_up = old and d > 2 and weight == NORMAL.value
-    most = 32 if not ordered or looked_up else 64 if d or more or old else 128
+    most = 32 if scattered or looked_up else 64 if d or more or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    many = bn == 128 and (d * bm > 64 or (old and bm > 16))
+    many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or (scattered and bm > 16)
     first = Tile(bn, bm, 8 if many else 4, 3)
     other = 12 - first.num_warps  # 4 or 8
     tiles = [first, *(first._replace(**change) for change in ({"num_stages": 4}, {"waves": 8}, {"num_warps": other}))]
@@ -223,9 +229,9 @@ def forward_kernel(
     group = pid // parts
 
     in_group = row_block * BN + tl.arange(0, BN)
-    column = column_block * BM + tl.arange(0, BM)
-    n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]; past the end: the last one once more,
-    m = tl.minimum(column, columns - 1)  # [BM]; so that nothing is outside, and what is computed twice is stored once
+    # Past the end: the last one once more, so that nothing is outside, and what is computed twice is stored once.
+    n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
+    m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     first = part * steps
 
     if COMPACT:
@@ -263,25 +269,22 @@ def forward_kernel(
             acc2 = add_product(acc2, w, x + 2 * plane + offset, inside, MASKED)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
-    there = (in_group < group_rows)[:, None] & (column < columns)[None, :]
-    row = group * group_rows + in_group
-    at_out = column.to(tl.int64)[None, :] * rows + row[:, None]
-    added = tl.load(bias + row, mask=in_group < group_rows, other=0).to(tl.float32)[:, None] if BIAS else 0.0
-    vector = (m // (image.out_height * image.out_width))[None, :]
-    tile = (group * column_blocks + column_block) * row_blocks + row_block
     store_product(
         out,
-        at_out,
-        there,
+        group * group_rows + in_group,
+        in_group < group_rows,
+        column_block * BM,
+        columns,
+        rows,
+        image.out_height * image.out_width,
         sums,
-        added,
+        bias,
         parts_sums,
         arrived,
-        tile,
+        (group * column_blocks + column_block) * row_blocks + row_block,
         part,
         parts,
         unit,
-        vector,
         scale,
         D,
         WEIGHT,

@@ -38,7 +38,7 @@ from .contract import (
 from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
 from .forward import COMPACT_COLUMNS, add_product, uses_digits
-from .images import NO_IMAGE, Image, flat, images
+from .images import NO_IMAGE, Image, flat, images, padded
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
 from .tiles import Tile, choose, room, split, store_product
 
@@ -80,13 +80,17 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
 
-    if uses_digits(dy, source):
+    digits = uses_digits(dy, source)
+    stored_rows = group_rows
+    if group_rows > 16 and (window or not digits):  # Linear's digits are padded anyway
+        dy, stored_rows = padded(dy, group_rows)
+    if digits:
         d = digits_of(dy)
         operand, unit = to_digits(dy, False, 1 if window else 32)
-        pitch = source.rows if window else operand.shape[2]
         plane = operand.stride(0)
+        stored_rows = stored_rows if window else operand.shape[2]
     else:
-        d, operand, unit, pitch, plane = 0, dy, scale, source.rows, 0
+        d, operand, unit, plane = 0, dy, scale, 0
 
     channel_blocks = layer.calls if not window else blocks(group_channels, bc)
 
@@ -112,10 +116,11 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             image,
             columns,
             plane,
-            pitch,
+            groups * stored_rows,
             channels,
             group_channels,
             group_rows,
+            stored_rows,
             channel_blocks,
             parts,
             steps,
@@ -175,6 +180,7 @@ def grad_input_kernel(
     channels,
     group_channels,
     group_rows,
+    stored_rows,
     channel_blocks: "i32",
     parts: "i32",
     steps: "i32",
@@ -207,8 +213,8 @@ def grad_input_kernel(
     part = pid % parts
     group = pid // parts
 
-    column = column_block * BM + tl.arange(0, BM)
-    m = tl.minimum(column, columns - 1)  # [BM]; past the end: the last one once more, and not stored
+    # Past the end: the last one once more, and not stored.
+    m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     c = channel_block * BC + tl.arange(0, BC)  # [BC], in the group
     if not CONV:
         c -= 32 * layer.skipped
@@ -220,7 +226,7 @@ def grad_input_kernel(
     oy, left_y = y // image.stride_h, y % image.stride_h
     ox, left_x = x // image.stride_w, x % image.stride_w
     pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
-    start = pixel * pitch + group * group_rows  # [BM]
+    start = pixel * pitch + group * stored_rows  # [BM]
 
     acc0 = tl.zeros([BC, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
@@ -229,7 +235,8 @@ def grad_input_kernel(
         step = part * steps + i
         tap = tl.minimum(step // row_blocks, image.taps - 1)
         in_group = step % row_blocks * BN + tl.arange(0, BN)
-        inside = in_group < tl.where(step // row_blocks < image.taps, group_rows, 0)  # what is not meets a dy of 0
+        # What is not inside meets a dy of 0; so do rows past the group's last, as far as dy is padded with them.
+        inside = in_group < tl.where(step // row_blocks < image.taps, stored_rows, 0)
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
         first_k = tap * group_channels + channel_block * BC
@@ -278,22 +285,22 @@ def grad_input_kernel(
             acc2 = add_product(acc2, w, dy + 2 * plane + offset, there, True)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
-    inside = ((c >= 0) & (c < group_channels))[:, None] & (column < columns)[None, :]
-    at = column.to(tl.int64)[None, :] * channels + (group * group_channels + c)[:, None]
-    tile = (group * column_blocks + column_block) * channel_blocks + channel_block
     store_product(
         out,
-        at,
-        inside,
+        group * group_channels + c,
+        (c >= 0) & (c < group_channels),
+        column_block * BM,
+        columns,
+        channels,
+        image.height * image.width,
         sums,
-        0.0,
+        scale,
         parts_sums,
         arrived,
-        tile,
+        (group * column_blocks + column_block) * channel_blocks + channel_block,
         part,
         parts,
         unit,
-        b[None, :],
         scale,
         D,
         WEIGHT,

@@ -95,14 +95,18 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
         return out
 
     key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
-    return run(choose(key, columns, x.device, _tiles(group_rows, x.dtype), run))
+    return run(
+        choose(
+            key, columns, x.device, _tiles(group_rows, x.dtype, window is not None and group_channels % 16 != 0), run
+        )
+    )
 
 
 @lru_cache(maxsize=4096)
-def _tiles(rows: int, dtype: torch.dtype) -> list[Tile]:
-    """First the rule's."""
+def _tiles(rows: int, dtype: torch.dtype, scattered: bool) -> list[Tile]:
+    """First the rule's. ``scattered``: inputs of few channels are single values, whose addresses need registers."""
     bn = min(128, max(16, triton.next_power_of_2(rows)))
-    first = Tile(bn, 32 if dtype == torch.float32 else 64, 8 if bn == 128 else 4, 3)
+    first = Tile(bn, 32 if dtype == torch.float32 or scattered else 64, 8 if bn == 128 or scattered else 4, 3)
     other = 12 - first.num_warps  # 4 or 8
     tiles = [
         first,

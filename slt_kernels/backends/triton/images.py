@@ -6,6 +6,7 @@ Images are channels-last, [B, H, W, C]. A product's columns m are output pixels,
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,6 +50,17 @@ def images(y: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
     """A matrix [pixels, C] as images [B, C, H, W], in the wanted memory format."""
     y = y.view(len(y) // (height * width), height, width, y.shape[1]).permute(0, 3, 1, 2)
     return y if channels_last else y.contiguous()
+
+
+def padded(x: Tensor, length: int) -> tuple[Tensor, int]:
+    """``x`` [B, n * length] with zeros after each ``length``, up to a multiple of 16 values; and that multiple.
+
+    16 bytes are what a thread copies at once. From any other place on it would load each value from an address of its
+    own, and those do not fit in the registers.
+    """
+    if length % 16:
+        x = F.pad(x.view(len(x), -1, length), (0, -length % 16)).flatten(1)
+    return x, length + -length % 16
 
 
 @triton.jit

@@ -28,12 +28,11 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
     counts = torch.zeros(1 << 11, dtype=torch.int64, device=device)
     state = torch.zeros(2, dtype=torch.int64, device=device)  # the bits found so far; scores known to be below them
     threshold = torch.empty((), dtype=dtype, device=device)
+    warps = 8 if dtype == torch.float64 else 4  # twice the registers a score
     for shift, bits in _PASSES[dtype]:
         for s in scores:
-            programs = blocks(s.numel(), _BLOCK)
-            launch(
-                histogram_kernel, programs, device, s, counts, state, s.numel(), SHIFT=shift, BITS=bits, BLOCK=_BLOCK
-            )
+            meta = {"SHIFT": shift, "BITS": bits, "BLOCK": _BLOCK, "num_warps": warps}
+            launch(histogram_kernel, blocks(s.numel(), _BLOCK), device, s, counts, state, s.numel(), **meta)
         launch(descend_kernel, 1, device, counts, state, threshold, rank, BITS=bits)
     return threshold
 

@@ -122,11 +122,20 @@ def room(parts: int, tiles: int, size: int, d: int, out: Tensor) -> tuple[Tensor
     return sums, torch.zeros(tiles, dtype=torch.int32, device=out.device)
 
 
+HIP: tl.constexpr = tl.constexpr(torch.version.hip is not None)
+COLUMNS: tl.constexpr = tl.constexpr(32)
+"""So many of a tile are stored at once: the addresses of more, two registers a value, would not fit beside the sums."""
+
+
 @triton.jit
 def store_product(
     out,
-    at,
-    there,
+    row,
+    rows_there,
+    first_column,
+    columns,
+    pitch,
+    pixels,
     sums,
     bias,
     parts_sums,
@@ -135,36 +144,89 @@ def store_product(
     part,
     parts,
     unit,
-    vector,
     scale,
     D: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Stores a tile [BN, BM] of a product to ``out + at``. SPLIT: ``sums`` are those of one of its parts.
+    """Stores a tile [BN, BM] of a product: rows ``row`` [BN] of the columns from ``first_column`` on.
 
+    Columns lie ``pitch`` apart, and each ``pixels`` of them are one vector of x. SPLIT: ``sums`` are those of one part.
     Then each program leaves its part in memory and counts itself; the last of a tile adds them, always in the same
     order, and stores the product: no second kernel is launched, and nobody waits.
     """
     if SPLIT:
-        size: tl.constexpr = sums.shape[0] * sums.shape[1]
-        inner = tl.arange(0, sums.shape[0])[:, None] + sums.shape[0] * tl.arange(0, sums.shape[1])[None, :]
-        parts_sums += tl.cast(tile, tl.int64) * parts * size
-        tl.store(parts_sums + part * size + inner, sums, mask=there)
+        bn: tl.constexpr = sums.shape[0]
+        bm: tl.constexpr = sums.shape[1]
+        m: tl.constexpr = COLUMNS if bm > COLUMNS else bm
+        parts_sums += tl.cast(tile, tl.int64) * parts * (bn * bm)
+        _leave(parts_sums + part * (bn * bm), sums, columns - first_column)
+        if HIP:  # A barrier there waits for no store. An atomic does, of every thread: 512 are as many as there can be.
+            tl.atomic_add(arrived + tile + tl.zeros([512], tl.int32), 0, sem="release")
         tl.debug_barrier()  # all threads' stores, before this program counts itself
         if tl.atomic_add(arrived + tile, 1) == parts - 1:
-            total = tl.zeros_like(sums)
-            for i in range(parts):
-                total += tl.load(parts_sums + i * size + inner, mask=there, other=0)
-            _store(out, at, there, total, bias, unit, vector, scale, D, WEIGHT, BIAS)
+            for first in range(0, bm, m):
+                column = first_column + first
+                there = (column + tl.arange(0, m) < columns)[None, :]
+                at = tl.arange(0, bn)[:, None] + bn * (first + tl.arange(0, m))[None, :]
+                total = tl.zeros([bn, m], sums.dtype)
+                for i in range(parts):
+                    total += tl.load(parts_sums + i * (bn * bm) + at, mask=there, other=0)
+                _store(out, row, rows_there, column, columns, pitch, pixels, total, bias, unit, scale, D, WEIGHT, BIAS)
     else:
-        _store(out, at, there, sums, bias, unit, vector, scale, D, WEIGHT, BIAS)
+        _store(out, row, rows_there, first_column, columns, pitch, pixels, sums, bias, unit, scale, D, WEIGHT, BIAS)
 
 
 @triton.jit
-def _store(out, at, there, sums, bias, unit, vector, scale, D: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
-    y = finish(sums, unit, vector, scale, D, WEIGHT)
-    if BIAS:
-        y += bias
-    tl.store(out + at, y, mask=there)
+def _leave(place, sums, columns):
+    """Stores a part's sums [BN, BM] column by column. All rows: there is room for whole tiles."""
+    bn: tl.constexpr = sums.shape[0]
+    bm: tl.constexpr = sums.shape[1]
+    if bm > COLUMNS:
+        left, right = _halves(sums)
+        _leave(place, left, columns)
+        _leave(place + bn * bm // 2, right, columns - bm // 2)
+    else:
+        column = tl.arange(0, bm)[None, :]
+        tl.store(place + tl.arange(0, bn)[:, None] + bn * column, sums, mask=column < columns)
+
+
+@triton.jit
+def _store(
+    out,
+    row,
+    rows_there,
+    first_column,
+    columns,
+    pitch,
+    pixels,
+    sums,
+    bias,
+    unit,
+    scale,
+    D: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """Finishes sums [BN, BM], and stores them as `store_product` says."""
+    bm: tl.constexpr = sums.shape[1]
+    if bm > COLUMNS:
+        left, right = _halves(sums)
+        middle = first_column + bm // 2
+        _store(out, row, rows_there, first_column, columns, pitch, pixels, left, bias, unit, scale, D, WEIGHT, BIAS)
+        _store(out, row, rows_there, middle, columns, pitch, pixels, right, bias, unit, scale, D, WEIGHT, BIAS)
+    else:
+        column = first_column + tl.arange(0, bm)
+        vector = tl.minimum(column, columns - 1) // pixels
+        y = finish(sums, unit, vector[None, :], scale, D, WEIGHT)
+        if BIAS:
+            y += tl.load(bias + row, mask=rows_there, other=0).to(tl.float32)[:, None]
+        at = column.to(tl.int64)[None, :] * pitch + row[:, None]
+        tl.store(out + at, y, mask=rows_there[:, None] & (column < columns)[None, :])
+
+
+@triton.jit
+def _halves(sums):
+    """The left and the right half of the columns; no value leaves its thread."""
+    return sums.reshape([sums.shape[0], 2, sums.shape[1] // 2]).permute(0, 2, 1).split()
