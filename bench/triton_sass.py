@@ -149,7 +149,7 @@ CASES = {
     "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
     "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
     "forward fp32, 3 digits, convolution, 3 channels": _forward(
-        _FP32, 3, 32, warps=8, CONV=True, ORDERED=False, **_FEW
+        _FP32, 3, 16, warps=8, CONV=True, ORDERED=False, **_FEW
     )._replace(odd=_ODD_CHANNELS),
     "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
     "forward fp32, 3 digits, normal": _forward(_FP32, 3, 64, weight=2, warps=8)._replace(before_hopper={"BM": 32}),

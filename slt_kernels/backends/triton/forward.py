@@ -157,9 +157,10 @@ def _tiles(
     old = generation(device) < 9
     bn = min(128, max(16, triton.next_power_of_2(rows)))
     looked_up = old and d > 2 and weight == NORMAL.value
-    most = 32 if scattered or looked_up else 64 if d or more or old else 128
+    few = 16 if d > 2 else 32
+    most = few if scattered else 32 if looked_up else 64 if d or more or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or (scattered and bm > 16)
+    many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or scattered
     first = Tile(bn, bm, 8 if many else 4, 3)
     other = 12 - first.num_warps  # 4 or 8
     tiles = [first, *(first._replace(**change) for change in ({"num_stages": 4}, {"waves": 8}, {"num_warps": other}))]
