@@ -14,7 +14,6 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int64_t FEW_CALLS = 2, MOST_CALLS = 64;
-constexpr int64_t TABLE_CALLS = 16;  // fewer, for more outputs a table
 
 template <int DIGITS>
 void forward(const LinearForward &a) {
@@ -48,25 +47,35 @@ void forward(const LinearForward &a) {
     }
 #endif
 
-    const bool few = DIGITS != WHOLE && a.batch <= FEW_VECTORS;
-    const int64_t calls = least(frame.calls, DIGITS == WHOLE ? TABLE_CALLS : few ? FEW_CALLS : MOST_CALLS);
-    const int64_t bytes = calls * CALL + (DIGITS == WHOLE ? SUM_BYTES : 0);  // of an output
+    constexpr bool tables = DIGITS == WHOLE;
+    const bool few = !tables && a.batch <= FEW_VECTORS;
+    const int64_t calls = least(frame.calls, few ? FEW_CALLS : MOST_CALLS);
     const bool parts = calls < frame.calls;
-    const Cut cut(s.rows, few ? BLOCK * bytes : PANEL_BYTES, bytes, a.batch, a.threads,
-                  DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS, parts ? MOST_SUMMED : a.batch);
+    // The more outputs share a table the better: theirs have all the scratch but the quads of one group.
+    const int64_t quads_bytes = LANES * calls * CALL, kept_sums = parts ? MOST_SUMMED * int64_t(sizeof(int64_t)) : 0;
+    const int64_t bytes = tables ? calls * CALL / 2 + SUM_BYTES + kept_sums : calls * CALL;  // of an output
+    const int64_t panel_bytes = tables ? SCRATCH_BYTES - quads_bytes : few ? BLOCK * bytes : PANEL_BYTES;
+    const Cut cut(s.rows, panel_bytes, bytes, a.batch, a.threads, tables ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS,
+                  parts ? MOST_SUMMED : a.batch);
     parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
-        Scratch<uint32_t> panel(cut.most_lanes * QUADS * calls);
+        Scratch<uint32_t> panel(cut.most_lanes * QUADS * calls / (tables ? 2 : 1));
+        Scratch<uint32_t> quads(tables ? LANES * QUADS * calls : 0);
         Scratch<int64_t> sums(parts ? cut.most_lanes * batch : 0);
         Workspace workspace;
         Output out = all.part(b, row, rows);
         if (parts) out.sums = sums;
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = least(frame.calls - first, calls);
-            for (int64_t lane = 0; lane < rows; lane += LANES)
-                weights.write(row + lane, first, here, panel + lane * here * QUADS);
-            prepare_panel<DIGITS>(panel, rows, here * CALL);
+            for (int64_t lane = 0; lane < rows; lane += LANES) {
+                if constexpr (tables) {
+                    weights.write(row + lane, first, here, quads);
+                    prepare_panel<DIGITS>(quads, LANES * here * QUADS, panel + lane * here * QUADS / 2);
+                } else {
+                    weights.write(row + lane, first, here, panel + lane * here * QUADS);
+                }
+            }
             out.first = first == 0;
             out.last = first + here == frame.calls;
             multiply_blocks<DIGITS>(workspace, {x.digits + b * DIGITS * pitch + first * CALL, DIGITS * pitch, pitch},

@@ -62,7 +62,7 @@ void grad_input(const LinearGradInput &a) {
                     for (int g = 0; g < CALL / LANES; ++g)
                         store(panel + (g * here / 4 + row / 4 + q) * LANES, load<U32>(columns + q * CALL + g * LANES));
             }
-            prepare_panel<DIGITS>(panel, CALL, here);
+            prepare_panel<DIGITS>(panel, CALL * here / 4, panel);
             out.first = first == 0;
             out.last = first + here == depth;
             multiply_blocks<DIGITS>(workspace, {dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch,

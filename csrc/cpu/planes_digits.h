@@ -31,7 +31,8 @@ struct DigitProduct {
         slt::SLT_ISA::make_columns(weights, row, call, out);
     }
 
-    static void prepare(uint32_t *panel, int64_t lanes, int64_t depth) { prepare_panel<DIGITS>(panel, lanes, depth); }
+    // What it reads of a panel's words, in place.
+    static void prepare(uint32_t *panel, int64_t words) { prepare_panel<DIGITS>(panel, words, panel); }
 
     static void multiply(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors,
                          const uint32_t *panel, int64_t depth, const Output &out) {

@@ -32,11 +32,11 @@ void with_digits(int64_t weight, int64_t outputs, int64_t vectors, int bytes, co
     run(std::integral_constant<int, 2>());
 }
 
-// Makes what a product reads of a panel's quads, in place.
+// Makes what a product reads of so many words of quads; it may take their place.
 template <int DIGITS>
-void prepare_panel(uint32_t *panel, int64_t lanes, int64_t depth) {
+void prepare_panel(const uint32_t *quads, int64_t words, uint32_t *panel) {
 #if !SLT_BYTE_DIGITS
-    if constexpr (DIGITS == WHOLE) choose_lines(panel, ceil_div(lanes, LANES) * LANES * depth / 4);
+    if constexpr (DIGITS == WHOLE) choose_lines(quads, words, reinterpret_cast<uint16_t *>(panel));
 #endif
 }
 
@@ -51,7 +51,7 @@ void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, 
         VectorsOf<DigitOf<DIGITS>> these = x;
         these.at += v * x.vector_pitch;
         if constexpr (DIGITS == WHOLE) {
-            multiply_by_tables(workspace, these, count, panel, quads, v, vectors, out);
+            multiply_by_tables(workspace, these, count, reinterpret_cast<const uint16_t *>(panel), quads, v, vectors, out);
         } else {
             for (int lane = 0; lane < out.lanes; lane += BLOCK) {
                 const Output block = out.block(v, vectors, lane);

@@ -3,8 +3,8 @@
 // its four weights choose (the method of four Russians). Where bytes have no dot product nothing is faster: twice as fast
 // as multiply-add, and than a dense product, since 64 multiplications are a line loaded and added.
 //
-// The vectors are the integers themselves (`WHOLE`), and the panel is one of quads with the number of its line in place
-// of each (`choose_lines`). A step is four quads: 4 x 81 lines are written, 20 KB that stay in L1, and all outputs of the
+// The vectors are the integers themselves (`WHOLE`), and the panel has the number of its line in place of each quad, in
+// half of its bytes (`choose_lines`). A step is four quads: 4 x 81 lines are written, 20 KB that stay in L1, and all outputs of the
 // panel go over them; per output and step four numbers and four lines are read, and its sum, a line too, is read and
 // written. Lines cost as much as 40 outputs do, so there must be several times as many.
 //
@@ -27,13 +27,13 @@ inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors) {
     return weight == SIGNED_CONSTANT && outputs >= 32 && vectors > LANES / 2;
 }
 
-// Puts the numbers of lines in place of quads, as offsets in eighths of a line's bytes. Lanes of outputs that do not
-// exist may hold anything, and get a number all the same.
-inline void choose_lines(uint32_t *panel, int64_t quads) {
-    for (int64_t q = 0; q < quads; q += LANES) {
+// The lines of so many quads, as the offsets that lines of 16 bytes have; they may take the place of these. Lanes of outputs that do not exist may hold
+// anything, and get a number all the same.
+inline void choose_lines(const uint32_t *quads, int64_t count, uint16_t *lines) {
+    for (int64_t q = 0; q < count; q += LANES) {
         // The top byte of the product is w0 + 3 w1 + 9 w2 + 27 w3 of the weights + 1.
-        const U32 line = load<U32>(panel + q) * 0x0103091B >> 24, last = splat(LINES - 1);
-        store(panel + q, (line < last ? line : last) * 8);
+        const U32 line = load<U32>(quads + q) * 0x0103091B >> 24, last = splat(LINES - 1);
+        store(lines + q, __builtin_convertvector((line < last ? line : last) * LINE, U16));
     }
 }
 
@@ -61,15 +61,16 @@ class Tables {
     }
 
     // Adds the step's lines of `groups` of outputs, whose numbers are `pitch` apart; the first ones begin the sums.
-    __attribute__((noinline)) void add(const uint32_t *chosen, int64_t pitch, int64_t groups, bool first,
+    __attribute__((noinline)) void add(const uint16_t *chosen, int64_t pitch, int64_t groups, bool first,
                                        uint32_t *sums) const {
         for (; groups > 0; --groups, chosen += pitch)
             for (int l = 0; l < LANES; ++l, sums += LINE) {
                 U32 sum[REGISTERS];
                 SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) sum[r] = first ? U32{} : load<U32>(sums + r * LANES);
                 SLT_UNROLL for (int i = 0; i < STEP_QUADS; ++i) {
+                    // A factor of 1, 2 or 4, which an address has for nothing.
                     const char *line = reinterpret_cast<const char *>(lines[i]) +
-                                       uint64_t(chosen[i * LANES + l]) * (sizeof lines[i][0] / 8);
+                                       uint64_t(chosen[i * LANES + l]) * (sizeof lines[i][0] / 16);
                     SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) sum[r] += load<U32>(line + r * sizeof(U32));
                 }
                 SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) store(sums + r * LANES, sum[r]);
@@ -90,7 +91,7 @@ class Tables {
 
 // The sums of up to sixteen vectors for the first `outputs` of a panel.
 template <int REGISTERS>
-void add_lines(const VectorsOf<int32_t> &x, int vectors, const uint32_t *panel, int64_t quads, int64_t outputs,
+void add_lines(const VectorsOf<int32_t> &x, int vectors, const uint16_t *panel, int64_t quads, int64_t outputs,
                const Workspace::Sums &sums) {
     const int64_t groups = ceil_div(outputs, LANES);
     if (quads == 0) {  // positions that no tap reaches
@@ -129,7 +130,7 @@ inline void finish_lines(const Workspace::Sums &sums, int64_t lane, int vectors,
 }
 
 // Up to sixteen vectors, the first of which is number v of `all`, against all of a panel.
-inline void multiply_by_tables(Workspace &workspace, const VectorsOf<int32_t> &x, int vectors, const uint32_t *panel,
+inline void multiply_by_tables(Workspace &workspace, const VectorsOf<int32_t> &x, int vectors, const uint16_t *panel,
                                int64_t quads, int64_t v, int64_t all, const Output &out) {
     const Workspace::Sums &sums = workspace.sums(ceil_div(out.lanes, BLOCK) * BLOCK);
     vectors <= LANES ? add_lines<1>(x, vectors, panel, quads, out.lanes, sums)
