@@ -1,6 +1,6 @@
 """The whole bench: times, memory, traffic, sizes; one JSON and a report. `slt bench` runs this.
 
-    slt bench quick                         under 2 minutes on two cores
+    slt bench quick                         a few minutes on two cores
     slt bench full                          under 20
     python bench/suite.py full --only GROUP --out FOLDER        some of it, by a regular expression over the groups
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from . import reference
 try:
     from .. import _cpu
 except ImportError as error:
-    _cpu, _why_not = None, f"the extension slt_kernels._cpu is not built ({error})"
+    built = any(Path(__file__).parents[1].glob("_cpu.*"))
+    _cpu = None
+    _why_not = str(error) if built else "the extension slt_kernels._cpu is not built: pip install -e . builds it"
 else:
     _why_not = None
 
