@@ -11,6 +11,8 @@ import torch
 
 from slt_kernels import backends
 
+# What holds our kernels, and PyTorch's, to less than the processor has.
+LIMITS = ("SLT_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 # What a result is of: other results and documents do not make it another.
 CODE = (":/slt_kernels", ":/csrc", ":/bench", ":/setup.py", ":(exclude,top)bench/results")
 
@@ -24,6 +26,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "backends": {name: backends.describe(name) for name in backends.names()},
         "commit": _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
     }

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 MACHINE = "intel-xeon-amx-2threads"
+LOWER = "intel-xeon-avx2-2threads"
 README_CASES = (
     "forward float32 highest, batch 1",
     "forward float32 highest, batch 16",
@@ -61,8 +62,14 @@ def sweep_digits(_: report.Result) -> str:
     return sweep.table(sweep.read(ROOT / "docs/sweep_digits"))
 
 
+def lower(_: report.Result) -> str:
+    """The same processor, with ours and PyTorch's kernels held to AVX2."""
+    return measured(report.targets)(json.loads((RESULTS / f"{LOWER}-quick/result.json").read_text()))
+
+
 TABLES = {
     "allocated": report.allocated,
+    "avx2": lower,
     "batch": report.by_method("batch"),
     "bounds": report.bounds,
     "billion": report.by_case("billion"),

@@ -263,9 +263,10 @@ def failures(result: Result) -> list[str]:
 def on(result: Result) -> str:
     """What a result was measured on, in a sentence."""
     m = result["machine"]
+    limits = "".join(f"{name}={value} " for name, value in m.get("limits", {}).items())
     return (
         f"Measured on {m['cpu']}, {m['threads']} threads, PyTorch {m['torch']}, commit {m['commit']}, "
-        f"{result['date']}. Command: `slt bench {result['profile']}`."
+        f"{result['date']}. Command: `{limits}slt bench {result['profile']}`."
     )
 
 
