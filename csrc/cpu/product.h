@@ -51,7 +51,8 @@ void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, 
         VectorsOf<DigitOf<DIGITS>> these = x;
         these.at += v * x.vector_pitch;
         if constexpr (DIGITS == WHOLE) {
-            multiply_by_tables(workspace, these, count, reinterpret_cast<const uint16_t *>(panel), quads, v, vectors, out);
+            multiply_by_tables(workspace, these, count, reinterpret_cast<const uint16_t *>(panel), quads, v, vectors,
+                               out);
         } else {
             for (int lane = 0; lane < out.lanes; lane += BLOCK) {
                 const Output block = out.block(v, vectors, lane);

@@ -1,12 +1,12 @@
 // Products of signed constants without a multiplication: four weights of -1, 0 or 1 make 81 different sums of four
 // integers. They are added up once for sixteen vectors, a line of the caches each, and an output then adds the line that
-// its four weights choose (the method of four Russians). Where bytes have no dot product nothing is faster: twice as fast
-// as multiply-add, and than a dense product, since 64 multiplications are a line loaded and added.
+// its four weights choose (the method of four Russians). Where bytes have no dot product that is about twice as fast as
+// multiply-add: 64 multiplications are a line loaded and added.
 //
 // The vectors are the integers themselves (`WHOLE`), and the panel has the number of its line in place of each quad, in
-// half of its bytes (`choose_lines`). A step is four quads: 4 x 81 lines are written, 20 KB that stay in L1, and all outputs of the
-// panel go over them; per output and step four numbers and four lines are read, and its sum, a line too, is read and
-// written. Lines cost as much as 40 outputs do, so there must be several times as many.
+// half of its bytes (`choose_lines`). A step is four quads: 4 x 81 lines are written, 20 KB that stay in L1, and all
+// outputs of the panel go over them; per output and step four numbers and four lines are read, and its sum, a line too,
+// is read and written. Making the lines takes as long as some ninety outputs do.
 //
 // Sums are int32 for EXACT_QUADS. Then their low 16 bits and the rest of them are summed on apart.
 #pragma once
@@ -21,19 +21,20 @@ constexpr int LINES = 3 * 3 * 3 * 3;
 constexpr int STEP_QUADS = 4;
 constexpr int EXACT_QUADS = 64;  // 256 integers of three bytes
 constexpr int LOW_BITS = 16;
+constexpr int UNIT = 16;  // bytes: what a line's number is scaled to
 
 // Whether tables are the faster way.
 inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors) {
     return weight == SIGNED_CONSTANT && outputs >= 32 && vectors > LANES / 2;
 }
 
-// The lines of so many quads, as the offsets that lines of 16 bytes have; they may take the place of these. Lanes of outputs that do not exist may hold
-// anything, and get a number all the same.
+// The numbers of the lines of so many quads, times UNIT; they may take the place of these. Lanes of outputs that do not
+// exist may hold anything, and get a number all the same.
 inline void choose_lines(const uint32_t *quads, int64_t count, uint16_t *lines) {
     for (int64_t q = 0; q < count; q += LANES) {
         // The top byte of the product is w0 + 3 w1 + 9 w2 + 27 w3 of the weights + 1.
         const U32 line = load<U32>(quads + q) * 0x0103091B >> 24, last = splat(LINES - 1);
-        store(lines + q, __builtin_convertvector((line < last ? line : last) * LINE, U16));
+        store(lines + q, __builtin_convertvector((line < last ? line : last) * UNIT, U16));
     }
 }
 
@@ -70,7 +71,7 @@ class Tables {
                 SLT_UNROLL for (int i = 0; i < STEP_QUADS; ++i) {
                     // A factor of 1, 2 or 4, which an address has for nothing.
                     const char *line = reinterpret_cast<const char *>(lines[i]) +
-                                       uint64_t(chosen[i * LANES + l]) * (sizeof lines[i][0] / 16);
+                                       uint64_t(chosen[i * LANES + l]) * (sizeof lines[i][0] / UNIT);
                     SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) sum[r] += load<U32>(line + r * sizeof(U32));
                 }
                 SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) store(sums + r * LANES, sum[r]);
