@@ -170,6 +170,15 @@ def test_conv2d_forward(isa, precision, convolution, memory_format):
         assert same_format(y, reference.conv2d_forward(x, mask, scale, b, source, window))
 
 
+@pytest.mark.parametrize("kernel", (150, 230))
+def test_conv2d_of_whole_images(isa, kernel):
+    """Kernels so large that a position alone is most of a thread's scratch, or all of it."""
+    source, window = Source.of(33, 3 * kernel * kernel, seed=1, layer=1), Window(kernel, kernel)
+    x, mask, scale = torch.randn(1, 3, kernel, kernel + 10), random_mask(source), torch.tensor(0.37)
+    y = cpu.conv2d_forward(x, mask, scale, None, source, window)
+    assert torch.equal(y, reference.conv2d_forward(x, mask, scale, None, source, window))
+
+
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
 def test_conv2d_grad_input(isa, precision, convolution, memory_format):
     window, x_shape, y_shape, layer = convolution

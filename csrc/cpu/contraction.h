@@ -4,8 +4,8 @@
 // that a row of its sums lies as the bits of the mask do, and the free weights of a word are its set bits, compressed.
 #pragma once
 
-#include "pattern.h"
 #include "operations.h"
+#include "pattern.h"
 #include "pixels.h"
 #include "position.h"
 

@@ -52,12 +52,14 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
     const bool copied = planes.reading != Reading::IN_PLACE;
 
     // A thread's scratch: positions that are copied, results on their way to planes, sums that are kept, and a panel of
-    // as much of the depth as fits. No tap may reach a position, and the depth be 0.
-    constexpr int64_t copies = 448 << 10, kept_sums = 64 << 10;
+    // as much of the depth as fits. (One position of more than 170,000 numbers does not leave enough for a panel, which
+    // then comes on top.) No tap may reach a position, and the depth be 0.
+    constexpr int64_t copies = 448 << 10, kept_sums = 64 << 10, least_panel = 128 << 10;
     const int64_t vector = Planes::PLANES * (c.depth * int64_t(sizeof(typename Planes::Element)) + 64);
-    const int most = planes.together(c.taps), together = copied && most * vector > copies ? int(copies / vector) : most;
+    const int64_t most = planes.together(c.taps), afford = copied ? copies / vector : most;
+    const int together = int(afford < 1 ? 1 : least(most, afford));
     const int64_t others = (copied ? together * vector : 0) + (c.channels_last ? 0 : Results::BYTES) + kept_sums;
-    const int64_t panel_bytes = least(PANEL_BYTES, SCRATCH_BYTES - others);
+    const int64_t left = SCRATCH_BYTES - others, panel_bytes = least(PANEL_BYTES, left < least_panel ? least_panel : left);
     const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES / Product::STEP * Product::STEP;
     const int64_t part = c.depth == 0 ? 1 : least(c.depth, fit);
     // Positions that meet one part of a panel before the next is made.

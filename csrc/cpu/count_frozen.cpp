@@ -1,8 +1,8 @@
 // Count frozen: where the free weights of each row start in the layer's enumeration, and how many weights are locked.
 // Rows are counted in parallel, in lanes; then one prefix sum over them.
-#include "pattern.h"
 #include "operations.h"
 #include "parallel.h"
+#include "pattern.h"
 
 namespace slt::SLT_ISA {
 

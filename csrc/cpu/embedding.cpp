@@ -1,10 +1,10 @@
 // Embedding: the rows of the masked weight that are looked up, and the gradient of their scores. Rows need not follow
 // each other: each lane of the generator has its own, and no other row of the table is made. A piece of work goes over
 // LANES rows a call at a time, and finishes each word a row at a time: 32 weights in plain order of k.
-#include "pattern.h"
 #include "numbers.h"
 #include "operations.h"
 #include "parallel.h"
+#include "pattern.h"
 
 namespace slt::SLT_ISA {
 namespace {

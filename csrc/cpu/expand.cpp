@@ -2,9 +2,9 @@
 // deposit takes (two loads of 8 bytes, a shift, a pdep) are other units' instructions than the pattern's of the next
 // word, and stand between the rounds of its generator, so that both run at once: a processor looks ahead by less than a
 // word's pattern.
-#include "pattern.h"
 #include "operations.h"
 #include "parallel.h"
+#include "pattern.h"
 
 namespace slt::SLT_ISA {
 namespace {

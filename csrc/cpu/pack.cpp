@@ -1,9 +1,9 @@
 // Pack: scores and a threshold to the words of a mask, and the number of weights that it keeps. One comparison gives
 // the bits of 16 scores; for a compact mask they are its words as they come, for a resolved one a pdep puts them at the
 // free weights of a word. Scores are read once; a dense source's pack is bound by that.
-#include "pattern.h"
 #include "operations.h"
 #include "parallel.h"
+#include "pattern.h"
 
 namespace slt::SLT_ISA {
 namespace {
