@@ -59,9 +59,10 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
     const int64_t most = planes.together(c.taps), afford = copied ? copies / vector : most;
     const int together = int(afford < 1 ? 1 : least(most, afford));
     const int64_t others = (copied ? together * vector : 0) + (c.channels_last ? 0 : Results::BYTES) + kept_sums;
-    const int64_t left = SCRATCH_BYTES - others, panel_bytes = least(PANEL_BYTES, left < least_panel ? least_panel : left);
-    const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES / Product::STEP * Product::STEP;
-    const int64_t part = c.depth == 0 ? 1 : least(c.depth, fit);
+    const int64_t left = SCRATCH_BYTES - others;
+    const int64_t panel_bytes = left < least_panel ? least_panel : least(PANEL_BYTES, left);
+    const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES;
+    const int64_t part = c.depth == 0 ? 1 : least(c.depth, fit / Product::STEP * Product::STEP);
     // Positions that meet one part of a panel before the next is made.
     const int64_t run = c.depth > part ? 4 * together : together;
 

@@ -1,7 +1,7 @@
-// Where the exact sums of a product go: joined from their digits' sums, corrected, rounded, with the bias, lane by lane.
+// Where the exact sums of a product go: joined from those of their digits, corrected, rounded, with the bias.
 //
-// A panel of weights is worked on a BLOCK of outputs at a time, a lane each, in groups of LANES. float64 holds the digits'
-// sums of a part exactly, and after the correction every sum of a fan below 2^23.
+// A panel of weights is worked on a BLOCK of outputs at a time, a lane each, in groups of LANES. float64 holds the sums
+// of the digits of a part exactly, and after the correction every sum of a fan below 2^23.
 #pragma once
 
 #include "digits.h"

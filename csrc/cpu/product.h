@@ -2,8 +2,8 @@
 // ways lead there: the matrix unit (product_amx.h), dot products (product_registers.h), and tables (product_tables.h).
 //
 // A panel is up to BLOCK outputs, a lane each, in groups of LANES: quads [group][quad][LANES] of unsigned bytes (signed
-// ones with AMX). With AMX, 16 quads of a group are one operand as they lie in the panel, and a tile of sums is 16 vectors
-// (or all digits of up to 5) by 16 lanes.
+// ones with AMX). With AMX, 16 quads of a group are one operand as they lie in the panel, and a tile of sums is 16
+// vectors (or all digits of up to 5) by 16 lanes.
 //
 // int32 sums are exact for LONGEST quads; what takes more adds up parts.
 #pragma once
@@ -40,8 +40,8 @@ void prepare_panel(const uint32_t *quads, int64_t words, uint32_t *panel) {
 #endif
 }
 
-// Vectors (at most MOST_VECTORS where some are chosen) against several panels, [block][group][quad][LANES]; `out` is the
-// first block's, its lanes those of all. Sixteen vectors meet every panel before the next do, so that large inputs are
+// Vectors (at most MOST_VECTORS where some are chosen) against several panels, [block][group][quad][LANES]; `out` is
+// the first block's, its lanes those of all. Sixteen vectors meet every panel before the next do, so that large inputs are
 // read from far memory once a piece.
 template <int DIGITS>
 void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors, const uint32_t *panel,

@@ -1,6 +1,6 @@
 // Products of signed constants without a multiplication: four weights of -1, 0 or 1 make 81 different sums of four
-// integers. They are added up once for sixteen vectors, a line of the caches each, and an output then adds the line that
-// its four weights choose (the method of four Russians). Where bytes have no dot product that is about twice as fast as
+// integers. They are added up once for sixteen vectors, a line of the caches each, and an output then adds the line
+// that its four weights choose (the method of four Russians). Where bytes have no dot product that is about twice as fast as
 // multiply-add: 64 multiplications are a line loaded and added.
 //
 // The vectors are the integers themselves (`WHOLE`), and the panel has the number of its line in place of each quad, in
