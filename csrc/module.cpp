@@ -33,9 +33,10 @@ Input input_of(const Tensor &v) { return {at<const char>(v.first), Type(v.second
 Result result_of(const Tensor &v) { return {at<char>(v.first), Type(v.second)}; }
 
 using Sizes = std::array<int64_t, 5>;  // of images: samples, channels, height, width, whether channels are last
-Images images_of(const Tensor &data, const Sizes &v) {
+template <class Byte>
+ImagesOf<Byte> images_of(const Numbers<Byte> &data, const Sizes &v) {
     const bool one_pixel = v[2] * v[3] == 1;  // then both formats are the same, and the channels do follow each other
-    return {input_of(data), v[0], v[1], v[2], v[3], v[4] != 0 || one_pixel};
+    return {data, v[0], v[1], v[2], v[3], v[4] != 0 || one_pixel};
 }
 
 // Runs an operation of the chosen instruction set without the interpreter's lock.
@@ -85,25 +86,24 @@ PYBIND11_MODULE(_cpu, m) {
                                              scale, result_of(dx), bytes, threads});
     });
     m.def("conv2d_forward", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &x,
-                               std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
-                               Pointer bias, const Tensor &y, int bytes, int threads) {
+                               const Sizes &x_sizes, float scale, Pointer bias, const Tensor &y, const Sizes &y_sizes,
+                               int bytes, int threads) {
         run(&Operations::conv2d_forward,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), input_of(x), size[0], size[1],
-             size[2], size[3], size[4], channels_last, out_channels_last, scale, at<const float>(bias), result_of(y),
-             bytes, threads});
+            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(x), x_sizes), scale,
+             at<const float>(bias), images_of(result_of(y), y_sizes), bytes, threads});
     });
     m.def("conv2d_grad_input", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &dy,
-                                  std::array<int64_t, 5> size, bool channels_last, bool out_channels_last, float scale,
-                                  const Tensor &dx, int bytes, int threads) {
+                                  const Sizes &dy_sizes, float scale, const Tensor &dx, const Sizes &dx_sizes,
+                                  int bytes, int threads) {
         run(&Operations::conv2d_grad_input,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), input_of(dy), size[0], size[1],
-             size[2], size[3], size[4], channels_last, out_channels_last, scale, result_of(dx), bytes, threads});
+            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(dy), dy_sizes), scale,
+             images_of(result_of(dx), dx_sizes), bytes, threads});
     });
     m.def("grad_scores", [](const SourceArray &source, const WindowArray &window, const Tensor &dy, const Sizes &dy_sizes,
                             const Tensor &x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
                             int bytes, int threads) {
         run(&Operations::grad_scores,
-            {source_of(source), window_of(window), images_of(dy, dy_sizes), images_of(x, x_sizes),
+            {source_of(source), window_of(window), images_of(input_of(dy), dy_sizes), images_of(input_of(x), x_sizes),
              at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
     m.def("embedding_forward", [](const SourceArray &source, Pointer mask, Pointer offsets, Pointer index,

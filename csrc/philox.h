@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define SLT_HD static __host__ __device__ __forceinline__
+#define SLT_HD static constexpr __host__ __device__ __forceinline__
 #else
-#define SLT_HD static inline
+#define SLT_HD static constexpr inline
 #endif
 
 namespace slt {

@@ -10,10 +10,10 @@ enum Weight : int64_t { SIGNED_CONSTANT, UNIFORM, NORMAL };
 
 // The ten integers of slt_kernels.source.Source, in its order.
 struct Source {
-    int64_t rows, fan;
+    int64_t rows, fan;  // fan < 2^23
     int64_t seed, layer;
     int64_t weight;
-    int64_t prune_below, lock_from;
+    int64_t prune_below, lock_from;  // of bytes, 0 to 256; prune_below <= lock_from
     int64_t first_row, first_word;  // where a shard starts in the whole layer
     int64_t row_calls;              // Philox calls a row of the whole layer
 };
@@ -29,6 +29,7 @@ constexpr int64_t CALL = 128;         // weights a call of signs
 
 SLT_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 SLT_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+SLT_HD int64_t greatest(int64_t a, int64_t b) { return a < b ? b : a; }
 SLT_HD int64_t words_of(const Source &s) { return ceil_div(s.fan, WORD); }
 
 // Inside a word: bit b of the low half is the even k = 2b, bit 16 + b of the high half the odd k = 2b + 1.

@@ -153,6 +153,24 @@ def test_float64():
     assert torch.equal(cpu.linear_grad_scores(*args), reference.linear_grad_scores(*args))
 
 
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16))
+def test_the_default_dtype_is_not_theirs(dtype):
+    """Gradients are float32, whatever new tensors are."""
+    dy, x, *rest = conv2d_inputs(WINDOWS["3x3"])
+    index = torch.tensor([3, 1, 3])
+    source = Source.of(9, 45, seed=1)
+    embedding = torch.randn(3, 45), index, make_scores(source), torch.tensor(0.3), source
+    torch.set_default_dtype(dtype)
+    try:
+        got = cpu.conv2d_grad_scores(dy, x, *rest), cpu.embedding_grad_scores(*embedding)
+        empty = cpu.conv2d_grad_scores(dy[:0], x[:0], *rest)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [t.dtype for t in (*got, empty)] == 3 * [torch.float32]
+    check(got[0], in_float64(reference.conv2d_grad_scores, dy, x, *rest), BOUND["highest"])
+    assert torch.equal(got[1], reference.embedding_grad_scores(*embedding))
+
+
 def test_linear_layouts(isa):
     dy, x, *rest = linear_inputs(65, 129, 64, "signed_constant", FREEZES["frozen"])
     expected = cpu.linear_grad_scores(dy, x, *rest)

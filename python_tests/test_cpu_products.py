@@ -209,6 +209,36 @@ except MemoryError:
     assert run.stdout == "MemoryError\n", run.stderr
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the address sanitizer needs all addresses")
+def test_no_memory_in_a_thread():
+    """However little there is, an error or the result: what each thread allocates may be what is missing."""
+    script = """
+import resource, torch
+from slt_kernels.backends import cpu
+from slt_kernels.source import Source
+torch.set_num_threads(2)
+source = Source.of(4096, 4096, seed=1, layer=1)
+x, mask = torch.randn(32, 4096), torch.zeros(4096, 128, dtype=torch.int32)
+expected = cpu.linear_grad_input(x, mask, torch.tensor(1.0), source)
+outcomes = set()
+for extra in range(0, 16 << 20, 256 << 10):
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + extra, resource.RLIM_INFINITY))
+    try:
+        outcomes.add(torch.equal(cpu.linear_grad_input(x, mask, torch.tensor(1.0), source), expected))
+    except (MemoryError, RuntimeError):  # of the kernel, or of the result's tensor
+        outcomes.add("none left")
+print(sorted(map(str, outcomes)))
+"""
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TOP_PAD_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert run.stdout == "['True', 'none left']\n", run.stderr
+
+
 def test_more_samples_than_at_once():
     """Digits of 4.3 MB a sample: one thread makes four of them at a time."""
     threads, window, scale = torch.get_num_threads(), Window(1, 1), torch.tensor(0.37)
@@ -241,6 +271,16 @@ def test_sums_in_parts(isa, precision, batch):
         assert torch.equal(
             cpu.linear_grad_input(dy, mask, scale, source), reference.linear_grad_input(dy, mask, scale, source)
         )
+
+
+def test_the_sum_of_very_many_integers():
+    """Of one sign and nearly the largest: more than an int32 of each lane holds."""
+    source, x = Source.of(1, 2**23 - 1), torch.full((1, 2**23 - 1, 1, 1), 1.99999)
+    mask = random_mask(source)
+    expected = reference.conv2d_forward(x, mask, torch.tensor(1.0), None, source, Window(1, 1))
+    for name in ("scalar", cpu.instruction_set()):
+        with cpu.use_instruction_set(name):
+            assert torch.equal(cpu.conv2d_forward(x, mask, torch.tensor(1.0), None, source, Window(1, 1)), expected)
 
 
 def test_shard(isa):

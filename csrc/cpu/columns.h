@@ -54,8 +54,8 @@ inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out)
 // One call of COLUMN_ROWS rows: [ROW_QUADS][CALL] lanes of four rows, in the order of k.
 inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
     alignas(64) uint32_t quads[2 * QUADS * LANES];
-    weights.write_rows(row, call, quads);
     const bool shuffled = weights.signs();
+    shuffled ? weights.write_pair<true>(row, call, quads) : weights.write_pair<false>(row, call, quads);
     transpose_quads(quads, shuffled, out);
     transpose_quads(quads + QUADS * LANES, shuffled, out + LANES / 4 * CALL);
 }

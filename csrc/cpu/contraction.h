@@ -17,7 +17,7 @@ struct Columns {
     int64_t h[CALL], w[CALL], channel[CALL];
     bool valid[CALL];             // the others are padding, or another shard's
     bool together[WORDS_A_CALL];  // the word's columns are 32 neighbouring channels of one tap
-    int64_t first;                // k of the call's first, which is another shard's below 0
+    int64_t first;                // k of the call's first column; negative where that belongs to another shard
 
     Columns() = default;
     Columns(const GradScores &a, int64_t call, int64_t group) {
@@ -25,21 +25,21 @@ struct Columns {
         const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w);
         first = (call * WORDS_A_CALL - frame.skipped) * WORD;
         for (int i = 0; i < WORDS_A_CALL; ++i) {
-            const int64_t word = first + i * WORD;
+            const int64_t k0 = first + i * WORD;
             for (int bit = 0; bit < WORD; ++bit) {
-                const int64_t k = word + k_of_bit(bit), tap = k / channels;
+                const int64_t k = k0 + k_of_bit(bit), tap = k / channels;
                 const int column = i * WORD + bit;
                 valid[column] = k >= 0 && k < a.source.fan;
                 h[column] = valid[column] ? tap / a.window.kernel_w * a.window.dilation_h : 0;
                 w[column] = valid[column] ? tap % a.window.kernel_w * a.window.dilation_w : 0;
                 channel[column] = valid[column] ? group * channels + k % channels : 0;
             }
-            together[i] = word >= 0 && word + WORD <= a.source.fan && word % channels + WORD <= channels;
+            together[i] = k0 >= 0 && k0 + WORD <= a.source.fan && k0 % channels + WORD <= channels;
         }
     }
 
-    bool any(int64_t first, int64_t count) const {
-        for (int64_t c = first; c < first + count; ++c)
+    bool any(int64_t column, int64_t count) const {
+        for (int64_t c = column; c < column + count; ++c)
             if (valid[c]) return true;
         return false;
     }

@@ -109,7 +109,7 @@ class Digits {
             for (int64_t r = 0; r < rows; r += 16) {
                 store_orders(orders);
                 if (r + 16 < rows) multiply_tile(dy_tiles + (r / 16 + 1) * dy_pitch, x_tiles, steps);
-                combine(orders, dy.half + first_row + r, half, rows - r < 16 ? rows - r : 16, add, sums + r * CALL + c);
+                combine(orders, dy.half + first_row + r, half, least(rows - r, 16), add, sums + r * CALL + c);
                 between();
             }
         }
@@ -121,11 +121,9 @@ class Digits {
     static SLT_INLINE void to_digits(const F32 elements[SAMPLES], const Scales &scales, int64_t channel,
                                      __m512i out[DIGITS]) {
         const __m512 up = _mm512_loadu_ps(scales.up + channel), up_again = _mm512_loadu_ps(scales.up_again + channel);
-        // Adding 128 to every digit makes them unsigned bytes, and inverting the top bit subtracts it again.
-        const __m512i each = _mm512_set1_epi32(DIGITS == 3 ? 0x808080 : 0x8080);
         SLT_UNROLL for (int s = 0; s < SAMPLES; ++s) {
             const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps((__m512)elements[s], up), up_again);
-            const __m512i v = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(scaled), each), each);
+            const __m512i v = (__m512i)balanced_bytes<DIGITS>((U32)_mm512_cvtps_epi32(scaled));
             SLT_UNROLL for (int d = 0; d < DIGITS; ++d) {
                 const __m512i byte = _mm512_set4_epi32(0x0C0C0C0C + d * 0x01010101, 0x08080808 + d * 0x01010101,
                                                        0x04040404 + d * 0x01010101, d * 0x01010101);

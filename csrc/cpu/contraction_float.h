@@ -53,7 +53,7 @@ class FloatContraction {
                     Between between) const {
         for (int c = 0; c < calls; ++c) memset(sums + c * ROWS * CALL, 0, rows * CALL * sizeof(float));
         for (int64_t first = 0; first < depth; first += DEPTH) {
-            const int64_t count = depth - first < DEPTH ? depth - first : DEPTH;
+            const int64_t count = least(depth - first, DEPTH);
             if (first != panels.first) {
                 locate(first, count, panels);
                 pack_dy(row, rows, count, panels);
@@ -83,7 +83,7 @@ class FloatContraction {
     // Strips of MR rows: [rows / MR][DEPTH][MR], zeros where there is no row.
     static void pack_dy(int64_t row, int64_t rows, int64_t count, Panels &panels) {
         for (int64_t r = 0; r < rows; r += MR) {
-            const int64_t n = rows - r < MR ? rows - r : MR;
+            const int64_t n = least(rows - r, MR);
             float *out = panels.dy + r * DEPTH;
             for (int64_t d = 0; d < count; ++d, out += MR) {
                 const float *from = panels.dy_at[d] + row + r;

@@ -28,7 +28,8 @@ class TileContraction {
     static constexpr int64_t ROWS = 128, DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
     static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // a line more, for other sets of the cache
 
-    // Where it is the faster one: fewer pixels or rows leave most of a tile empty. Columns have 32-bit offsets.
+    // Whether tiles are faster than FloatContraction: few pixels or rows leave most of a tile empty. Columns have 32-bit
+    // offsets.
     static bool suits(const GradScores &a) {
         const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;
         return Number::suits(a) && a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
@@ -43,7 +44,7 @@ class TileContraction {
           steps(ceil_div(pixels, STEP)),
           group_rows(a.source.rows / a.window.groups),
           group_tiles(ceil_div(group_rows, 16)),
-          line(a.x.channels < 16 ? a.x.channels : 16),
+          line(least(a.x.channels, 16)),
           row((a.x.width + 2 * a.window.padding_w) * line),
           block((a.x.height + 2 * a.window.padding_h) * row),
           plane(ceil_div(a.x.channels, 16) * block),
@@ -67,7 +68,7 @@ class TileContraction {
         Tiles tiles;
         tiles.configure(16);
         for (int64_t first = 0; first < steps; first += DEPTH) {
-            const int64_t count = steps - first < DEPTH ? steps - first : DEPTH;
+            const int64_t count = least(steps - first, DEPTH);
             for (int i = 0; i < calls; ++i) {
                 copy_panel(first * STEP, count * STEP, columns[i], panels.x);
                 for (int64_t c = 0; c < CALL; c += WORD) {
@@ -101,7 +102,7 @@ class TileContraction {
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
         parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
             const int64_t bundle = piece / pieces, from = piece % pieces * at_once;
-            const int64_t end = from + at_once < a.x.pixels() ? from + at_once : a.x.pixels();
+            const int64_t end = least(from + at_once, a.x.pixels());
             uint32_t *out = x + bundle * PLANES * plane + a.window.padding_h * row + a.window.padding_w * line;
             const __mmask16 inside = __mmask16((1u << line) - 1);
             const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
@@ -122,7 +123,7 @@ class TileContraction {
                 for (int64_t c = 0; c < a.x.channels; c += 16) {
                     Position p(from, a.x.height, a.x.width);
                     for (int64_t first = from; first < end; first += STEP) {
-                        const int64_t n = end - first < STEP ? end - first : STEP;
+                        const int64_t n = least(end - first, STEP);
                         F32 squares[SAMPLES][STEP];
                         read_squares(a.x, bundle, first, n, c, a.x.channels, squares);
                         for (int64_t i = 0; i < n; ++i, p.next()) {
@@ -140,7 +141,7 @@ class TileContraction {
     void write_dy() {
         const int64_t at_once = pixels_at_once(a.dy) / STEP;  // steps
         parallel_for(a.threads, ceil_div(steps, at_once), [&](int64_t piece) {
-            const int64_t end = (piece + 1) * at_once < steps ? (piece + 1) * at_once : steps;
+            const int64_t end = least((piece + 1) * at_once, steps);
             for (int64_t first = 0; first < a.source.rows; first += group_rows)
                 for (int64_t r = first; r < first + group_rows; r += 16)
                     for (int64_t step = piece * at_once; step < end; ++step)
@@ -152,7 +153,7 @@ class TileContraction {
         F32 elements[STEP][SAMPLES] = {};
         for (int64_t i = 0, n; i < STEP && step * STEP + i < pixels; i += n) {  // runs of pixels of one bundle
             const int64_t bundle = (step * STEP + i) / a.dy.pixels(), first = (step * STEP + i) % a.dy.pixels();
-            n = a.dy.pixels() - first < STEP - i ? a.dy.pixels() - first : STEP - i;
+            n = least(a.dy.pixels() - first, STEP - i);
             if (a.dy.channels_last) {
                 for (int64_t j = 0; j < n; ++j) read_elements(a.dy, bundle, first + j, r, end, elements[i + j]);
                 continue;
@@ -198,7 +199,7 @@ class TileContraction {
     // The panel of `count` pixels from `first` on, whole steps; zeros past the last one. Columns of a word are in bit
     // order: the even k, and the odd ones.
     void copy_panel(int64_t first, int64_t count, const Columns &columns, uint32_t *panel) const {
-        const int64_t exist = pixels - first < count ? pixels - first : count;
+        const int64_t exist = least(pixels - first, count);
         int64_t at[DEPTH * STEP];
         Position p(first, a.dy.height, a.dy.width);
         for (int64_t i = 0; i < exist; ++i, p.next())
@@ -238,8 +239,8 @@ class TileContraction {
         const int64_t run = a.window.kernel_w * line;
         int32_t from[CALL], to[CALL];  // 16 dwords at a time; what is copied past the end of a run, the next one overwrites
         int chunks = 0;
-        const int64_t end = columns.first + CALL < a.source.fan ? columns.first + CALL : a.source.fan;
-        for (int64_t k = columns.first > 0 ? columns.first : 0, left; k < end; k += left < 16 ? left : 16) {
+        const int64_t end = least(columns.first + CALL, a.source.fan);
+        for (int64_t k = greatest(columns.first, 0), left; k < end; k += least(left, 16)) {
             left = run - k % run;
             from[chunks] = int32_t(k / run * a.window.dilation_h * row + k % run);
             to[chunks++] = int32_t(k - columns.first);

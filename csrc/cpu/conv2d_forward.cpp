@@ -16,9 +16,8 @@ void forward_some(const Conv2dForward &a) {
     const Source &s = a.source;
     const Window &w = a.window;
     const Frame frame(s);
-    const Grid grid = {a.out_height, a.out_width, w.stride_h, w.stride_w};
-    const int64_t positions = grid.height * grid.width;
-    if (a.batch * positions == 0) return;
+    const Images &x = a.x;
+    const Grid grid = {a.y.height, a.y.width, w.stride_h, w.stride_w};
     const int64_t taps_count = w.kernel_h * w.kernel_w, channels = s.fan / taps_count, rows = s.rows / w.groups;
 
     Scratch<int64_t> down(taps_count), right(taps_count);
@@ -26,7 +25,6 @@ void forward_some(const Conv2dForward &a) {
         down[t] = t / w.kernel_w * w.dilation_h - w.padding_h;
         right[t] = t % w.kernel_w * w.dilation_w - w.padding_w;
     }
-    const Images x = {a.x, a.batch, channels * w.groups, a.height, a.width, a.channels_last};
     Taps taps = {taps_count, down, right, channels, 0, channels};
     Border border;
     border.include(x, taps, grid);
@@ -46,11 +44,19 @@ void forward_some(const Conv2dForward &a) {
 
     const Weights weights(s, a.mask);
     const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
-    const Convolution convolution = {
-        grid, taps, w.groups, rows, frame.skipped * WORD, depth,
-        a.y, a.out_channels_last, positions, 0, grid.width, 1,
-        Product::scale_of(weights, a.scale), a.bias, zero_of(s.weight), small_sums(s.fan, s.weight, a.bytes), a.threads,
-    };
+    Convolution convolution;
+    convolution.grid = grid;
+    convolution.taps = taps;
+    convolution.groups = w.groups;
+    convolution.lanes = rows;
+    convolution.skipped = frame.skipped * WORD;
+    convolution.depth = depth;
+    convolution.y = a.y;
+    convolution.scale = Product::scale_of(weights, a.scale);
+    convolution.bias = a.bias;
+    convolution.zero = zero_of(s.weight);
+    convolution.small = small_sums(s.fan, s.weight, a.bytes);
+    convolution.threads = a.threads;
     convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
                                       uint32_t *panel) {
         for (int64_t l = 0; l < lanes; l += LANES, panel += depth * Product::BYTES / 4 * LANES)
@@ -60,13 +66,10 @@ void forward_some(const Conv2dForward &a) {
 
 template <class Planes>
 void forward(const Conv2dForward &a) {
-    const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
-    const Images x = {a.x, a.batch, channels, a.height, a.width, a.channels_last};
-    for (int64_t first = 0, step = samples_at_once<Planes>(x, a.threads); first < a.batch; first += step) {
+    for (int64_t first = 0, step = samples_at_once<Planes>(a.x, a.threads); first < a.x.samples; first += step) {
         Conv2dForward some = a;
-        some.x = a.x + first * channels * x.pixels();
-        some.y = a.y + first * a.source.rows * a.out_height * a.out_width;
-        some.batch = a.batch - first < step ? a.batch - first : step;
+        some.x = a.x.part(first, step);
+        some.y = a.y.part(first, step);
         forward_some<Planes>(some);
     }
 }
@@ -74,15 +77,15 @@ void forward(const Conv2dForward &a) {
 }  // namespace
 
 void conv2d_forward(const Conv2dForward &a) {
-    want_large_pages(a.y.data, a.batch * a.source.rows * a.out_height * a.out_width * a.y.size());
+    if (a.y.bytes() == 0) return;
+    want_large_pages(a.y.data.data, a.y.bytes());
 #if defined(SLT_AMX)
     const Frame frame(a.source);
-    if (a.x.type == Type::BFLOAT16 && a.y.type == a.x.type &&
+    if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
         (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
         return forward<Bfloat16Planes>(a);
 #endif
-    const int64_t positions = a.batch * a.out_height * a.out_width;
-    with_digits(a.source.weight, a.source.rows / a.window.groups, positions, a.bytes,
+    with_digits(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.bytes,
                 [&](auto digits) { forward<DigitPlanes<digits>>(a); });
 }
 

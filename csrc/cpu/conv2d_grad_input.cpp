@@ -20,14 +20,14 @@ struct Sizes {
     int64_t tap_length;            // rows of a group in whole quads
 };
 
-// The taps that reach the pixels of one remainder, and those pixels.
-struct Class {
+// The pixels of one remainder, and the taps that reach them.
+struct Remainder {
     Scratch<int64_t> tap, down, right;  // tap number; where it reads dy
     int64_t count = 0;
     int64_t first_h, first_w;  // pixel of position (0, 0)
     Grid grid;
 
-    Class(const Conv2dGradInput &a, int64_t remainder_h, int64_t remainder_w)
+    Remainder(const Conv2dGradInput &a, int64_t remainder_h, int64_t remainder_w)
         : tap(a.window.kernel_h * a.window.kernel_w), down(a.window.kernel_h * a.window.kernel_w),
           right(a.window.kernel_h * a.window.kernel_w) {
         const Window &w = a.window;
@@ -43,26 +43,24 @@ struct Class {
                 down[count] = from_h - h / w.stride_h;
                 right[count++] = from_w - v / w.stride_w;
             }
-        grid = {first_h < a.height ? ceil_div(a.height - first_h, w.stride_h) : 0,
-                first_w < a.width ? ceil_div(a.width - first_w, w.stride_w) : 0, 1, 1};
+        grid = {ceil_div(greatest(a.dx.height - first_h, 0), w.stride_h),
+                ceil_div(greatest(a.dx.width - first_w, 0), w.stride_w), 1, 1};
     }
 
-    Taps taps(const Sizes &size, int64_t group) const {
-        return {count, down, right, size.tap_length, group * size.rows, size.rows};
-    }
+    Taps taps(const Sizes &size) const { return {count, down, right, size.tap_length, 0, size.rows}; }
 };
 
-// The weights of [from, from + depth) of a class's sums, for channels [channel, channel + lanes) of a group. The sum
+// The weights of [from, from + depth) of a remainder's sums, for channels [channel, channel + lanes) of a group. The sum
 // runs over taps, and inside a tap over rows.
 template <class Product>
-void make_panel(const Weights &weights, const Class &c, const Sizes &size, int64_t group, int64_t channel,
+void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, int64_t group, int64_t channel,
                 int64_t lanes, int64_t from, int64_t depth, uint32_t *panel) {
     constexpr int64_t rows_a_lane = 4 / Product::BYTES;
     const int64_t pitch = depth / rows_a_lane * LANES;  // of a group of lanes
     const int64_t past = c.count * size.tap_length - from;
     if (past < depth)  // zeros of the vectors meet these: they must be numbers
         for (int64_t g = 0; g < ceil_div(lanes, LANES); ++g)
-            for (int64_t i = past > 0 ? past : 0; i < depth; i += rows_a_lane)
+            for (int64_t i = greatest(past, 0); i < depth; i += rows_a_lane)
                 store(panel + g * pitch + i / rows_a_lane * LANES, U32{});
     for (int64_t t = 0; t < c.count; ++t) {
         const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
@@ -72,15 +70,15 @@ void make_panel(const Weights &weights, const Class &c, const Sizes &size, int64
             for (int64_t call = k / CALL; call * CALL < k + lanes; ++call) {
                 alignas(64) uint32_t columns[COLUMN_ROWS / rows_a_lane * CALL];
                 Product::make_columns(weights, group * size.rows + row, call, columns);
-                const int64_t first = call * CALL < k ? k : call * CALL;
-                const int64_t end = (call + 1) * CALL < k + lanes ? (call + 1) * CALL : k + lanes;
+                const int64_t first = greatest(call * CALL, k);
+                const int64_t end = least((call + 1) * CALL, k + lanes);
                 for (int64_t i = 0; i < COLUMN_ROWS && row + i < size.tap_length; i += rows_a_lane) {
                     if (depth_at + i < 0 || depth_at + i >= depth) continue;
                     const uint32_t *column = columns + i / rows_a_lane * CALL - call * CALL;
                     uint32_t *out = panel + (depth_at + i) / rows_a_lane * LANES;
                     for (int64_t at = first, n; at < end; at += n) {  // up to the end of a group
                         const int64_t lane = at - k, room = LANES - lane % LANES;
-                        n = end - at < room ? end - at : room;
+                        n = least(end - at, room);
                         uint32_t *to = out + lane / LANES * pitch + lane % LANES;
                         n == LANES ? memcpy(to, column + at, sizeof(U32)) : memcpy(to, column + at, size_t(n) * 4);
                     }
@@ -98,30 +96,34 @@ void grad_input_of_some(const Conv2dGradInput &a) {
     const Weights weights(s, a.mask);
     const int64_t taps = w.kernel_h * w.kernel_w, channels = s.fan / taps, rows = s.rows / w.groups;
     const Sizes size = {taps, channels, rows, ceil_div(rows, TAP_ROWS) * TAP_ROWS};
-    const Images dy = {a.dy, a.batch, s.rows, a.out_height, a.out_width, a.channels_last};
-    const int64_t classes = w.stride_h * w.stride_w;
     Border border;
     bool in_place = true;
-    for (int64_t remainder = 0; remainder < classes; ++remainder) {
-        const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
-        border.include(dy, c.taps(size, 0), c.grid);
-        in_place = in_place && border.pays_in_place(dy, c.taps(size, 0), c.grid, 0, Planes::TILE);
+    for (int64_t i = 0; i < w.stride_h * w.stride_w; ++i) {
+        const Remainder c(a, i / w.stride_w, i % w.stride_w);
+        border.include(a.dy, c.taps(size), c.grid);
+        in_place = in_place && border.pays_in_place(a.dy, c.taps(size), c.grid, 0, Planes::TILE);
     }
     const bool whole = rows % WORD == 0;  // words, put in order once, in the planes
-    const Planes planes(dy, border, in_place ? Reading::IN_PLACE : Reading::COPIED, Layout::BY_K, whole, a.bytes,
-                        a.threads);
+    const Planes planes(a.dy, border, in_place ? Reading::IN_PLACE : Reading::COPIED, Layout::BYTE_QUADS, whole,
+                        a.bytes, a.threads);
 
-    for (int64_t remainder = 0; remainder < classes; ++remainder) {
-        const Class c(a, remainder / w.stride_w, remainder % w.stride_w);
-        if (a.batch * c.grid.height * c.grid.width == 0) continue;
-        const int64_t depth = ceil_div(c.count * size.tap_length, Planes::TILE) * Planes::TILE;
-        const Convolution convolution = {
-            c.grid, c.taps(size, 0), w.groups, channels, 0, depth,
-            a.dx, a.out_channels_last, a.height * a.width,
-            c.first_h * a.width + c.first_w, w.stride_h * a.width, w.stride_w,
-            Product::scale_of(weights, a.scale), nullptr, zero_of(s.weight),
-            small_sums(c.count * rows, s.weight, a.bytes), a.threads,
-        };
+    for (int64_t i = 0; i < w.stride_h * w.stride_w; ++i) {
+        const Remainder c(a, i / w.stride_w, i % w.stride_w);
+        if (c.grid.height * c.grid.width == 0) continue;
+        Convolution convolution;
+        convolution.grid = c.grid;
+        convolution.taps = c.taps(size);
+        convolution.groups = w.groups;
+        convolution.lanes = channels;
+        convolution.depth = ceil_div(c.count * size.tap_length, Planes::TILE) * Planes::TILE;
+        convolution.y = a.dx;
+        convolution.first = c.first_h * a.dx.width + c.first_w;
+        convolution.step_down = w.stride_h;
+        convolution.step_right = w.stride_w;
+        convolution.scale = Product::scale_of(weights, a.scale);
+        convolution.zero = zero_of(s.weight);
+        convolution.small = small_sums(c.count * rows, s.weight, a.bytes);
+        convolution.threads = a.threads;
         convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
                                           uint32_t *panel) {
             make_panel<Product>(weights, c, size, group, lane, lanes, from, depth, panel);
@@ -131,13 +133,10 @@ void grad_input_of_some(const Conv2dGradInput &a) {
 
 template <class Planes>
 void grad_input(const Conv2dGradInput &a) {
-    const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w) * a.window.groups;
-    const Images dy = {a.dy, a.batch, a.source.rows, a.out_height, a.out_width, a.channels_last};
-    for (int64_t first = 0, step = samples_at_once<Planes>(dy, a.threads); first < a.batch; first += step) {
+    for (int64_t first = 0, step = samples_at_once<Planes>(a.dy, a.threads); first < a.dy.samples; first += step) {
         Conv2dGradInput some = a;
-        some.dy = a.dy + first * a.source.rows * dy.pixels();
-        some.dx = a.dx + first * channels * a.height * a.width;
-        some.batch = a.batch - first < step ? a.batch - first : step;
+        some.dy = a.dy.part(first, step);
+        some.dx = a.dx.part(first, step);
         grad_input_of_some<Planes>(some);
     }
 }
@@ -146,14 +145,13 @@ void grad_input(const Conv2dGradInput &a) {
 
 void conv2d_grad_input(const Conv2dGradInput &a) {
     const int64_t taps = a.window.kernel_h * a.window.kernel_w;
-    const int64_t channels = a.source.fan / taps * a.window.groups;
-    want_large_pages(a.dx.data, a.batch * channels * a.height * a.width * a.dx.size());
+    want_large_pages(a.dx.data.data, a.dx.bytes());
 #if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
-    if (a.dy.type == Type::BFLOAT16 && a.dx.type == a.dy.type && most_depth <= Bfloat16Product::LONGEST_DEPTH)
+    if (a.dy.data.type == Type::BFLOAT16 && a.dx.data.type == a.dy.data.type && most_depth <= Bfloat16Product::LONGEST_DEPTH)
         return grad_input<Bfloat16Planes>(a);
 #endif
-    with_digits(a.source.weight, a.source.fan / taps, a.batch * a.height * a.width, a.bytes,
+    with_digits(a.source.weight, a.source.fan / taps, a.dx.samples * a.dx.pixels(), a.bytes,
                 [&](auto digits) { grad_input<DigitPlanes<digits>>(a); });
 }
 

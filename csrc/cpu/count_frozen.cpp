@@ -16,10 +16,10 @@ void count_frozen(const CountFrozen &a) {
         PatternTile tile;
         int64_t locked = 0;
         for (int64_t n = piece * rows; n < (piece + 1) * rows && n < s.rows; n += LANES) {
-            const int lanes = s.rows - n < LANES ? int(s.rows - n) : LANES;
+            const int lanes = int(least(s.rows - n, LANES));
             int64_t free[LANES] = {};
             for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
-                const int count = words - w < PatternTile::WORDS ? int(words - w) : PatternTile::WORDS;
+                const int count = int(least(words - w, PatternTile::WORDS));
                 tile.fill(pattern, n, w, count);
                 for (int i = 0; i < count; ++i)
                     for (int l = 0; l < lanes; ++l) {

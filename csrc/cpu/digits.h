@@ -24,7 +24,7 @@ typedef int16_t Digit;
 constexpr int DIGIT_BITS = 12;
 #endif
 
-// A digit of a product of so many; one is the integer itself (product_tables.h).
+// Digits of a product: 2 or 3, or WHOLE, where they are the integers themselves (product_tables.h).
 constexpr int WHOLE = 1;
 template <int DIGITS>
 using DigitOf = std::conditional_t<DIGITS == WHOLE, int32_t, Digit>;
@@ -90,7 +90,7 @@ struct FixedPoint {
         int shift = 8 * bytes - 1 - e;
         const int limit = bytes == 3 ? 8355711 : 32639;  // 127 * (256^bytes - 1) / 255
         if (finite && __builtin_nearbyint(__builtin_ldexp(m, shift)) > limit) --shift;
-        up = __builtin_ldexpf(1, shift / 2);
+        up = finite ? __builtin_ldexpf(1, shift / 2) : 0;  // its finite elements must not pass an int32
         up_again = __builtin_ldexpf(1, shift - shift / 2);
         power = finite ? __builtin_ldexp(1, -shift) : __builtin_nan("");
     }
@@ -98,10 +98,12 @@ struct FixedPoint {
     SLT_INLINE S32 operator()(F32 x) const { return round_to_int(x * up * up_again); }
 };
 
-// How the digits of a word are ordered: as their k; or in the quads of the byte weights, or of signed_constant.
-enum class Layout { PLAIN, BY_K, BY_BIT };
+// How the digits of a word are ordered: as their k; or as in the quads of byte weights, or of signed_constant.
+enum class Layout { PLAIN, BYTE_QUADS, SIGN_QUADS };
 
-SLT_INLINE Layout layout_of(int64_t weight) { return weight == SIGNED_CONSTANT ? Layout::BY_BIT : Layout::BY_K; }
+SLT_INLINE Layout layout_of(int64_t weight) {
+    return weight == SIGNED_CONSTANT ? Layout::SIGN_QUADS : Layout::BYTE_QUADS;
+}
 
 struct Order {
     alignas(64) uint8_t k[WORD];  // the k at each place
@@ -115,7 +117,7 @@ struct Order {
         for (int s = 0; s < 8; ++s)
             for (int i = 0; i < 4; ++i) {
                 const int byte = pairs && layout != Layout::PLAIN ? (i % 2) * 2 + i / 2 : i;
-                k[4 * s + i] = uint8_t(layout == Layout::BY_BIT ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
+                k[4 * s + i] = uint8_t(layout == Layout::SIGN_QUADS ? quad_k(SIGNED_CONSTANT, s, byte) : 4 * s + byte);
             }
 #if defined(__AVX512VBMI__)
         for (int p = 0; p < WORD; ++p) {
@@ -126,6 +128,14 @@ struct Order {
 #endif
     }
 };
+
+// The balanced digits of integers, as the bytes of each: adding 128 to every digit makes them unsigned, and inverting the
+// top bit subtracts it again.
+template <int DIGITS>
+SLT_INLINE U32 balanced_bytes(U32 x) {
+    constexpr uint32_t each = DIGITS == 3 ? 0x808080 : 0x8080;
+    return (x + each) ^ each;
+}
 
 // The digits of 32 integers, with `pitch` of them from one digit's plane to the next; returns the integers' sum, which
 // nobody needs where weights are signed.
@@ -139,9 +149,8 @@ SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, DigitOf
     if constexpr (!SIGNED_BYTES)
         for (int i = 0; i < WORD; ++i) sum += x[i];
 #if defined(__AVX512VBMI__)
-    // Adding 128 to every digit makes them unsigned bytes, and inverting the top bit subtracts it again.
-    const U32 each = splat(DIGITS == 3 ? 0x808080 : 0x8080);
-    const __m512i a = (__m512i)((load<U32>(x) + each) ^ each), b = (__m512i)((load<U32>(x + 16) + each) ^ each);
+    const __m512i a = (__m512i)balanced_bytes<DIGITS>(load<U32>(x));
+    const __m512i b = (__m512i)balanced_bytes<DIGITS>(load<U32>(x + 16));
     const __m512i low = _mm512_permutex2var_epi8(a, load<__m512i>(order.two), b);
     store(out, _mm512_castsi512_si256(low));
     store(out + pitch, _mm512_extracti64x4_epi64(low, 1));

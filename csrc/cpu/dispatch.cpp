@@ -68,6 +68,15 @@ Features detect() { return {}; }
 
 void out_of_memory() { throw std::bad_alloc(); }
 
+bool has_memory(void (*work)(const void *, int64_t), const void *context, int64_t i) {
+    try {
+        work(context, i);
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+}
+
 int instruction_sets(InstructionSet out[8]) {
     static const Features features = detect();
     int count = 0;

@@ -9,10 +9,6 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// The bit of each k of a word.
-constexpr uint32_t BIT[WORD] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-
 // Up to LANES rows of a source, by their numbers; the last stands for the missing ones.
 class Rows {
   public:
@@ -20,7 +16,7 @@ class Rows {
     const int64_t *const number;
 
     Rows(const Source &s, const int64_t *rows, int64_t count)
-        : lanes(count < LANES ? int(count) : LANES), number(rows), first(first_call(s)) {}
+        : lanes(int(least(count, LANES))), number(rows), first(first_call(s)) {}
 
     Index call(int64_t call) const { return first + call; }
     Index word(int64_t word) const { return first.twice().twice() + word; }  // from the first call's first
@@ -31,7 +27,7 @@ class Rows {
     Index first_call(const Source &s) const {
         Index index;
         for (int l = 0; l < LANES; ++l) {
-            const uint64_t row = number[l < lanes ? l : lanes - 1] + s.first_row;
+            const uint64_t row = number[least(l, lanes - 1)] + s.first_row;
             (l % 2 ? index.odd : index.even)[l / 2] = row * s.row_calls + s.first_word / WORDS_A_CALL;
         }
         return index;
@@ -54,7 +50,7 @@ class CallOfWeights {
             uint32_t one;
             memcpy(&one, &scale, sizeof one);
             const uint32_t sign = words[i][0][lane];
-            for (int k = 0; k < WORD; ++k) value[k] = one ^ sign >> BIT[k] << 31;
+            for (int k = 0; k < WORD; ++k) value[k] = one ^ sign >> bit_of_k(k) << 31;
         } else {
             uint8_t bytes[WORD];
             for (int j = 0; j < 8; ++j) memcpy(bytes + 4 * j, &words[i][j][lane], 4);
@@ -62,7 +58,7 @@ class CallOfWeights {
             for (int k = 0; k < WORD; ++k) product[k] = float(bytes[k] - 128) * scale;
             memcpy(value, product, sizeof value);
         }
-        for (int k = 0; k < WORD; ++k) value[k] &= 0 - (keep >> BIT[k] & 1);
+        for (int k = 0; k < WORD; ++k) value[k] &= 0 - (keep >> bit_of_k(k) & 1);
         memcpy(out, value, sizeof value);
     }
 
@@ -95,7 +91,7 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
     parallel_for(threads, ceil_div(count, size), [&](int64_t piece) {
         const FrozenWords frozen(s);
         CallOfWeights weights(s);
-        const int64_t end = (piece + 1) * size < count ? (piece + 1) * size : count;
+        const int64_t end = least((piece + 1) * size, count);
         for (int64_t n = piece * size; n < end; n += LANES) {
             const Rows rows(s, index + n, end - n);
             int64_t next[LANES] = {};  // free weight of each row
@@ -107,7 +103,7 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
                 if (offsets && !nothing_frozen(s)) frozen(rows.word(here), free, locked);
                 free &= valid_bits(s, w);
                 for (int l = 0; l < rows.lanes; ++l) {
-                    const int valid = int(left < WORD ? left : WORD), in_call = int(here % WORDS_A_CALL);
+                    const int valid = int(least(left, WORD)), in_call = int(here % WORDS_A_CALL);
                     body(n + l, Word{weights, in_call, l, w, valid, free[l], locked[l], next[l]});
                     next[l] += __builtin_popcount(free[l]);
                 }

@@ -64,7 +64,7 @@ void expand(const Expand &a) {
     parallel_for(a.threads, ceil_div(all, rows), [&](int64_t piece) {
         const Pattern pattern(a.source);
         for (int64_t row = piece * rows; row < (piece + 1) * rows && row < all; row += LANES) {
-            const int lanes = all - row < LANES ? int(all - row) : LANES;
+            const int lanes = int(least(all - row, LANES));
             if (a.offsets[row + lanes] <= inside && lanes == LANES)
                 expand_rows<true>(a, pattern, row, LANES);
             else

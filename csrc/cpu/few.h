@@ -1,7 +1,7 @@
 // The product of a few vectors, where making the weights is what counts: they are used as they are made, and never form
 // a panel. Sums of all k stay in registers.
 //
-// With AMX the weights of two calls pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of vectors
+// With AMX the weights of two groups pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of vectors
 // (all digits of 5 vectors, say) by 16 outputs; six of them are as many as there are registers. Per 2048 weights: 188
 // vector instructions to make them (at best 94 cycles on two ports), and beside them 2 x 16 cycles of tile products and
 // 32 stores. With AVX-512 VNNI they go from the generator's registers into the dot product: 32 for each digit of x.
@@ -50,67 +50,74 @@ SLT_INLINE void store_sums(int32_t *to) {
     if constexpr (T == 5) _tile_stored(5, to, BLOCK * 4);
 }
 
-// TALL tiles of digits by one group of outputs for each G, from `row` on, over `count` calls; digit r of x is row r of
-// `sums`. The last tile of digits may share rows with the one before.
-template <bool SIGNS, int TALL, int... G>
+// TALL tiles of digits by two groups of outputs for each P, from `row` on, over `count` calls; digit r of x is row r of
+// `sums`. The last tile of digits may share rows with the one before. Two groups take turns: the last tile of digits
+// serves both, and a product has to wait for the one before it in its own register alone.
+template <bool SIGNS, int TALL, int... P>
 void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
-               int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, G...>) {
+               int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, P...>) {
+    constexpr int TILE = 16 * LANES;  // words
     alignas(64) uint32_t quads[2 * QUADS * LANES];
-    const int second = TALL == 2 ? digits - 16 : 16, third = digits - 16;
-    const auto multiply = [&](auto group, int64_t call, int calls) {
-        constexpr int g = decltype(group)::value;
-        if (call % CALLS_A_LINE == 0) weights.prefetch(row + g * LANES, call + 2 * CALLS_A_LINE);
-        if constexpr (!SIGNS)
-            weights.write(row + g * LANES, call, calls, quads);
-        else if (calls == 2)
-            weights.write<SIGNS>({{row + g * LANES, call}, {row + g * LANES, call + 1}}, quads);
-        else
-            weights.write<SIGNS>({{row + g * LANES, call}}, quads);
-        const Digit *at = x + call * CALL;
+    const int first_digit[3] = {0, TALL == 2 ? digits - 16 : 16, digits - 16};
+    const auto multiply = [&](auto pair, int64_t call) {
+        constexpr int p = decltype(pair)::value, a = 2 * p * TALL, b = a + TALL;  // sums of the two groups
+        if (call % CALLS_A_LINE == 0) weights.prefetch_pair(row + 2 * p * LANES, call + 2 * CALLS_A_LINE);
+        weights.write_pair<SIGNS>(row + 2 * p * LANES, call, quads);
         tile_memory();
-        for (int s = 0; s < 2 * calls; ++s, at += 64) {
-            _tile_loadd(7, quads + s * 16 * LANES, 64);
-            _tile_loadd(6, at, pitch);
-            add_product<TALL * g>();
+        for (int s = 0; s < 2; ++s) {
+            const Digit *at = x + call * CALL + s * 64;
+            const auto load_digits = [&](int tile) { _tile_loadd(6, at + first_digit[tile] * pitch, pitch); };
+            _tile_loadd(7, quads + s * TILE, 64);
+            load_digits(0);
+            add_product<a>();
             if constexpr (TALL > 1) {
-                _tile_loadd(6, at + second * pitch, pitch);
-                add_product<TALL * g + 1>();
+                load_digits(1);
+                add_product<a + 1>();
             }
             if constexpr (TALL > 2) {
-                _tile_loadd(6, at + third * pitch, pitch);
-                add_product<TALL * g + 2>();
+                load_digits(2);
+                add_product<a + 2>();
+            }
+            _tile_loadd(7, quads + (2 + s) * TILE, 64);
+            add_product<b + TALL - 1>();
+            if constexpr (TALL > 1) {
+                load_digits(TALL - 2);
+                add_product<b + TALL - 2>();
+            }
+            if constexpr (TALL > 2) {
+                load_digits(0);
+                add_product<b>();
             }
         }
     };
-    const auto store = [&](auto group) {
+    const auto store_group = [&](auto group) {
         constexpr int g = decltype(group)::value;
         store_sums<TALL * g>(sums + g * LANES);
-        if constexpr (TALL > 1) store_sums<TALL * g + 1>(sums + second * BLOCK + g * LANES);
-        if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + third * BLOCK + g * LANES);
+        if constexpr (TALL > 1) store_sums<TALL * g + 1>(sums + first_digit[1] * BLOCK + g * LANES);
+        if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + first_digit[2] * BLOCK + g * LANES);
     };
     for (int line = 0; line < 2; ++line)
-        (weights.prefetch(row + G * LANES, first + line * CALLS_A_LINE), ...);
+        (weights.prefetch_pair(row + 2 * P * LANES, first + line * CALLS_A_LINE), ...);
     zero_sums();
-    for (int64_t call = first; call < first + count; call += 2)
-        (multiply(std::integral_constant<int, G>(), call, first + count - call > 1 ? 2 : 1), ...);
-    (store(std::integral_constant<int, G>()), ...);
+    for (int64_t call = first; call < first + count; ++call) (multiply(std::integral_constant<int, P>(), call), ...);
+    ((store_group(std::integral_constant<int, 2 * P>()), store_group(std::integral_constant<int, 2 * P + 1>())), ...);
 }
 
-template <bool SIGNS, int TALL, int WIDE>
-void few_groups(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
-                int64_t pitch, int digits, int32_t *sums) {
+template <bool SIGNS, int TALL, int PAIRS>
+void few_pairs(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+               int64_t pitch, int digits, int32_t *sums) {
     tiles.configure(TALL == 1 ? digits : 16, 1 << 7);
-    for (int g = 0; g < GROUPS; g += WIDE)
+    for (int g = 0; g < GROUPS; g += 2 * PAIRS)
         few_tiles<SIGNS, TALL>(weights, row + g * LANES, first, count, x, pitch, digits, sums + g * LANES,
-                               std::make_integer_sequence<int, WIDE>());
+                               std::make_integer_sequence<int, PAIRS>());
 }
 
 template <bool SIGNS>
 void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
-    if (digits <= 16) return few_groups<SIGNS, 1, 6>(tiles, weights, row, first, count, x, pitch, digits, sums);
-    if (digits <= 32) return few_groups<SIGNS, 2, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
-    few_groups<SIGNS, 3, 2>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 16) return few_pairs<SIGNS, 1, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 32) return few_pairs<SIGNS, 2, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    few_pairs<SIGNS, 3, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
 }
 
 #else
@@ -163,7 +170,7 @@ void multiply_few(Workspace &tiles, const Weights &weights, int64_t row, const D
     alignas(64) int64_t totals[FEW_DIGITS * BLOCK];
     if (calls > most) out.sums = totals;
     for (int64_t first = 0; first < calls; first += most) {
-        const int64_t count = calls - first < most ? calls - first : most;
+        const int64_t count = least(calls - first, most);
         const int digits = int(vectors * DIGITS);
         weights.signs() ? few_sums<true>(tiles, weights, row, first, count, x, pitch, digits, sums)
                         : few_sums<false>(tiles, weights, row, first, count, x, pitch, digits, sums);

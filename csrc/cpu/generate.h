@@ -7,10 +7,10 @@
 //
 // A weight is a byte. With AMX, whose tile products take signed bytes, it is v itself, and 0 where it is dropped.
 // Elsewhere it is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a
-// dropped one is `zero`; a product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are one
-// operand of vpdpbusd; 16 registers of 16 rows are one operand of an AMX tile product. They are called a quad, and a
-// word is eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the order in
-// which shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
+// dropped one is `zero`; a product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are called a
+// quad: one operand of vpdpbusd, of which 16 registers of 16 rows are one operand of an AMX tile product. A word is
+// eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the order in which
+// shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
 //
 // Vector instructions for 16 rows x 128 k (2048 weights) with AVX-512, loads and stores aside: a call of Philox 116;
 // gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 a weight.
@@ -95,7 +95,8 @@ class Generator {
         a_low = uint32_t(a);
     }
 
-    // The four words of each call, for each row of its index. `between(i)` runs in so many of the rounds.
+    // The four words of each call, for each row of its index. `between(i)` runs once for each i < BETWEEN, between the
+    // rounds of the first calls.
     template <int CALLS, class Between = Nothing>
     SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4], const Between &between = {}) const {
         constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
@@ -201,14 +202,15 @@ class FrozenWords {
     const Threshold prune, lock;
 };
 
-// Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0; rows
-// from `rows` on are copies of the last.
+// Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0. The
+// matrix has `rows` more rows from this one on, and its last one stands for those past it: where all are, `rows` is 0 or
+// less, and that one lies before `matrix`.
 __attribute__((noinline)) inline void load_edge(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word,
                                                 U32 out[4]) {
     uint32_t lanes[4][LANES];
     for (int i = 0; i < 4; ++i)
         for (int l = 0; l < LANES; ++l) {
-            const int64_t row = l < rows ? l : rows - 1;
+            const int64_t row = least(l, rows - 1);
             lanes[i][l] = word + i >= 0 && word + i < words ? matrix[row * words + word + i] : 0;
         }
     memcpy(out, lanes, sizeof lanes);
@@ -336,14 +338,14 @@ class Weights {
         int64_t row, call;
     };
 
-    // `mask`: resolved words of the rows from `first_row` of the source on.
-    Weights(const Source &s, const uint32_t *mask, int64_t first_row = 0)
-        : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE),
-          mask(mask - first_row * words_of(s)), words(words_of(s)) {}
+    // `mask`: resolved words.
+    Weights(const Source &s, const uint32_t *mask)
+        : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE), mask(mask),
+          words(words_of(s)) {}
 
     bool signs() const { return source.weight == SIGNED_CONSTANT; }
 
-    // use(p, w, quads) for the eight quads of word w at each place p. The weight is signed_constant, or it is not.
+    // use(p, w, quads) for the eight quads of word w at each place p. SIGNS: whether the weight is signed_constant.
     template <bool SIGNS, int PLACES, class Use>
     SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
         Index index[PLACES];
@@ -382,17 +384,19 @@ class Weights {
         signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
     }
 
-    // Has the line of the mask at this call of LANES rows on its way. Rows lie too far apart, and too many are read
-    // together, for a processor to see where they are going.
-    SLT_INLINE void prefetch(int64_t row, int64_t call) const {
-        const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
-        SLT_UNROLL for (int l = 0; l < LANES; ++l) __builtin_prefetch(at + l * words);
+    // Stores one call of two groups: of the rows from `row` on, and of the LANES rows after them.
+    template <bool SIGNS>
+    SLT_INLINE void write_pair(int64_t row, int64_t call, uint32_t *out) const {
+        if constexpr (SIGNS) return write<true>({{row, call}, {row + LANES, call}}, out);
+        write_calls<false>(row, call, 1, out);
+        write_calls<false>(row + LANES, call, 1, out + QUADS * LANES);
     }
 
-    // One call of the rows from `row` on, and of the LANES rows after them.
-    void write_rows(int64_t row, int64_t call, uint32_t *out) const {
-        signs() ? write<true>({{row, call}, {row + LANES, call}}, out)
-                : write<false>({{row, call}, {row + LANES, call}}, out);
+    // Has the lines of the mask at this call of two groups on their way. Rows lie too far apart, and too many are read
+    // together, for a processor to see where they are going.
+    SLT_INLINE void prefetch_pair(int64_t row, int64_t call) const {
+        const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
+        SLT_UNROLL for (int l = 0; l < 2 * LANES; ++l) __builtin_prefetch(at + l * words);
     }
 
   private:

@@ -41,7 +41,7 @@ struct alignas(64) CallTile {
     }
 };
 
-// Fills them.
+// Makes CallTiles.
 class Network {
   public:
     explicit Network(const Source &s)
@@ -186,8 +186,8 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
     parallel_for(a.threads, row_blocks * parts, [&](int64_t piece) {
         const int64_t group = piece / parts / blocks, in_group = piece / parts % blocks * Contraction::ROWS;
         const int64_t row = group * group_rows + in_group;
-        const int64_t rows = group_rows - in_group < Contraction::ROWS ? group_rows - in_group : Contraction::ROWS;
-        const int64_t first = piece % parts * calls, end = first + calls < frame.calls ? first + calls : frame.calls;
+        const int64_t rows = least(group_rows - in_group, Contraction::ROWS);
+        const int64_t first = piece % parts * calls, end = least(first + calls, frame.calls);
 
         int64_t next[Contraction::ROWS];  // free weight of each row
         for (int64_t r = 0; r < rows; ++r) next[r] = a.offsets[row + r];
@@ -220,7 +220,7 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
 }
 
 #if defined(SLT_AMX)
-// Whether it could.
+// Runs on digits where they suit; returns whether it did.
 template <int DIGITS>
 bool run_digits(const GradScores &a, bool add) {
     if (!TileContraction<Digits<DIGITS>>::suits(a)) return false;
@@ -244,7 +244,7 @@ void run_some(const GradScores &a, bool add) {
 // nothing to do with the number of threads, on which sums must not depend.
 int64_t samples_at_once(const GradScores &a) {
     const int64_t elements = a.x.channels * a.x.pixels() + a.dy.channels * a.dy.pixels();
-    const int64_t scores = 8 * a.offsets[a.source.rows], most = scores > 4 << 20 ? scores : 4 << 20;
+    const int64_t most = greatest(8 * a.offsets[a.source.rows], 4 << 20);
     return ceil_div(most, 4 * elements + 1) * 4;
 }
 
@@ -253,10 +253,9 @@ int64_t samples_at_once(const GradScores &a) {
 void grad_scores(const GradScores &a) {
     want_large_pages(a.out, a.offsets[a.source.rows] * int64_t(sizeof *a.out));
     for (int64_t first = 0, step = samples_at_once(a); first < a.x.samples; first += step) {
-        const int64_t count = a.x.samples - first < step ? a.x.samples - first : step;
         GradScores some = a;
-        some.x = a.x.part(first, count);
-        some.dy = a.dy.part(first, count);
+        some.x = a.x.part(first, step);
+        some.dy = a.dy.part(first, step);
         run_some(some, first > 0);
     }
 }

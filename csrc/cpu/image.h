@@ -68,12 +68,12 @@ struct Border {
     }
 
   private:
-    static void raise(int64_t &a, int64_t b) { a = a < b ? b : a; }
+    static void raise(int64_t &a, int64_t b) { a = greatest(a, b); }
 };
 
 // Where the elements of the planes lie.
 template <class Element>
-class Planes {
+class PlanesOf {
   public:
     const Images x;
     const Border border;
@@ -99,7 +99,7 @@ class Planes {
     const Element *first = nullptr;
 
     // `more` elements may be read behind the last one.
-    Planes(const Images &x, const Border &around, Reading reading, int64_t pixel, int64_t more)
+    PlanesOf(const Images &x, const Border &around, Reading reading, int64_t pixel, int64_t more)
         : x(x),
           border(reading == Reading::COPIED ? Border() : around),
           reading(reading),

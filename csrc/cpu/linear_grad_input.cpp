@@ -21,7 +21,7 @@ void grad_input(const LinearGradInput &a) {
     const Weights weights(s, a.mask);
     const int64_t depth = ceil_div(s.rows, ROWS_A_STEP) * ROWS_A_STEP;
     const int64_t pitch = depth + 64 / int64_t(sizeof(DigitOf<DIGITS>));
-    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BY_K, a.bytes, zero_of(s.weight),
+    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BYTE_QUADS, a.bytes, zero_of(s.weight),
                                a.threads);
 
     Output all;

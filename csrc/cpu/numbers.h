@@ -16,7 +16,7 @@ SLT_INLINE F32 of_float16(U16 v) {
 #elif defined(__F16C__)
     return (F32)_mm256_cvtph_ps((__m128i)v);
 #else
-    // Under the exponents of float32 a number is 2^-112 of itself, denormal or not; but not infinity or NaN.
+    // Read with float32's exponent bias, a float16 is 2^-112 of itself, denormal or not; infinity and NaN are set apart.
     const U32 bits = __builtin_convertvector(v, U32), size = (bits & 0x7FFF) << 13;
     const U32 special = (U32)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
     return (F32)((U32)((F32)size * 0x1p112f) | special | (bits & 0x8000) << 16);
@@ -35,7 +35,7 @@ SLT_INLINE U16 to_float16(F32 v) {
     const U32 denormal = (U32)((F32)size + 0.5f) - 0x3F000000;         // an addition that rounds there
     const U32 special = 0x7C00 | ((U32)((S32)size > 0x7F800000) & 0x200);
     const U32 tiny = (U32)((S32)size < 0x38800000), huge = (U32)((S32)size >= 0x47800000);
-    const U32 result = where(huge, splat(0) + special, where(tiny, denormal, normal));
+    const U32 result = where(huge, special, where(tiny, denormal, normal));
     return __builtin_convertvector(result | ((U32)v >> 16 & 0x8000), U16);
 #endif
 }

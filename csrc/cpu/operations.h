@@ -6,8 +6,11 @@
 
 namespace slt {
 
-// Throws std::bad_alloc: kernels are compiled without exceptions, and what they have allocated then stays allocated.
+// Throws std::bad_alloc. Kernels are compiled without exceptions: what they have allocated then stays allocated.
 [[noreturn]] void out_of_memory();
+
+// work(context, i), which may run out of memory: whether it did not. No exception may leave a thread's part of a loop.
+bool has_memory(void (*work)(const void *context, int64_t i), const void *context, int64_t i);
 
 // Numbers as tensors hold them. As values all of them are float32, which kernels compute with.
 enum class Type : int { FLOAT32, BFLOAT16, FLOAT16 };
@@ -25,18 +28,22 @@ using Result = Numbers<char>;
 
 // A batch of images: [samples, channels, height, width], or its channels-last form; height and width are at least 1. A
 // matrix is images of one pixel.
-struct Images {
-    Input data;
+template <class Byte>
+struct ImagesOf {
+    Numbers<Byte> data;
     int64_t samples, channels, height, width;
     bool channels_last;
 
     int64_t pixels() const { return height * width; }
+    int64_t bytes() const { return samples * channels * pixels() * data.size(); }
 
-    // `count` samples from `first` on.
-    Images part(int64_t first, int64_t count) const {
-        return {data + first * channels * pixels(), count, channels, height, width, channels_last};
+    // At most `count` samples from `first` on.
+    ImagesOf part(int64_t first, int64_t count) const {
+        return {data + first * channels * pixels(), least(samples - first, count), channels, height, width, channels_last};
     }
 };
+using Images = ImagesOf<const char>;
+using ResultImages = ImagesOf<char>;
 
 // The masked integer weight v * mask: int8 [rows, fan].
 struct Materialize {
@@ -71,43 +78,39 @@ struct LinearGradInput {
     int threads;
 };
 
-// y [batch, rows, out_height, out_width] from x [batch, channels, height, width], each in either memory format.
+// y, whose channels are the source's rows, from as many samples x.
 struct Conv2dForward {
     Source source;
     Window window;
     const uint32_t *mask;
-    Input x;
-    int64_t batch, height, width, out_height, out_width;
-    bool channels_last, out_channels_last;
+    Images x;
     float scale;
     const float *bias;  // [rows] or null
-    Result y;
+    ResultImages y;
     int bytes;
     int threads;
 };
 
-// dx [batch, channels, height, width] from dy [batch, rows, out_height, out_width], each in either memory format.
+// dx from dy, whose channels are the source's rows.
 struct Conv2dGradInput {
     Source source;
     Window window;
     const uint32_t *mask;
-    Input dy;
-    int64_t batch, height, width, out_height, out_width;
-    bool channels_last, out_channels_last;
+    Images dy;
     float scale;
-    Result dx;
+    ResultImages dx;
     int bytes;
     int threads;
 };
 
-// dL/dW * v * scale * sign(score) at each free weight, from dy [samples, rows, ...] and x [samples, channels, ...].
+// dL/dW * v * scale * sign(score) at each free weight, from dy, whose channels are the source's rows, and x.
 struct GradScores {
     Source source;
     Window window;
     Images dy, x;
     const float *scores;
     float scale;
-    const int64_t *offsets;
+    const int64_t *offsets;  // as of CountFrozen, here and below
     float *out;
     int bytes;  // of fixed point, where that is used: 3 for "highest", 2 for "high"
     int threads;
@@ -117,7 +120,7 @@ struct GradScores {
 struct EmbeddingForward {
     Source source;
     const uint32_t *mask;
-    const int64_t *offsets;  // as of CountFrozen, or null
+    const int64_t *offsets;  // or null
     const int64_t *index;
     int64_t count;
     float scale;

@@ -72,7 +72,7 @@ struct Output {
     }
 };
 
-// Whether sums of `depth` weights times integers of `bytes` do.
+// Whether every sum of `depth` weights times integers of `bytes` fits an int32.
 inline bool small_sums(int64_t depth, int64_t weight, int bytes) {
     return depth * (weight == SIGNED_CONSTANT ? 1 : 128) <= int64_t(1) << (32 - 8 * bytes);
 }
@@ -105,11 +105,13 @@ SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, double *s
 #endif
 }
 
+// Whether the product of a sum with this power of two cannot leave float32's range of normal numbers: then it is exact.
+SLT_INLINE bool exact_in_float(double power) { return power >= 0x1p-100 && power <= 0x1p60; }
+
 // float(float(sum - correction) * power) * scale, rounded at each step.
 SLT_INLINE void round_sums(const double *sum, double correction, double power, float scale, float *y) {
 #if defined(__AVX512F__)
-    // Where it cannot leave the range of normal numbers, a product with a power of two is exact in float32 as well.
-    const bool plain = power >= 0x1p-100 && power <= 0x1p60;
+    const bool plain = exact_in_float(power);
     const __m256 exact = _mm256_set1_ps(plain ? float(power) : 1), scales = _mm256_set1_ps(scale);
     SLT_UNROLL for (int l = 0; l < BLOCK; l += 8) {
         const __m512d s = load<__m512d>(sum + l);
@@ -126,7 +128,8 @@ SLT_INLINE void round_sums(const double *sum, double correction, double power, f
 #endif
 }
 
-// Both of small sums, whose digits may pass an int32 on the way: one conversion, a register of lanes at a time.
+// join_digits and round_sums together, for small sums: one conversion, a register of lanes at a time. What digits add up
+// to may pass an int32 on the way, and wraps.
 template <int DIGITS, int BITS>
 SLT_INLINE void round_small(const int32_t *tile, int lanes, int64_t correction, float power, float scale, float *y) {
     for (int l = 0; l < lanes; l += LANES) {
@@ -156,8 +159,7 @@ inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
 template <int DIGITS, int BITS = DIGIT_BITS>
 inline void finish(const int32_t *tile, int64_t v, const Output &out) {
     const double power = out.powers[v];
-    // Where it cannot leave the range of normal numbers, a product with a power of two is exact in float32.
-    if (out.small && !out.sums && power >= 0x1p-100 && power <= 0x1p60) {
+    if (out.small && !out.sums && exact_in_float(power)) {
         alignas(64) float y[BLOCK];
         round_small<DIGITS, BITS>(tile, out.lanes, SIGNED_BYTES ? 0 : out.corrections[v], float(power), out.scale, y);
         return store_lanes(y, v, out);

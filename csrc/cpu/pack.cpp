@@ -57,11 +57,11 @@ void pack(const Pack &a) {
     parallel_for(a.threads, pieces, [&](int64_t piece) {
         int64_t kept = 0;
         if (a.compact) {
-            const int64_t end = (piece + 1) * PIECE < words ? (piece + 1) * PIECE : words;
+            const int64_t end = least((piece + 1) * PIECE, words);
             for (int64_t w = piece * PIECE; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
         } else {
             const int64_t row = piece * rows, left = s.rows - row;
-            kept = resolve_rows(s, a.offsets, row, left < rows ? left : rows, a.out + row * words, bits);
+            kept = resolve_rows(s, a.offsets, row, least(left, rows), a.out + row * words, bits);
         }
         __atomic_fetch_add(a.kept, kept, __ATOMIC_RELAXED);
     });

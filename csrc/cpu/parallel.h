@@ -2,7 +2,7 @@
 // on who does what.
 #pragma once
 
-#include <cstdint>
+#include "operations.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -12,9 +12,11 @@ template <class Body>
 void parallel_for(int threads, int64_t count, const Body &body) {
 #if defined(_OPENMP)
     if (threads > 1 && count > 1) {
-        const int used = count < threads ? int(count) : threads;
-#pragma omp parallel for num_threads(used) schedule(dynamic)
-        for (int64_t i = 0; i < count; ++i) body(i);
+        const auto work = [](const void *context, int64_t i) { (*static_cast<const Body *>(context))(i); };
+        bool failed = false;
+#pragma omp parallel for num_threads(int(least(count, threads))) schedule(dynamic) reduction(|| : failed)
+        for (int64_t i = 0; i < count; ++i) failed = failed || !has_memory(work, &body, i);
+        if (failed) out_of_memory();
         return;
     }
 #endif

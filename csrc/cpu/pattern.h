@@ -78,11 +78,11 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
     PatternTile tile;
     int64_t kept = 0;
     for (int64_t n = 0; n < rows; n += LANES) {
-        const int lanes = rows - n < LANES ? int(rows - n) : LANES;
+        const int lanes = int(least(rows - n, LANES));
         int64_t next[LANES];  // free weight of each row
         for (int l = 0; l < lanes; ++l) next[l] = offsets[row0 + n + l];
         for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
-            const int count = words - w < PatternTile::WORDS ? int(words - w) : PatternTile::WORDS;
+            const int count = int(least(words - w, PatternTile::WORDS));
             tile.fill(pattern, row0 + n, w, count);
             for (int l = 0; l < lanes; ++l) {
                 uint32_t *at = out + (n + l) * words + w;
@@ -102,7 +102,7 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
 SLT_INLINE uint32_t compact_bits(const uint32_t *compact, int64_t free, int64_t i) {
     const int64_t word = i / WORD, last = ceil_div(free, WORD) - 1;
     if (word > last) return 0;
-    return uint32_t((compact[word] | uint64_t(compact[word < last ? word + 1 : last]) << 32) >> i % WORD);
+    return uint32_t((compact[word] | uint64_t(compact[least(word + 1, last)]) << 32) >> i % WORD);
 }
 
 }  // namespace

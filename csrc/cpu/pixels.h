@@ -68,12 +68,12 @@ class Pixels {
         const int64_t step = pixels_at_once(x), pieces = ceil_div(x.pixels(), step);
         parallel_for(threads, x.samples * pieces, [&](int64_t piece) {
             const int64_t sample = piece / pieces, from = piece % pieces * step;
-            const int64_t end = from + step < x.pixels() ? from + step : x.pixels();
+            const int64_t end = least(from + step, x.pixels());
             float *out = copy + sample * image + padding_h * row + padding_w * pixel;
             for (int64_t c = 0; c < x.channels; c += LANES) {
-                const int64_t channels = x.channels - c < LANES ? x.channels - c : LANES;
+                const int64_t channels = least(x.channels - c, LANES);
                 for (int64_t first = from; first < end; first += LANES) {
-                    const int64_t n = end - first < LANES ? end - first : LANES;
+                    const int64_t n = least(end - first, LANES);
                     F32 square[LANES];
                     read_pixels(x, sample, first, n, c, x.channels, square);
                     Position p(first, x.height, x.width);

@@ -9,7 +9,7 @@ namespace {
 
 #if defined(SLT_AMX)
 
-class Bfloat16Planes : public Planes<uint16_t> {
+class Bfloat16Planes : public PlanesOf<uint16_t> {
   public:
     typedef uint16_t Element;
     typedef Bfloat16Product Product;
@@ -18,7 +18,7 @@ class Bfloat16Planes : public Planes<uint16_t> {
 
     // The unnamed arguments are those of digits.
     Bfloat16Planes(const Images &x, const Border &around, Reading reading, Layout, bool, int, int threads)
-        : Planes(x, around, reading, x.channels, sizeof(U32)), memory(is_view() ? 0 : plane) {
+        : PlanesOf(x, around, reading, x.channels, sizeof(U32)), memory(is_view() ? 0 : plane) {
         if (is_view()) {
             first = reinterpret_cast<const uint16_t *>(x.data.data);
             return;
@@ -63,7 +63,7 @@ class Bfloat16Planes : public Planes<uint16_t> {
     // Has the next pixels of 32 channels on their way: a few lines of one after the other, since each lies in a page of
     // its own.
     void fetch(int64_t index, int64_t c, int64_t first, int64_t end) const {
-        const int64_t last = first + AHEAD < end ? first + AHEAD : end;
+        const int64_t last = least(first + AHEAD, end);
         for (int64_t channel = c; channel < c + TILE && channel < x.channels; ++channel)
             for (int64_t i = first; i < last; i += 32)
                 __builtin_prefetch((x.data + ((index * x.channels + channel) * x.pixels() + i)).data);
@@ -75,7 +75,7 @@ class Bfloat16Planes : public Planes<uint16_t> {
             const __mmask32 exist = x.channels - c < TILE ? (1u << (x.channels - c)) - 1 : ~0u;
             Position p(from * x.width, x.height, x.width);
             for (int64_t i = from * x.width; i < end * x.width; i += LANES) {
-                const int64_t n = end * x.width - i < LANES ? end * x.width - i : LANES;
+                const int64_t n = least(end * x.width - i, LANES);
                 if ((i - from * x.width) % AHEAD == 0) fetch(index, c, i + AHEAD, end * x.width);
                 F32 low[LANES], high[LANES];
                 read_pixels(x, index, i, n, c, x.channels, low);

@@ -15,9 +15,9 @@ struct DigitProduct {
     typedef float Number;  // of results, before they are rounded
     static constexpr bool FIXED_POINT = true;
     static constexpr int64_t OUTPUTS = DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK;  // that a panel is worth making for
-    static constexpr int64_t BYTES = 1;    // of a weight
-    static constexpr int64_t STEP = CALL;                 // what depths are multiples of
-    static constexpr int64_t SUMS = DIGITS == WHOLE ? SUM_BYTES : 0;  // bytes of an output's, beside the panel
+    static constexpr int64_t BYTES = 1;                                // of a weight
+    static constexpr int64_t STEP = CALL;                              // what depths are multiples of
+    static constexpr int64_t SUMS = DIGITS == WHOLE ? SUM_BYTES : 0;   // bytes of an output's, beside the panel
 
     static float scale_of(const Weights &, float scale) { return scale; }
 
@@ -41,8 +41,8 @@ struct DigitProduct {
 };
 
 template <int DIGITS>
-class DigitPlanes : public Planes<DigitOf<DIGITS>> {
-    typedef Planes<DigitOf<DIGITS>> Base;
+class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
+    typedef PlanesOf<DigitOf<DIGITS>> Base;
     using Base::before, Base::clear_border, Base::first, Base::parts_of_sample;
 
   public:
@@ -61,8 +61,8 @@ class DigitPlanes : public Planes<DigitOf<DIGITS>> {
                  MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
           powers(x.samples),
           order(whole ? layout : Layout::PLAIN, PAIRS<DIGITS>),
-          rest(layout, PAIRS<DIGITS>),
-          shuffle(!whole && (layout == Layout::BY_BIT || (layout == Layout::BY_K && PAIRS<DIGITS>))),
+          later_order(layout, PAIRS<DIGITS>),
+          shuffle(!whole && (layout == Layout::SIGN_QUADS || (layout == Layout::BYTE_QUADS && PAIRS<DIGITS>))),
           memory(DIGITS * plane) {
         for (int d = 0; d < DIGITS; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
         first = memory + before();
@@ -104,7 +104,7 @@ class DigitPlanes : public Planes<DigitOf<DIGITS>> {
     }
 
   private:
-    const Order order, rest;  // of the planes' words; of those that are put in order later
+    const Order order, later_order;  // of the planes' words; of those that are put in order when they are copied
     const bool shuffle;
     const Scratch<Element> memory;
 
@@ -160,10 +160,10 @@ class DigitPlanes : public Planes<DigitOf<DIGITS>> {
     // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
     void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
         for (int64_t c = 0; c < x.channels; c += WORD) {
-            const int channels = x.channels - c < WORD ? int(x.channels - c) : int(WORD);
-            int64_t h = first, w = 0;
+            const int channels = int(least(x.channels - c, WORD));
+            Position p(first * x.width, x.height, x.width);
             for (int64_t i = first * x.width; i < end * x.width; i += LANES) {
-                const int pixels = end * x.width - i < LANES ? int(end * x.width - i) : LANES;
+                const int pixels = int(least(end * x.width - i, LANES));
                 alignas(64) int32_t integers[LANES][WORD];
                 for (int part = 0; part < WORD; part += LANES) {
                     S32 square[LANES];
@@ -176,12 +176,8 @@ class DigitPlanes : public Planes<DigitOf<DIGITS>> {
                     transpose(square);
                     for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
                 }
-                for (int l = 0; l < pixels; ++l) {
-                    write_word<DIGITS>(integers[l], order, out + h * row + w * pixel + c, plane);
-                    if (++w < x.width) continue;
-                    w = 0;
-                    ++h;
-                }
+                for (int l = 0; l < pixels; ++l, p.next())
+                    write_word<DIGITS>(integers[l], order, out + p.h * row + p.w * pixel + c, plane);
             }
         }
     }
@@ -190,13 +186,13 @@ class DigitPlanes : public Planes<DigitOf<DIGITS>> {
         for (int64_t at = 0; at < count; at += WORD) {
 #if defined(__AVX512VBMI__)
             if constexpr (sizeof(Element) == 1) {
-                store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(rest.k), load<__m256i>(digits + at)));
+                store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(later_order.k), load<__m256i>(digits + at)));
                 continue;
             }
 #endif
             Element word[WORD];
             memcpy(word, digits + at, sizeof word);
-            for (int p = 0; p < WORD; ++p) digits[at + p] = word[rest.k[p]];
+            for (int p = 0; p < WORD; ++p) digits[at + p] = word[later_order.k[p]];
         }
     }
 };

@@ -47,7 +47,7 @@ template <int DIGITS>
 void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors, const uint32_t *panel,
                      int64_t quads, const Output &out) {
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
-        const int count = vectors - v < MOST_VECTORS ? int(vectors - v) : MOST_VECTORS;
+        const int count = int(least(vectors - v, MOST_VECTORS));
         VectorsOf<DigitOf<DIGITS>> these = x;
         these.at += v * x.vector_pitch;
         if constexpr (DIGITS == WHOLE) {

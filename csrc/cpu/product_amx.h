@@ -6,7 +6,7 @@
 // next. Where all digits of all vectors fit 16 rows, as with a batch of 5, one tile holds them all. What bounds it is
 // loading tiles from L2 (23 cycles, where a product takes 17 and a tile from L1 10): five different ones for six
 // products. Positions of images overlap, so that their digits can be in L1 (`overlapping`), and two groups are better
-// for two digits too.
+// for two digits too. The last groups of a panel may be read past those in use: what is there is dropped.
 #pragma once
 
 #include "output.h"
@@ -15,16 +15,16 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int STEP = 16 * LANES;  // words of a panel in one step
+constexpr int STEP_WORDS = 16 * LANES;  // of a panel
 
 // All digits of a few vectors at once, by three groups: rows of x are plane_pitch apart.
-inline void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
+inline void all_digits(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES;
     tile_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
-    for (int64_t q = 0; q < quads; q += 16, panel += STEP) {
+    for (int64_t q = 0; q < quads; q += 16, panel += STEP_WORDS) {
         _tile_loadd(6, x.at + q * 4, x.plane_pitch);
         _tile_loadd(7, panel, 64);
         _tile_dpbssd(0, 6, 7);
@@ -42,8 +42,8 @@ inline void few(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t 
 // products of this one, into registers of their own (3 to 5 digits, 6 and 7 weights).
 inline void overlapping(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t steps = quads / 16;
-    const auto at = [&](int64_t s) { return x.step(s < steps ? s : steps - 1, 64); };
-    const auto weights = [&](int64_t s) { return panel + (s < steps ? s : steps - 1) * STEP; };
+    const auto at = [&](int64_t s) { return x.step(least(s, steps - 1), 64); };
+    const auto weights = [&](int64_t s) { return panel + least(s, steps - 1) * STEP_WORDS; };
     const int64_t second = x.plane_pitch, third = 2 * x.plane_pitch;
     tile_memory();
     _tile_zero(0);
@@ -87,7 +87,7 @@ void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile)
     _tile_zero(3);
     _tile_zero(4);
     _tile_zero(5);
-    for (int64_t s = 0; s < steps; ++s, panel += STEP) {
+    for (int64_t s = 0; s < steps; ++s, panel += STEP_WORDS) {
         const Digit *x0 = x.step(s, 64), *x1 = x0 + x.plane_pitch;
         if constexpr (DIGITS == 3) {
             _tile_loadd(7, panel, 64);
@@ -145,7 +145,7 @@ void multiply(Workspace &tiles, const Vectors &x, int64_t vectors, const uint32_
     alignas(64) int32_t tile[MOST_VECTORS * DIGITS * BLOCK];
     const bool together = !x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.plane_pitch;
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
-        const int count = vectors - v < MOST_VECTORS ? int(vectors - v) : MOST_VECTORS;
+        const int count = int(least(vectors - v, MOST_VECTORS));
         tiles.configure(x.chosen ? MOST_VECTORS : together ? count * DIGITS : count, 1 << 7);
         Vectors here = x;
         here.at += v * x.vector_pitch;
@@ -156,7 +156,7 @@ void multiply(Workspace &tiles, const Vectors &x, int64_t vectors, const uint32_
             if (groups == 1)
                 overlapping(here, weights, quads, tile + g * LANES);
             else if (together)
-                few(here, weights, quads, tile + g * LANES);
+                all_digits(here, weights, quads, tile + g * LANES);
             else if (groups == 2)
                 many<DIGITS, 2>(here, weights, quads, tile + g * LANES);
             else if constexpr (DIGITS == 2)

@@ -61,11 +61,11 @@ class Bfloat16Product {
     static void multiply(Tiles &tiles, const VectorsOf<uint16_t> &x, int vectors, const uint32_t *panel, int64_t depth,
                          const Output &out) {
         const int rows = x.chosen ? x.chosen[vectors - 1] + 1 : vectors, last = rows > 16 ? rows - 16 : 0;
-        tiles.configure(rows < 16 ? rows : 16, 1 << 6 | 1 << 7);
+        tiles.configure(int(least(rows, 16)), 1 << 6 | 1 << 7);
         alignas(64) float sums[VECTORS * OUTPUTS];
         const int64_t group = depth / 2 * LANES;
         for (int lane = 0; lane < out.lanes; lane += int(OUTPUTS), panel += 2 * group) {
-            const int lanes = out.lanes - lane < OUTPUTS ? out.lanes - lane : int(OUTPUTS);
+            const int lanes = int(least(out.lanes - lane, OUTPUTS));
             const uint32_t *second = lanes > LANES ? panel + group : panel;  // a single group is taken twice
             if (rows > 32) {
                 multiply_tall(x, last, panel, depth, sums);
@@ -120,8 +120,8 @@ class Bfloat16Product {
     static void multiply_tall(const VectorsOf<uint16_t> &x, int64_t last, const uint32_t *panel, int64_t depth,
                               float *sums) {
         const int64_t pitch = x.vector_pitch * sizeof(uint16_t), steps = depth / 32;
-        const auto at = [&](int64_t s) { return x.step(s < steps ? s : steps - 1, 32); };
-        const auto weights = [&](int64_t s) { return panel + (s < steps ? s : steps - 1) * 16 * LANES; };
+        const auto at = [&](int64_t s) { return x.step(least(s, steps - 1), 32); };
+        const auto weights = [&](int64_t s) { return panel + least(s, steps - 1) * 16 * LANES; };
         const int64_t second = 16 * x.vector_pitch, third = last * x.vector_pitch;
         tile_memory();
         _tile_zero(0);
@@ -169,7 +169,7 @@ class Bfloat16Product {
             _tile_loadd(4, x.step(0, 32), pitch);
         }
         for (int64_t s = 0; s < steps; ++s) {
-            const int64_t next = s + 1 < steps ? s + 1 : s;
+            const int64_t next = least(s + 1, steps - 1);
             _tile_loadd(7, second_panel + s * 16 * LANES, 64);
             _tile_loadd(5, x.step(s, 32) + second, pitch);
             _tile_dpbf16ps(0, 4, 6);

@@ -38,17 +38,19 @@ SLT_INLINE S32 multiply_pairs(U32 weights, S32 digits) {
 
 // The sum of `count` digits, a multiple of 64.
 inline int64_t total(const Digit *digits, int64_t count) {
-    S32 sums = {};
-    const char *at = reinterpret_cast<const char *>(digits), *end = at + count * sizeof(Digit);
-    for (; at < end; at += sizeof(U32)) {
-#if SLT_BYTE_DIGITS
-        dot(sums, splat(0x01010101), load<S32>(at));
-#else
-        sums += multiply_pairs(splat(0x00010001), load<S32>(at));
-#endif
-    }
+    constexpr int64_t most = 1 << 20;  // whose sums fit an int32
     int64_t sum = 0;
-    for (int l = 0; l < LANES; ++l) sum += sums[l];
+    for (int64_t first = 0; first < count; first += most) {
+        S32 sums = {};
+        for (int64_t i = first; i < least(first + most, count); i += int64_t(sizeof(U32) / sizeof(Digit))) {
+#if SLT_BYTE_DIGITS
+            dot(sums, splat(0x01010101), load<S32>(digits + i));
+#else
+            sums += multiply_pairs(splat(0x00010001), load<S32>(digits + i));
+#endif
+        }
+        for (int l = 0; l < LANES; ++l) sum += sums[l];
+    }
     return sum;
 }
 
@@ -115,9 +117,9 @@ void multiply(Workspace &, const Vectors &x, int64_t vectors, const uint32_t *pa
     alignas(64) int32_t tile[most * DIGITS * BLOCK];
     alignas(64) double sums[most][BLOCK], part[BLOCK];
     for (int64_t v = 0; v < vectors; v += most) {
-        const int count = vectors - v < most ? int(vectors - v) : most;
+        const int count = int(least(vectors - v, most));
         for (int64_t q = 0; q == 0 || q < quads; q += LONGEST) {
-            const int64_t here = quads - q < LONGEST ? quads - q : LONGEST;
+            const int64_t here = least(quads - q, LONGEST);
             const Vectors these = {x.at + v * x.vector_pitch + 4 * q, x.vector_pitch, x.plane_pitch};
             const uint32_t *weights = panel + q * LANES;
             if (used == 1) register_tiles<DIGITS, 1>(count, these, weights, quads * LANES, here, tile);

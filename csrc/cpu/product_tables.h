@@ -49,7 +49,7 @@ class Tables {
             for (int part = 0; part < 4 * STEP_QUADS; part += LANES) {
                 S32 square[LANES];
                 for (int i = 0; i < LANES; ++i) {
-                    const int v = r * LANES + i < vectors ? r * LANES + i : vectors - 1;
+                    const int v = least(r * LANES + i, vectors - 1);
                     square[i] = load<S32>(x.at + v * x.vector_pitch + 4 * quad + part);
                 }
                 transpose(square);

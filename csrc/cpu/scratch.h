@@ -1,5 +1,5 @@
-// Memory for the length of one call, on whole cache lines. What malloc gives back to the system after each call (glibc:
-// above 32 MB) has to be touched anew on each, and asks for large pages.
+// Memory for the length of one call, on whole cache lines; 64 bytes behind its end may be read. glibc returns blocks
+// above 32 MB to the system, so that each call faults their pages again: such blocks ask for large ones.
 #pragma once
 
 #include <cstdint>

@@ -74,7 +74,7 @@ class Counts {
             int64_t t = 0;
             for (; piece >= ceil_div(a.counts[t], PIECE); ++t) piece -= ceil_div(a.counts[t], PIECE);
             const int64_t left = a.counts[t] - piece * PIECE;
-            add(a.scores[t] + piece * PIECE, left < PIECE ? left : PIECE, interval);
+            add(a.scores[t] + piece * PIECE, least(left, PIECE), interval);
         });
     }
 
@@ -85,7 +85,7 @@ class Counts {
         uint32_t copies[COPIES][PARTS] = {}, inside[SCORES + LANES];
         int64_t below_here = 0;
         for (int64_t s = 0; s < count; s += SCORES) {
-            const int64_t some = count - s < SCORES ? count - s : SCORES;
+            const int64_t some = least(count - s, SCORES);
             const int64_t found = filter(scores + s, some, interval, inside, below_here);
             int64_t i = 0;
             for (; i + COPIES <= found; i += COPIES)

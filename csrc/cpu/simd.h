@@ -23,7 +23,7 @@
 #else
 #define SLT_UNROLL _Pragma("GCC unroll 16")
 #endif
-// Keeps gcc 12 from moving these values' making elsewhere, which costs it registers where they are short.
+// Keeps gcc 12 from moving the computation of these four values, which would run it out of registers.
 #if defined(__AVX512F__)
 #define SLT_IN_ORDER(a, b, c, d) asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
 #else

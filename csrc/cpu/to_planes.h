@@ -19,7 +19,7 @@ class ToPlanes {
     // Positions that there is room for. Behind the last one whole registers are read.
     static constexpr int64_t room(int64_t pitch) {
         const int64_t rows = BYTES / int64_t(sizeof(Number)) / pitch - LANES;
-        return rows < MOST ? rows : MOST;
+        return least(rows, MOST);
     }
 
     // Of `lanes` outputs, at most MOST_LANES, whose planes are so many pixels each.
@@ -43,7 +43,7 @@ class ToPlanes {
         for (int64_t v = 0, run; v < count; v += run) {
             for (run = 1; v + run < count && place[v + run] == place[v] + run;) ++run;
             for (int64_t lane = 0; lane < lanes; lane += LANES)
-                write_run(rows + v * pitch + lane, run, lanes - lane < LANES ? int(lanes - lane) : LANES,
+                write_run(rows + v * pitch + lane, run, int(least(lanes - lane, LANES)),
                           y + lane * plane + place[v]);
         }
         count = 0;
@@ -65,7 +65,7 @@ class ToPlanes {
         }
         for (int64_t i = 0, here; i < run; i += here) {
             here = LANES - int64_t(uintptr_t((to + i).data) / to.size() % LANES);  // up to the end of a line
-            here = here < run - i ? here : run - i;
+            here = least(here, run - i);
             S32 square[LANES];
             for (int j = 0; j < LANES; ++j) square[j] = read(from + (i + j) * pitch);
             transpose(square);

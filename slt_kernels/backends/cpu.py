@@ -43,7 +43,8 @@ def _after_fork() -> None:
 
 
 # GNU's OpenMP cannot start threads in a child of a process that had some: there, kernels run on one.
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def unavailable() -> str | None:
@@ -85,13 +86,37 @@ def use_instruction_set(name: str) -> Iterator[None]:
         _cpu.use_instruction_set(before)
 
 
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
+# Linear
 
 
-def _resolved(mask: Tensor, source: Source) -> Tensor:
-    """Contiguous resolved words of a mask of either form."""
-    return (expand(mask, source) if mask.dim() == 1 else mask).contiguous()
+def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
+    if x.dtype == torch.float64:
+        return reference.linear_forward(x, mask, scale, bias, source)
+    mask, inputs, offset = _resolved(mask, source), x.detach().contiguous(), _floats(bias)
+    y = torch.empty(len(x), source.rows, dtype=x.dtype)
+    _cpu.linear_forward(
+        source,
+        mask.data_ptr(),
+        _typed(inputs),
+        len(x),
+        scale.item(),
+        _pointer(offset),
+        _typed(y),
+        _bytes(x),
+        _threads(),
+    )
+    return y
+
+
+def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
+    if dy.dtype == torch.float64:
+        return reference.linear_grad_input(dy, mask, scale, source)
+    mask, inputs = _resolved(mask, source), dy.detach().contiguous()
+    dx = torch.empty(len(dy), source.fan, dtype=dy.dtype)
+    _cpu.linear_grad_input(
+        source, mask.data_ptr(), _typed(inputs), len(dy), scale.item(), _typed(dx), _bytes(dy), _threads()
+    )
+    return dx
 
 
 def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -101,50 +126,73 @@ def linear_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, sou
     return _grad_scores(dy, x, scores, scale, source, Window(1, 1))
 
 
+# Conv2d
+
+
+def conv2d_forward(
+    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Tensor:
+    if x.dtype == torch.float64:
+        return reference.conv2d_forward(x, mask, scale, bias, source, window)
+    mask, images, offset = _resolved(mask, source), _dense(x), _floats(bias)
+    y = torch.empty(len(x), source.rows, *window.output_size(*x.shape[2:]), dtype=x.dtype, memory_format=_format(x))
+    pointers = scale.item(), _pointer(offset), *_images(y)
+    _cpu.conv2d_forward(source, window, mask.data_ptr(), *_images(images), *pointers, _bytes(x), _threads())
+    return y
+
+
+def conv2d_grad_input(
+    dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
+) -> Tensor:
+    if dy.dtype == torch.float64:
+        return reference.conv2d_grad_input(dy, mask, scale, source, window, size)
+    mask, images = _resolved(mask, source), _dense(dy)
+    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
+    dx = torch.empty(len(dy), channels, *size, dtype=dy.dtype, memory_format=_format(dy))
+    pointers = *_images(images), scale.item(), *_images(dx)
+    _cpu.conv2d_grad_input(source, window, mask.data_ptr(), *pointers, _bytes(dy), _threads())
+    return dx
+
+
 def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
     if torch.float64 in (x.dtype, dy.dtype, scores.dtype):
         return reference.conv2d_grad_scores(dy, x, scores, scale, source, window)
     return _grad_scores(dy, x, scores, scale, source, window)
 
 
-def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
+# Embedding
+
+
+def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
+    index = _rows_of(index, source)
+    if dtype == torch.float64:
+        return reference.embedding_forward(index, mask, scale, source, dtype)
+    mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
+    y = torch.empty(len(index), source.fan, dtype=dtype)
+    pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
+    _cpu.embedding_forward(source, *pointers, scale.item(), _typed(y), _threads())
+    return y
+
+
+def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    index = _rows_of(index, source)
+    if torch.float64 in (dy.dtype, scores.dtype):
+        return reference.embedding_grad_scores(dy, index, scores, scale, source)
     offsets = free_offsets(source)
     _check_count("scores", scores.numel(), int(offsets[-1]), source)
-    if 0 in dy.shape:
-        return torch.zeros(scores.numel())
-    scores, bytes_ = scores.detach().contiguous(), _bytes(x)
-    (dy, dy_last), (x, x_last) = _images(dy), _images(x)
-    out = torch.empty(scores.numel())
-    _cpu.grad_scores(
-        source,
-        window,
-        _typed(dy),
-        (*dy.shape, dy_last),
-        _typed(x),
-        (*x.shape, x_last),
-        scores.data_ptr(),
-        scale.item(),
-        offsets.data_ptr(),
-        out.data_ptr(),
-        bytes_,
-        _threads(),
+    index, order = index.sort(stable=True)
+    index, counts = index.unique_consecutive(return_counts=True)
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    dy, scores = dy.detach().contiguous(), scores.detach().contiguous()
+    out = torch.zeros(scores.numel(), dtype=torch.float32)
+    pointers = starts.data_ptr(), order.data_ptr(), _typed(dy), scores.data_ptr()
+    _cpu.embedding_grad_scores(
+        source, index.data_ptr(), len(index), *pointers, scale.item(), offsets.data_ptr(), out.data_ptr(), _threads()
     )
     return out
 
 
 # Masks
-
-
-@lru_cache(maxsize=4096)
-def _count_frozen(source: Source) -> tuple[Tensor, int]:
-    offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
-    _cpu.count_frozen(source, offsets.data_ptr(), locked.data_ptr(), _threads())
-    return offsets, int(locked)
-
-
-def free_offsets(source: Source) -> Tensor:
-    """Where the free weights of each row start in the layer's enumeration: int64 ``[rows + 1]``, not to be written."""
-    return _count_frozen(source)[0]
 
 
 def select(scores: list[Tensor], rank: int) -> Tensor:
@@ -178,12 +226,6 @@ def expand(mask: Tensor, source: Source) -> Tensor:
     return out
 
 
-def _check_count(name: str, count: int, expected: int, source: Source) -> None:
-    """Kernels read as many as the source has free weights, so a shorter tensor must not reach them."""
-    if count != expected:
-        raise ValueError(f"{name} has {count} elements: expected {expected} for {source}")
-
-
 def materialize(mask: Tensor, source: Source) -> Tensor:
     mask = _resolved(mask, source)
     out = torch.empty(source.rows, source.fan, dtype=torch.int8)
@@ -191,95 +233,43 @@ def materialize(mask: Tensor, source: Source) -> Tensor:
     return out
 
 
-def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
-    if x.dtype == torch.float64:
-        return reference.linear_forward(x, mask, scale, bias, source)
-    mask, inputs, offset = _resolved(mask, source), x.detach().contiguous(), _floats(bias)
-    y = torch.empty(len(x), source.rows, dtype=x.dtype)
-    _cpu.linear_forward(
-        source,
-        mask.data_ptr(),
-        _typed(inputs),
-        len(x),
-        scale.item(),
-        _pointer(offset),
-        _typed(y),
-        _bytes(x),
-        _threads(),
-    )
-    return y
+def free_offsets(source: Source) -> Tensor:
+    """Where the free weights of each row start in the layer's enumeration: int64 ``[rows + 1]``, not to be written."""
+    return _count_frozen(source)[0]
 
 
-def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
-    if dy.dtype == torch.float64:
-        return reference.linear_grad_input(dy, mask, scale, source)
-    mask, inputs = _resolved(mask, source), dy.detach().contiguous()
-    dx = torch.empty(len(dy), source.fan, dtype=dy.dtype)
-    _cpu.linear_grad_input(
-        source, mask.data_ptr(), _typed(inputs), len(dy), scale.item(), _typed(dx), _bytes(dy), _threads()
-    )
-    return dx
+# What they share
 
 
-def conv2d_forward(
-    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
-) -> Tensor:
-    if x.dtype == torch.float64:
-        return reference.conv2d_forward(x, mask, scale, bias, source, window)
-    mask, offset = _resolved(mask, source), _floats(bias)
-    images, last = _images(x)
-    size = window.output_size(*x.shape[2:])
-    y = torch.empty(len(x), source.rows, *size, dtype=x.dtype, memory_format=_format(x))
-    _cpu.conv2d_forward(
-        source, window, mask.data_ptr(), _typed(images), (len(x), *x.shape[2:], *size), last, channels_last(x),
-        scale.item(), _pointer(offset), _typed(y), _bytes(x), _threads(),
-    )  # fmt: skip
-    return y
-
-
-def conv2d_grad_input(
-    dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
-) -> Tensor:
-    if dy.dtype == torch.float64:
-        return reference.conv2d_grad_input(dy, mask, scale, source, window, size)
-    mask = _resolved(mask, source)
-    images, last = _images(dy)
-    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
-    dx = torch.empty(len(dy), channels, *size, dtype=dy.dtype, memory_format=_format(dy))
-    _cpu.conv2d_grad_input(
-        source, window, mask.data_ptr(), _typed(images), (len(dy), *size, *dy.shape[2:]), last, channels_last(dy),
-        scale.item(), _typed(dx), _bytes(dy), _threads(),
-    )  # fmt: skip
-    return dx
-
-
-def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
-    index = _rows_of(index, source)
-    if dtype == torch.float64:
-        return reference.embedding_forward(index, mask, scale, source, dtype)
-    mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
-    y = torch.empty(len(index), source.fan, dtype=dtype)
-    pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
-    _cpu.embedding_forward(source, *pointers, scale.item(), _typed(y), _threads())
-    return y
-
-
-def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
-    index = _rows_of(index, source)
-    if torch.float64 in (dy.dtype, scores.dtype):
-        return reference.embedding_grad_scores(dy, index, scores, scale, source)
+def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window) -> Tensor:
     offsets = free_offsets(source)
     _check_count("scores", scores.numel(), int(offsets[-1]), source)
-    index, order = index.sort(stable=True)
-    index, counts = index.unique_consecutive(return_counts=True)
-    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    dy, scores = dy.detach().contiguous(), scores.detach().contiguous()
-    out = torch.zeros(scores.numel())
-    pointers = starts.data_ptr(), order.data_ptr(), _typed(dy), scores.data_ptr()
-    _cpu.embedding_grad_scores(
-        source, index.data_ptr(), len(index), *pointers, scale.item(), offsets.data_ptr(), out.data_ptr(), _threads()
-    )
+    if 0 in dy.shape:
+        return torch.zeros(scores.numel(), dtype=torch.float32)
+    scores, bytes_ = scores.detach().contiguous(), _bytes(x)
+    dy, x = _dense(dy), _dense(x)
+    out = torch.empty(scores.numel(), dtype=torch.float32)
+    pointers = scores.data_ptr(), scale.item(), offsets.data_ptr(), out.data_ptr()
+    _cpu.grad_scores(source, window, *_images(dy), *_images(x), *pointers, bytes_, _threads())
     return out
+
+
+@lru_cache(maxsize=4096)
+def _count_frozen(source: Source) -> tuple[Tensor, int]:
+    offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    _cpu.count_frozen(source, offsets.data_ptr(), locked.data_ptr(), _threads())
+    return offsets, int(locked)
+
+
+def _check_count(name: str, count: int, expected: int, source: Source) -> None:
+    """Kernels read as many as the source has free weights, so a shorter tensor must not reach them."""
+    if count != expected:
+        raise ValueError(f"{name} has {count} elements: expected {expected} for {source}")
+
+
+def _resolved(mask: Tensor, source: Source) -> Tensor:
+    """Contiguous resolved words of a mask of either form."""
+    return (expand(mask, source) if mask.dim() == 1 else mask).contiguous()
 
 
 def _rows_of(index: Tensor, source: Source) -> Tensor:
@@ -290,21 +280,18 @@ def _rows_of(index: Tensor, source: Source) -> Tensor:
     return index.long().contiguous()
 
 
-def _images(x: Tensor) -> tuple[Tensor, bool]:
-    """In one of the two dense formats, and whether it is channels-last."""
-    x = x.detach()
-    if channels_last(x):
-        return x, True
-    return x.contiguous(), False
+def _dense(x: Tensor) -> Tensor:
+    """Images in one of the two dense formats."""
+    return x.detach() if channels_last(x) else x.detach().contiguous()
 
 
 def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last(x) else torch.contiguous_format
 
 
-def _floats(x: Tensor | None) -> Tensor | None:
-    """As contiguous float32: narrower floats are among them."""
-    return None if x is None else x.detach().float().contiguous()
+def _images(x: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Dense images as kernels take them: their numbers, their sizes, and whether channels are last."""
+    return _typed(x), (*x.shape, channels_last(x))
 
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of operations.h
@@ -315,6 +302,11 @@ def _typed(x: Tensor) -> tuple[int, int]:
     return x.data_ptr(), _TYPES[x.dtype]
 
 
+def _floats(x: Tensor | None) -> Tensor | None:
+    """As contiguous float32: narrower floats are among them."""
+    return None if x is None else x.detach().float().contiguous()
+
+
 def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
@@ -322,3 +314,7 @@ def _pointer(x: Tensor | None) -> int:
 def _bytes(x: Tensor) -> int:
     """Of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
