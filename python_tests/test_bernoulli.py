@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_kernels import BernoulliMasks, Freeze, SupermaskConv2d, SupermaskLinear, backends, bits
+from slt_kernels import BernoulliMasks, EdgePopup, Freeze, SupermaskConv2d, SupermaskLinear, backends, bits
 
 FROZEN = Freeze(0.3, 0.2)
 
@@ -114,10 +114,24 @@ def test_the_gradient_goes_through_the_sigmoid(compact, reference):
     assert torch.allclose(layer.scores.grad.double(), scores.grad, rtol=1e-5, atol=1e-9)
     assert scores.grad[3] != 0
 
-    masks.remove()
-    layer.scores.grad = None
-    layer(x).square().sum().backward()
-    assert not torch.allclose(layer.scores.grad.double(), scores.grad, rtol=0.1)
+    expected = layer.scores.grad.clone()
+
+    def gradient(layer):
+        layer.scores.grad = None
+        layer(x).square().sum().backward()
+        return layer.scores.grad
+
+    assert torch.equal(gradient(copy.deepcopy(layer)), expected)
+    layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
+    assert torch.equal(gradient(layer), expected)
+    again = BernoulliMasks(layer, draws=masks.draws - 1)  # takes the place of the first
+    assert torch.equal(gradient(layer), expected)
+    again.remove()
+    straight_through = gradient(layer)
+    assert not torch.allclose(straight_through.double(), scores.grad, rtol=0.1)
+    BernoulliMasks(layer)
+    EdgePopup(layer, 0.5)
+    assert layer.graded_scores is None
 
 
 def test_refusals():

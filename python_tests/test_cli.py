@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from slt_kernels import convert, save_ticket, ticket_info
+from slt_kernels import convert, data, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.models import convnet
@@ -89,6 +89,28 @@ def test_doctor(capsys):
     assert f"PyTorch {torch.__version__}" in printed
     assert "backend reference: plain PyTorch" in printed
     assert re.search(r"^backend cpu: ", printed, re.MULTILINE)
+    assert re.search(r"^tensors on the CPU use ", printed, re.MULTILINE)
+
+
+def test_doctor_tells_what_is_forced_in_vain(capsys, monkeypatch):
+    monkeypatch.setattr("slt_kernels.backends._forced", "foo")
+    assert main(["doctor"]) == 0
+    assert "foo" in capsys.readouterr().out
+
+
+def test_compressing_without_the_package_is_refused_before_the_search(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    monkeypatch.setattr(data, "load", None)
+    assert main(["find", "--out", str(tmp_path / "net.slt"), *SMALL, "--compress"]) == 2
+    assert 'pip install "slt_kernels[compress]"' in capsys.readouterr().err
+
+
+def test_a_device_or_a_pipe_is_no_ticket(tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["find", "--out", str(pipe), *SMALL]) == 2
+    assert f"out={pipe}: expected a file" in capsys.readouterr().err
+    assert pipe.is_fifo()
 
 
 def test_options_reach_the_ticket(tmp_path, capsys):

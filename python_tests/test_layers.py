@@ -3,14 +3,17 @@
 import copy
 import io
 import itertools
+import json
 import multiprocessing
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from processes import run_processes
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils import vector_to_parameters
 
@@ -622,6 +625,28 @@ def test_a_second_derivative_is_refused(kind):
             gradient.square().sum().backward(retain_graph=True)
 
 
+def test_a_second_derivative_is_not_zero_in_silence():
+    """``torch.autograd.functional`` takes zeros for what cannot be reached."""
+    layer, x = make(), an_input(batch=1)[0]
+    functional = torch.autograd.functional
+    for call in (functional.hessian, lambda f, x: functional.hvp(f, x, x), lambda f, x: functional.vhp(f, x, x)):
+        with pytest.raises(RuntimeError, match="a supermask layer has no second derivative"):
+            call(lambda x: layer(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="a supermask layer has no second derivative"):
+        torch.autograd.grad(gradient.square().sum(), layer.scores, allow_unused=True)
+
+
+@kinds
+def test_forward_mode_is_refused(kind):
+    layer, x = make(kind), an_input(kind)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+            layer(forward_ad.make_dual(x, x))
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError):
+            torch.func.jvp(layer, (x,), (x,))
+
+
 # Processes
 
 
@@ -714,11 +739,13 @@ def test_linear_refuses(arguments, message):
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        ({"in_channels": 5, "groups": 2}, "in_channels=5: expected a positive multiple of groups=2"),
-        ({"out_channels": 7, "groups": 2}, "out_channels=7: expected a positive multiple of groups=2"),
+        ({"in_channels": 5, "groups": 2}, "in_channels=5: expected a multiple of groups=2"),
+        ({"out_channels": 7, "groups": 2}, "out_channels=7: expected a multiple of groups=2"),
         ({"out_channels": 0}, "out_channels=0: expected"),
-        ({"groups": 0}, "groups=0: expected a positive integer"),
+        ({"groups": 0}, "groups=0: expected an integer from 1"),
+        ({"groups": True}, "groups=True: expected"),
         ({"kernel_size": 0}, "kernel_size=0: expected"),
+        ({"kernel_size": True}, "kernel_size=True: expected"),
         ({"kernel_size": (3, 3, 3)}, "kernel_size=(3, 3, 3): expected"),
         ({"stride": -1}, "stride=-1: expected"),
         ({"dilation": 0}, "dilation=0: expected"),
@@ -734,6 +761,17 @@ def test_conv2d_refuses(arguments, message):
     with pytest.raises(ValueError) as error:
         SupermaskConv2d(**({"in_channels": 4, "out_channels": 8, "kernel_size": 3} | arguments))
     assert message in str(error.value)
+
+
+def test_arguments_of_numpy():
+    one, three = np.int64(1), np.int32(3)
+    x, layer = (
+        torch.ones(1, 4, 5, 5),
+        SupermaskConv2d(np.int64(4), np.int64(8), three, one, one, one, np.int64(2), False),
+    )
+    assert torch.equal(layer(x), SupermaskConv2d(4, 8, 3, 1, 1, 1, 2, False)(x))
+    embedding = SupermaskEmbedding(np.int64(5), 4, padding_idx=np.int64(-1))
+    json.dumps([layer.padding, layer.kernel_size, layer.groups, layer.in_channels, embedding.padding_idx])
 
 
 def test_a_layer_refuses_an_input_that_does_not_fit():

@@ -463,6 +463,9 @@ def test_no_ticket(file):
         lambda index: index | {"layers": [{**index["layers"][0], "more": 1}]},
         lambda index: index | {"layers": 3},
         lambda index: index | {"layers": [{**layer, "arguments": 3} for layer in index["layers"]]},
+        lambda index: index | {"layers": [{**layer, "weight_scale": None} for layer in index["layers"]]},
+        lambda index: index | {"layers": [{**layer, "weight_scale": "x"} for layer in index["layers"]]},
+        lambda index: index | {"layers": [{**layer, "weight_scale": float("nan")} for layer in index["layers"]]},
         lambda index: index | {"layers": [{**layer, "source": [1, 1, 0, 0, 9] + [0] * 5} for layer in index["layers"]]},
         lambda index: index | {"tensors": [{"name": "x"}]},
         lambda index: index | {"layers": index["layers"][:1]},
@@ -658,6 +661,41 @@ def test_a_mask_that_is_not_the_seed_s_is_refused(file):
     save_ticket(average.module, file)
     model[5].mask_words |= ~model[5].source.padding()
     save_ticket(model, file)
+
+
+def test_a_scale_that_is_not_finite_is_refused(file):
+    model = network()
+    model[3].weight_scale.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"3\.weight_scale=nan: expected a finite number"):
+        save_ticket(model, file)
+    assert not file.exists()
+
+
+def test_what_a_link_points_to_is_written(file, tmp_path):
+    target, model = tmp_path / "elsewhere.slt", network()
+    file.symlink_to(target)
+    save_ticket(model, file)
+    target.chmod(0o600)
+    save_ticket(model, file, {"again": True})
+    assert file.is_symlink() and target.stat().st_mode & 0o777 == 0o600
+    assert ticket_info(target).metadata == {"again": True}
+
+
+def test_a_pipe_is_not_replaced(file):
+    os.mkfifo(file)
+    with pytest.raises(FileExistsError, match="expected a file, not a device or a pipe"):
+        save_ticket(network(), file)
+    assert file.is_fifo()
+
+
+def test_an_ambient_device_is_not_theirs(file):
+    with torch.device("meta"):
+        model = nn.Sequential(SupermaskLinear(9, 5, device="cpu"), SupermaskConv2d(5, 4, 3, device="cpu", compact=True))
+        save_ticket(model, file)
+        load_ticket(file, model)
+    expected = nn.Sequential(SupermaskLinear(9, 5), SupermaskConv2d(5, 4, 3, compact=True))
+    assert torch.equal(model[0].dense_weight(), expected[0].dense_weight())
+    assert torch.equal(model[1].dense_weight(), expected[1].dense_weight())
 
 
 def test_extra_state_that_is_no_tensor(file):

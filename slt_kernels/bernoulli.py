@@ -1,10 +1,10 @@
 """Bernoulli masks: a free weight is kept with probability sigmoid(score), drawn anew each step (Zhou et al., 2019)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from . import ops, philox
 from .nn import SupermaskLayer, spread
@@ -25,7 +25,8 @@ class BernoulliMasks:
     draws the same masks, and a search that is continued draws on where it stopped.
 
     Args:
-        model: any module; its supermask layers are taken over (their `auto_mask` is turned off).
+        model: any module; its supermask layers are taken over (their `auto_mask` is turned off) until `remove`, or
+            until an `EdgePopup` takes them.
         draws: how many masks were drawn before. Default 0.
 
     Attributes:
@@ -44,13 +45,13 @@ class BernoulliMasks:
         self.draws = draws
         for layer in self.layers:
             layer.auto_mask = False
-        self._hooks = [layer.scores.register_hook(_through_sigmoid(layer.scores)) for layer in self.layers]
+            layer.graded_scores = _through_sigmoid
         self.step()
 
     def remove(self) -> None:
-        """Leaves the model's gradients alone from now on."""
-        for hook in self._hooks:
-            hook.remove()
+        """Gives the layers Edge-Popup's gradient again, as an `EdgePopup` of the model does."""
+        for layer in self.layers:
+            layer.graded_scores = None
 
     @torch.no_grad()
     def start_at(self, sparsity: float) -> None:
@@ -86,11 +87,21 @@ class BernoulliMasks:
         return (2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25
 
 
-def _through_sigmoid(scores: Tensor) -> Callable[[Tensor], Tensor]:
-    """From the operations' gradient, which is Edge-Popup's ``dL/dm * sign(s)``, to ``dL/dm * sigmoid'(s)``."""
+class _ThroughSigmoid(torch.autograd.Function):
+    """The scores; their gradient from the operations' ``dL/dm * sign(s)``, Edge-Popup's, to ``dL/dm * sigmoid'(s)``."""
 
-    def hook(grad: Tensor) -> Tensor:
-        keep = scores.detach().sigmoid()
+    @staticmethod
+    def forward(ctx, scores):
+        ctx.save_for_backward(scores)
+        return scores.view_as(scores)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (scores,) = ctx.saved_tensors
+        keep = scores.sigmoid()
         return torch.where(scores < 0, -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
 
-    return hook
+
+def _through_sigmoid(scores: Tensor) -> Tensor:
+    return _ThroughSigmoid.apply(scores)

@@ -5,6 +5,8 @@ A word is 32 consecutive ``k`` of one row. Bit ``b`` of its low half belongs to 
 16-bit floats sit in one 32-bit register. Words are held in int32 tensors; only their bits mean anything.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -67,3 +69,31 @@ def scatter(compact: Tensor, free: Tensor) -> Tensor:
 def gather(words: Tensor, free: Tensor) -> Tensor:
     """The inverse of `scatter`: the bits of ``words`` that stand at the set bits of ``free``, packed."""
     return pack_sequence(unpack(words)[unpack(free)])
+
+
+DIGIT = 16  # bits that `find_rank` finds at a time
+
+
+def find_rank(counts: Callable[[int, int], Tensor], rank: int, dtype: torch.dtype) -> Tensor:
+    """The rank-th smallest magnitude of some floats, by the histograms that ``counts(prefix, shift)`` makes of them.
+
+    The bits of a non-negative float, read as an integer, are in its order: they are found from the top.
+    """
+    integer = _integer_of(dtype)
+    prefix = 0
+    for shift in range(torch.iinfo(integer).bits - DIGIT, -1, -DIGIT):
+        found = counts(prefix, shift)
+        digit = int(torch.searchsorted(found.cumsum(0), rank))
+        rank -= int(found[:digit].sum())
+        prefix = prefix << DIGIT | digit
+    return torch.tensor(prefix, dtype=integer, device=found.device).view(dtype)
+
+
+def histogram(x: Tensor, prefix: int, shift: int) -> Tensor:
+    """How often each value of the 16 bits of ``|x|`` from ``shift`` up follows ``prefix``: int64 ``[65536]``."""
+    magnitude = x.detach().abs().contiguous().view(_integer_of(x.dtype)).flatten() >> shift
+    return torch.bincount(magnitude[magnitude >> DIGIT == prefix] & (1 << DIGIT) - 1, minlength=1 << DIGIT)
+
+
+def _integer_of(dtype: torch.dtype) -> torch.dtype:
+    return {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]

@@ -155,9 +155,10 @@ def _check_written(arguments: argparse.Namespace, *names: str) -> None:
         path = getattr(arguments, name)
         if path is None:
             continue
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        folder = path.resolve().parent
+        if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
-        if not os.access(path.absolute().parent, os.W_OK):
+        if not os.access(folder, os.W_OK):
             raise ValueError(f"{name}={path}: expected a file in a folder that can be written to")
 
 
@@ -264,6 +265,8 @@ def _add_sweep(commands) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
     sweep.load_matplotlib()  # what is missing is told before the searches
+    if arguments.seeds < 1:
+        raise ValueError(f"seeds={arguments.seeds}: expected at least 1")
     experiment, device = _experiment(arguments), _on_machine(arguments)
     grid = sweep.Grid(
         ratios=arguments.ratios,
@@ -373,6 +376,10 @@ def _doctor(arguments: argparse.Namespace) -> None:
             print(f"{package} is not installed")
     for name in backends.names():
         print(f"backend {name}: {backends.describe(name)}")
+    try:
+        print(f"tensors on the CPU use {backends.name_for(torch.device('cpu'))}")
+    except (RuntimeError, ValueError) as error:  # what the environment asks for
+        print(error)
 
 
 if __name__ == "__main__":

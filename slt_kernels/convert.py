@@ -11,10 +11,9 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from .freezing import spread_freeze
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, SupermaskLinear
-from .source import Freeze
+from .source import DENSE, Freeze
 
 _log = logging.getLogger(__name__)
-_DENSE = Freeze()
 _REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
 _LAZY = (nn.LazyLinear, nn.LazyConv2d)  # the two that become one of those
 _NAMED = 3  # of the dense parameters, in a summary
@@ -91,7 +90,7 @@ def summary(model: nn.Module) -> Summary:
 
 def convert(
     model: nn.Module,
-    freeze: Freeze | Sequence[Freeze] = _DENSE,
+    freeze: Freeze | Sequence[Freeze] = DENSE,
     sparsity: float | None = 0.5,
     *,
     spread: str = "uniform",

@@ -53,6 +53,8 @@ class EdgePopup:
         self.layers = layers_to_search(model)
         self.total = sum(layer.total for layer in self.layers)
         self.sparsity = sparsity
+        for layer in self.layers:
+            layer.graded_scores = None
         self.step()
 
     @property

@@ -94,6 +94,9 @@ class Freeze:
         return max(256 - math.floor(256 * self.lock + 0.5), self.prune_below)
 
 
+DENSE = Freeze()
+
+
 class Source(NamedTuple):
     """All that generates one layer, or a shard of it, as ten integers (so it passes through ``torch.ops`` as it is).
 
@@ -220,7 +223,7 @@ class Source(NamedTuple):
         planes = self._eight_words(philox.FREEZE, device).unbind(-1)
         pruned = _below(planes, self.prune_below)
         unlocked = _below(planes, self.lock_from)
-        return unlocked & ~pruned & weights, ~(unlocked | pruned) & weights
+        return unlocked & ~pruned & weights, ~unlocked & weights
 
     def frozen_state(self, device: torch.device | str = "cpu") -> Tensor:
         """Int8 ``[rows, fan]``: -1 pruned, 0 free, +1 locked."""

@@ -23,7 +23,9 @@ mask are set, and the bits are symbols of a Bernoulli variable of probability ``
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,12 +140,18 @@ def save_ticket(
 
     Raises:
         ModuleNotFoundError: to compress, without the package for it.
-        ValueError: no supermask layer in it; one that ``to_empty`` left open, or with a mask that keeps pruned weights
-            or drops locked ones; extra state that is no tensor; or metadata that is no dict or that JSON does not hold.
-        FileNotFoundError, IsADirectoryError: the path's folder is not there, or the path is one.
+        ValueError: no supermask layer in it; one that ``to_empty`` left open, with a mask that keeps pruned weights or
+            drops locked ones, or with a ``weight_scale`` that is not finite; extra state that is no tensor; or metadata
+            that is no dict or that JSON does not hold.
+        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder is not there, or the path is a folder,
+            a device or a pipe.
     """
     if not isinstance(metadata, dict | None):
         raise ValueError(f"metadata={metadata!r}: expected a dict")
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata={metadata!r}: expected what JSON holds ({error})") from None
     model = _unwrap(model)
     layers = list(_layers(model))
     if not layers:
@@ -154,6 +162,8 @@ def save_ticket(
     masks = [m.compact_mask().cpu() for _, m in layers]
     for name, m in layers:
         _check_frozen(name, m)
+        if not m.weight_scale.isfinite():
+            raise ValueError(f"{name}.weight_scale={m.weight_scale.item()}: expected a finite number")
     ones = [int(bits.popcount(mask)) for mask in masks]
     index = {
         "contract": CONTRACT_VERSION,
@@ -175,10 +185,7 @@ def save_ticket(
         "tensors": [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in others],
         "metadata": metadata or {},
     }
-    try:
-        text = json.dumps(index, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata={metadata!r}: expected what JSON holds ({error})") from None
+    text = json.dumps(index, allow_nan=False, separators=(",", ":")).encode()
     octets = [mask.view(torch.uint8)[: (m.free + 7) // 8] for (_, m), mask in zip(layers, masks, strict=True)]
     tensors = {
         "index": torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8),
@@ -229,7 +236,7 @@ def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
     # All fits: nothing below fails.
     masks = masks.split([layer.mask_bytes for layer in info.layers])
     for saved, octets in zip(info.layers, masks, strict=True):
-        padded = torch.zeros(bits.words_for(saved.free) * 4, dtype=torch.uint8)
+        padded = torch.zeros(bits.words_for(saved.free) * 4, dtype=torch.uint8, device="cpu")
         padded[: len(octets)] = octets
         layers[saved.name].load_mask(padded.view(torch.int32), saved.weight_scale)
     taken = dict.fromkeys(tensors, 0)
@@ -253,18 +260,30 @@ def ticket_info(path: str | os.PathLike) -> TicketInfo:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at every moment either the old one or the new one is there, whole."""
+    """Writes a file so that at every moment either the old one or the new one is there, whole.
+
+    What a link points to is written, and keeps its permissions.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder is not there, or the path is a folder,
+            a device or a pipe.
+    """
+    target = path.resolve()
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file, not a folder")
-    if not path.parent.is_dir():
+    if not target.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{path}: expected a file, not a device or a pipe")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if target.exists():
+                shutil.copymode(target, temporary)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -298,6 +317,8 @@ def _read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
         for layer in layers:
             if layer.source.weight not in range(len(WEIGHTS)) or not isinstance(layer.arguments, dict | None):
                 raise ValueError(layer.name)
+            if not math.isfinite(layer.weight_scale):  # TypeError, where it is no number
+                raise ValueError(f"{layer.name}: weight_scale={layer.weight_scale}")
         others = tuple(TicketTensor(**{**x, "shape": tuple(x["shape"])}) for x in index["tensors"])
         compressed = int(version) == COMPRESSED
         learned = "coded" if compressed else "masks"
@@ -329,7 +350,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _encode(octets: list[Tensor], free: list[int], ones: list[int]) -> Tensor:
     """The learned bits of all layers, ``ceil(free / 8)`` bytes each, entropy-coded: uint8."""
-    coder = _constriction().stack.AnsCoder()
+    coder = entropy_coder().stack.AnsCoder()
     for mask, n, kept in reversed(list(zip(octets, free, ones, strict=True))):  # a stack: the first layer comes last
         symbols = np.unpackbits(mask.numpy(), count=n, bitorder="little").astype(np.int32)
         coder.encode_reverse(symbols, _bernoulli(n, kept))
@@ -338,7 +359,7 @@ def _encode(octets: list[Tensor], free: list[int], ones: list[int]) -> Tensor:
 
 def _decode(coded: Tensor, layers: tuple[TicketLayer, ...], path: str | os.PathLike) -> Tensor:
     """The inverse of `_encode`: all layers' bytes in a row."""
-    constriction = _constriction()
+    constriction = entropy_coder()
     try:
         coder = constriction.stack.AnsCoder(coded.numpy().view("<u4").astype(np.uint32))
         octets = []
@@ -355,10 +376,11 @@ def _decode(coded: Tensor, layers: tuple[TicketLayer, ...], path: str | os.PathL
 
 
 def _bernoulli(n: int, ones: int):
-    return _constriction().model.Bernoulli(ones / max(n, 1), perfect=False)
+    return entropy_coder().model.Bernoulli(ones / max(n, 1), perfect=False)
 
 
-def _constriction():
+def entropy_coder():
+    """The package's coder; ModuleNotFoundError names the extra that it comes with."""
     try:
         import constriction
     except ModuleNotFoundError:

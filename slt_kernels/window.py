@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``)."""
+    """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``).
+
+    In pixels, and as ``torch.nn.Conv2d``'s: padding is on each side; all but it are at least 1. Nothing is checked
+    here: `ops.conv2d` refuses what does not fit its source.
+    """
 
     kernel_h: int
     kernel_w: int

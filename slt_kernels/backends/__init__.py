@@ -7,7 +7,8 @@ number of dimensions tells which); ``scale`` is one float32 element. Each functi
 ========================  ====================================================================================
 ``unavailable()``         None, or why this backend cannot run here
 ``describe()``            what it runs on, in a few words, for ``slt doctor``
-``supports(device)``      whether it takes tensors of that ``torch.device``
+``supports(device)``      whether it takes tensors of that ``torch.device``; ValueError where the environment asks for
+                          what it does not have
 ``linear_forward``        ``(x [B, fan], mask, scale, bias | None, source) -> y [B, rows]``
 ``linear_grad_input``     ``(dy [B, rows], mask, scale, source) -> dx [B, fan]``
 ``linear_grad_scores``    ``(dy, x, scores [free], scale, source) -> dscores [free]``

@@ -102,21 +102,9 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
 def select(scores: list[Tensor], rank: int) -> Tensor:
     """The rank-th smallest |score|; -inf for rank < 1, inf for a rank past the last. NaN counts as the largest."""
     dtype, device = scores[0].dtype, scores[0].device
-    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
     if rank < 1 or rank >= sum(s.numel() for s in scores):
         return torch.tensor(float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
-    # The bits of a non-negative float, read as an integer, are in its order: find them 16 at a time from the top.
-    prefix, rest = 0, rank
-    for shift in range(torch.iinfo(integer).bits - 16, -1, -16):
-        counts = torch.zeros(1 << 16, dtype=torch.int64, device=device)
-        for s in scores:
-            magnitude = s.detach().abs().contiguous().view(integer).flatten() >> shift
-            inside = magnitude[magnitude >> 16 == prefix]
-            counts += torch.bincount(inside & 0xFFFF, minlength=1 << 16)
-        digit = int(torch.searchsorted(counts.cumsum(0), rest))
-        rest -= int(counts[:digit].sum())
-        prefix = prefix << 16 | digit
-    return torch.tensor(prefix, dtype=integer, device=device).view(dtype)
+    return bits.find_rank(lambda *digit: sum(bits.histogram(s, *digit) for s in scores), rank, dtype)
 
 
 def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:

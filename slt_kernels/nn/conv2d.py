@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 from .. import ops
-from ..source import Freeze, Source
+from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from ..window import Window
 from .supermask import SupermaskLayer
 
-_DENSE = Freeze()
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -45,7 +44,7 @@ class SupermaskConv2d(SupermaskLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        freeze: Freeze = _DENSE,
+        freeze: Freeze = DENSE,
         sparsity: float | None = 0.5,
         weight: str = "signed_constant",
         scale: str | None = None,
@@ -54,14 +53,15 @@ class SupermaskConv2d(SupermaskLayer):
         layer: int = 0,
         compact: bool = False,
     ) -> None:
-        if not isinstance(groups, int) or groups < 1:
-            raise ValueError(f"groups={groups!r}: expected a positive integer")
+        groups = integer("groups", groups, 1, MAX_ROWS)
+        in_channels = integer("in_channels", in_channels, 1, MAX_ROWS)
+        out_channels = integer("out_channels", out_channels, 1, MAX_ROWS)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if not isinstance(channels, int) or channels < 1 or channels % groups:
-                raise ValueError(f"{name}={channels!r}: expected a positive multiple of groups={groups}")
-        kernel = _positive_pair("kernel_size", kernel_size)
-        stride = _positive_pair("stride", stride)
-        dilation = _positive_pair("dilation", dilation)
+            if channels % groups:
+                raise ValueError(f"{name}={channels}: expected a multiple of groups={groups}")
+        kernel = _integers("kernel_size", kernel_size, 1)
+        stride = _integers("stride", stride, 1)
+        dilation = _integers("dilation", dilation, 1)
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(_PADDING_MODES)}")
         sides = _padding_sides(padding, kernel, stride, dilation)
@@ -73,7 +73,7 @@ class SupermaskConv2d(SupermaskLayer):
         self.out_channels = out_channels
         self.kernel_size = kernel
         self.stride = stride
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        self.padding = padding if isinstance(padding, str) else _integers("padding", padding, 0)
         self.dilation = dilation
         self.groups = groups
         self.padding_mode = padding_mode
@@ -96,7 +96,8 @@ class SupermaskConv2d(SupermaskLayer):
             if x.dim() not in (3, 4):
                 raise ValueError(f"x.shape={list(x.shape)}: expected [B, C, H, W] or [C, H, W]")
             x = F.pad(x, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return ops.conv2d(x, self.scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
+        scores = self._scores_to_grade()
+        return ops.conv2d(x, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -105,11 +106,13 @@ class SupermaskConv2d(SupermaskLayer):
         return ", ".join(parts)
 
 
-def _positive_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = tuple(_pair(value))
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
-        raise ValueError(f"{name}={value!r}: expected a positive integer or two")
-    return pair
+def _integers(name: str, value: int | tuple[int, int], low: int) -> tuple[int, int]:
+    """For height and width: two, or one for both."""
+    try:
+        h, w = (integer(name, v, low, MAX_FAN) for v in _pair(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {low}, or two") from None
+    return h, w
 
 
 def _padding_sides(
@@ -123,8 +126,7 @@ def _padding_sides(
             raise ValueError(f"padding='same' with stride={stride}: expected stride 1")
         (h, w) = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return w // 2, w - w // 2, h // 2, h - h // 2  # an odd one goes to the right and the bottom, as PyTorch's
-    pair = (padding, padding) if isinstance(padding, int) else padding
-    if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(p, int) and p >= 0 for p in pair):
+    if isinstance(padding, str):
         raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer of at least 0, or two")
-    h, w = pair
+    h, w = _integers("padding", padding, 0)
     return w, w, h, h

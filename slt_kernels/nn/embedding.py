@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import MAX_FAN, MAX_ROWS, Freeze, Source, integer
+from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
-
-_DENSE = Freeze()
 
 
 class SupermaskEmbedding(SupermaskLayer):
@@ -46,7 +44,7 @@ class SupermaskEmbedding(SupermaskLayer):
         dtype: torch.dtype | None = None,
         *,
         std: float = 1.0,
-        freeze: Freeze = _DENSE,
+        freeze: Freeze = DENSE,
         sparsity: float | None = 0.5,
         weight: str = "signed_constant",
         scale: str | None = None,
@@ -61,8 +59,8 @@ class SupermaskEmbedding(SupermaskLayer):
             raise ValueError(f"max_norm={max_norm}: expected None, since a random weight is never renormalized")
         if sparse:
             raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise ValueError(f"padding_idx={padding_idx}: expected one in [{-num_embeddings}, {num_embeddings})")
+        if padding_idx is not None:
+            padding_idx = integer("padding_idx", padding_idx, -num_embeddings, num_embeddings - 1)
         if not (isinstance(std, Real) and math.isfinite(std) and std > 0):
             raise ValueError(f"std={std!r}: expected a positive number")
         super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
@@ -98,7 +96,7 @@ class SupermaskEmbedding(SupermaskLayer):
             local = index - self.source.first_row
             elsewhere = (local < 0) | (local >= self.source.rows)
             index, zero = local.masked_fill(elsewhere, 0), elsewhere if zero is None else zero | elsewhere
-        layer = self.scores, self.mask_words, self.weight_scale, self.source
+        layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source
         y = ops.embedding(index, *layer, self.dtype, self.scale_grad_by_freq)
         return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
 

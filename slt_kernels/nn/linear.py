@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import MAX_FAN, MAX_ROWS, Freeze, Source, integer
+from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
-
-_DENSE = Freeze()
 
 
 class SupermaskLinear(SupermaskLayer):
@@ -44,7 +42,7 @@ class SupermaskLinear(SupermaskLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        freeze: Freeze = _DENSE,
+        freeze: Freeze = DENSE,
         sparsity: float | None = 0.5,
         weight: str = "signed_constant",
         scale: str | None = None,
@@ -70,7 +68,7 @@ class SupermaskLinear(SupermaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         self._refresh_mask()
         bias = self.bias if self.source.fan == self.whole.fan else None  # a part of the sums: the bias comes after all
-        return ops.linear(x, self.scores, self.mask_words, self.weight_scale, bias, self.source)
+        return ops.linear(x, self._scores_to_grade(), self.mask_words, self.weight_scale, bias, self.source)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

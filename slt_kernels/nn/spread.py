@@ -18,8 +18,6 @@ from ..source import Source
 if TYPE_CHECKING:
     from .supermask import SupermaskLayer
 
-_BITS = 16  # of a score's magnitude that one pass counts
-
 
 def is_dtensor(tensor: Tensor | None) -> bool:
     """Whether it is a DTensor; torch.distributed.tensor is not imported to say no."""
@@ -58,16 +56,13 @@ def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
     scores = [s for part in spread.values() for s in part]
     if spread.keys() == {()} or rank < 1 or rank >= sum(layer.free for layer in layers):
         return ops.select(scores, rank)
-    # The bits of a non-negative float, read as an integer, are in its order: find them from the top.
-    prefix, rest = 0, rank
-    for shift in range(32 - _BITS, -1, -_BITS):
-        counts = torch.zeros(1 << _BITS, dtype=torch.int64, device=scores[0].device)
-        for groups, part in spread.items():
-            counts += _added(sum(_histogram(s, prefix, shift) for s in part), groups)
-        digit = int(torch.searchsorted(counts.cumsum(0), rest))
-        rest -= int(counts[:digit].sum())
-        prefix = prefix << _BITS | digit
-    return torch.tensor(prefix, dtype=torch.int32, device=scores[0].device).view(torch.float32)
+
+    def counts(prefix: int, shift: int) -> Tensor:
+        return sum(
+            _added(sum(bits.histogram(s, prefix, shift) for s in part), groups) for groups, part in spread.items()
+        )
+
+    return bits.find_rank(counts, rank, scores[0].dtype)
 
 
 def pack(layer: "SupermaskLayer", threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,11 +102,3 @@ def _added(count: Tensor, groups: tuple[dist.ProcessGroup, ...]) -> Tensor:
     for group in groups:
         dist.all_reduce(count, group=group)
     return count
-
-
-def _histogram(scores: Tensor, prefix: int, shift: int) -> Tensor:
-    """How often each value of the next 16 bits of |score| occurs after ``prefix``, int64 [65536]."""
-    magnitude = scores.detach().abs().contiguous().view(torch.int32) >> shift
-    if shift < 32 - _BITS:
-        magnitude = magnitude[magnitude >> _BITS == prefix]
-    return torch.bincount(magnitude & (1 << _BITS) - 1, minlength=1 << _BITS)

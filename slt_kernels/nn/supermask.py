@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
 
@@ -97,9 +98,13 @@ class SupermaskLayer(nn.Module):
             process has to ask. An `EdgePopup` and `load_ticket` turn `auto_mask` off: then only they change the mask.
             A ``state_dict`` does not say so: after loading one of a search with an `EdgePopup`, attach it again before
             continuing, or the first changed scores make masks of each layer's own `sparsity`.
+        graded_scores: what a forward puts in the scores' place, for another gradient than Edge-Popup's (as
+            `BernoulliMasks` does): a function of them with the same values; None for the scores themselves.
 
     Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
     """
+
+    graded_scores: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -164,6 +169,13 @@ class SupermaskLayer(nn.Module):
         (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))
         return [CONTRACT_VERSION, *source, SCALES.index(self.scale), gain]
 
+    def _write_identity(self) -> None:
+        self.source_id.copy_(torch.tensor(self._identity(self.source), device="cpu"))
+
+    def _scores_to_grade(self) -> Tensor | None:
+        """The scores as a forward hands them to the operations."""
+        return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
+
     def is_initialized(self) -> bool:
         """False on the meta device, and as ``to_empty`` leaves it: the mask is then none."""
         return not self.source_id.is_meta and self.source_id.tolist() == self._identity(self.source)
@@ -174,7 +186,7 @@ class SupermaskLayer(nn.Module):
 
         With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
-        self.source_id.copy_(torch.tensor(self._identity(self.source)))
+        self._write_identity()
         if self.bias is not None:
             bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
@@ -300,7 +312,7 @@ class SupermaskLayer(nn.Module):
         else:
             self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
         self.weight_scale.fill_(weight_scale)
-        self.source_id.copy_(torch.tensor(self._identity(self.source)))  # which ``to_empty`` has left open
+        self._write_identity()  # which ``to_empty`` has left open
         self.auto_mask = False
 
     def compact_mask(self) -> Tensor:

@@ -44,11 +44,23 @@ def operation(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
     return declare
 
 
+class _NoSecondDerivative(torch.autograd.Function):
+    """Hands on ``grads``, which come of ``tensors``: to differentiate one by the other raises."""
+
+    @staticmethod
+    def forward(ctx, grads, *tensors):
+        return tuple(None if g is None else g.detach() for g in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("a supermask layer has no second derivative")
+
+
 def once_differentiable(backward: Callable) -> Callable:
     """A ``backward`` whose gradients raise where they are differentiated in turn.
 
-    PyTorch's own decorator sees to that only where the incoming gradient requires one: through a network's last layer
-    a gradient penalty would be without effect, silently.
+    PyTorch's own decorator cuts them off from what they come of: where zeros are taken for what cannot be reached, as
+    by ``torch.autograd.functional.hessian``, a second derivative would be zero, silently.
     """
 
     @functools.wraps(backward)
@@ -57,10 +69,14 @@ def once_differentiable(backward: Callable) -> Callable:
             grads = backward(ctx, dy)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
             return grads
-        refuse = torch._C._functions.DelayedError(b"a supermask layer has no second derivative", len(grads))
-        return refuse(*(None if g is None else g.requires_grad_() for g in grads))
+        return _NoSecondDerivative.apply(grads, dy, *(t for t in ctx.saved_tensors if t is not None))
 
     return wrapper
+
+
+def differentiates() -> bool:
+    """Whether gradients may be asked for, in backward mode or in forward mode (which the operations refuse)."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -69,18 +85,27 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
-    """Raises TypeError unless the tensor has one of the dtypes that products take."""
-    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise TypeError(f"{name}.dtype={tensor.dtype}: expected float32, float64, bfloat16 or float16")
+def check_source(value: object) -> None:
+    """Raises TypeError unless it is a source."""
+    if not isinstance(value, Source):
+        raise TypeError(f"source: expected a Source, got {type(value).__name__}")
+
+
+def check_floating(name: str, dtype: torch.dtype) -> None:
+    """Raises TypeError unless it is one of the dtypes that products take."""
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(f"{name}={dtype}: expected float32, float64, bfloat16 or float16")
 
 
 def check_layer(
     x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
 ) -> None:
     """Raises TypeError or ValueError unless the tensors of one layer fit each other, their source, and the input."""
+    check_source(source)
+    check_tensor("scale", scale)
     free = None
     if scores is not None:
+        check_tensor("scores", scores)
         free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
         if scores.shape != (free,) or scores.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"scores: expected float32 or float64 [{free}], got {scores.dtype} {list(scores.shape)}")
@@ -88,7 +113,8 @@ def check_layer(
     if scale.dtype != torch.float32 or scale.numel() != 1:
         raise ValueError(f"scale: expected one float32 element, got {scale.dtype} {list(scale.shape)}")
     if bias is not None:
-        check_floating("bias", bias)
+        check_tensor("bias", bias)
+        check_floating("bias.dtype", bias.dtype)
         if bias.shape != (source.rows,):
             raise ValueError(f"bias.shape={list(bias.shape)}: expected [{source.rows}]")
     for name, tensor in (("scores", scores), ("mask", mask), ("scale", scale), ("bias", bias)):
@@ -97,10 +123,11 @@ def check_layer(
 
 
 def check_mask(mask: Tensor, source: Source, free: int | None = None) -> None:
-    """Raises ValueError unless the mask is resolved words of that source, or compact words of its free weights.
+    """Raises TypeError or ValueError unless it is resolved words of that source, or compact ones of its free weights.
 
     These are counted where ``free`` does not say how many; not while a graph is compiled, which cannot count.
     """
+    check_tensor("mask", mask)
     if free is None and mask.dim() == 1 and not torch.compiler.is_compiling():
         free = source.free
     compact = mask.dim() == 1 and (free is None or len(mask) == words_for(free))
@@ -112,6 +139,18 @@ def check_mask(mask: Tensor, source: Source, free: int | None = None) -> None:
         )
     if not mask.is_contiguous():
         raise ValueError("mask: expected contiguous words")
+
+
+def check_window(window: Window, source: Source) -> None:
+    """Raises TypeError or ValueError unless it is a window, and one that a kernel of that source can have."""
+    if not isinstance(window, Window):
+        raise TypeError(f"window: expected a Window, got {type(window).__name__}")
+    if min(*window.kernel, *window.stride, *window.dilation, window.groups) < 1 or min(window.padding) < 0:
+        raise ValueError(f"window={window}: expected positive sizes, and padding of at least 0")
+    if source.fan % (window.kernel_h * window.kernel_w) or source.rows % window.groups:
+        raise ValueError(
+            f"window={window}: expected kernel_h * kernel_w to divide fan={source.fan}, and groups rows={source.rows}"
+        )
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -5,7 +5,16 @@ from torch import Tensor
 
 from ..source import Source
 from ..window import Window, channels_last
-from ._operation import autocast, check_floating, check_layer, check_tensor, once_differentiable, operation
+from ._operation import (
+    autocast,
+    check_floating,
+    check_layer,
+    check_tensor,
+    check_window,
+    differentiates,
+    once_differentiable,
+    operation,
+)
 
 
 @operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
@@ -75,8 +84,9 @@ def conv2d(
     """
     check_tensor("x", x)
     x = autocast(x)
-    check_floating("x", x)
+    check_floating("x.dtype", x.dtype)
     check_layer(x, scores, mask, scale, bias, source)
+    check_window(window, source)
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"x.shape={list(x.shape)}: expected [B, {channels}, H, W] or [{channels}, H, W]")
@@ -86,7 +96,7 @@ def conv2d(
             f"kernel_size={window.kernel} with dilation={window.dilation}"
         )
     images = x.unsqueeze(0) if x.dim() == 3 else x
-    if torch.is_grad_enabled():
+    if differentiates():
         y = _Conv2d.apply(images, scores, mask, scale, bias, source, window)
     else:
         y = forward(images, mask, scale, bias, source, window)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_floating, check_layer, check_tensor, once_differentiable, operation
+from ._operation import check_floating, check_layer, check_tensor, differentiates, once_differentiable, operation
 
 
 @operation("embedding_forward(Tensor index, Tensor mask, Tensor scale, int[] source, ScalarType dtype) -> Tensor")
@@ -64,10 +64,10 @@ def embedding(
     check_tensor("index", index)
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"index.dtype={index.dtype}: expected int64 or int32")
-    check_floating("result", torch.empty(0, dtype=dtype, device="meta"))
+    check_floating("dtype", dtype)
     check_layer(index, scores, mask, scale, None, source)
     rows = index.reshape(-1)
-    if torch.is_grad_enabled():
+    if differentiates():
         y = _Embedding.apply(rows, scores, mask, scale, source, dtype, scale_grad_by_freq)
     else:
         y = forward(rows, mask, scale, source, dtype)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_mask, operation
+from ._operation import check_mask, check_source, operation
 
 
 @operation("expand(Tensor mask, int[] source) -> Tensor")
@@ -12,7 +12,12 @@ def _expand(mask, source):
 
 
 def expand(mask: Tensor, source: Source) -> Tensor:
-    """The resolved mask int32 ``[rows, words]`` of a compact one ``[ceil(free / 32)]``: frozen weights decided."""
+    """The resolved mask int32 ``[rows, words]`` of a compact one ``[ceil(free / 32)]``: frozen weights decided.
+
+    Raises:
+        TypeError, ValueError: a mask that is no compact one of the source.
+    """
+    check_source(source)
     check_mask(mask, source)
     if mask.dim() != 1:
         raise ValueError(f"mask.shape={list(mask.shape)}: expected a compact mask, [ceil(free / 32)]")

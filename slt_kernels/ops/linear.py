@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import autocast, check_floating, check_layer, check_tensor, once_differentiable, operation
+from ._operation import (
+    autocast,
+    check_floating,
+    check_layer,
+    check_tensor,
+    differentiates,
+    once_differentiable,
+    operation,
+)
 
 
 @operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
@@ -67,12 +75,12 @@ def linear(
     """
     check_tensor("x", x)
     x = autocast(x)
-    check_floating("x", x)
+    check_floating("x.dtype", x.dtype)
     check_layer(x, scores, mask, scale, bias, source)
     if x.dim() == 0 or x.shape[-1] != source.fan:
         raise ValueError(f"x.shape={list(x.shape)}: expected [..., {source.fan}]")
     rows = x.reshape(-1, source.fan)
-    if torch.is_grad_enabled():
+    if differentiates():
         y = _Linear.apply(rows, scores, mask, scale, bias, source)
     else:  # an autograd.Function is a third of a small call
         y = forward(rows, mask, scale, bias, source)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_mask, operation
+from ._operation import check_mask, check_source, operation
 
 
 @operation("materialize(Tensor mask, int[] source) -> Tensor")
@@ -13,6 +13,11 @@ def _materialize(mask, source):
 
 
 def materialize(mask: Tensor, source: Source) -> Tensor:
-    """``mask * v`` as int8 ``[rows, fan]``, from a resolved or a compact mask."""
+    """``mask * v`` as int8 ``[rows, fan]``, from a resolved or a compact mask.
+
+    Raises:
+        TypeError, ValueError: a mask that does not fit the source.
+    """
+    check_source(source)
     check_mask(mask, source)
     return _materialize(mask, source)

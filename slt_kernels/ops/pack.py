@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import operation
+from ._operation import check_source, check_tensor, operation
 
 
 @operation("pack(Tensor scores, Tensor threshold, int[] source, bool compact) -> (Tensor, Tensor)")
@@ -29,6 +29,9 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
         TypeError, ValueError: scores of another dtype, shape or number; a threshold that is no scalar of their dtype
             and device.
     """
+    check_source(source)
+    check_tensor("scores", scores)
+    check_tensor("threshold", threshold)
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores.dtype={scores.dtype}: expected float32 or float64")
     free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count

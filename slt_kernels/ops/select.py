@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._operation import operation
+from ._operation import check_tensor, operation
 
 
 @operation("select(Tensor[] scores, int rank) -> Tensor")
@@ -28,6 +28,8 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
     """
     if not scores:
         raise ValueError("scores=[]: expected at least one tensor")
+    for i, s in enumerate(scores):
+        check_tensor(f"scores[{i}]", s)
     dtype, device = scores[0].dtype, scores[0].device
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores[0].dtype={dtype}: expected float32 or float64")

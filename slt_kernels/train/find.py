@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import backends, data, models
 from ..data import Dataset
-from ..ticket import load_ticket, save_ticket
+from ..ticket import entropy_coder, load_ticket, save_ticket
 from . import processes
 from .loop import accuracy, search
 from .run import Run
@@ -46,8 +46,11 @@ def find(
         free_bits, kept, mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and the experiment itself.
 
     Raises:
+        ModuleNotFoundError: to compress, without the package for it; before anything runs.
         RuntimeError: the ticket, reloaded, does not reach the accuracy of what was saved.
     """
+    if compress:
+        entropy_coder()  # what is missing is told before the search
     started = time.perf_counter()
     dataset = load_data(experiment)
     model = build(experiment, dataset, device)
