@@ -9,6 +9,7 @@ from slt_kernels import sweep
 from slt_kernels.cli import main
 from slt_kernels.sweep import Grid, Point
 from slt_kernels.train import Experiment, Search
+from slt_kernels.train.run import held
 
 BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))
 
@@ -82,7 +83,7 @@ def swept(tmp_path_factory):
 
 def test_a_sweep_writes_rows_and_plots(swept):
     folder, rows, _ = swept
-    assert {path.name for path in folder.iterdir()} == {"experiment.json", "sweep.csv", "sweep.png", "sweep.svg"}
+    assert {path.name for path in folder.iterdir()} == {"experiment.json", "lock", "sweep.csv", "sweep.png", "sweep.svg"}
     assert [(row["source"], row["ratio"]) for row in rows] == [
         ("dense", 0.0),
         ("randomly pruned", 0.5),
@@ -134,6 +135,11 @@ def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
         main(["sweep", "--out", str(folder), "--prune", "0.1"])  # what a sweep varies is no flag of it
     assert main(["sweep", "--out", str(folder), *options, "--lr", "0.2"]) == 2
     assert "holds rows of another experiment" in capsys.readouterr().err
+    assert main(["sweep", "--out", str(folder), *options, "--seeds", "-1"]) == 2
+    assert "seeds=-1: expected at least 1" in capsys.readouterr().err
+    with held("out", folder):
+        assert main(["sweep", "--out", str(folder), *options]) == 2
+    assert f"out={folder}: another search runs there" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder), *options, "--jobs", "0"]) == 2
     assert "jobs=0: expected at least 1" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder / "sweep.csv"), *options]) == 2

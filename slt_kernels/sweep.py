@@ -28,6 +28,7 @@ import torch
 from .source import Freeze
 from .ticket import write_atomically
 from .train import Experiment, find
+from .train.run import held
 
 Row = dict[str, Any]
 
@@ -136,20 +137,33 @@ def run(
         All rows of the folder, in the order of the grid.
 
     Raises:
-        ValueError: a folder with rows of another experiment, or that is a file.
+        ValueError: a folder with rows of another experiment, one in which another sweep runs, or a file.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
     points = grid.experiments(base)
     _describe(folder, base, grid)
+    with held("out", folder):
+        _fill(folder, points, jobs, threads or max(1, torch.get_num_threads() // jobs), str(device), on_row)
+        return read(folder)
+
+
+def _fill(
+    folder: Path,
+    points: dict[Point, Experiment],
+    jobs: int,
+    threads: int,
+    device: str,
+    on_row: Callable[[int, int], None] | None,
+) -> None:
+    """Searches what the folder has no row of."""
     rows = {_key(row): row for row in read(folder)} if (folder / "sweep.csv").exists() else {}
     missing = {point: e for point, e in points.items() if point.key not in rows}
     report = on_row or (lambda done, total: None)
     report(len(points) - len(missing), len(points))
-    threads = threads or max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         with _ignored_interrupts():  # the processes start with the first search, and keep this: only we are stopped
-            waiting = {pool.submit(_search, e.to_dict(), str(device), threads): point for point, e in missing.items()}
+            waiting = {pool.submit(_search, e.to_dict(), device, threads): point for point, e in missing.items()}
 
         def take(futures: Iterable[Future]) -> None:
             for future in as_completed(futures):
@@ -163,7 +177,6 @@ def run(
         except (Exception, KeyboardInterrupt):  # no further search is begun; the rows of those under way are kept
             take([future for future in waiting if not future.cancel()])
             raise
-    return read(folder)
 
 
 @contextmanager

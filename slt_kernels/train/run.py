@@ -17,7 +17,7 @@ import io
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,36 @@ VERSION = 1
 
 class Interrupted(Exception):  # noqa: N818 (nothing is wrong: the search can be continued)
     """A search that a signal stopped, after its checkpoint was written."""
+
+
+@contextmanager
+def held(name: str, folder: Path) -> Iterator[None]:
+    """Keeps others out of a folder inside a ``with`` block, or until the process ends, however it does.
+
+    Where there are no file locks (Windows, some network file systems), nothing is kept out.
+
+    Args:
+        name: of the argument that the folder is, for the error.
+        folder: where it is; ``lock`` in it is what is held.
+
+    Raises:
+        ValueError: another search holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{name}={folder}: another search runs there; expected another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # closing is not enough: processes forked meanwhile have the file open too
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class Run:
@@ -67,30 +97,9 @@ class Run:
         if self.writes:
             folder.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other searches out of the folder inside a ``with`` block, or until the process ends, however it does.
-
-        Where there are no file locks (Windows, some network file systems), nothing is kept out.
-
-        Raises:
-            ValueError: another search runs in the folder.
-        """
-        if not self.writes or fcntl is None:
-            yield
-            return
-        with (self.folder / "lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"run={self.folder}: another search runs there; expected another folder") from None
-            except OSError:  # a file system without locks
-                pass
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # closing is not enough: processes forked meanwhile have the file open too
-                    fcntl.flock(file, fcntl.LOCK_UN)
+    def held(self) -> AbstractContextManager[None]:
+        """Keeps other searches out of the folder: `held`."""
+        return held("run", self.folder) if self.writes else nullcontext()
 
     def load(self, name: str = "last") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None where there is none.
