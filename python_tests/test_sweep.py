@@ -83,7 +83,8 @@ def swept(tmp_path_factory):
 
 def test_a_sweep_writes_rows_and_plots(swept):
     folder, rows, _ = swept
-    assert {path.name for path in folder.iterdir()} == {"experiment.json", "lock", "sweep.csv", "sweep.png", "sweep.svg"}
+    written = {"experiment.json", "lock", "sweep.csv", "sweep.png", "sweep.svg"}
+    assert {path.name for path in folder.iterdir()} == written
     assert [(row["source"], row["ratio"]) for row in rows] == [
         ("dense", 0.0),
         ("randomly pruned", 0.5),
