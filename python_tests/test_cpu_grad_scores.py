@@ -35,6 +35,11 @@ WINDOWS = {
     "wide-groups": (64, 48, Window(3, 3, padding_h=1, padding_w=1, groups=2)),
     "depthwise": (9, 18, Window(3, 3, padding_h=1, padding_w=1, groups=9)),
     "whole-image": (2, 5, Window(9, 11)),
+    "1x1-64": (64, 20, Window(1, 1)),
+    "1x1-groups": (96, 9, Window(1, 1, groups=3)),
+    "1x2-32": (32, 9, Window(1, 2)),
+    "1x3-64": (64, 33, Window(1, 3, padding_w=1)),
+    "dilated-32": (32, 17, Window(3, 3, dilation_h=2, dilation_w=1, padding_h=2, padding_w=1)),
 }
 
 
@@ -258,12 +263,13 @@ def test_many_images(isa):
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
 def test_not_finite(isa, value, dtype):
     """Only where the dense product is not finite."""
-    for args in (linear_inputs(65, 129, 64, "normal", FREEZES["frozen"]), conv2d_inputs(WINDOWS["3x3-32"])):
+    convolutions = [conv2d_inputs(WINDOWS[name]) for name in ("3x3-32", "1x1-64", "dilated-32")]
+    for args in (linear_inputs(65, 129, 64, "normal", FREEZES["frozen"]), *convolutions):
         args = narrow(dtype, *args)
         operation = "linear_grad_scores" if len(args) == 5 else "conv2d_grad_scores"
         for which in (0, 1):
             poisoned = [a.clone() if i < 2 else a for i, a in enumerate(args)]
-            poisoned[which].flatten()[0] = value
+            poisoned[which].flatten()[0] = value  # a corner, which some taps do not see
             got = getattr(cpu, operation)(*poisoned)
             expected = getattr(reference, operation)(*poisoned)
             assert torch.equal(got.isfinite(), expected.isfinite())

@@ -28,12 +28,12 @@ class Bfloat16 {
 
     // As that of Digits.
     template <class Between>
-    void multiply(const uint32_t *dy, int64_t dy_pitch, const uint32_t *x, int64_t x_pitch, int64_t steps, int64_t,
-                  int64_t rows, const int64_t *, bool add, float *sums, Between &between) const {
+    void multiply(const uint32_t *dy, int64_t dy_pitch, const XTiles &x, int64_t steps, int64_t, int64_t rows,
+                  const int64_t *, bool add, float *sums, Between &between) const {
         for (int64_t r = 0; r < rows; r += 32, dy += 2 * dy_pitch, sums += 32 * CALL) {
             // A single tile of rows is taken twice.
             const bool two = rows - r > 16;
-            multiply_tiles(dy, two ? dy_pitch : 0, x, x_pitch, steps, add, sums, two ? sums + 16 * CALL : sums);
+            multiply_tiles(dy, two ? dy_pitch : 0, x.at, x.half, steps, add, sums, two ? sums + 16 * CALL : sums);
             for (int i = 0; i < 4; ++i) between();
         }
     }

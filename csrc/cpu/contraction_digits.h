@@ -52,7 +52,7 @@ class Scales {
         for (int64_t c = 0; c < padded(x); ++c) {
             const uint32_t most = c < x.channels ? uint32_t(largest[c]) : 0;
             const FixedPoint fixed(most, bytes);
-            finite = finite && most < 0x7F800000;
+            finite = finite && most < NOT_FINITE;
             up[c] = fixed.up;
             up_again[c] = fixed.up_again;
             half[c] = float(__builtin_ldexp(fixed.power, 8 * bytes - 2));
@@ -94,14 +94,12 @@ class Digits {
         to_digits(elements, dy, row, out);
     }
 
-    // Sums of `rows` rows by a word of columns, stored or added. Tiles of dy for further rows are `dy_pitch` apart, and
-    // those of x for the word's other half `x_pitch`.
+    // Sums of `rows` rows by a word of columns, stored or added. Tiles of dy for further rows are `dy_pitch` apart.
     template <class Between>
-    void multiply(const uint32_t *dy_tiles, int64_t dy_pitch, const uint32_t *x_tiles, int64_t x_pitch, int64_t steps,
-                  int64_t first_row, int64_t rows, const int64_t *channels, bool add, float *sums,
-                  Between &between) const {
+    void multiply(const uint32_t *dy_tiles, int64_t dy_pitch, XTiles x_tiles, int64_t steps, int64_t first_row,
+                  int64_t rows, const int64_t *channels, bool add, float *sums, Between &between) const {
         alignas(64) int32_t orders[4][TILE];
-        for (int64_t c = 0; c < WORD; c += 16, x_tiles += x_pitch) {
+        for (int64_t c = 0; c < WORD; c += 16, x_tiles.at += x_tiles.half) {
             alignas(64) float half[16];  // of each column's channel
             for (int j = 0; j < 16; ++j) half[j] = x.half[channels[c + j]];
             // A tile's sums are combined while the next one's are made.
@@ -135,22 +133,23 @@ class Digits {
     }
 
     // The exact sums of `count` steps in registers, an order each, the highest first.
-    static void multiply_tile(const uint32_t *dy, const uint32_t *x, int64_t count) {
+    static void multiply_tile(const uint32_t *dy, const XTiles &tiles, int64_t count) {
         tile_memory();
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        for (int64_t s = 0; s < count; ++s, dy += DIGITS * TILE, x += DIGITS * TILE) {
+        const uint32_t *x = tiles.at;
+        for (int64_t s = 0; s < count; ++s, dy += DIGITS * TILE, x += TILE) {
             if (DIGITS == 3) {
-                _tile_loadd(7, x + 2 * TILE, 64);
+                _tile_loadd(7, x + 2 * tiles.plane, 64);
                 _tile_loadd(4, dy + 2 * TILE, 64);
                 _tile_dpbssd(0, 4, 7);
                 _tile_loadd(5, dy + TILE, 64);
                 _tile_dpbssd(1, 5, 7);
                 _tile_loadd(6, dy, 64);
                 _tile_dpbssd(2, 6, 7);
-                _tile_loadd(7, x + TILE, 64);
+                _tile_loadd(7, x + tiles.plane, 64);
                 _tile_dpbssd(1, 4, 7);
                 _tile_dpbssd(2, 5, 7);
                 _tile_dpbssd(3, 6, 7);
@@ -160,7 +159,7 @@ class Digits {
             } else {
                 _tile_loadd(4, dy + TILE, 64);
                 _tile_loadd(5, dy, 64);
-                _tile_loadd(7, x + TILE, 64);
+                _tile_loadd(7, x + tiles.plane, 64);
                 _tile_dpbssd(0, 4, 7);
                 _tile_dpbssd(1, 5, 7);
                 _tile_loadd(7, x, 64);

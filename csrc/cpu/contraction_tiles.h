@@ -5,11 +5,14 @@
 // of its own (`PLANES`). What a dword holds, and how tiles of them are multiplied, is up to the operands' `Number`:
 // bfloat16 (contraction_bfloat16.h) or digits (contraction_digits.h).
 //
-// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [samples / SAMPLES][plane]
-// [channel / 16][height][width][channel % 16] (or as many channels as there are) with zeros around each image, dy as
-// finished tiles of 16 rows x 16 pixels. A block of DEPTH steps then copies its panel of x with the columns in bit order
-// (at most 192 KB, in L2), and goes over the rows with one word of columns, two strips of the panel (at most 48 KB), at a
-// time.
+// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [channel / 16][plane][samples / SAMPLES]
+// [height][width][channel % 16] (or as many channels as there are) with zeros around each image, those after a row or an
+// image being the ones before the next; dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps goes over the
+// rows with one word of columns at a time, whose tiles of x (at most 48 KB) stay in L1.
+//
+// Without strides 16 neighbouring pixels at one tap are a tile of x as it lies there, if the even channels of a word
+// stand before the odd ones (`in_place`). The contraction then goes over the zeros between images too, where dy is zero.
+// Elsewhere a block first copies its panel of x with the columns in bit order (at most 192 KB, in L2).
 #pragma once
 
 #include "contraction.h"
@@ -22,6 +25,13 @@ constexpr int64_t STEP = 16;         // pixels, of SAMPLES samples
 constexpr int64_t TILE = 16 * STEP;  // dwords
 static_assert(LANES == STEP);
 
+// Tiles of x for a word of columns, those of one step after the other.
+struct XTiles {
+    const uint32_t *at;
+    int64_t plane;  // to the same step's of the next plane
+    int64_t half;   // to those of the word's other half
+};
+
 template <class Number>
 class TileContraction {
   public:
@@ -33,29 +43,36 @@ class TileContraction {
     static bool suits(const GradScores &a) {
         const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;
         return Number::suits(a) && a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
-               (a.x.channels + 16) * height * width < INT32_MAX;
+               (a.x.channels + 16) * PLANES * ((a.x.samples / SAMPLES + 3) * height * width + 2 * STEP) < INT32_MAX;
     }
 
-    TileContraction(const GradScores &a, const Number &number)
+    TileContraction(const GradScores &a, const Number &number, bool may_read_in_place = true)
         : a(a),
           number(number),
+          in_place(may_read_in_place && pays_in_place(a)),
+          height(in_place ? padded_height(a) : a.dy.height),
+          width(in_place ? padded_width(a) : a.dy.width),
           bundles(ceil_div(a.dy.samples, SAMPLES)),
-          pixels(bundles * a.dy.pixels()),
+          pixels(bundles * height * width),
           steps(ceil_div(pixels, STEP)),
           group_rows(a.source.rows / a.window.groups),
           group_tiles(ceil_div(group_rows, 16)),
           line(least(a.x.channels, 16)),
-          row((a.x.width + 2 * a.window.padding_w) * line),
-          block((a.x.height + 2 * a.window.padding_h) * row),
-          plane(ceil_div(a.x.channels, 16) * block),
-          x(bundles * PLANES * plane),
+          row(padded_width(a) * line),
+          image(padded_height(a) * row),
+          plane(ceil_div(bundles * image + behind(a), TILE) * TILE),
+          block(PLANES * plane),
+          x(ceil_div(a.x.channels, 16) * block),
           dy(a.window.groups * group_tiles * steps * PLANES * TILE) {
         write_x();
         write_dy();
     }
 
+    // Whether x meets zeros that are not dy's: what is not finite in it may then reach other taps of its channel.
+    bool adds_zeros() const { return height * width > a.dy.pixels(); }
+
     struct Panels {
-        Scratch<uint32_t> x;  // [half word][step][plane][16 pixels][16 columns]
+        Scratch<uint32_t> x;  // [half word][plane][step][16 pixels][16 columns]
 
         explicit Panels(int64_t) : x(CALL / 16 * STRIP) {}
     };
@@ -70,12 +87,16 @@ class TileContraction {
         for (int64_t first = 0; first < steps; first += DEPTH) {
             const int64_t count = least(steps - first, DEPTH);
             for (int i = 0; i < calls; ++i) {
-                copy_panel(first * STEP, count * STEP, columns[i], panels.x);
+                if (!in_place) copy_panel(first * STEP, count * STEP, columns[i], panels.x);
                 for (int64_t c = 0; c < CALL; c += WORD) {
                     if (!columns[i].any(c, WORD)) continue;
-                    number.multiply(tile_of(first_row) + first * PLANES * TILE, steps * PLANES * TILE,
-                                    panels.x + c / 16 * STRIP, STRIP, count, first_row, rows, columns[i].channel + c,
-                                    first > 0, sums + i * ROWS * CALL + c, between);
+                    const int64_t *channels = columns[i].channel + c;
+                    const int64_t tap = columns[i].h[c] * row + columns[i].w[c] * line;
+                    const XTiles tiles = in_place
+                                             ? XTiles{x + channels[0] / 16 * block + tap + first * TILE, plane, block}
+                                             : XTiles{panels.x + c / 16 * STRIP, DEPTH * TILE, STRIP};
+                    number.multiply(tile_of(first_row) + first * PLANES * TILE, steps * PLANES * TILE, tiles, count,
+                                    first_row, rows, channels, first > 0, sums + i * ROWS * CALL + c, between);
                 }
             }
         }
@@ -84,32 +105,61 @@ class TileContraction {
   private:
     const GradScores &a;
     const Number &number;
-    const int64_t bundles;  // of SAMPLES samples
+    const bool in_place;
+    const int64_t height, width;  // of what the contraction goes over in an image: dy, or x with the zeros before it
+    const int64_t bundles;        // of SAMPLES samples
     const int64_t pixels, steps;
     const int64_t group_rows, group_tiles;
-    const int64_t line, row, block, plane;  // strides of x
+    const int64_t line, row, image, plane, block;  // strides of x
     Scratch<uint32_t> x, dy;
+
+    static int64_t padded_height(const GradScores &a) { return a.x.height + a.window.padding_h; }
+    static int64_t padded_width(const GradScores &a) { return a.x.width + a.window.padding_w; }
+
+    // Whether tiles of x need no panel, and few enough pixels are zeros: copying costs a third of the products or more.
+    static bool pays_in_place(const GradScores &a) {
+        const Window &w = a.window;
+        const int64_t channels = a.source.fan / (w.kernel_h * w.kernel_w);
+        return channels % WORD == 0 && w.stride_h == 1 && w.stride_w == 1 && a.dy.height <= padded_height(a) &&
+               a.dy.width <= padded_width(a) && 3 * padded_height(a) * padded_width(a) <= 4 * a.dy.pixels();
+    }
+
+    // Zeros behind the last image: the padding after it, and what its last step reads past it.
+    int64_t behind(const GradScores &a) const {
+        const Window &w = a.window;
+        const int64_t reach = (w.kernel_h - 1) * w.dilation_h * row + (w.kernel_w - 1) * w.dilation_w * line;
+        return greatest(reach, w.padding_h * row + w.padding_w * line) + TILE;
+    }
 
     uint32_t *tile_of(int64_t r) const {
         return dy + (r / group_rows * group_tiles + r % group_rows / 16) * steps * PLANES * TILE;
     }
 
     void write_x() {
-        parallel_for(a.threads, bundles * PLANES, [&](int64_t i) {
-            for (uint32_t *at = x + i * plane; at < x + (i + 1) * plane; at += block)
-                clear_around(at, a.x.height, a.x.width, a.window.padding_h, a.window.padding_w, line);
+        const int64_t above = a.window.padding_h, before = a.window.padding_w * line;
+        parallel_for(a.threads, ceil_div(a.x.channels, 16) * PLANES, [&](int64_t i) {
+            uint32_t *at = x + i * plane;
+            const auto clear = [&](int64_t first, int64_t count) { memset(at + first, 0, size_t(count) * sizeof *at); };
+            for (int64_t r = 0; r < bundles * padded_height(a) && above + before > 0; ++r)
+                clear(r * row, r % padded_height(a) < above ? row : before);
+            clear(bundles * image, plane - bundles * image);
         });
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
         parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
             const int64_t bundle = piece / pieces, from = piece % pieces * at_once;
             const int64_t end = least(from + at_once, a.x.pixels());
-            uint32_t *out = x + bundle * PLANES * plane + a.window.padding_h * row + a.window.padding_w * line;
+            uint32_t *out = x + bundle * image + above * row + before;
             const __mmask16 inside = __mmask16((1u << line) - 1);
             const auto write = [&](const F32 elements[SAMPLES], const Position &p, int64_t c) {
                 __m512i dwords[PLANES];
                 number.x_dwords(elements, c, dwords);
                 uint32_t *to = out + c / 16 * block + p.h * row + p.w * line;
-                for (int d = 0; d < PLANES; ++d) _mm512_mask_storeu_epi32(to + d * plane, inside, dwords[d]);
+                for (int d = 0; d < PLANES; ++d) {
+                    if (in_place)
+                        store_parted(to + d * plane, c % WORD, dwords[d]);
+                    else
+                        _mm512_mask_storeu_epi32(to + d * plane, inside, dwords[d]);
+                }
             };
             if (a.x.channels_last) {
                 Position p(from, a.x.height, a.x.width);
@@ -137,6 +187,16 @@ class TileContraction {
         });
     }
 
+    // Sixteen channels of a word: the even ones to the word's first 16, which hold all even ones, and the odd ones to the
+    // next. `to`: where channels c to c + 15 would stand in order.
+    SLT_INLINE void store_parted(uint32_t *to, int64_t c, __m512i dwords) const {
+        __m512i even, odd;
+        part(dwords, dwords, even, odd);
+        uint32_t *first = to - c / 16 * block + c / 2;
+        store(first, _mm512_castsi512_si256(even));
+        store(first + block, _mm512_castsi512_si256(odd));
+    }
+
     // Tiles of 16 rows x 16 pixels: [tile of rows][step][plane][row][pixel], zeros where there is no row or pixel.
     void write_dy() {
         const int64_t at_once = pixels_at_once(a.dy) / STEP;  // steps
@@ -152,8 +212,11 @@ class TileContraction {
     void write_tile(int64_t r, int64_t end, int64_t step, uint32_t *out) const {
         F32 elements[STEP][SAMPLES] = {};
         for (int64_t i = 0, n; i < STEP && step * STEP + i < pixels; i += n) {  // runs of pixels of one bundle
-            const int64_t bundle = (step * STEP + i) / a.dy.pixels(), first = (step * STEP + i) % a.dy.pixels();
-            n = least(a.dy.pixels() - first, STEP - i);
+            const int64_t pixel = step * STEP + i, bundle = pixel / (height * width);
+            const int64_t h = pixel / width % height, w = pixel % width, first = h * a.dy.width + w;
+            const bool exists = h < a.dy.height && w < a.dy.width;
+            n = least(STEP - i, !exists ? width - w : width == a.dy.width ? a.dy.pixels() - first : a.dy.width - w);
+            if (!exists) continue;
             if (a.dy.channels_last) {
                 for (int64_t j = 0; j < n; ++j) read_elements(a.dy, bundle, first + j, r, end, elements[i + j]);
                 continue;
@@ -203,7 +266,7 @@ class TileContraction {
         int64_t at[DEPTH * STEP];
         Position p(first, a.dy.height, a.dy.width);
         for (int64_t i = 0; i < exist; ++i, p.next())
-            at[i] = p.image * PLANES * plane + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
+            at[i] = p.image * image + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
         if (line == a.x.channels && a.window.groups == 1 && a.window.dilation_w == 1)
             return copy_runs(at, exist, count, columns, panel);
         for (int64_t w = 0; w < WORDS_A_CALL; ++w, panel += 2 * STRIP) {
@@ -226,7 +289,7 @@ class TileContraction {
                             high = _mm512_mask_i32gather_epi32(high, high_valid, high_offset, from, 4);
                         }
                     }
-                    uint32_t *out = panel + (i / STEP * PLANES + d) * TILE + i % STEP * 16;
+                    uint32_t *out = panel + (d * DEPTH + i / STEP) * TILE + i % STEP * 16;
                     store(out, low);
                     store(out + STRIP, high);
                 }
@@ -253,7 +316,7 @@ class TileContraction {
                 for (int64_t i = 0; i < STEP && s + i < exist; ++i)
                     for (int c = 0; c < chunks; ++c)
                         store(pixels_columns[i] + to[c], load<U32>(x + at[s + i] + d * plane + from[c]));
-                uint32_t *out = panel + (s / STEP * PLANES + d) * TILE;
+                uint32_t *out = panel + (d * DEPTH + s / STEP) * TILE;
                 for (int64_t w = 0; w < WORDS_A_CALL; ++w, out += 2 * STRIP)
                     for (int64_t i = 0; i < STEP; ++i) {
                         const uint32_t *word = pixels_columns[i] + w * WORD;

@@ -67,6 +67,9 @@ SLT_INLINE int32_t largest_magnitude(const char *at, int64_t count) {
     return result;
 }
 
+// From here on the bits of a float without its sign are infinity's, or a NaN's.
+constexpr uint32_t NOT_FINITE = 0x7F800000;
+
 // The largest |x|, as the bits of a float.
 inline uint32_t largest_bits(const Input x, int64_t count) {
     if (x.type == Type::FLOAT32) return uint32_t(largest_magnitude<S32>(x.data, count));
@@ -82,7 +85,7 @@ struct FixedPoint {
 
     FixedPoint() = default;
     FixedPoint(uint32_t largest, int bytes) {
-        const bool finite = largest < 0x7F800000;
+        const bool finite = largest < NOT_FINITE;
         float m;
         memcpy(&m, &largest, 4);
         int e = 0;

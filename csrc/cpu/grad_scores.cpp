@@ -9,6 +9,7 @@
 // is in L2 serve all of them, and make the runs of scores and gradients long enough to be prefetched. Calls without a
 // free weight cost their pattern only.
 #include "contraction_float.h"
+#include "digits.h"
 #include "pages.h"
 
 #if defined(SLT_AMX)
@@ -231,14 +232,6 @@ bool run_digits(const GradScores &a, bool add) {
 }
 #endif
 
-void run_some(const GradScores &a, bool add) {
-#if defined(SLT_AMX)
-    if (TileContraction<Bfloat16>::suits(a)) return run(a, TileContraction<Bfloat16>(a, Bfloat16()), add);
-    if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return;
-#endif
-    run(a, FloatContraction(a), add);
-}
-
 // Samples whose gradients are made at a time: their copies should stay in a cache, and in memory that the process has
 // already; but a pass over the scores and their gradients should not be what takes the time. A multiple of four, and
 // nothing to do with the number of threads, on which sums must not depend.
@@ -248,16 +241,41 @@ int64_t samples_at_once(const GradScores &a) {
     return ceil_div(most, 4 * elements + 1) * 4;
 }
 
-}  // namespace
+// Returns whether what is not finite in x may have gone too far: to taps of its channel that do not see it. It does so
+// only where x is read in place.
+bool run_some(const GradScores &a, bool add, [[maybe_unused]] bool may_read_in_place) {
+#if defined(SLT_AMX)
+    if (TileContraction<Bfloat16>::suits(a)) {
+        const Bfloat16 number;
+        const TileContraction<Bfloat16> contraction(a, number, may_read_in_place);
+        run(a, contraction, add);
+        return contraction.adds_zeros();
+    }
+    if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return false;
+#endif
+    run(a, FloatContraction(a), add);
+    return false;
+}
 
-void grad_scores(const GradScores &a) {
-    want_large_pages(a.out, a.offsets[a.source.rows] * int64_t(sizeof *a.out));
+bool run_all(const GradScores &a, bool may_read_in_place) {
+    bool too_far = false;
     for (int64_t first = 0, step = samples_at_once(a); first < a.x.samples; first += step) {
         GradScores some = a;
         some.x = a.x.part(first, step);
         some.dy = a.dy.part(first, step);
-        run_some(some, first > 0);
+        too_far |= run_some(some, first > 0, may_read_in_place);
     }
+    return too_far;
+}
+
+}  // namespace
+
+void grad_scores(const GradScores &a) {
+    const int64_t count = a.offsets[a.source.rows];
+    want_large_pages(a.out, count * int64_t(sizeof *a.out));
+    const bool too_far = run_all(a, true);
+    if (too_far && largest_bits({reinterpret_cast<const char *>(a.out), Type::FLOAT32}, count) >= NOT_FINITE)
+        run_all(a, false);
 }
 
 }  // namespace slt::SLT_ISA
