@@ -18,7 +18,7 @@ CODE = (":/slt_kernels", ":/csrc", ":/bench", ":/setup.py", ":(exclude,top)bench
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its threads, the versions, the backends, and the commit that is measured."""
+    """The processor, its threads, the versions, the backends, and the commit that is measured ("" without git)."""
     changed = _git("status", "--porcelain", "-uno", "--", *CODE)
     info = {
         "cpu": _cpu_model(),
@@ -56,5 +56,8 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:  # a machine that measures need not have it
+        return ""
     return result.stdout.strip()

@@ -156,6 +156,11 @@ def test_machines_have_names():
     assert slug(info) == "intel-xeon-e5-2680-avx2-2threads"
 
 
+def test_a_machine_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert module("machine").machine()["commit"] == ""
+
+
 def test_bench_needs_a_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "slt_kernels" / "cli.py"))
     assert cli.main(["bench", "quick"]) == 2
