@@ -3,415 +3,86 @@
     python bench/gpu_check.py --out FILE.json
     TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        the script itself, without a GPU
 
-First every operation is compared with the reference over odd shapes, dtypes and layouts; then speed (CUDA graphs of
-calls whose inputs and weights are rotated, so that none is found in the cache: medians and quartiles of one call), what
-autotuning would choose, peak memory, and where `ncu` is there the bytes read from memory. Peers in the same run: cuBLAS
-and cuDNN on dense weights, the layer that materializes its mask from scores, and a weight materialized in each call.
+First every operation is compared with the reference over odd shapes, dtypes and layouts (`gpu_correctness.py`); then
+speed (CUDA graphs of calls whose inputs and weights are rotated, so that none is found in the cache: medians and
+quartiles of one call), memory, where `ncu` is there the bytes read from it, and what autotuning would choose. Peers in
+the same run: cuBLAS and cuDNN on dense weights, the layer that materializes its mask from scores, a weight materialized
+in each call, and for masks ``torch.kthvalue`` and a comparison.
 
-Each section is a list of items that processes of their own work through, one after the other; checks, which compile
-most, in several processes. What fails is recorded and printed; a process that a failure leaves broken (an illegal
-access ends all of a process's work on a GPU) is replaced by one that goes on with the next item. The results are
-written after each section, and what there is no time for says so.
+One run may not get to the end of the last section. Two share the work, and write into one file, if the commit, the GPU
+and Triton are the same:
+
+    python bench/gpu_check.py --out FILE.json --only checks speed memory traffic
+    python bench/gpu_check.py --out FILE.json --only compile tuned
+
+Each section is a list of items, done by processes of their own: by one where something is timed, by several where most
+of the time is the compiler's. An item that fails, ends its process or does not answer is recorded and printed, its
+process is ended, and another goes on: an illegal access spoils all of a process's later work on a GPU. The results are
+written after each section, and what there was no time for says so.
 """
 
 import argparse
 import csv
+import faulthandler
+import gc
 import json
 import os
-import random
+import select
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parent.parent))  # where the package is not installed
 
 import torch
 import torch.nn.functional as F
+from gpu_correctness import (
+    BF16,
+    DEVICE,
+    FROZEN,
+    INTERPRETED,
+    Item,
+    Result,
+    autotuning,
+    checks,
+    randn,
+    random_mask,
+    scale,
+    synchronize,
+)
 from machine import machine
 from torch import Tensor
 
-from slt_kernels import EdgePopup, SupermaskConv2d, SupermaskLinear, backends, bits
-from slt_kernels.backends import reference, triton
-from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels import SupermaskLinear
+from slt_kernels.backends import triton
+from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
-BF16 = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's bfloat16 is wrong
-FROZEN = Freeze(0.35, 0.35)
 L2_BYTES = 128 << 20  # more than any cache: inputs and weights are rotated through as much
 RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of its 3x3 convolutions
-FAR_BYTES = 28 << 30  # of memory, for products of more than 2**31 elements
-GRAD_ERROR = 5e-6  # of grad_scores: sums on tensor cores truncate, over 32 columns in float32, over all in 16 bits
-
-Result = dict[str, object]
-Item = tuple[Result, Callable[[], Result | None]]  # what it is, and what it measures; raises where it fails
 
 
-# Checks
+# The machine
 
 
-def scale() -> Tensor:
-    return torch.tensor(0.0371, device=DEVICE)
+def about(smoke: bool) -> Iterator[Item]:
+    def describe() -> Result:
+        if reason := triton.unavailable():
+            raise RuntimeError(f"the Triton backend cannot run here: {reason}")
+        return machine()
 
-
-def random_mask(source: Source, compact: bool = False) -> Tensor:
-    shape = (bits.words_for(source.count_frozen()[1]),) if compact else (source.rows, source.words)
-    return torch.randint(-(2**31), 2**31, shape, device=DEVICE, dtype=torch.int64).to(torch.int32)
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, device=DEVICE).to(dtype)
-
-
-def same(ours: Tensor, theirs: Tensor) -> None:
-    """float32: the very values. 16-bit: within rounding, in relative norm."""
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), f"{ours.dtype} {ours.shape}"
-    if ours.dtype == torch.float32:
-        different = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
-        assert not different.any(), f"{int(different.sum())} of {different.numel()} values differ"
-    else:
-        close(ours, theirs, 4e-3 if ours.dtype == torch.bfloat16 else 1e-3)
-
-
-def close(ours: Tensor, theirs: Tensor, error: float) -> float:
-    """The error in relative norm, which is at most ``error``."""
-    ours, theirs = ours.double(), theirs.double()
-    off = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-300)) if theirs.numel() else 0.0
-    assert off <= error, f"relative error {off:.3g}, expected at most {error:.3g}"
-    return off
-
-
-def check_linear(rows: int, fan: int, batch: int, weight: str, dtype: torch.dtype, precision: str) -> Result:
-    torch.set_float32_matmul_precision(precision)
-    source = Source.of(rows, fan, seed=2**63 + rows, layer=fan, weight=weight, freeze=FROZEN)
-    x, dy = randn(batch, fan, dtype=dtype), randn(batch, rows, dtype=dtype)
-    scores, bias = randn(source.count_frozen()[1]), randn(rows)
-    for compact in (False, True):
-        mask = random_mask(source, compact)
-        arguments = (mask, scale(), bias, source)
-        same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
-        arguments = (mask, scale(), source)
-        same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
-    arguments = (dy, x, scores, scale(), source)
-    ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
-    return {"error of grad_scores": close(ours, theirs, GRAD_ERROR if precision == "highest" else 2e-3)}
-
-
-def check_conv2d(shape: tuple[int, ...], rows: int, window: Window, weight: str, dtype: torch.dtype) -> Result:
-    channels = shape[1]
-    fan = channels // window.groups * window.kernel_h * window.kernel_w
-    source = Source.of(rows, fan, layer=fan, weight=weight, freeze=FROZEN)
-    x, dy = randn(*shape, dtype=dtype), randn(shape[0], rows, *window.output_size(*shape[2:]), dtype=dtype)
-    for compact in (False, True):
-        mask = random_mask(source, compact)
-        arguments = (mask, scale(), None, source, window)
-        same(triton.conv2d_forward(x, *arguments), reference.conv2d_forward(x, *arguments))
-        arguments = (mask, scale(), source, window, list(shape[2:]))
-        same(triton.conv2d_grad_input(dy, *arguments), reference.conv2d_grad_input(dy, *arguments))
-        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    arguments = (dy, x, randn(source.count_frozen()[1]), scale(), source, window)
-    ours, theirs = triton.conv2d_grad_scores(*arguments), reference.conv2d_grad_scores(*arguments)
-    return {"error of grad_scores": close(ours, theirs, GRAD_ERROR)}
-
-
-def check_masks(rows: int, fan: int, freeze: Freeze) -> None:
-    for weight in WEIGHTS:
-        source = Source.of(rows, fan, weight=weight, freeze=freeze)
-        scores = randn(source.count_frozen()[1])
-        threshold = torch.tensor(0.5, device=DEVICE)
-        for compact in (False, True):
-            ours, theirs = (b.pack(scores, threshold, source, compact) for b in (triton, reference))
-            assert torch.equal(ours[0], theirs[0]) and int(ours[1]) == int(theirs[1])
-            mask = random_mask(source, compact)
-            assert torch.equal(triton.materialize(mask, source), reference.materialize(mask, source))
-        mask = random_mask(source, compact=True)
-        assert torch.equal(triton.expand(mask, source), reference.expand(mask, source))
-
-
-def check_select(*sizes: int) -> None:
-    for scores in ([randn(n) for n in sizes], [randn(n).mul(3).round() for n in sizes]):
-        scores[0][0] = torch.nan
-        for rank in (0, 1, sum(sizes) // 2, sum(sizes) - 1, sum(sizes)):
-            assert torch.equal(triton.select(scores, rank), reference.select(scores, rank)), f"rank {rank}"
-
-
-def check_not_finite() -> None:
-    source = Source.of(65, 129)
-    mask, x = random_mask(source), randn(5, 129)
-    x[1], x[2, 3], x[3, 128], x[4] = 0, torch.nan, -torch.inf, x[4] * 2.0**-130
-    arguments = (mask, scale(), None, source)
-    same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
-    dy = randn(3, 65) * torch.tensor([[2.0**-140], [2.0**100], [1.0]], device=DEVICE)
-    arguments = (mask, scale(), source)
-    same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
-
-
-def check_strides_and_repeats() -> None:
-    source = Source.of(33, 129)
-    mask, wide = random_mask(source), randn(129, 64)
-    for x in (wide.T, wide.T[::3], randn(1, 1).expand(7, 129), randn(9, 258)[:, 1::2], randn(0, 129)):
-        arguments = (mask, scale(), None, source)
-        y = triton.linear_forward(x, *arguments)
-        same(y, reference.linear_forward(x, *arguments))
-        assert all(torch.equal(y, triton.linear_forward(x, *arguments)) for _ in range(2 if INTERPRETED else 100))
-
-
-def check_batch_invariance() -> None:
-    source = Source.of(40, 700, weight="normal")
-    mask, x = random_mask(source), randn(70, 700)
-    arguments = (mask, scale(), None, source)
-    whole = triton.linear_forward(x, *arguments)
-    assert torch.equal(whole, torch.cat([triton.linear_forward(part, *arguments) for part in x.split([1, 16, 53])]))
-
-
-def check_far_counters() -> None:
-    """Counters past 2**32."""
-    source = Source.of(2**31 - 1, 129, weight="normal", freeze=FROZEN).shard(rows=(2**31 - 3, 2**31 - 1))
-    mask = random_mask(source, compact=True)
-    assert torch.equal(triton.materialize(mask, source), reference.materialize(mask, source))
-
-
-def check_far_elements() -> Result:
-    """More than 2**31 elements: of a weight, and of the inputs and outputs of products."""
-    free, _ = torch.cuda.mem_get_info()
-    if free < FAR_BYTES:
-        return {"ok": None, "why": f"{free} bytes of memory are free, and this takes {FAR_BYTES}"}
-    source = Source.of(2**17, 2**14 + 128)
-    mask = torch.full((source.rows, source.words), -1, dtype=torch.int32, device=DEVICE)
-    last = source.shard(rows=(source.rows - 2, source.rows))
-    assert torch.equal(triton.materialize(mask, source)[-2:], reference.materialize(mask[-2:], last))
-    wide = torch.empty(2**14 + 8, 2**17, dtype=torch.float16, device=DEVICE).normal_()
-    one, narrow = scale(), randn(len(wide), 33, dtype=torch.float16)
-    many_rows, many_inputs = Source.of(2**17, 33), Source.of(33, 2**17)
-    mask = random_mask(many_rows)
-    y = triton.linear_forward(narrow, mask, one, None, many_rows)
-    same(y[-3:], reference.linear_forward(narrow[-3:], mask, one, None, many_rows))
-    del y
-    dx = triton.linear_grad_input(wide, mask, one, many_rows)
-    same(dx[-3:], reference.linear_grad_input(wide[-3:], mask, one, many_rows))
-    mask = random_mask(many_inputs)
-    for dtype in (torch.float32, torch.float16):
-        x = wide.to(dtype)
-        y = triton.linear_forward(x, mask, one, None, many_inputs)
-        same(y[-3:], reference.linear_forward(x[-3:], mask, one, None, many_inputs))
-    arguments = (randn(many_inputs.free), one, many_inputs)
-    ours = triton.linear_grad_scores(narrow, wide, *arguments)
-    theirs = torch.zeros_like(ours, dtype=torch.float64)
-    for dy, x in zip(narrow.split(2**11), wide.split(2**11), strict=True):  # in float64, four times the memory
-        theirs += reference.linear_grad_scores(dy, x, *arguments)
-    # 16,392 columns in one sum, which tensor cores truncate: 5e-5 is what is simulated for eight products a step.
-    return {"error of grad_scores": close(ours, theirs, 2e-4)}
-
-
-def training_network() -> tuple[torch.nn.Module, EdgePopup]:
-    net = torch.nn.Sequential(
-        SupermaskConv2d(3, 16, 3, padding=1, bias=False, freeze=FROZEN, device=DEVICE),
-        torch.nn.ReLU(),
-        torch.nn.Flatten(),
-        SupermaskLinear(16 * 64, 10, freeze=FROZEN, layer=1, scale="dynamic", device=DEVICE),
-    )
-    return net, EdgePopup(net, sparsity=0.5, scope="global")
-
-
-def check_training_step() -> None:
-    results = []
-    for name in ("triton", "reference"):
-        torch.manual_seed(0)
-        with backends.use(name):
-            net, popup = training_network()
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-            for _ in range(2 if INTERPRETED else 5):
-                optimizer.zero_grad()
-                net(randn(4, 3, 8, 8)).square().mean().backward()
-                optimizer.step()
-                popup.step()
-            results.append([net[3].weight_scale, *(p.detach() for p in net.parameters())])
-    torch.testing.assert_close(*results)
-
-
-def step_of(net: torch.nn.Module, popup: EdgePopup, x: Tensor) -> None:
-    net.zero_grad(set_to_none=False)
-    net(x).square().mean().backward()
-    popup.step()
-
-
-def check_cuda_graph() -> None:
-    """Forward, backward, selection and packing captured, and replayed on another stream."""
-    net, popup = training_network()
-    x = randn(4, 3, 8, 8)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step_of(net, popup, x)
-    torch.cuda.synchronize()
-    expected = [p.grad.clone() for p in net.parameters()]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step_of(net, popup, x)
-    for p in net.parameters():
-        p.grad.fill_(torch.nan)
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    torch.testing.assert_close([p.grad for p in net.parameters()], expected)
-
-
-def check_nothing_waits() -> None:
-    """A training step in which PyTorch refuses to synchronize."""
-    net, popup = training_network()
-    x = randn(4, 3, 8, 8)
-    step_of(net, popup, x)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step_of(net, popup, x)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def check_streams() -> None:
-    """Sums in parts on two streams at once: each stream counts its own."""
-    source = Source.of(256, 8192)
-    mask, x = random_mask(source), randn(3, 8192)
-    arguments = (mask, scale(), None, source)
-    expected = triton.linear_forward(x, *arguments)
-    torch.cuda.synchronize()
-    streams, results = [torch.cuda.Stream() for _ in range(2)], []
-    for _ in range(50):
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                results.append(triton.linear_forward(x, *arguments))
-    torch.cuda.synchronize()
-    assert all(torch.equal(y, expected) for y in results)
-
-
-def check_autotuning() -> Result:
-    """What the first call with a new file returns, a later one, and every tile on the way."""
-    from slt_kernels.backends.triton import tiles
-
-    source = Source.of(40, 257) if INTERPRETED else Source.of(512, 2048)
-    x, dy, one = randn(3, source.fan), randn(3, source.rows), scale()
-    with tempfile.TemporaryDirectory() as folder:
-        tiles.FILE = str(Path(folder) / "tiles.json")
-        try:
-            for mask in (random_mask(source), random_mask(source, compact=True)):
-                for _ in range(2):
-                    arguments = (mask, one, None, source)
-                    same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
-                    arguments = (mask, one, source)
-                    same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
-            return {"tiles": json.loads(Path(tiles.FILE).read_text())}
-        finally:
-            tiles.FILE = None
-
-
-def check_compiled() -> None:
-    """`torch.compile` of a layer, forward and backward."""
-    layer = SupermaskLinear(129, 65, freeze=FROZEN, device=DEVICE)
-    layer.auto_mask = False
-    x = randn(7, 129)
-    expected = layer(x)
-    expected.square().sum().backward()
-    grad, layer.scores.grad = layer.scores.grad, None
-    y = torch.compile(layer, fullgraph=True)(x)
-    y.square().sum().backward()
-    torch.testing.assert_close([y, layer.scores.grad], [expected, grad])
-
-
-def check_reduce_overhead() -> None:
-    """CUDA graphs by `torch.compile`: its warm-up allocates in the graphs' own memory, and is the first use here.
-
-    Weights that are looked up in a table, a compact mask, and sums in parts.
-    """
-    layer = SupermaskLinear(8192, 256, weight="normal", freeze=FROZEN, compact=True, seed=7, device=DEVICE)
-    layer.auto_mask = False
-    compiled, x = torch.compile(layer, mode="reduce-overhead"), randn(3, 8192)
-    results = []
-    for _ in range(4):  # warm-up, capture, replay
-        torch.compiler.cudagraph_mark_step_begin()
-        layer.scores.grad = None
-        y = compiled(x)
-        y.square().sum().backward()
-        results.append([y.detach().clone(), layer.scores.grad.clone()])
-    layer.scores.grad = None
-    expected = layer(x)
-    expected.square().sum().backward()
-    for result in results:
-        torch.testing.assert_close(result, [expected.detach(), layer.scores.grad])
-
-
-def check_other_device() -> None:
-    source = Source.of(33, 129)
-    mask, x = random_mask(source).to("cuda:1"), randn(3, 129).to("cuda:1")
-    arguments = (mask, scale().to("cuda:1"), None, source)
-    same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
-
-
-def checks(smoke: bool) -> Iterator[Item]:
-    shapes = [(1, 1, 1), (3, 31, 17), (17, 32, 3), (1, 33, 129), (3, 63, 16), (65, 65, 3), (131, 127, 64)]
-    shapes += [(129, 129, 65), (64, 1031, 1), (257, 2048, 300), (512, 4096, 16), (40, 140000, 3)]
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    convolutions = [
-        ((2, 5, 5, 7), 6, Window(3, 3, 1, 1, 1, 1)),
-        ((2, 6, 5, 5), 6, Window(3, 3, 1, 1, 2, 1, groups=6)),
-        ((3, 32, 9, 8), 33, Window(3, 1, 2, 1)),
-        ((2, 64, 14, 14), 64, Window(3, 3, 1, 1, 1, 1)),
-        ((2, 48, 14, 14), 64, Window(3, 3, 1, 1, 1, 1)),
-        ((2, 256, 7, 7), 130, Window(3, 3, 2, 2, 1, 1, groups=2)),
-        ((2, 66, 9, 11), 32, Window(2, 3, 1, 1, 1, 0, 2, 1, 2)),
-        ((1, 128, 4, 4), 17, Window(1, 1, 2, 2)),
-        ((0, 3, 5, 5), 4, Window(3, 3)),
-    ]
-    freezes = (Freeze(), FROZEN, Freeze(1, 0), Freeze(0, 1), Freeze(0.7, 0))
-    if smoke:
-        shapes, dtypes, convolutions, freezes = shapes[1:2], dtypes[:2], convolutions[:1], freezes[1:2]
-    masks, sizes = ((5, 65), (500, 3)) if smoke else ((131, 1031), (1, 3_000_000, 70_001))
-
-    yield {"name": "training steps"}, check_training_step
-    yield {"name": "NaN, infinity, denormals"}, check_not_finite
-    yield {"name": "strides, and a hundred runs"}, check_strides_and_repeats
-    yield {"name": "any split of the batch"}, check_batch_invariance
-    yield {"name": "counters past 2**32"}, check_far_counters
-    yield {"name": "autotuning"}, check_autotuning
-    yield {"name": "select"}, lambda: check_select(*sizes)
-    for freeze in freezes:
-        yield {"name": f"masks, {freeze}"}, lambda f=freeze: check_masks(*masks, f)
-    if not INTERPRETED:
-        yield {"name": "CUDA graph of a training step"}, check_cuda_graph
-        yield {"name": "a training step that may not synchronize"}, check_nothing_waits
-        yield {"name": "two streams"}, check_streams
-        yield {"name": "torch.compile"}, check_compiled
-        yield {"name": "torch.compile, reduce-overhead"}, check_reduce_overhead
-        yield {"name": "elements past 2**31"}, check_far_elements
-        if torch.cuda.device_count() > 1:
-            yield {"name": "cuda:1 while cuda:0 is current"}, check_other_device
-    products: list[tuple[bool, Item]] = []  # and whether it is of those that are done first
-    for rows, fan, batch in shapes:
-        for weight in WEIGHTS:
-            for dtype, precision in (*((dtype, "highest") for dtype in dtypes), (torch.float32, "high")):
-                name = f"Linear {rows} x {fan}, batch {batch}, {weight}, {dtype}, {precision}"
-                run = partial(check_linear, rows, fan, batch, weight, dtype, precision)
-                products.append((weight == WEIGHTS[0] and precision == "highest", ({"name": name}, run)))
-    for shape, rows, window in convolutions:
-        for weight in WEIGHTS:
-            for dtype in dtypes:
-                name = f"Conv2d {shape} to {rows}, {tuple(window)}, {weight}, {dtype}"
-                run = partial(check_conv2d, shape, rows, window, weight, dtype)
-                products.append((weight == WEIGHTS[0], ({"name": name}, run)))
-    random.Random(0).shuffle(products)  # so that a lack of time takes something of all
-    for first in (True, False):
-        yield from (item for early, item in products if early == first)
+    yield {}, describe
 
 
 # Speed
@@ -427,41 +98,40 @@ def copies(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1) -> Result:
-    """Of one call: from a CUDA graph of ``count``, where no launch waits for the host; and as the host issues them."""
+    """Of one call: from a CUDA graph of many, where no launch waits for the host; and as the host issues them.
+
+    A graph holds about as many calls for all methods, however many copies there are: starting it takes time as well.
+    """
     for i in range(2):
         call(i % count)
     synchronize()
-    calls = 1 if INTERPRETED else 20
+    issued = 1 if INTERPRETED else 20
     started = time.perf_counter()
-    for i in range(calls):
+    for i in range(issued):
         call(i % count)
     synchronize()
-    eager = 1e3 * (time.perf_counter() - started) / calls
+    eager = 1e3 * (time.perf_counter() - started) / issued
     if INTERPRETED:
         return {"median": eager, "eager": eager}
+    calls = count * -(-32 // count)  # 32 or more, and each copy as often
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(count):
-            call(i)
+        for i in range(calls):
+            call(i % count)
     graph.replay()
     torch.cuda.synchronize()
     times: list[float] = []
     started = time.monotonic()
-    while len(times) < 5 or (time.monotonic() - started < seconds and len(times) < 200):
+    while len(times) < 3 or (time.monotonic() - started < seconds and len(times) < 200):
         before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         before.record()
         graph.replay()
         after.record()
         after.synchronize()
-        times.append(before.elapsed_time(after) / count)
+        times.append(before.elapsed_time(after) / calls)
     low, median, high = statistics.quantiles(times, n=4)
     quartiles = [round(low, 5), round(high, 5)]
     return {"median": round(median, 5), "quartiles": quartiles, "replays": len(times), "eager": round(eager, 5)}
-
-
-def synchronize() -> None:
-    if not INTERPRETED:
-        torch.cuda.synchronize()
 
 
 def linear_case(size: int, batch: int, dtype: torch.dtype, operation: str, compact: bool) -> Runs:
@@ -488,10 +158,10 @@ def linear_case(size: int, batch: int, dtype: torch.dtype, operation: str, compa
             "dense": (len(dense), lambda i: dense[i][1] @ dense[i][0]),
             "materialize, then dense": (len(ours), lambda i: (ours[i][1] @ masked(i)) * one),
         }
-    dy, scores = x.roll(1, 0), randn(source.free)
+    pairs, scores = copies(torch.randn_like(x), x), randn(source.free)
     return {
-        "ours": (len(dense), lambda i: triton.linear_grad_scores(dy, dense[i][1], scores, one, source)),
-        "dense": (len(dense), lambda i: dy.T @ dense[i][1]),
+        "ours": (len(pairs), lambda i: triton.linear_grad_scores(*pairs[i], scores, one, source)),
+        "dense": (len(pairs), lambda i: pairs[i][0].T @ pairs[i][1]),
     }
 
 
@@ -515,25 +185,40 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
                 lambda i: F.conv2d(ours[i][1], kernel(ours[i][0]), padding=1) * one.to(dtype),
             ),
         }
+
+    def backward(dy: Tensor, x: Tensor, weight: Tensor, *wanted: bool) -> tuple[Tensor | None, ...]:
+        return torch.ops.aten.convolution_backward(
+            dy, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
+        )
+
     if operation == "grad_input":
+        image = [size, size]
         return {
-            "ours": (
-                len(ours),
-                lambda i: triton.conv2d_grad_input(ours[i][1], ours[i][0], one, source, window, [size, size]),
-            ),
-            "dense": (
-                len(dense),
-                lambda i: torch.nn.grad.conv2d_input(x.shape, dense[i][0], dense[i][1], padding=1),
-            ),
+            "ours": (len(ours), lambda i: triton.conv2d_grad_input(ours[i][1], ours[i][0], one, source, window, image)),
+            "dense": (len(dense), lambda i: backward(dense[i][1], x, dense[i][0], True, False)),
         }
-    dy, scores = x.roll(1, 0), randn(source.free)
+    pairs, scores = copies(torch.randn_like(x), x), randn(source.free)  # both channels-last, as x is
     return {
-        "ours": (len(dense), lambda i: triton.conv2d_grad_scores(dy, dense[i][1], scores, one, source, window)),
-        "dense": (len(dense), lambda i: torch.nn.grad.conv2d_weight(dense[i][1], dense[i][0].shape, dy, padding=1)),
+        "ours": (len(pairs), lambda i: triton.conv2d_grad_scores(*pairs[i], scores, one, source, window)),
+        "dense": (len(pairs), lambda i: backward(*pairs[i], dense[0][0], False, True)),
     }
 
 
-def cases(smoke: bool) -> Iterator[tuple[Result, Callable[[], Runs]]]:
+def masks_case(rows: int, fan: int, operation: str) -> Runs:
+    source = Source.of(rows, fan)
+    scores, rank, threshold = copies(randn(source.free)), source.free // 2, torch.tensor(0.5, device=DEVICE)
+    if operation == "select":
+        return {
+            "ours": (len(scores), lambda i: triton.select([*scores[i]], rank)),
+            "kthvalue": (len(scores), lambda i: scores[i][0].abs().kthvalue(rank)),
+        }
+    return {
+        "ours": (len(scores), lambda i: triton.pack(scores[i][0], threshold, source, False)),
+        "comparison": (len(scores), lambda i: scores[i][0].abs() > threshold),
+    }
+
+
+def products(smoke: bool) -> Iterator[tuple[Result, Callable[[], Runs]]]:
     """The cases of the project's aims first, then all others."""
     if smoke:
         linear = [(128, 2, BF16, op, op == "forward") for op in ("forward", "grad_input", "grad_scores")]
@@ -563,28 +248,41 @@ def speed(smoke: bool) -> Iterator[Item]:
         ratios = {f"{name} / ours": round(t["median"] / ours, 3) for name, t in times.items() if name != "ours"}
         return {**ratios, "milliseconds": times}
 
-    for what, make in cases(smoke):
+    for what, make in products(smoke):
         yield what, lambda make=make: measure(make)
+    rows, fan = (3, 129) if smoke else (4980, 5120)  # as many weights as ResNet-50 has
+    for operation in ("select", "pack"):
+        make = partial(masks_case, rows, fan, operation)
+        yield {"operation": operation, "scores": rows * fan}, lambda make=make: measure(make)
+
+
+# Autotuning
+
+
+def compile_tiles(smoke: bool) -> Iterator[Item]:
+    """Every tile that `tuned` times, by many processes at once, so that it finds them in Triton's cache."""
+
+    def compile_all(make: Callable[[], Runs]) -> None:
+        _, call = make()["ours"]
+        with autotuning():  # what it measures is of a GPU in use by others
+            call(0)
+
+    for what, make in list(products(smoke))[: 1 if smoke else None]:
+        yield what, lambda make=make: compile_all(make)
 
 
 def tuned(smoke: bool) -> Iterator[Item]:
     """What autotuning chooses, and what that gains over the rule."""
 
     def measure(make: Callable[[], Runs]) -> Result:
-        from slt_kernels.backends.triton import tiles
-
         run = make()["ours"]
         rule = milliseconds(*run)["median"]
-        with tempfile.TemporaryDirectory() as folder:
-            tiles.FILE = str(Path(folder) / "tiles.json")
-            try:
-                best = milliseconds(*run)["median"]
-                chosen = json.loads(Path(tiles.FILE).read_text())
-            finally:
-                tiles.FILE = None
+        with autotuning() as file:
+            best = milliseconds(*run)["median"]
+            chosen = json.loads(file.read_text())
         return {"rule / tuned": round(rule / best, 3), "rule": rule, "tuned": best, "tiles": chosen}
 
-    for what, make in list(cases(smoke))[: 1 if smoke else None]:
+    for what, make in list(products(smoke))[: 1 if smoke else None]:
         yield what, lambda make=make: measure(make)
 
 
@@ -592,31 +290,52 @@ def tuned(smoke: bool) -> Iterator[Item]:
 
 
 def memory(smoke: bool) -> Iterator[Item]:
-    """Peak of a forward and a backward, above what was there before and the gradients that are there after."""
+    """What a layer keeps besides its scores, and what a step and each operation take on top for a time."""
 
     def measure(size: int, batch: int, compact: bool) -> Result:
+        if INTERPRETED:
+            return {"note": "needs a GPU"}
+        gc.collect()  # what the item before has left would be freed while this one measures
+        start = torch.cuda.memory_allocated()
         layer = SupermaskLinear(size, size, bias=False, freeze=FROZEN, compact=compact, device=DEVICE)
         layer.auto_mask = False
-        x = randn(batch, size, dtype=BF16).requires_grad_()
-        layer(x).sum().backward()  # what is kept for each source is there from the first time on
-        x.grad = layer.scores.grad = None
-        if INTERPRETED:
-            return {"note": "not on a GPU"}
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        layer(x).sum().backward()
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
-        known = layer.scores.grad.nbytes + x.grad.nbytes + 2 * batch * size * x.element_size()
-        dense = size * size * x.element_size()
-        above = {"above them": peak - known, "of a dense weight": round((peak - known) / dense, 4)}
-        return {"peak": peak, "gradients and activations": known, **above}
+        x, dy = randn(batch, size, dtype=BF16).requires_grad_(), randn(batch, size, dtype=BF16)
 
-    for batch in (4,) if smoke else (64, 4096):
+        def step() -> tuple[Tensor | None, ...]:
+            x.grad = layer.scores.grad = None
+            y = layer(x)
+            y.backward(dy)
+            return y, x.grad, layer.scores.grad
+
+        step()  # what is kept for each source is there from the first time on
+        x.grad = layer.scores.grad = None
+        kept = torch.cuda.memory_allocated() - start - sum(t.nbytes for t in (x, dy, layer.scores))
+        mask, one, source = layer.mask_words, layer.weight_scale, layer.source
+        rows, scores = x.detach(), layer.scores.detach()
+        workspaces = {
+            "forward": workspace(lambda: triton.linear_forward(rows, mask, one, None, source)),
+            "grad_input": workspace(lambda: triton.linear_grad_input(dy, mask, one, source)),
+            "grad_scores": workspace(lambda: triton.linear_grad_scores(dy, rows, scores, one, source)),
+            "forward and backward": workspace(step),
+        }
+        share = (kept + max(workspaces.values())) / (size * size * BF16.itemsize)
+        return {"kept": kept, "workspaces": workspaces, "of a dense weight": round(share, 4)}
+
+    for batch in (4,) if smoke else (64, 256, 4096):
         for compact in (False, True):
             what = {"size": 128 if smoke else 8192, "batch": batch, "mask": "compact" if compact else "resolved"}
             yield what, lambda a=(what["size"], batch, compact): measure(*a)
+
+
+def workspace(call: Callable[[], object]) -> int:
+    """Bytes that a call takes at its peak, above all that is there when it has returned, its results among them."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    results = call()
+    torch.cuda.synchronize()
+    taken = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    del results  # not before
+    return taken
 
 
 # Bytes read from memory
@@ -632,7 +351,7 @@ def traffic(smoke: bool) -> Iterator[Item]:
         command = [ncu, "--clock-control", "none", "--cache-control", "all", "--csv", "--print-units", "base"]
         command += ["--metrics", "dram__bytes_read.sum", "--kernel-name", "forward_kernel"]
         command += [sys.executable, __file__, "--one-forward", form]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        run = subprocess.run(command, capture_output=True, text=True)
         rows = list(csv.DictReader(line for line in run.stdout.splitlines() if line.startswith('"')))
         values = [float(row["Metric Value"].replace(",", "")) for row in rows]
         if not values:
@@ -653,138 +372,241 @@ def one_forward(form: str) -> None:
 
 # Processes
 
-SECTIONS = {"checks": checks, "speed": speed, "tuned": tuned, "memory": memory, "traffic": traffic}
-ENDS = {"checks": 0.55, "speed": 0.82, "tuned": 0.91, "memory": 0.95, "traffic": 1.0}  # of the time, at the latest
+
+class Section(NamedTuple):
+    items: Callable[[bool], Iterator[Item]]
+    share: float  # of the time
+    limit: float  # seconds of an item, its compilation included
+    parallel: bool = False
 
 
-def attempt(item: Item) -> Result:
-    """What an item is and measures, or why it failed."""
-    what, run = item
+SECTIONS = {
+    "machine": Section(about, 0, 60),
+    "checks": Section(checks, 0.42, 120, parallel=True),
+    "speed": Section(speed, 0.26, 45),
+    "memory": Section(memory, 0.05, 45),
+    "traffic": Section(traffic, 0.09, 100),
+    "compile": Section(compile_tiles, 0.07, 150, parallel=True),
+    "tuned": Section(tuned, 0.11, 60),
+}
+BEGINNING = 90  # seconds of a process, which imports PyTorch and Triton as many others do
+SPARE = 20  # seconds: PyTorch was imported here, before time was taken; and what does not end at once is waited for
+
+
+def attempt(run: Callable[[], Result | None]) -> Result:
+    """What an item measures, or why it failed."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     started = time.monotonic()
     try:
         measured = run() or {}
         synchronize()
-        return {**what, "ok": True, **measured, "seconds": round(time.monotonic() - started, 2)}
+        return {"ok": True, **measured, "seconds": round(time.monotonic() - started, 2)}
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         why = f"{type(error).__name__}: {str(error)[:500]} ({Path(line.filename).name}:{line.lineno})"
-        return {**what, "ok": False, "why": why}
+        return {"ok": False, "why": why}
 
 
-def work(section: str, smoke: bool, first: int, step: int) -> None:
-    """The items of a section from ``first`` on, every ``step``-th, in this process, which says where it is."""
-    items = list(SECTIONS[section](smoke))
-    for i in range(first, len(items), step):
-        _say({"begins": i})
-        _say({"item": i, "result": attempt(items[i])})
+def work(section: str, smoke: bool) -> None:
+    """Does the items whose numbers come in, a line each; what they measure goes out, a line of JSON each."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anything else prints is no answer
+    runs = [run for _, run in SECTIONS[section].items(smoke)]
+    print("{}", file=answers, flush=True)  # it has begun
+    for line in sys.stdin:
+        faulthandler.dump_traceback_later(0.9 * SECTIONS[section].limit)  # where it hangs, for the report
+        result = attempt(runs[int(line)])
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(result), file=answers, flush=True)
+
+
+class Worker:
+    """A process that `work`s, and can be ended whatever it is at."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            start_new_session=True,  # so that all it starts can be ended with it
+        )
+
+    def ask(self, number: int, until: float) -> Result:
+        with suppress(BrokenPipeError):  # then it has ended, and there is no answer
+            self.process.stdin.write(b"%d\n" % number)
+        return self.answer(until)
+
+    def answer(self, until: float) -> Result:
+        """Its next line.
+
+        Raises:
+            TimeoutError: there is none by then.
+            RuntimeError: the process ended, or said something else.
+        """
+        said, out = b"", self.process.stdout.fileno()
+        while not said.endswith(b"\n"):
+            if not select.select([out], [], [], max(0, until - time.monotonic()))[0]:
+                raise TimeoutError
+            more = os.read(out, 1 << 16)
+            if not more:
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1)  # in its own way, if it is about to
+                self.end()
+                cut = f" in the middle of {said[-100:]}" if said else ""
+                raise RuntimeError(f"the process ended with {self.process.returncode}{cut}: {self.last_words()}")
+            said += more
         try:
-            synchronize()
-        except Exception as error:
-            print(f"this process can use the GPU no longer: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+            return json.loads(said)
+        except ValueError:
+            raise RuntimeError(f"expected a line of JSON, and it said {said[-300:]}") from None
+
+    def last_words(self) -> str:
+        """The end of what it printed; read without moving where it prints."""
+        errors = self.errors.fileno()
+        return os.pread(errors, 1000, max(0, os.fstat(errors).st_size - 1000)).decode(errors="replace")
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # a process that waits inside a driver outlives even that
+            self.process.wait(SPARE / 4)
 
 
-def _say(message: Result) -> None:
-    print(f"@{json.dumps(message)}", flush=True)
+def supervise(command: list[str], items: list[Result], processes: int, limit: float, deadline: float) -> list[Result]:
+    """What items measure, done by workers, each of which takes the next item when it is done with one.
 
-
-def supervise(command: Callable[[int], list[str]], first: int, count: int, step: int, deadline: float) -> list[Result]:
-    """Runs ``command(first)``, a process that `work`s, until its items are done; where one dies, another goes on.
-
-    Returns the items' results by number; those that had no time are not among them.
+    For an item nobody waits longer than the limit, nor past the deadline. One that fails takes its worker with it.
     """
-    results: dict[int, Result] = {}
-    while first < count and time.monotonic() < deadline:
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(command(first), stdout=subprocess.PIPE, stderr=errors, text=True)
-            end = threading.Timer(deadline - time.monotonic(), process.kill)
-            end.start()
-            begun = None
-            for line in process.stdout:
-                if not line.startswith("@"):
-                    continue
-                message = json.loads(line[1:])
-                begun = message.get("begins", begun)
-                if "result" in message:
-                    results[message["item"]] = message["result"]
-                    _report(message["result"])
-            process.wait()
-            end.cancel()
-            if process.returncode == 0 or time.monotonic() >= deadline:
-                break
-            errors.seek(0)
-            why = f"the process ended with {process.returncode}: {errors.read()[-500:]}"
-        if begun is None:  # it cannot even begin; nor would the next
-            results[first] = {"ok": False, "why": why}
-            _report(results[first])
-            break
-        if begun not in results:
-            results[begun] = {"ok": False, "why": why}
-            _report(results[begun])
-        first = begun + step
-    return results
+    idle: list[Worker | None] = [None] * processes  # None: to be started
+
+    def do(number: int) -> Result:
+        began = time.monotonic()
+        if began >= deadline:
+            return {**items[number], "ok": None, "why": "no time left"}
+        worker = idle.pop()
+        try:
+            if worker is None:
+                worker = Worker(command)
+                worker.answer(min(began + BEGINNING, deadline))
+            result = worker.ask(number, min(time.monotonic() + limit, deadline))
+        except TimeoutError:
+            seconds = time.monotonic() - began
+            late = time.monotonic() >= deadline
+            why = "no time left" if late else "no answer"
+            result = {"ok": None if late else False, "why": f"{why} after {seconds:.1f} s: {worker.last_words()}"}
+        except Exception as error:
+            result = {"ok": False, "why": f"{type(error).__name__}: {error}"}
+        if not result["ok"] and worker is not None:  # it may hang, or its use of the GPU be spoilt
+            worker.end()
+            worker = None
+        idle.append(worker)
+        result = {**items[number], **result}
+        _print(result)
+        return result
+
+    try:
+        with ThreadPoolExecutor(processes) as pool:
+            return list(pool.map(do, range(len(items))))
+    finally:
+        for worker in filter(None, idle):
+            worker.end()
 
 
-def _report(result: Result) -> None:
+def _print(result: Result) -> None:
     if result["ok"] is False:
         print("FAILED", json.dumps(result), flush=True)
     elif "name" not in result:
         print(json.dumps({k: v for k, v in result.items() if k not in ("ok", "milliseconds", "tiles")}), flush=True)
 
 
-def run_section(section: str, smoke: bool, processes: int, deadline: float) -> list[Result]:
-    items = list(SECTIONS[section](smoke))
+def worker_command(section: str, smoke: bool) -> list[str]:
+    return [sys.executable, __file__, "--work", section, *(["--smoke"] if smoke else [])]
 
-    def command(first: int) -> list[str]:
-        options = ["--section", section, "--first", str(first), "--step", str(processes)]
-        return [sys.executable, __file__, *options, *(["--smoke"] if smoke else [])]
 
-    with ThreadPoolExecutor(processes) as pool:
-        parts = pool.map(lambda i: supervise(command, i, len(items), processes, deadline), range(processes))
-        found = {i: result for part in parts for i, result in part.items()}
-    left = {"ok": None, "why": "no time left"}
-    results = [{**what, **found.get(i, left)} for i, (what, _) in enumerate(items)]
-    print(f"{section}: {sum(r['ok'] is True for r in results)} of {len(results)} done and right", flush=True)
+def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
+    section = SECTIONS[name]
+    items = [what for what, _ in section.items(smoke)]
+    cores = min(32, len(os.sched_getaffinity(0)))  # each takes half a gigabyte of the GPU's memory
+    processes = cores if section.parallel and not INTERPRETED else 1
+    results = supervise(worker_command(name, smoke), items, processes, section.limit, deadline)
+    print(f"{name}: {sum(r['ok'] is True for r in results)} of {len(results)} done and right", flush=True)
     return results
 
 
-def main() -> int:
+# The report
+
+
+def same_of_all(report: Result) -> tuple[object, ...]:
+    """What all sections in one file are of: the commit, the GPU with Triton's version, and the size of the cases."""
+    return report["machine"]["commit"], report["machine"]["backends"]["triton"], report["smoke"]
+
+
+def write(report: Result, file: Path) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(part, file)
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a file, new or of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="a few small cases: does the script run to its end?")
     parser.add_argument("--seconds", type=float, default=540, help="everything has ended after as many")
-    parser.add_argument("--only", choices=SECTIONS, nargs="+", default=list(SECTIONS), help="sections")
-    for option in ("--section", "--first", "--step", "--one-forward"):  # of the processes that this one starts
+    sections = [name for name in SECTIONS if name != "machine"]
+    parser.add_argument("--only", choices=sections, nargs="+", default=sections, help="sections")
+    parser.add_argument("--commit", default="unknown", help="what is measured, where git does not say so")
+    for option in ("--work", "--one-forward"):  # of the processes that this one starts
         parser.add_argument(option, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one_forward:
-        one_forward(arguments.one_forward)
+    options = parser.parse_args(arguments)
+    if options.one_forward:
+        one_forward(options.one_forward)
         return 0
-    if arguments.section:
-        work(arguments.section, arguments.smoke, int(arguments.first), int(arguments.step))
+    if options.work:
+        work(options.work, options.smoke)
         return 0
-    if reason := triton.unavailable():
-        print(f"the Triton backend cannot run here: {reason}", file=sys.stderr)
-        return 2
-    start = time.monotonic()
-    report: Result = {"interpreted": INTERPRETED, "torch": torch.__version__, "triton": triton.describe()}
-    try:
-        report["machine"] = machine()
-    except Exception as error:
-        report["machine"] = f"{type(error).__name__}: {error}"
-    for section in arguments.only:
-        cores = min(32, len(os.sched_getaffinity(0)))  # each takes half a gigabyte of the GPU's memory
-        processes = cores if section == "checks" and not INTERPRETED else 1
+
+    deadline = time.monotonic() + options.seconds - SPARE
+    earlier, before = {}, None
+    if options.out:
         try:
-            end = start + ENDS[section] * arguments.seconds
-            report[section] = run_section(section, arguments.smoke, processes, end)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(options.out.parent, os.W_OK):
+                raise PermissionError(f"{options.out.parent} cannot be written to")
+            if options.out.exists():
+                earlier = json.loads(options.out.read_text())
+                before = same_of_all(earlier)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            parser.error(f"--out {options.out}: expected a new file, or one of an earlier run: {error!r}")
+
+    [here] = run_section("machine", options.smoke, deadline)
+    if not here["ok"]:
+        print(here["why"], file=sys.stderr)
+        return 2
+    here["commit"] = here["commit"] or options.commit
+    report = {"machine": here, "smoke": options.smoke, "seconds": {}}
+    if before == same_of_all(report):
+        report = earlier
+    elif earlier:
+        print(f"{options.out} is of another commit, GPU or Triton, and will be replaced", flush=True)
+
+    chosen = [name for name in sections if name in options.only]
+    left = sum(SECTIONS[name].share for name in chosen)
+    for name in chosen:
+        began, share = time.monotonic(), SECTIONS[name].share
+        try:
+            report[name] = run_section(name, options.smoke, began + (deadline - began) * share / left)
         except Exception:
-            report[section] = {"ok": False, "why": traceback.format_exc()}
-        report["seconds"] = round(time.monotonic() - start, 1)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            report[name] = [{"ok": False, "why": traceback.format_exc()}]
+            print(f"{name}: {report[name][0]['why']}", file=sys.stderr)
+        left -= share
+        report["seconds"][name] = round(time.monotonic() - began, 1)
+        if options.out:
+            write(report, options.out)
     return 0
 
 

@@ -4,7 +4,10 @@ import importlib
 import json
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,3 +192,154 @@ def test_a_run_writes_its_result_and_report(tmp_path):
     assert folder.name == f"{module('machine').slug(result['machine'])}-quick"
     assert {"machine", "date", "seconds", "counted", "sizes"} <= result.keys()
     assert (folder / "report.md").exists()
+
+
+# The supervision of the GPU check
+
+WORKER = """if True:
+    import json, os, subprocess, sys, time
+    print("{}", flush=True)
+    for line in sys.stdin:
+        i = int(line)
+        if i == 1: print("the reason", file=sys.stderr); os._exit(7)
+        if i == 3:  # hangs, and so does what it started
+            print("started", subprocess.Popen(["sleep", "60"]).pid, file=sys.stderr, flush=True)
+            time.sleep(60)
+        if i == 4: os.write(1, b'{"ok": tr'); os._exit(1)
+        if i == 5: os.write(1, b"no json\\n"); continue
+        if i == 6: os.close(1); time.sleep(60)
+        if i == 9: time.sleep(60)
+        print(json.dumps({"ok": i != 2, "process": os.getpid()}), flush=True)
+"""
+
+
+def numbered(count: int) -> list[dict]:
+    return [{"name": f"item {i}"} for i in range(count)]
+
+
+def test_gpu_check_outlives_its_processes():
+    """One crashes, one fails, one hangs, one is cut short, one says something else, one closes its output."""
+    started = time.monotonic()
+    results = module("gpu_check").supervise([sys.executable, "-c", WORKER], numbered(9), 1, 1.5, started + 60)
+    assert time.monotonic() - started < 20
+    assert [r["name"] for r in results] == [item["name"] for item in numbered(9)]
+    assert [i for i, r in enumerate(results) if r["ok"] is True] == [0, 7, 8]
+    assert all(r["ok"] is False for r in results[1:7])
+    assert "ended with 7: the reason" in results[1]["why"]
+    assert "no answer after" in results[3]["why"]
+    started_too = Path("/proc") / results[3]["why"].split("started ")[1].strip() / "stat"
+    assert not started_too.exists() or started_too.read_text().split()[2] == "Z"
+    assert "in the middle of" in results[4]["why"]
+    assert "no json" in results[5]["why"]
+    assert "ended with -9" in results[6]["why"]
+    assert results[0]["process"] != results[2]["process"] != results[7]["process"] == results[8]["process"]
+
+
+def test_gpu_check_ends_in_time():
+    """Two hang, each within its limit, until there is no time left."""
+    started = time.monotonic()
+    items = [{}] * 20  # of which number 3 hangs, and 9 in the other process
+    results = module("gpu_check").supervise([sys.executable, "-c", WORKER], items, 2, 60, started + 2)
+    assert time.monotonic() - started < 10
+    assert results[3]["ok"] is None and results[3]["why"].startswith("no time left after")
+    assert results[19] == {"ok": None, "why": "no time left"}
+
+
+def test_a_worker_of_the_gpu_check():
+    """Its own: what others print is no answer, an error is one, and where an item hangs is said."""
+    worker = """if True:
+        import os, time, gpu_check
+
+        def noisy(): os.write(1, b"noise")
+        def failing(): raise AssertionError("wrong")
+        def hanging(): time.sleep(60)
+
+        items = [({}, noisy), ({}, failing), ({}, hanging)]
+        gpu_check.synchronize = lambda: None
+        gpu_check.SECTIONS["some"] = gpu_check.Section(lambda smoke: iter(items), 1, 0.5)
+        gpu_check.work("some", True)
+    """
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(BENCH), str(BENCH.parent)]}\n{worker}"]
+    results = module("gpu_check").supervise(command, numbered(3), 1, 2, time.monotonic() + 60)
+    assert [r["ok"] for r in results] == [True, False, False]
+    assert results[1]["why"] == "AssertionError: wrong (<string>:6)"
+    assert "in hanging" in results[2]["why"]
+
+
+def test_gpu_check_where_no_process_begins():
+    worker = [sys.executable, "-c", "import sys; sys.exit('no such library')"]
+    results = module("gpu_check").supervise(worker, numbered(2), 1, 60, time.monotonic() + 60)
+    assert all(r["ok"] is False and "ended with 1: no such library" in r["why"] for r in results)
+    results = module("gpu_check").supervise(["no such program"], numbered(1), 1, 60, time.monotonic() + 60)
+    assert "no such program" in results[0]["why"]
+
+
+@pytest.fixture
+def small_gpu_check(monkeypatch):
+    """Its main function, with items that say which section they are of; "traffic" cannot even be listed."""
+    gpu_check = module("gpu_check")
+    found = {"ok": True, "commit": "", "backends": {"triton": "Triton on a GPU"}}
+    worker = "print('{}', flush=True)\nfor line in open(0): print(%r, flush=True)"
+
+    def command(section: str, smoke: bool) -> list[str]:
+        result = found if section == "machine" else {"ok": True, "section": section}
+        return [sys.executable, "-c", worker % json.dumps(result)]
+
+    monkeypatch.setattr(gpu_check, "worker_command", command)
+    for name, section in gpu_check.SECTIONS.items():
+        items = None if name == "traffic" else lambda smoke: iter([({}, None)])
+        monkeypatch.setitem(gpu_check.SECTIONS, name, section._replace(items=items))
+    return gpu_check.main
+
+
+def test_two_gpu_checks_write_into_one_file(small_gpu_check, tmp_path, capsys):
+    out = tmp_path / "no such" / "folder" / "result.json"
+    common = ["--out", str(out), "--commit", "abc"]
+    assert small_gpu_check([*common, "--only", "traffic", "checks"]) == 0
+    assert small_gpu_check([*common, "--only", "tuned"]) == 0
+    report = json.loads(out.read_text())
+    assert report["machine"]["commit"] == "abc"
+    assert list(report["seconds"]) == ["checks", "traffic", "tuned"]
+    assert report["checks"] == [{"ok": True, "section": "checks"}]
+    assert report["tuned"] == [{"ok": True, "section": "tuned"}]
+    assert report["traffic"][0]["ok"] is False and "TypeError" in report["traffic"][0]["why"]
+    assert "replaced" not in capsys.readouterr().out
+    assert small_gpu_check([*common, "--only", "speed", "--commit", "def"]) == 0
+    assert "replaced" in capsys.readouterr().out
+    assert list(json.loads(out.read_text())["seconds"]) == ["speed"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "{}"])
+def test_gpu_check_leaves_other_files_alone(small_gpu_check, tmp_path, content, capsys):
+    out = tmp_path / "notes.json"
+    out.write_text(content)
+    with pytest.raises(SystemExit):
+        small_gpu_check(["--out", str(out)])
+    assert out.read_text() == content
+    with pytest.raises(SystemExit):
+        small_gpu_check(["--out", str(out / "result.json")])
+    assert capsys.readouterr().err.count("expected a new file, or one of an earlier run") == 2
+
+
+@pytest.mark.parametrize("copies", [1, 5, 33])
+def test_graphs_hold_as_many_calls_for_every_method(monkeypatch, copies):
+    """32 or more, and each copy as often; a replay's time is shared among them."""
+    gpu_check, calls = module("gpu_check"), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.record = self.synchronize = lambda: None
+
+        def elapsed_time(self, after):
+            return len(calls)
+
+    graph = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(gpu_check, "INTERPRETED", False)
+    monkeypatch.setattr(gpu_check, "synchronize", calls.clear)  # what is left is the graph's
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert gpu_check.milliseconds(copies, calls.append, seconds=0)["median"] == 1
+    assert 32 <= len(calls) < 32 + copies
+    assert {calls.count(i) for i in range(copies)} == {len(calls) // copies}

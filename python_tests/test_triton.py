@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,41 +97,29 @@ def test_float32_sums_are_short():
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-@native
-def test_gpu_check_goes_on_after_a_dead_process():
-    """One item fails, one ends its process without a word, one hangs until there is no time left."""
-    worker = """if True:
-        import json, os, sys, time
-        for i in range(int(sys.argv[1]), 5):
-            print("@" + json.dumps({"begins": i}), flush=True)
-            if i == 1: os._exit(7)
-            if i == 3: time.sleep(60)
-            print("noise")
-            print("@" + json.dumps({"item": i, "result": {"name": "x", "ok": i != 2}}), flush=True)
-    """
-    sys.path.append(str(BENCH))
-    try:
-        from gpu_check import supervise
-    finally:
-        sys.path.remove(str(BENCH))
-    started = time.monotonic()
-    results = supervise(lambda first: [sys.executable, "-c", worker, str(first)], 0, 5, 1, started + 3)
-    assert time.monotonic() - started < 30
-    assert {i: r["ok"] for i, r in results.items()} == {0: True, 1: False, 2: False}
-    assert "ended with 7" in results[1]["why"]
+@interpreted
+@pytest.mark.parametrize("section", ["checks", "speed", "memory", "compile", "tuned"])
+def test_gpu_check(section, monkeypatch):
+    """The script, but for what only a GPU does: the last small item of each section."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu_check
+
+    *_, (_, run) = gpu_check.SECTIONS[section].items(smoke=True)
+    result = gpu_check.attempt(run)
+    assert result["ok"], result["why"]
 
 
 @interpreted
-@pytest.mark.parametrize("section", ["checks", "speed", "tuned", "memory", "traffic"])
-def test_gpu_check(section):
-    """The script, but for what only a GPU does: the last small item of each section."""
-    sys.path.append(str(BENCH))
-    try:
-        import gpu_check
-    finally:
-        sys.path.remove(str(BENCH))
-    result = gpu_check.attempt(list(gpu_check.SECTIONS[section](smoke=True))[-1])
-    assert result["ok"], result["why"]
+def test_gpu_check_from_end_to_end(tmp_path, monkeypatch, capfd):
+    """Its processes included."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu_check
+
+    out = tmp_path / "result.json"
+    assert gpu_check.main(["--smoke", "--only", "traffic", "--out", str(out)]) == 0, capfd.readouterr()
+    report = json.loads(out.read_text())
+    assert report["machine"]["backends"]["triton"].endswith("its interpreter")
+    assert [item["note"] for item in report["traffic"]] == 2 * ["needs a GPU and ncu"]
 
 
 @native
