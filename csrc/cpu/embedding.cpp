@@ -28,7 +28,8 @@ class Rows {
         Index index;
         for (int l = 0; l < LANES; ++l) {
             const uint64_t row = number[least(l, lanes - 1)] + s.first_row;
-            (l % 2 ? index.odd : index.even)[l / 2] = row * s.row_calls + s.first_word / WORDS_A_CALL;
+            U64 &half = l % 2 ? index.odd : index.even;
+            half[l / 2] = row * s.row_calls + s.first_word / WORDS_A_CALL;
         }
         return index;
     }
