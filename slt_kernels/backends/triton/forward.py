@@ -34,7 +34,7 @@ from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
 from .images import NO_IMAGE, Image, flat, images, padded, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, room, split, store_product
+from .tiles import Tile, choose, resident, room, split, store_product
 
 COMPACT_COLUMNS = 64
 """Up to here each weight's frozen pattern is made once in a product, in its kernel. For more columns it would be made
@@ -97,7 +97,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
-        parts, steps = split(layer.calls, 128, tiles, d, tile.waves, x.device)
+        parts, steps = split(layer.calls, 128, tiles, d, tile.programs, x.device)
         sums, arrived = room(parts, tiles, tile.BN * tile.BM, d, y)
         launch(
             forward_kernel,
@@ -139,35 +139,48 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
         return y
 
     scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
-    tiles = _tiles(columns, group_rows, d, source.weight, window is not None or compact, scattered, x.device)
+    plain = window is None and full(source)
+    tiles = _tiles(columns, group_rows, d, source.weight, compact, plain, window is not None, scattered, x.device)
     key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, x.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
 def _tiles(
-    columns: int, rows: int, d: int, weight: int, more: bool, scattered: bool, device: torch.device
+    columns: int,
+    rows: int,
+    d: int,
+    weight: int,
+    compact: bool,
+    plain: bool,
+    conv: bool,
+    scattered: bool,
+    device: torch.device,
 ) -> list[Tile]:
     """First the rule's tile: as many columns as their sums leave registers for.
 
-    ``more``: a convolution's addresses, or a compact mask's starts and bit planes, need some as well; most of all where
-    inputs are ``scattered``: single values of few channels, or bytes that are not in quad order. So does before Hopper
-    the operand that later processors keep in shared memory, most of all where weights are looked up.
+    A convolution's addresses, or a compact mask's starts and bit planes, need some as well; most of all where inputs
+    are ``scattered``: single values of few channels, or bytes that are not in quad order. So does before Hopper the
+    operand that later processors keep in shared memory, most of all where weights are looked up.
     """
     old = generation(device) < 9
     bn = min(128, max(16, triton.next_power_of_2(rows)))
     looked_up = old and d > 2 and weight == NORMAL.value
     few = 16 if d > 2 else 32
-    most = few if scattered else 32 if looked_up else 64 if d or more or old else 128
+    most = few if scattered else 32 if looked_up else 64 if d or compact or conv or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or scattered
-    first = Tile(bn, bm, 8 if many else 4, 3)
-    other = 12 - first.num_warps  # 4 or 8
-    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 4}, {"waves": 8}, {"num_warps": other}))]
+    warps = 8 if many else 4
+
+    def tile(bn: int, bm: int, warps: int) -> Tile:
+        return Tile(bn, bm, warps, 3, resident(warps, bm, d, weight, compact, plain, old))
+
+    first = tile(bn, bm, warps)
+    tiles = [first, first._replace(num_stages=4), first.with_more_registers(), tile(bn, bm, 12 - warps)]
     if bm > 16:
-        tiles.append(first._replace(BM=bm // 2))
-    if rows >= 256:  # the columns are read half as often, and with four warps each thread has two rows
-        tiles += [first._replace(BN=256, num_warps=warps) for warps in (8, 4)]
+        tiles.append(tile(bn, bm // 2, warps))
+    if rows >= 256:  # the columns are read half as often
+        tiles.append(tile(256, bm, 8))
     return tiles
 
 

@@ -40,7 +40,7 @@ from .expanding import resolved
 from .forward import COMPACT_COLUMNS, add_product, uses_digits
 from .images import NO_IMAGE, Image, flat, images, padded
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, room, split, store_product
+from .tiles import Tile, choose, resident, room, split, store_product
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -96,7 +96,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * channel_blocks * blocks(columns, tile.BM)
-        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, tiles, d, tile.waves, dy.device)
+        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, tiles, d, tile.programs, dy.device)
         sums, arrived = room(parts, tiles, bc * tile.BM, d, dx)
         launch(
             grad_input_kernel,
@@ -136,13 +136,16 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
         )
         return dx
 
-    tiles = _tiles(columns, group_rows, d, source.weight, compact, window is not None, dy.device)
+    plain = window is None and full(source)
+    tiles = _tiles(columns, group_rows, d, source.weight, compact, plain, window is not None, dy.device)
     key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, dy.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(columns: int, rows: int, d: int, weight: int, compact: bool, conv: bool, device: torch.device) -> list[Tile]:
+def _tiles(
+    columns: int, rows: int, d: int, weight: int, compact: bool, plain: bool, conv: bool, device: torch.device
+) -> list[Tile]:
     """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
     old = generation(device) < 9
     looked_up = old and d > 2 and weight == NORMAL.value
@@ -150,13 +153,17 @@ def _tiles(columns: int, rows: int, d: int, weight: int, compact: bool, conv: bo
     most = 64 if d or compact or conv or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bm > 32 and (d or (old and not compact and not conv))
-    first = Tile(bn, bm, 8 if many else 4, 2)
-    other = 12 - first.num_warps  # 4 or 8
-    tiles = [first, *(first._replace(**change) for change in ({"num_stages": 3}, {"waves": 8}, {"num_warps": other}))]
+    warps = 8 if many else 4
+
+    def tile(bn: int, bm: int, warps: int) -> Tile:
+        return Tile(bn, bm, warps, 2, resident(warps, bm, d, weight, compact, plain, old))
+
+    first = tile(bn, bm, warps)
+    tiles = [first, first._replace(num_stages=3), first.with_more_registers(), tile(bn, bm, 12 - warps)]
     if bm > 16:
-        tiles.append(first._replace(BM=bm // 2))
+        tiles.append(tile(bn, bm // 2, warps))
     if bn > 32:
-        tiles.append(first._replace(BN=bn // 2))
+        tiles.append(tile(bn // 2, bm, warps))
     return tiles
 
 

@@ -29,7 +29,7 @@ from .contract import (
     words_of,
 )
 from .images import NO_IMAGE, Image, flat, patches
-from .launch import blocks, free_starts, launch, normal_table
+from .launch import blocks, free_starts, generation, launch, normal_table
 from .tiles import Tile, choose, split
 
 
@@ -60,7 +60,7 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * blocks(group_rows, tile.BN) * layer.calls
-        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 0, tile.waves, x.device)
+        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 0, tile.programs, x.device)
         grads = out
         if parts > 1:
             grads = torch.empty(parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)
@@ -94,27 +94,33 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
             launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, WEIGHT=source.weight, N=n)
         return out
 
+    tiles = _tiles(group_rows, x.dtype, source.weight, window is not None and group_channels % 16 != 0, x.device)
     key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
-    return run(
-        choose(
-            key, columns, x.device, _tiles(group_rows, x.dtype, window is not None and group_channels % 16 != 0), run
-        )
-    )
+    return run(choose(key, columns, x.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(rows: int, dtype: torch.dtype, scattered: bool) -> list[Tile]:
-    """First the rule's. ``scattered``: inputs of few channels are single values, whose addresses need registers."""
+def _tiles(rows: int, dtype: torch.dtype, weight: int, scattered: bool, device: torch.device) -> list[Tile]:
+    """First the rule's. ``scattered``: inputs of few channels are single values, whose addresses need registers.
+
+    Two programs of eight warps a multiprocessor, where their registers do: one writes its gradients while the other
+    multiplies.
+    """
     bn = min(128, max(16, triton.next_power_of_2(rows)))
-    first = Tile(bn, 32 if dtype == torch.float32 or scattered else 64, 8 if bn == 128 or scattered else 4, 3)
-    other = 12 - first.num_warps  # 4 or 8
+    warps = 8 if bn == 128 or scattered else 4
+    light = dtype != torch.float32 and not scattered and weight == SIGNED_CONSTANT.value and generation(device) >= 9
+    first = Tile(bn, 32 if dtype == torch.float32 or scattered else 64, warps, 3, 2 if light or warps == 4 else 1)
     tiles = [
         first,
-        *(first._replace(**change) for change in ({"num_stages": 4}, {"num_stages": 2}, {"num_warps": other})),
+        first._replace(num_stages=4),
+        first._replace(num_stages=2),
+        first._replace(num_warps=12 - warps, programs=1),
+        first._replace(BM=first.BM // 2),
     ]
-    tiles.append(first._replace(BM=first.BM // 2))
     if bn > 32:
         tiles.append(first._replace(BN=bn // 2))
+    if light and rows >= 256:  # dy and x are read less often
+        tiles.append(Tile(256, 64, 16, 3, 1))
     return tiles
 
 

@@ -18,10 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .contract import SIGNED_CONSTANT
 from .digits import SUMMANDS, finish
 from .launch import blocks, capturing, processors
 
 FILE = os.environ.get("SLT_AUTOTUNE") or None
+
+REGISTERS = 65536
+"""Of a multiprocessor, from Volta to Blackwell."""
 
 
 class Tile(NamedTuple):
@@ -31,11 +35,32 @@ class Tile(NamedTuple):
     BM: int
     num_warps: int
     num_stages: int
-    waves: int = 4  # programs that a multiprocessor should have, if need be by sums in parts
+    programs: int  # that a multiprocessor holds at once: their registers fit, and sums are cut in parts for so many
 
     def meta(self) -> dict[str, int]:
-        """The kernel's arguments among them."""
-        return {"BN": self.BN, "BM": self.BM, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        """What a launch takes of it."""
+        meta = {"BN": self.BN, "BM": self.BM, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        registers = REGISTERS // (32 * self.num_warps * self.programs) // 8 * 8
+        if registers < 255 and torch.version.hip is None:  # a thread has no more; and AMD's compiler takes no limit
+            meta["maxnreg"] = registers
+        return meta
+
+    def with_more_registers(self) -> "Tile":
+        return self._replace(programs=max(1, self.programs - 1))
+
+
+def resident(warps: int, columns: int, d: int, weight: int, compact: bool, plain: bool, old: bool) -> int:
+    """Programs of a forward or grad_input that a multiprocessor holds at once: the registers of more would not do.
+
+    Weights of bytes and compact masks need many; ``plain`` is a Linear of whole calls, which needs none for the
+    addresses of images or for bounds. ``old``: before Hopper, where the weights of a step take some as well.
+    """
+    light = weight == SIGNED_CONSTANT.value and not compact
+    if columns > 32 or not light:
+        return 8 // warps
+    if warps == 8:
+        return 2 if plain else 1
+    return 2 + (plain and columns * d <= (32 if old else 64)) + (columns <= 16)
 
 
 def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], Tensor]) -> Tile:
@@ -52,7 +77,7 @@ def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], ru
     name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
     entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key))} {triton.next_power_of_2(columns)}"
     if entry not in known and not capturing(device):
-        times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in tiles}
+        times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in dict.fromkeys(tiles)}
         best = min(times, key=times.get)
         if times[best] == float("inf"):  # whatever the reason is, the caller's run meets it
             return tiles[0]
@@ -98,13 +123,13 @@ def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
 # Sums in parts
 
 
-def split(steps: int, summands: int, tiles: int, d: int, waves: int, device: torch.device) -> tuple[int, int]:
+def split(steps: int, summands: int, tiles: int, d: int, programs: int, device: torch.device) -> tuple[int, int]:
     """In how many parts a sum of ``steps``, of so many summands each, is taken, and the steps of each part.
 
-    Enough for ``waves`` programs on every multiprocessor, none with fewer than four steps, and none with more summands
-    than an int32 holds.
+    Enough for the ``programs`` that every multiprocessor holds at once, none with fewer than four steps, and none with
+    more summands than an int32 holds.
     """
-    wanted = min(waves * processors(device) // tiles, blocks(steps, 4))
+    wanted = min(programs * processors(device) // tiles, blocks(steps, 4))
     needed = blocks(steps * summands, SUMMANDS) if d else 1
     of_each = blocks(steps, max(wanted, needed, 1))
     return blocks(steps, of_each), of_each
