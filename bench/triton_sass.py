@@ -115,9 +115,10 @@ def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **fla
     defaults = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True}
     flags = {**defaults, "SPLIT": False, **flags}
     plain = flags["FULL"] and not flags["CONV"]
-    tile = Tile(128, bm, warps, 3, resident(warps, bm, d, weight, flags["COMPACT"], plain, False))
+    tile = Tile(128, bm, warps, 3, resident(warps, bm, d, weight, flags["COMPACT"], plain or bm > 32, False))
     pointers = {"x": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
-    return _product(forward_kernel, tile, {"WEIGHT": weight, "D": d, **flags}, pointers, 128 * 128)
+    pieces = 2 if d == 0 and bm > 32 else 1
+    return _product(forward_kernel, tile, {"WEIGHT": weight, "D": d, "PIECES": pieces, **flags}, pointers, 128 * 128)
 
 
 def _grad_input(
@@ -128,7 +129,8 @@ def _grad_input(
     plain = flags["FULL"] and not flags["CONV"]
     tile = Tile(rows, columns, warps, 2, resident(warps, columns, d, weight, flags["COMPACT"], plain, False))
     pointers = {"dy": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
-    return _product(grad_input_kernel, tile, {"WEIGHT": weight, "D": d, "BC": bc, **flags}, pointers, rows * bc)
+    constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": 2 if d == 0 and columns > 32 else 1, **flags}
+    return _product(grad_input_kernel, tile, constants, pointers, rows * bc)
 
 
 def _grad_scores(
@@ -149,7 +151,7 @@ def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4,
     return Case(kernel, constants, pointers, {"num_warps": warps}, 0)
 
 
-_THREE = {"maxnreg": 168}  # programs a multiprocessor
+_TWO, _THREE = {"maxnreg": None}, {"maxnreg": 168}  # programs of four warps a multiprocessor
 _OLD = {"BM": 64, "num_warps": 8}
 _FEW = {"ONE_TAP": False, "FULL": False}  # channels
 _ODD_ROWS = ("rows", "group_rows")
@@ -163,8 +165,10 @@ CASES = {
     ),
     "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16, SPLIT=True),
     "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
-    "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True),
-    "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False),
+    "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True)._replace(before_hopper=_TWO),
+    "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False)._replace(
+        before_hopper=_TWO
+    ),
     "forward bf16, convolution, 3 channels": _forward(_BF16, 0, 32, warps=8, CONV=True, **_FEW)._replace(
         odd=_ODD_CHANNELS
     ),
@@ -185,7 +189,7 @@ CASES = {
     "grad_input bf16": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD),
     "grad_input bf16, in parts": _grad_input(_BF16, 0, columns=128, SPLIT=True)._replace(before_hopper=_OLD),
     "grad_input bf16, 257 rows": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD, odd=_ODD_ROWS),
-    "grad_input bf16, 131 x 127": _grad_input(_BF16, 0, columns=128, FULL=False)._replace(
+    "grad_input bf16, 131 x 127": _grad_input(_BF16, 0, columns=64, FULL=False)._replace(
         before_hopper=_OLD, odd=("group_rows", "channels", "group_channels")
     ),
     "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
@@ -254,12 +258,13 @@ def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.C
 
 def launched(case: Case, architecture: int) -> Case:
     """The case as it is launched on that architecture."""
-    if architecture >= 90 or not case.before_hopper:
+    changes = case.before_hopper if architecture < 90 else {"PIECES": 1} if architecture >= 100 else {}
+    if not changes:
         return case
-    changed = {key: case.before_hopper.get(key, value) for key, value in case.constants.items()}
-    options = {key: case.before_hopper.get(key, value) for key, value in case.options.items()}
-    weights = case.weights * changed["BN"] // case.constants["BN"]
-    return case._replace(constants=changed, options=options, weights=weights)
+    constants = {key: changes.get(key, value) for key, value in case.constants.items()}
+    options = {key: changes.get(key, value) for key, value in case.options.items()}
+    weights = case.weights * constants.get("BN", 1) // case.constants.get("BN", 1)
+    return case._replace(constants=constants, options=options, weights=weights)
 
 
 def measure(case: Case, architecture: int) -> dict[str, object]:

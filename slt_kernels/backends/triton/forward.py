@@ -34,7 +34,7 @@ from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
 from .images import NO_IMAGE, Image, flat, images, padded, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, resident, room, split, store_product
+from .tiles import Tile, choose, pieces, resident, room, split, store_product
 
 COMPACT_COLUMNS = 64
 """Up to here each weight's frozen pattern is made once in a product, in its kernel. For more columns it would be made
@@ -134,6 +134,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
             COMPACT=compact,
             BIAS=bias is not None,
             SPLIT=parts > 1,
+            PIECES=tile.pieces,
             **tile.meta(),
         )
         return y
@@ -173,7 +174,9 @@ def _tiles(
     warps = 8 if many else 4
 
     def tile(bn: int, bm: int, warps: int) -> Tile:
-        return Tile(bn, bm, warps, 3, resident(warps, bm, d, weight, compact, plain, old))
+        roomy = plain or (bm > 32 and not old)  # beside half of the weights addresses of images have room as well
+        programs = resident(warps, bm, d, weight, compact, roomy, old)
+        return Tile(bn, bm, warps, 3 if bm < 256 else 2, programs, pieces(bm, d, device))
 
     first = tile(bn, bm, warps)
     tiles = [first, first._replace(num_stages=4), first.with_more_registers(), tile(bn, bm, 12 - warps)]
@@ -181,6 +184,8 @@ def _tiles(
         tiles.append(tile(bn, bm // 2, warps))
     if rows >= 256:  # the columns are read half as often
         tiles.append(tile(256, bm, 8))
+    if bm == 128:  # each weight is made half as often
+        tiles.append(tile(bn, 256, 8))
     return tiles
 
 
@@ -217,6 +222,7 @@ def forward_kernel(
     COMPACT: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
+    PIECES: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -250,7 +256,8 @@ def forward_kernel(
 
     if COMPACT:
         start = free_start(row_starts, call_starts, layer, n, first)
-    at = tl.arange(0, 128)
+    SIZE: tl.constexpr = 128 // PIECES
+    at = tl.arange(0, SIZE)
     if not ORDERED:  # the k at each place of a call in quad order
         bit = (at & 31) >> 2 | (at & 3) << 3
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
@@ -261,7 +268,6 @@ def forward_kernel(
     acc2 = tl.zeros_like(acc0)
     for step in range(steps):  # a call past the last has no words and no k
         call = first + step
-        k = 128 * call - 32 * layer.skipped + at
         word = words_of(layer, call, FULL)
         if COMPACT:
             free, locked = frozen_words(layer, n, word)
@@ -269,18 +275,23 @@ def forward_kernel(
         else:
             keep = resolved_words(mask, layer, n, word, FULL)  # [BN, 4]
 
-        offset, inside = patches(image, m, k, fan, pitch, group_channels, group * group_channels, CONV, ONE_TAP, FULL)
         if WEIGHT == SIGNED_CONSTANT:
             coded = coded_words(keep, sign_words(layer, n, call))
             w = sign_floats(coded, x.dtype.element_ty) if D == 0 else sign_quads(coded)
         else:
             w = byte_quads(layer, n, word, keep, table, WEIGHT)  # [BN, 128]
 
-        acc0 = add_product(acc0, w, x + offset, inside, MASKED)
-        if D > 1:
-            acc1 = add_product(acc1, w, x + plane + offset, inside, MASKED)
-        if D > 2:
-            acc2 = add_product(acc2, w, x + 2 * plane + offset, inside, MASKED)
+        weights = pieces_of(w, PIECES)
+        for i in tl.static_range(PIECES):
+            k = 128 * call - 32 * layer.skipped + SIZE * i + at
+            first_channel = group * group_channels
+            offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
+            acc0 = add_product(acc0, weights[i], x + offset, inside, MASKED)
+            if D > 1:
+                acc1 = add_product(acc1, weights[i], x + plane + offset, inside, MASKED)
+            if D > 2:
+                acc2 = add_product(acc2, weights[i], x + 2 * plane + offset, inside, MASKED)
+        acc0 = waited_for(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
     store_product(
@@ -311,8 +322,27 @@ def forward_kernel(
 def add_product(acc, w, x, inside, MASKED: tl.constexpr):
     """acc + w x^T: w [N, K] in registers, x points to [M, K]."""
     value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
-    acc = tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
-    if acc.shape[1] > 32:
+    return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
+
+
+@triton.jit
+def pieces_of(w, PIECES: tl.constexpr):
+    """W [N, K] in a tuple of pieces [N, K / PIECES]; no weight leaves its thread."""
+    tl.static_assert(PIECES <= 2)
+    if PIECES == 1:
+        return (w,)
+    else:
+        return w.reshape([w.shape[0], 2, w.shape[1] // 2]).permute(0, 2, 1).split()
+
+
+@triton.jit
+def waited_for(acc, PIECES: tl.constexpr):
+    """Sums that are seen to be used are waited for once a piece.
+
+    Else Hopper's compiler means to let products run on, finds that it may not (ptxas: C7515), and has them waited for
+    after each 16 k. Where the sums of one piece are large they stay as they are: in Blackwell's tensor memory.
+    """
+    if acc.shape[1] > 32 and PIECES == 1:
         return acc
-    else:  # Seen to be used, the sums are waited for once, and not after each 16 k: 15 % fewer instructions.
+    else:
         return acc.to(tl.int32, bitcast=True).to(acc.dtype, bitcast=True)

@@ -37,10 +37,10 @@ from .contract import (
 )
 from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
-from .forward import COMPACT_COLUMNS, add_product, uses_digits
+from .forward import COMPACT_COLUMNS, add_product, pieces_of, uses_digits, waited_for
 from .images import NO_IMAGE, Image, flat, images, padded
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, resident, room, split, store_product
+from .tiles import Tile, choose, pieces, resident, room, split, store_product
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -132,6 +132,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             COMPACT=compact,
             SPLIT=parts > 1,
             BC=bc,
+            PIECES=tile.pieces,
             **tile.meta(),
         )
         return dx
@@ -150,13 +151,14 @@ def _tiles(
     old = generation(device) < 9
     looked_up = old and d > 2 and weight == NORMAL.value
     bn = min(64 if compact or looked_up else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
-    most = 64 if d or compact or conv or old else 128
+    most = 64 if d or compact or not plain or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
     many = bm > 32 and (d or (old and not compact and not conv))
     warps = 8 if many else 4
 
     def tile(bn: int, bm: int, warps: int) -> Tile:
-        return Tile(bn, bm, warps, 2, resident(warps, bm, d, weight, compact, plain, old))
+        programs = resident(warps, bm, d, weight, compact, plain, old)
+        return Tile(bn, bm, warps, 2, programs, pieces(bm, d, device) if bn >= 64 else 1)
 
     first = tile(bn, bm, warps)
     tiles = [first, first._replace(num_stages=3), first.with_more_registers(), tile(bn, bm, 12 - warps)]
@@ -164,6 +166,8 @@ def _tiles(
         tiles.append(tile(bn, bm // 2, warps))
     if bn > 32:
         tiles.append(tile(bn // 2, bm, warps))
+    if bm == 128:  # each weight is made half as often
+        tiles.append(tile(bn, 256, 8))
     return tiles
 
 
@@ -199,6 +203,7 @@ def grad_input_kernel(
     COMPACT: tl.constexpr,
     SPLIT: tl.constexpr,
     BC: tl.constexpr,
+    PIECES: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -242,8 +247,6 @@ def grad_input_kernel(
         step = part * steps + i
         tap = tl.minimum(step // row_blocks, image.taps - 1)
         in_group = step % row_blocks * BN + tl.arange(0, BN)
-        # What is not inside meets a dy of 0; so do rows past the group's last, as far as dy is padded with them.
-        inside = in_group < tl.where(step // row_blocks < image.taps, stored_rows, 0)
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
         first_k = tap * group_channels + channel_block * BC
@@ -283,13 +286,19 @@ def grad_input_kernel(
             there = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
             there = there & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
-        offset = (start - moved)[:, None] + in_group[None, :]
-        there = there[:, None] & inside[None, :]  # [BM, BN]
-        acc0 = add_product(acc0, w, dy + offset, there, True)
-        if D > 1:
-            acc1 = add_product(acc1, w, dy + plane + offset, there, True)
-        if D > 2:
-            acc2 = add_product(acc2, w, dy + 2 * plane + offset, there, True)
+        # What is not inside meets a dy of 0; so do rows past the group's last, as far as dy is padded with them.
+        rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)
+        weights = pieces_of(w, PIECES)
+        for j in tl.static_range(PIECES):
+            row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
+            offset = (start - moved)[:, None] + row[None, :]
+            inside = there[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
+            acc0 = add_product(acc0, weights[j], dy + offset, inside, True)
+            if D > 1:
+                acc1 = add_product(acc1, weights[j], dy + plane + offset, inside, True)
+            if D > 2:
+                acc2 = add_product(acc2, weights[j], dy + 2 * plane + offset, inside, True)
+        acc0 = waited_for(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
     store_product(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .contract import SIGNED_CONSTANT
 from .digits import SUMMANDS, finish
-from .launch import blocks, capturing, processors
+from .launch import blocks, capturing, generation, processors
 
 FILE = os.environ.get("SLT_AUTOTUNE") or None
 
@@ -36,6 +36,7 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     programs: int  # that a multiprocessor holds at once: their registers fit, and sums are cut in parts for so many
+    pieces: int = 1  # in which a step's product is taken: the weights of one are in registers at a time
 
     def meta(self) -> dict[str, int]:
         """What a launch takes of it."""
@@ -56,11 +57,21 @@ def resident(warps: int, columns: int, d: int, weight: int, compact: bool, plain
     addresses of images or for bounds. ``old``: before Hopper, where the weights of a step take some as well.
     """
     light = weight == SIGNED_CONSTANT.value and not compact
-    if columns > 32 or not light:
+    if not light or columns > (32 if d else 64):
         return 8 // warps
     if warps == 8:
-        return 2 if plain else 1
+        return 2 if plain and columns <= 32 else 1
+    if columns > 32:
+        return 3 if plain else 2
     return 2 + (plain and columns * d <= (32 if old else 64)) + (columns <= 16)
+
+
+def pieces(columns: int, d: int, device: torch.device) -> int:
+    """Of a step's product in floats: from 64 columns on, the sums leave registers for half of the weights of a step.
+
+    Blackwell keeps sums and weights in its tensor memory, and waits for no product at all.
+    """
+    return 2 if d == 0 and columns > 32 and generation(device) < 10 else 1
 
 
 def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], Tensor]) -> Tile:
