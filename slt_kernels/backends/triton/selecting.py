@@ -13,9 +13,10 @@ from torch import Tensor
 from .launch import blocks, launch
 
 _BLOCK = 4096
+# A warp counts by votes, one a value: 11 bits at a time would be a pass less, of several times the instructions each.
 _PASSES = {  # (shift, bits) of each pass over a magnitude's 31 or 63 bits
-    torch.float32: ((20, 11), (9, 11), (0, 9)),
-    torch.float64: ((52, 11), (41, 11), (30, 11), (19, 11), (8, 11), (0, 8)),
+    torch.float32: ((23, 8), (15, 8), (7, 8), (0, 7)),
+    torch.float64: (*((shift, 8) for shift in range(55, 6, -8)), (0, 7)),
 }
 
 
@@ -25,7 +26,7 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
     if rank < 1 or rank >= total:
         return torch.full((), float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
     scores = [s.contiguous() for s in scores]
-    counts = torch.zeros(1 << 11, dtype=torch.int64, device=device)
+    counts = torch.zeros(1 << 8, dtype=torch.int64, device=device)
     state = torch.zeros(2, dtype=torch.int64, device=device)  # the bits found so far; scores known to be below them
     threshold = torch.empty((), dtype=dtype, device=device)
     warps = 8 if dtype == torch.float64 else 4  # twice the registers a score
