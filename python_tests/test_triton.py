@@ -300,6 +300,48 @@ def test_parts_of_a_sum(monkeypatch, processors, summands):
 
 
 @interpreted
+@pytest.mark.parametrize("generation,pieces", [(8, 2), (9, 2), (10, 1)])
+def test_large_tiles(monkeypatch, generation, pieces):
+    """Whose weights are multiplied in two pieces, but on Blackwell."""
+    from slt_kernels.backends.triton import forward, grad_input, tiles
+
+    for module in (forward, grad_input, tiles):
+        monkeypatch.setattr(module, "generation", lambda device: generation)
+    for module in (forward, grad_input):
+        module._tiles.cache_clear()
+    assert tiles.pieces(128, 0, SCALE.device) == pieces
+    source = source_of(70, 256, "signed_constant")
+    x, dy = torch.randn(130, 256, dtype=torch.float16), torch.randn(130, 70, dtype=torch.float16)
+    mask = random_mask(source, compact=False)
+    arguments = (mask, SCALE, None, source)
+    assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    arguments = (mask, SCALE, source)
+    assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+    for module in (forward, grad_input):
+        module._tiles.cache_clear()
+
+
+@interpreted
+def test_tiles_fill_a_device(monkeypatch):
+    """Registers are limited for the programs that a multiprocessor holds; sums are cut for no more, and fit in ROOM."""
+    from slt_kernels.backends.triton import tiles
+
+    monkeypatch.setattr(tiles, "processors", lambda device: 132)
+    device = SCALE.device
+    assert [tiles.resident(4, columns, 0, 0, False, True, False) for columns in (16, 32, 64, 128)] == [4, 3, 3, 2]
+    assert tiles.Tile(128, 16, 4, 3, programs=4).meta()["maxnreg"] == 128
+    assert "maxnreg" not in tiles.Tile(128, 128, 4, 3, programs=2).meta()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "maxnreg" not in tiles.Tile(128, 16, 4, 3, programs=4).meta()
+    assert tiles.narrowed(128, 4096, 64, device) == 128
+    assert tiles.narrowed(128, 256, 64, device) == 64
+    assert tiles.narrowed(64, 196, 2, device) == 32
+    assert tiles.split(64, 128, 64, 128 * 16, 0, 4, device) == (8, 8)
+    assert tiles.split(64, 128, 256, 128 * 128, 0, 4, device) == (1, 64)
+    assert tiles.split(4096, 128, 64, 128 * 128, 3, 8, device) == (4, 1024)  # as many as an int32 needs
+
+
+@interpreted
 def test_autotuning(monkeypatch, tmp_path):
     """Every tile gives the same bits; the fastest is kept in a file, and taken from it."""
     from slt_kernels.backends.triton import tiles
@@ -447,7 +489,7 @@ def test_a_tile_that_does_not_compile_is_not_chosen(monkeypatch, tmp_path):
     from slt_kernels.backends.triton import tiles
 
     monkeypatch.setattr(tiles, "FILE", str(tmp_path / "tiles.json"))
-    first, second = tiles.Tile(16, 16, 4, 2), tiles.Tile(16, 32, 4, 2)
+    first, second = tiles.Tile(16, 16, 4, 2, 2), tiles.Tile(16, 32, 4, 2, 2)
 
     def run(tile):
         if tile in broken:

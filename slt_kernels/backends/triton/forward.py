@@ -34,7 +34,7 @@ from .digits import digits_of, sum_of, to_digits
 from .expanding import resolved
 from .images import NO_IMAGE, Image, flat, images, padded, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, pieces, resident, room, split, store_product
+from .tiles import Tile, choose, narrowed, pieces, resident, room, split, store_product
 
 COMPACT_COLUMNS = 64
 """Up to here each weight's frozen pattern is made once in a product, in its kernel. For more columns it would be made
@@ -97,7 +97,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
-        parts, steps = split(layer.calls, 128, tiles, d, tile.programs, x.device)
+        parts, steps = split(layer.calls, 128, tiles, tile.BN * tile.BM, d, tile.programs, x.device)
         sums, arrived = room(parts, tiles, tile.BN * tile.BM, d, y)
         launch(
             forward_kernel,
@@ -141,7 +141,8 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
 
     scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
     plain = window is None and full(source)
-    tiles = _tiles(columns, group_rows, d, source.weight, compact, plain, window is not None, scattered, x.device)
+    conv = window is not None
+    tiles = _tiles(columns, group_rows, groups, d, source.weight, compact, plain, conv, scattered, x.device)
     key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, x.device, tiles, run))
 
@@ -150,6 +151,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
 def _tiles(
     columns: int,
     rows: int,
+    groups: int,
     d: int,
     weight: int,
     compact: bool,
@@ -170,6 +172,7 @@ def _tiles(
     few = 16 if d > 2 else 32
     most = few if scattered else 32 if looked_up else 64 if d or compact or conv or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
+    bm = narrowed(bm, columns, groups * blocks(rows, bn), device)
     many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or scattered
     warps = 8 if many else 4
 

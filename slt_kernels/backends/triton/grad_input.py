@@ -40,7 +40,7 @@ from .expanding import resolved
 from .forward import COMPACT_COLUMNS, add_product, pieces_of, uses_digits, waited_for
 from .images import NO_IMAGE, Image, flat, images, padded
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, pieces, resident, room, split, store_product
+from .tiles import Tile, choose, narrowed, pieces, resident, room, split, store_product
 
 
 def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
@@ -96,7 +96,9 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * channel_blocks * blocks(columns, tile.BM)
-        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, tiles, d, tile.programs, dy.device)
+        parts, steps = split(
+            taps * blocks(group_rows, tile.BN), tile.BN, tiles, bc * tile.BM, d, tile.programs, dy.device
+        )
         sums, arrived = room(parts, tiles, bc * tile.BM, d, dx)
         launch(
             grad_input_kernel,
@@ -138,14 +140,24 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
         return dx
 
     plain = window is None and full(source)
-    tiles = _tiles(columns, group_rows, d, source.weight, compact, plain, window is not None, dy.device)
+    conv = window is not None
+    others = groups * channel_blocks
+    tiles = _tiles(columns, group_rows, others, d, source.weight, compact, plain, conv, dy.device)
     key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
     return run(choose(key, columns, dy.device, tiles, run))
 
 
 @lru_cache(maxsize=4096)
 def _tiles(
-    columns: int, rows: int, d: int, weight: int, compact: bool, plain: bool, conv: bool, device: torch.device
+    columns: int,
+    rows: int,
+    others: int,
+    d: int,
+    weight: int,
+    compact: bool,
+    plain: bool,
+    conv: bool,
+    device: torch.device,
 ) -> list[Tile]:
     """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
     old = generation(device) < 9
@@ -153,6 +165,7 @@ def _tiles(
     bn = min(64 if compact or looked_up else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
     most = 64 if d or compact or not plain or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
+    bm = narrowed(bm, columns, others, device)
     many = bm > 32 and (d or (old and not compact and not conv))
     warps = 8 if many else 4
 

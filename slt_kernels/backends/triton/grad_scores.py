@@ -60,7 +60,7 @@ def _product(dy, x, columns, scores, scale, source, window, image, channels) -> 
 
     def run(tile: Tile) -> Tensor:
         tiles = groups * blocks(group_rows, tile.BN) * layer.calls
-        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 0, tile.programs, x.device)
+        parts, steps = split(blocks(columns, tile.BM), tile.BM, tiles, 128 * tile.BN, 0, tile.programs, x.device)
         grads = out
         if parts > 1:
             grads = torch.empty(parts, source.rows, 128 * layer.calls, dtype=torch.float32, device=x.device)

@@ -74,6 +74,16 @@ def pieces(columns: int, d: int, device: torch.device) -> int:
     return 2 if d == 0 and columns > 32 and generation(device) < 10 else 1
 
 
+def narrowed(bm: int, columns: int, others: int, device: torch.device) -> int:
+    """Columns of a tile, ``others`` of which share a block of columns: ``bm``, or fewer while all tiles run at once.
+
+    Weights that are made twice cost less than sums in two parts, which go through memory and are added by one program.
+    """
+    while bm > 32 and others * blocks(columns, bm // 2) <= 2 * processors(device):
+        bm //= 2
+    return bm
+
+
 def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], Tensor]) -> Tile:
     """The tile to ``run`` with: the first, or where ``SLT_AUTOTUNE`` is set the fastest for ``key`` on this device.
 
@@ -134,13 +144,19 @@ def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
 # Sums in parts
 
 
-def split(steps: int, summands: int, tiles: int, d: int, programs: int, device: torch.device) -> tuple[int, int]:
+ROOM = 2**24
+"""Bytes that the parts of a sum may take."""
+
+
+def split(
+    steps: int, summands: int, tiles: int, size: int, d: int, programs: int, device: torch.device
+) -> tuple[int, int]:
     """In how many parts a sum of ``steps``, of so many summands each, is taken, and the steps of each part.
 
-    Enough for the ``programs`` that every multiprocessor holds at once, none with fewer than four steps, and none with
-    more summands than an int32 holds.
+    Enough for the ``programs`` that every multiprocessor holds at once, none with fewer than four steps, and all in
+    ROOM for ``tiles`` of ``size`` outputs; but none with more summands than an int32 holds.
     """
-    wanted = min(programs * processors(device) // tiles, blocks(steps, 4))
+    wanted = min(programs * processors(device) // tiles, blocks(steps, 4), ROOM // (tiles * size * (8 if d else 4)))
     needed = blocks(steps * summands, SUMMANDS) if d else 1
     of_each = blocks(steps, max(wanted, needed, 1))
     return blocks(steps, of_each), of_each
@@ -159,6 +175,8 @@ def room(parts: int, tiles: int, size: int, d: int, out: Tensor) -> tuple[Tensor
 
 
 HIP: tl.constexpr = tl.constexpr(torch.version.hip is not None)
+ADDED: tl.constexpr = tl.constexpr(16)
+"""Columns of a tile whose parts are added at once: few, so that several parts can be waited for together."""
 COLUMNS: tl.constexpr = tl.constexpr(32)
 """So many of a tile are stored at once: the addresses of more, two registers a value, would not fit beside the sums."""
 
@@ -195,7 +213,8 @@ def store_product(
     if SPLIT:
         bn: tl.constexpr = sums.shape[0]
         bm: tl.constexpr = sums.shape[1]
-        m: tl.constexpr = COLUMNS if bm > COLUMNS else bm
+        m: tl.constexpr = ADDED if bm > ADDED else bm
+        together: tl.constexpr = 4 if D == 0 else 2
         parts_sums += tl.cast(tile, tl.int64) * parts * (bn * bm)
         _leave(parts_sums + part * (bn * bm), sums, columns - first_column)
         if HIP:  # A barrier there waits for no store. An atomic does, of every thread: 512 are as many as there can be.
@@ -207,8 +226,10 @@ def store_product(
                 there = (column + tl.arange(0, m) < columns)[None, :]
                 at = tl.arange(0, bn)[:, None] + bn * (first + tl.arange(0, m))[None, :]
                 total = tl.zeros([bn, m], sums.dtype)
-                for i in range(parts):
-                    total += tl.load(parts_sums + i * (bn * bm) + at, mask=there, other=0)
+                for i in range(0, parts, together):
+                    for j in tl.static_range(together):
+                        inside = there & (tl.full([1, m], i + j, tl.int32) < parts)
+                        total += tl.load(parts_sums + (i + j) * (bn * bm) + at, mask=inside, other=0)
                 _store(out, row, rows_there, column, columns, pitch, pixels, total, bias, unit, scale, D, WEIGHT, BIAS)
     else:
         _store(out, row, rows_there, first_column, columns, pitch, pixels, sums, bias, unit, scale, D, WEIGHT, BIAS)
