@@ -145,9 +145,10 @@ def check_window(window: Window, source: Source) -> None:
     """Raises TypeError or ValueError unless it is a window, and one that a kernel of that source can have."""
     if not isinstance(window, Window):
         raise TypeError(f"window: expected a Window, got {type(window).__name__}")
-    if min(*window.kernel, *window.stride, *window.dilation, window.groups) < 1 or min(window.padding) < 0:
+    kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups = window
+    if min(kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, groups) < 1 or min(padding_h, padding_w) < 0:
         raise ValueError(f"window={window}: expected positive sizes, and padding of at least 0")
-    if source.fan % (window.kernel_h * window.kernel_w) or source.rows % window.groups:
+    if source.fan % (kernel_h * kernel_w) or source.rows % groups:
         raise ValueError(
             f"window={window}: expected kernel_h * kernel_w to divide fan={source.fan}, and groups rows={source.rows}"
         )
