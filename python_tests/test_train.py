@@ -214,7 +214,7 @@ def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
 
 def test_a_search_that_was_killed_keeps_nobody_out(data, tmp_path):
     code = "import sys, pathlib; from slt_kernels.train import Run; held = Run(pathlib.Path(sys.argv[1]), {}).held()"
-    holder = [sys.executable, "-c", f"{code}; held.__enter__(); print(); sys.stdin.read()", str(tmp_path)]
+    holder = [sys.executable, "-c", f"{code}; held.__enter__(); print(flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with pytest.raises(ValueError, match="another search runs there"):
