@@ -637,6 +637,15 @@ def test_a_second_derivative_is_not_zero_in_silence():
         torch.autograd.grad(gradient.square().sum(), layer.scores, allow_unused=True)
 
 
+def test_a_checkpoint_gives_gradients_that_could_be_differentiated():
+    """With create_graph=True: it lets saved tensors be unpacked once."""
+    layer, x = make(), an_input().requires_grad_()
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, layer.scores])
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    got = torch.autograd.grad(y.square().sum(), [x, layer.scores], create_graph=True)
+    assert same(list(got), list(expected))
+
+
 @kinds
 def test_forward_mode_is_refused(kind):
     layer, x = make(kind), an_input(kind)

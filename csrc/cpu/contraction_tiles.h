@@ -116,7 +116,7 @@ class TileContraction {
     static int64_t padded_height(const GradScores &a) { return a.x.height + a.window.padding_h; }
     static int64_t padded_width(const GradScores &a) { return a.x.width + a.window.padding_w; }
 
-    // Whether tiles of x need no panel, and few enough pixels are zeros: copying costs a third of the products or more.
+    // Whether tiles of x need no panel, and few enough pixels are zeros that copying would take longer.
     static bool pays_in_place(const GradScores &a) {
         const Window &w = a.window;
         const int64_t channels = a.source.fan / (w.kernel_h * w.kernel_w);

@@ -57,7 +57,7 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable) -> Callable:
-    """A ``backward`` whose gradients raise where they are differentiated in turn.
+    """A ``backward(ctx, dy, *saved_tensors)`` whose gradients raise where they are differentiated in turn.
 
     PyTorch's own decorator cuts them off from what they come of: where zeros are taken for what cannot be reached, as
     by ``torch.autograd.functional.hessian``, a second derivative would be zero, silently.
@@ -65,11 +65,12 @@ def once_differentiable(backward: Callable) -> Callable:
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
         with torch.no_grad():
-            grads = backward(ctx, dy)
+            grads = backward(ctx, dy, *saved)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
             return grads
-        return _NoSecondDerivative.apply(grads, dy, *(t for t in ctx.saved_tensors if t is not None))
+        return _NoSecondDerivative.apply(grads, dy, *(t for t in saved if t is not None))
 
     return wrapper
 

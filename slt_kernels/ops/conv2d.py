@@ -52,8 +52,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        x, scores, mask, scale = ctx.saved_tensors
+    def backward(ctx, dy, x, scores, mask, scale):
         dx = dscores = dbias = None
         if ctx.needs_input_grad[0]:
             dx = grad_input(dy, mask, scale, ctx.source, ctx.window, ctx.size)

@@ -26,8 +26,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        index, scores, scale = ctx.saved_tensors
+    def backward(ctx, dy, index, scores, scale):
         if ctx.scale_grad_by_freq:
             _, which, counts = index.unique(return_inverse=True, return_counts=True)
             dy = dy / counts[which].unsqueeze(1)

@@ -41,8 +41,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        x, scores, mask, scale = ctx.saved_tensors
+    def backward(ctx, dy, x, scores, mask, scale):
         dx = dscores = dbias = None
         if ctx.needs_input_grad[0]:
             dx = grad_input(dy, mask, scale, ctx.source)
