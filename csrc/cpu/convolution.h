@@ -116,7 +116,7 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
                 const int64_t depth = least(c.depth - first, part);
                 if (made != first) {
                     make_panel(group, lane, lanes, first, depth, panel);
-                    Product::prepare(panel, ceil_div(lanes, LANES) * LANES * depth * Product::BYTES / 4);
+                    Product::prepare(panel, ceil_div(lanes, LANES), depth);
                 }
                 made = first;
                 for (int64_t at = from; at < end && at < from + run; at += budget.together) {

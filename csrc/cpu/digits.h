@@ -24,6 +24,13 @@ typedef int16_t Digit;
 constexpr int DIGIT_BITS = 12;
 #endif
 
+// Whether the sums of signed constants can come from tables (product_tables.h).
+#if defined(SLT_AMX) || (SLT_BYTE_DIGITS && !defined(__AVX512F__))
+#define SLT_TABLES 0
+#else
+#define SLT_TABLES 1
+#endif
+
 // Digits of a product: 2 or 3, or WHOLE, where they are the integers themselves (product_tables.h).
 constexpr int WHOLE = 1;
 template <int DIGITS>

@@ -61,7 +61,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
     const int first_digit[3] = {0, TALL == 2 ? digits - 16 : 16, digits - 16};
     const auto multiply = [&](auto pair, int64_t call) {
         constexpr int p = decltype(pair)::value, a = 2 * p * TALL, b = a + TALL;  // sums of the two groups
-        if (call % CALLS_A_LINE == 0) weights.prefetch_pair(row + 2 * p * LANES, call + 2 * CALLS_A_LINE);
+        if (call % CALLS_A_LINE == 0) weights.prefetch<2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_A_LINE);
         weights.write_pair<SIGNS>(row + 2 * p * LANES, call, quads);
         tile_memory();
         for (int s = 0; s < 2; ++s) {
@@ -97,7 +97,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
         if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + first_digit[2] * BLOCK + g * LANES);
     };
     for (int line = 0; line < 2; ++line)
-        (weights.prefetch_pair(row + 2 * P * LANES, first + line * CALLS_A_LINE), ...);
+        (weights.prefetch<2 * LANES>(row + 2 * P * LANES, first + line * CALLS_A_LINE), ...);
     zero_sums();
     for (int64_t call = first; call < first + count; ++call) (multiply(std::integral_constant<int, P>(), call), ...);
     ((store_group(std::integral_constant<int, 2 * P>()), store_group(std::integral_constant<int, 2 * P + 1>())), ...);
@@ -122,7 +122,7 @@ void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t fir
 
 #else
 
-constexpr int FEW_DIGITS = 6;
+constexpr int FEW_DIGITS = 12;
 
 // The digits of x against a group of outputs. A dot product waits 5 cycles for the one before: few have sums to spare.
 template <bool SIGNS, int ROWS>
@@ -136,10 +136,14 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
                 dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
     };
     int64_t call = first;
-    for (; call + 1 < first + count; call += 2)
+    for (; call + 1 < first + count; call += 2) {
+        if (const int64_t ahead = call + 2 * CALLS_A_LINE; (call - first) % CALLS_A_LINE == 0)
+            ahead < first + count ? weights.prefetch<LANES>(row, ahead)
+                                  : weights.prefetch<LANES>(row + LANES, ahead - count);
         weights.each<SIGNS>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
             multiply(x + (call + p) * CALL + w * WORD, quads);
         });
+    }
     if (call < first + count)
         weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) {
             multiply(x + call * CALL + w * WORD, quads);
@@ -155,6 +159,10 @@ void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, i
         if (digits == 3) few_registers<SIGNS, 3>(weights, row, first, count, x, pitch, sums);
         if (digits == 4) few_registers<SIGNS, 4>(weights, row, first, count, x, pitch, sums);
         if (digits == 6) few_registers<SIGNS, 6>(weights, row, first, count, x, pitch, sums);
+        if (digits == 8) few_registers<SIGNS, 8>(weights, row, first, count, x, pitch, sums);
+        if (digits == 9) few_registers<SIGNS, 9>(weights, row, first, count, x, pitch, sums);
+        if (digits == 10) few_registers<SIGNS, 10>(weights, row, first, count, x, pitch, sums);
+        if (digits == 12) few_registers<SIGNS, 12>(weights, row, first, count, x, pitch, sums);
     }
 }
 

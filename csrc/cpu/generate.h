@@ -392,11 +392,12 @@ class Weights {
         write_calls<false>(row + LANES, call, 1, out + QUADS * LANES);
     }
 
-    // Has the lines of the mask at this call of two groups on their way. Rows lie too far apart, and too many are read
+    // Has the lines of the mask at this call of so many rows on their way. Rows lie too far apart, and too many are read
     // together, for a processor to see where they are going.
-    SLT_INLINE void prefetch_pair(int64_t row, int64_t call) const {
+    template <int ROWS>
+    SLT_INLINE void prefetch(int64_t row, int64_t call) const {
         const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
-        SLT_UNROLL for (int l = 0; l < 2 * LANES; ++l) __builtin_prefetch(at + l * words);
+        SLT_UNROLL for (int l = 0; l < ROWS; ++l) __builtin_prefetch(at + l * words);
     }
 
   private:

@@ -51,16 +51,20 @@ void forward(const LinearForward &a) {
     const bool few = !tables && a.batch <= FEW_VECTORS;
     const int64_t calls = least(frame.calls, few ? FEW_CALLS : MOST_CALLS);
     const bool parts = calls < frame.calls;
-    // The more outputs share a table the better: theirs have all the scratch but the quads of one group.
-    const int64_t quads_bytes = LANES * calls * CALL, kept_sums = parts ? MOST_SUMMED * int64_t(sizeof(int64_t)) : 0;
-    const int64_t bytes = tables ? calls * CALL / 2 + SUM_BYTES + kept_sums : calls * CALL;  // of an output
-    const int64_t panel_bytes = tables ? SCRATCH_BYTES - quads_bytes : few ? BLOCK * bytes : PANEL_BYTES;
+    const int64_t group_words = panel_words<DIGITS>(calls * QUADS);
+    int64_t bytes = group_words / LANES * int64_t(sizeof(uint32_t));  // of an output
+    int64_t panel_bytes = few ? BLOCK * bytes : PANEL_BYTES;
+    if constexpr (tables) {
+        // The more outputs share a table the better: theirs have all the scratch but the quads of one group.
+        bytes += SUM_BYTES + (parts ? MOST_SUMMED * int64_t(sizeof(int64_t)) : 0);
+        panel_bytes = SCRATCH_BYTES - LANES * calls * CALL;
+    }
     const Cut cut(s.rows, panel_bytes, bytes, a.batch, a.threads, tables ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS,
                   parts ? MOST_SUMMED : a.batch);
     parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
-        Scratch<uint32_t> panel(cut.most_lanes * QUADS * calls / (tables ? 2 : 1));
+        Scratch<uint32_t> panel(cut.most_lanes / LANES * group_words);
         Scratch<uint32_t> quads(tables ? LANES * QUADS * calls : 0);
         Scratch<int64_t> sums(parts ? cut.most_lanes * batch : 0);
         Workspace workspace;
@@ -69,12 +73,9 @@ void forward(const LinearForward &a) {
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = least(frame.calls - first, calls);
             for (int64_t lane = 0; lane < rows; lane += LANES) {
-                if constexpr (tables) {
-                    weights.write(row + lane, first, here, quads);
-                    prepare_panel<DIGITS>(quads, LANES * here * QUADS, panel + lane * here * QUADS / 2);
-                } else {
-                    weights.write(row + lane, first, here, panel + lane * here * QUADS);
-                }
+                uint32_t *group = panel + lane / LANES * panel_words<DIGITS>(here * QUADS);
+                weights.write(row + lane, first, here, tables ? quads : group);
+                prepare_group<DIGITS>(quads, here * QUADS, group);
             }
             out.first = first == 0;
             out.last = first + here == frame.calls;

@@ -1,6 +1,6 @@
 // Linear grad_input: dx = dy W. The sum runs over rows, so the panel has k in its lanes and four rows in a lane
-// (columns.h); otherwise it is the forward product. A piece of work is one call's 128 k by all rows, or by as many as
-// fit.
+// (columns.h); otherwise it is the forward product. A piece of work is one call's 128 k, or several where sums come from
+// tables, by all rows, or by as many as fit.
 #include "columns.h"
 #include "cut.h"
 #include "operations.h"
@@ -12,7 +12,31 @@ namespace {
 
 constexpr int64_t ROWS_A_STEP = 64;  // 16 quads, as AMX takes them
 constexpr int64_t FEW_ROWS = 256, MOST_ROWS = 4096;
-constexpr int64_t PANEL_LANES = (CALL + BLOCK - 1) / BLOCK * BLOCK;  // of one call, in whole blocks
+constexpr int64_t SLICE_ROWS = 288;  // whose quads are made before they become numbers of tables: whole steps of these
+
+// The panel of one call's columns, `rows` of them from `first` on, zeros where there are none. `slice` has room for the
+// quads of SLICE_ROWS.
+template <int DIGITS>
+void make_panel(const Weights &weights, int64_t first, int64_t rows, int64_t call, uint32_t *slice, uint32_t *panel) {
+    constexpr bool tables = DIGITS == WHOLE;
+    for (int64_t from = 0, count; from < rows; from += count) {
+        count = tables ? least(rows - from, SLICE_ROWS) : rows;
+        uint32_t *quads = tables ? slice : panel;  // [group][count / 4][LANES]
+        for (int64_t row = 0; row < count; row += COLUMN_ROWS) {
+            alignas(64) uint32_t columns[ROW_QUADS * CALL];
+            if (first + from + row < weights.source.rows)
+                make_columns(weights, first + from + row, call, columns);
+            else
+                memset(columns, 0, sizeof columns);
+            for (int q = 0; q < ROW_QUADS; ++q)
+                for (int g = 0; g < CALL / LANES; ++g)
+                    store(quads + (g * count / 4 + row / 4 + q) * LANES, load<U32>(columns + q * CALL + g * LANES));
+        }
+        for (int g = 0; g < CALL / LANES; ++g)
+            prepare_group<DIGITS>(quads + g * count / 4 * LANES, count / 4,
+                                  panel + g * panel_words<DIGITS>(rows / 4) + panel_words<DIGITS>(from / 4));
+    }
+}
 
 template <int DIGITS>
 void grad_input(const LinearGradInput &a) {
@@ -33,36 +57,32 @@ void grad_input(const LinearGradInput &a) {
     all.scale = a.scale;
     all.small = small_sums(s.rows, s.weight, a.bytes);
 
-    const int64_t calls = weights.frame.calls;
-    const int64_t rows = least(depth, DIGITS != WHOLE && a.batch <= FEW_VECTORS ? FEW_ROWS : MOST_ROWS);
+    constexpr bool tables = DIGITS == WHOLE;
+    const int64_t rows = least(depth, !tables && a.batch <= FEW_VECTORS ? FEW_ROWS : MOST_ROWS);
     const bool parts = rows < depth;
-    // Where there are few calls for the threads, each has several pieces, with a panel of its own.
-    const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, calls);
-    const int64_t share = ceil_div(a.batch, least(wanted, ceil_div(a.batch, 64)));
-    const int64_t step = ceil_div(least(share, parts ? MOST_SUMMED : share), MOST_VECTORS) * MOST_VECTORS;
-    const int64_t cuts = ceil_div(a.batch, step);
-    parallel_for(a.threads, calls * cuts, [&](int64_t piece) {
-        const int64_t call = piece / cuts, b = piece % cuts * step, batch = least(a.batch - b, step);
-        const int64_t k = call * CALL - weights.frame.skipped * WORD;
-        Scratch<uint32_t> panel(rows / 4 * PANEL_LANES);
-        Scratch<int64_t> sums(parts ? PANEL_LANES * batch : 0);
+    const int64_t group_words = panel_words<DIGITS>(rows / 4), kept_sums = parts ? MOST_SUMMED * 8 : 0;
+    const int64_t slice_words = tables ? SLICE_ROWS / 4 * CALL : 0;
+    // Of tables, the more outputs share them the better.
+    const int64_t bytes = group_words / LANES * 4 + SUM_BYTES + kept_sums;
+    const Cut cut(weights.frame.k, tables ? SCRATCH_BYTES - 4 * slice_words : CALL * bytes, bytes, a.batch, a.threads,
+                  CALL, MOST_VECTORS, parts ? MOST_SUMMED : a.batch);
+    const int64_t panel_lanes = ceil_div(cut.most_lanes, BLOCK) * BLOCK;
+    parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
+        const int64_t lanes = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
+        const int64_t call = cut.lane(piece) / CALL, k = call * CALL - weights.frame.skipped * WORD;
+        Scratch<uint32_t> panel(panel_lanes / LANES * group_words), slice(slice_words);
+        Scratch<int64_t> sums(parts ? panel_lanes * batch : 0);
         Workspace workspace;
         Output out = all.part(b, 0, CALL);
         out.y = out.y + k;
         out.first_lane = k < 0 ? int(-k) : 0;
-        out.lanes = int(least(s.fan - k, CALL));
+        out.lanes = int(least(s.fan - k, lanes));
         if (parts) out.sums = sums;
         for (int64_t first = 0; first < depth; first += rows) {
             const int64_t here = least(depth - first, rows);
-            // Quads behind the last row stay as they are: what they meet of dy is zeros.
-            for (int64_t row = 0; row < here && first + row < s.rows; row += COLUMN_ROWS) {
-                alignas(64) uint32_t columns[ROW_QUADS * CALL];
-                make_columns(weights, first + row, call, columns);
-                for (int q = 0; q < ROW_QUADS; ++q)
-                    for (int g = 0; g < CALL / LANES; ++g)
-                        store(panel + (g * here / 4 + row / 4 + q) * LANES, load<U32>(columns + q * CALL + g * LANES));
-            }
-            prepare_panel<DIGITS>(panel, CALL * here / 4, panel);
+            for (int64_t c = 0; c < lanes / CALL; ++c)
+                make_panel<DIGITS>(weights, first, here, call + c, slice,
+                                   panel + c * (CALL / LANES) * panel_words<DIGITS>(here / 4));
             out.first = first == 0;
             out.last = first + here == depth;
             multiply_blocks<DIGITS>(workspace, {dy.digits + b * DIGITS * pitch + first, DIGITS * pitch, pitch}, batch,
@@ -75,7 +95,7 @@ void grad_input(const LinearGradInput &a) {
 
 void linear_grad_input(const LinearGradInput &a) {
     want_large_pages(a.dx.data, a.batch * a.source.fan * a.dx.size());
-    with_digits(a.source.weight, CALL, a.batch, a.bytes, [&](auto digits) { grad_input<digits>(a); });
+    with_digits(a.source.weight, a.source.fan, a.batch, a.bytes, [&](auto digits) { grad_input<digits>(a); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -31,8 +31,10 @@ struct DigitProduct {
         slt::SLT_ISA::make_columns(weights, row, call, out);
     }
 
-    // What it reads of a panel's words, in place.
-    static void prepare(uint32_t *panel, int64_t words) { prepare_panel<DIGITS>(panel, words, panel); }
+    // What it reads of a panel's groups, in place.
+    static void prepare(uint32_t *panel, int64_t groups, int64_t depth) {
+        prepare_panel<DIGITS>(panel, groups, depth / 4);
+    }
 
     static void multiply(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors,
                          const uint32_t *panel, int64_t depth, const Output &out) {

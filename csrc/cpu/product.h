@@ -15,7 +15,7 @@
 #else
 #include "product_registers.h"
 #endif
-#if !SLT_BYTE_DIGITS
+#if SLT_TABLES
 #include "product_tables.h"
 #endif
 
@@ -25,19 +25,36 @@ namespace {
 // Calls run(DIGITS) with the number of digits, or WHOLE, for products of so many outputs and vectors.
 template <class Run>
 void with_digits(int64_t weight, int64_t outputs, int64_t vectors, int bytes, const Run &run) {
-#if !SLT_BYTE_DIGITS
-    if (tables_pay(weight, outputs, vectors)) return run(std::integral_constant<int, WHOLE>());
+#if SLT_TABLES
+    if (tables_pay(weight, outputs, vectors, bytes)) return run(std::integral_constant<int, WHOLE>());
 #endif
     if (digits_for(bytes) == 3) return run(std::integral_constant<int, 3>());
     run(std::integral_constant<int, 2>());
 }
 
-// Makes what a product reads of so many words of quads; it may take their place.
+// Words of a group in the panel that a product reads.
 template <int DIGITS>
-void prepare_panel(const uint32_t *quads, int64_t words, uint32_t *panel) {
-#if !SLT_BYTE_DIGITS
-    if constexpr (DIGITS == WHOLE) choose_lines(quads, words, reinterpret_cast<uint16_t *>(panel));
+constexpr int64_t panel_words(int64_t quads) {
+#if SLT_TABLES
+    if (DIGITS == WHOLE) return chosen_words(quads);
 #endif
+    return quads * LANES;
+}
+
+// Makes it from a group's quads.
+template <int DIGITS>
+void prepare_group([[maybe_unused]] const uint32_t *quads, [[maybe_unused]] int64_t count,
+                   [[maybe_unused]] uint32_t *panel) {
+#if SLT_TABLES
+    if (DIGITS == WHOLE) choose(quads, count, panel);
+#endif
+}
+
+// Makes it of all groups, in the place of their quads.
+template <int DIGITS>
+void prepare_panel(uint32_t *panel, int64_t groups, int64_t quads) {
+    for (int64_t g = 0; DIGITS == WHOLE && g < groups; ++g)
+        prepare_group<DIGITS>(panel + g * quads * LANES, quads, panel + g * panel_words<DIGITS>(quads));
 }
 
 // Vectors (at most MOST_VECTORS where some are chosen) against several panels, [block][group][quad][LANES]; `out` is
@@ -50,10 +67,13 @@ void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, 
         const int count = int(least(vectors - v, MOST_VECTORS));
         VectorsOf<DigitOf<DIGITS>> these = x;
         these.at += v * x.vector_pitch;
+#if SLT_TABLES
         if constexpr (DIGITS == WHOLE) {
-            multiply_by_tables(workspace, these, count, reinterpret_cast<const uint16_t *>(panel), quads, v, vectors,
-                               out);
-        } else {
+            multiply_by_tables(workspace, these, count, panel, quads, v, vectors, out);
+            continue;
+        }
+#endif
+        if constexpr (DIGITS != WHOLE) {
             for (int lane = 0; lane < out.lanes; lane += BLOCK) {
                 const Output block = out.block(v, vectors, lane);
                 if (block.first_lane >= block.lanes) continue;

@@ -55,7 +55,7 @@ class Bfloat16Product {
         weights.signs() ? split_columns<true>(quads, out) : split_columns<false>(quads, out);
     }
 
-    static void prepare(uint32_t *, int64_t) {}
+    static void prepare(uint32_t *, int64_t, int64_t) {}
 
     // y = sums * scale + bias.
     static void multiply(Tiles &tiles, const VectorsOf<uint16_t> &x, int vectors, const uint32_t *panel, int64_t depth,

@@ -29,6 +29,8 @@
 #else
 #define SLT_IN_ORDER(a, b, c, d)
 #endif
+// Keeps a compiler from knowing where a value comes from.
+#define SLT_HIDE(value) asm("" : "+r"(value))
 #define SLT_INLINE inline __attribute__((always_inline))
 
 namespace slt::SLT_ISA {

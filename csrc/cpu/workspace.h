@@ -18,7 +18,7 @@ constexpr int64_t TABLE_OUTPUTS = 128, SUM_BYTES = 3 * LINE * sizeof(uint32_t);
 
 typedef Tiles Workspace;
 
-#elif SLT_BYTE_DIGITS
+#elif !SLT_TABLES
 
 struct Workspace {};
 
