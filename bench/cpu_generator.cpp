@@ -1,4 +1,5 @@
-// What bounds a small batch on the CPU: the cost of making weights, 2048 at a time (16 rows x 128 k), on one thread.
+// What bounds a product on the CPU: the cost of making weights, 2048 at a time (16 rows x 128 k), and of multiplying by
+// them without a matrix unit, on one thread.
 //
 //     flags="-std=c++17 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 //     flags="$flags -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"
@@ -59,6 +60,22 @@ static void mixed() {
                  "zmm9", "zmm10", "zmm11");
 }
 
+// The dot products of 4096 weights with one digit of a vector.
+static void dot_products() {
+#define DOT(r) "vpdpbusd %%zmm20, %%zmm21, %%zmm" #r "\n"
+#define SIXTEEN(x) TWELVE(x) x(12) x(13) x(14) x(15)
+    asm volatile(SIXTEEN(DOT) SIXTEEN(DOT) SIXTEEN(DOT) SIXTEEN(DOT)::: "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5",
+                 "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15");
+}
+
+// The same with sixteen whole vectors, as sums from tables: a line for three weights, whose number is known.
+static void lines(const uint32_t *tables) {
+#define LINE(r) "vpaddd " #r "*64(%0), %%zmm" #r ", %%zmm" #r "\n"
+    for (int i = 0; i < 4096 / 48; ++i, tables += 16)
+        asm volatile(SIXTEEN(LINE) : "+r"(tables) : : "memory", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6",
+                     "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15");
+}
+
 int main() {
     const int64_t words = CALLS * WORDS_A_CALL;
     uint32_t *mask = static_cast<uint32_t *>(aligned_alloc(64, ROWS * words * 4));
@@ -78,6 +95,8 @@ int main() {
         load_words(mask + row * words, words, ROWS - row, (call + 1) * WORDS_A_CALL, two[1]);
         for (int i = 0; i < 8; ++i) sum ^= two[i / 4][i % 4];
     });
+    measure("a digit", [&](int64_t, int64_t) { dot_products(); });
+    measure("lines, 16 vectors", [&](int64_t, int64_t) { lines(mask); });
     Source half = source;
     half.prune_below = 90, half.lock_from = 166;
     const FrozenWords frozen(half);

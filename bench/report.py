@@ -205,20 +205,28 @@ def bounds(result: Result) -> str:
             ns = sum(made[line] for line in lines)
             row(case, ns * 1e-9 * weights / 2048 / threads, f"making the weights ({', '.join(lines)})")
 
-    def products(case: str, count: int, batch: int) -> None:
+    def products(case: str, digits: int, batch: int, tables: bool = False) -> None:
         if ns := tile.get("a product, operands in registers"):
-            row(case, count * weights * batch / 16384 * ns * 1e-9 / threads, f"{count} int8 products")
+            row(case, digits * weights * batch / 16384 * ns * 1e-9 / threads, f"{digits} int8 products")
+        elif tables and (ns := made.get("lines, 16 vectors")):
+            row(case, weights * batch / 16 / 2048 * ns * 1e-9 / threads, "adding lines of tables")
+        elif ns := made.get("a digit"):
+            row(case, digits * weights * batch / 2048 * ns * 1e-9 / threads, f"dot products with {digits} digits")
 
     making("forward float32 highest, batch 1", "signed constant")
     making("forward bfloat16, batch 1", "signed constant")
     making("forward uniform weights, batch 1", "uniform")
     making("forward normal weights, batch 1", "normal")
     making("forward compact mask, batch 1", "frozen pattern", "signed constant")
-    products("forward float32 highest, batch 256", 3, 256)
-    products("forward float32 highest, batch 1024", 3, 1024)
+    products("forward float32 highest, batch 4", 3, 4)
+    products("forward float32 highest, batch 256", 3, 256, tables=True)
+    products("forward float32 highest, batch 1024", 3, 1024, tables=True)
     products("forward bfloat16, batch 256", 2, 256)
-    products("grad_input, batch 256", 3, 256)
-    products("grad_scores, batch 256", 8, 256)
+    products("grad_input, batch 256", 3, 256, tables=True)
+    if tile:
+        products("grad_scores, batch 256", 8, 256)
+    elif rate := most.get("product_float32"):
+        row("grad_scores, batch 256", 2 * weights * 256 / rate, "PyTorch's fastest float32 product")
     if rate := most.get("copy_67MB"):
         passes = "three passes over the scores (two select, one packs)"
         row("select + pack, 25.5 M scores, resolved", 3 * 4 * scores / rate, passes)

@@ -129,11 +129,14 @@ template <bool SIGNS, int ROWS>
 void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                    int32_t *sums) {
     constexpr int TURNS = ROWS > 3 ? 1 : 2;
-    S32 sum[ROWS][TURNS] = {};
-    const auto multiply = [&](const Digit *at, const U32 quads[8]) {
+    S32 sums_so_far[ROWS][TURNS] = {};
+    const auto multiply = [&, pitch](const Digit *at, const U32 quads[8]) {
+        S32 sum[ROWS][TURNS];  // gcc would store the others after each product
+        memcpy(sum, sums_so_far, sizeof sum);
         SLT_UNROLL for (int s = 0; s < 8; ++s)
             SLT_UNROLL for (int r = 0; r < ROWS; ++r)
                 dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
+        memcpy(sums_so_far, sum, sizeof sum);
     };
     int64_t call = first;
     for (; call + 1 < first + count; call += 2) {
@@ -148,7 +151,10 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
         weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) {
             multiply(x + call * CALL + w * WORD, quads);
         });
-    SLT_UNROLL for (int r = 0; r < ROWS; ++r) store(sums + r * BLOCK, TURNS == 1 ? sum[r][0] : sum[r][0] + sum[r][1]);
+    SLT_UNROLL for (int r = 0; r < ROWS; ++r) {
+        const S32 *turns = sums_so_far[r];
+        store(sums + r * BLOCK, TURNS == 1 ? turns[0] : turns[0] + turns[1]);
+    }
 }
 
 template <bool SIGNS>
