@@ -5,9 +5,11 @@
 #pragma once
 
 #include "operations.h"
+#include "parallel.h"
 #include "pattern.h"
 #include "pixels.h"
 #include "position.h"
+#include "scratch.h"
 
 namespace slt::SLT_ISA {
 namespace {

@@ -35,10 +35,11 @@ struct XTiles {
 template <class Number>
 class TileContraction {
   public:
-    static constexpr int64_t ROWS = 128, DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
+    static constexpr int64_t ROWS = 128, ROW_STEP = ROWS;
+    static constexpr int64_t DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
     static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // a line more, for other sets of the cache
 
-    // Whether tiles are faster than FloatContraction: few pixels or rows leave most of a tile empty. Columns have 32-bit
+    // Whether tiles are faster than RegisterContraction: few pixels or rows leave most of a tile empty. Columns have 32-bit
     // offsets.
     static bool suits(const GradScores &a) {
         const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;

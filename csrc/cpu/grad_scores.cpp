@@ -8,7 +8,7 @@
 // pattern 0.6 instructions, a sign 0.07 (a byte weight 0.8), finishing 1. Several calls at a time let an operand that
 // is in L2 serve all of them, and make the runs of scores and gradients long enough to be prefetched. Calls without a
 // free weight cost their pattern only.
-#include "contraction_float.h"
+#include "contraction_registers.h"
 #include "digits.h"
 #include "pages.h"
 
@@ -180,14 +180,15 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
     const Frame frame(s);
     const Network network(s);
     const int64_t group_rows = s.rows / a.window.groups, blocks = ceil_div(group_rows, Contraction::ROWS);
+    const int64_t block = ceil_div(ceil_div(group_rows, blocks), Contraction::ROW_STEP) * Contraction::ROW_STEP;
     const int64_t row_blocks = blocks * a.window.groups;
     const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, row_blocks);
     const int64_t calls = ceil_div(frame.calls, wanted), parts = ceil_div(frame.calls, calls);  // calls of a part
 
     parallel_for(a.threads, row_blocks * parts, [&](int64_t piece) {
-        const int64_t group = piece / parts / blocks, in_group = piece / parts % blocks * Contraction::ROWS;
+        const int64_t group = piece / parts / blocks, in_group = piece / parts % blocks * block;
         const int64_t row = group * group_rows + in_group;
-        const int64_t rows = least(group_rows - in_group, Contraction::ROWS);
+        const int64_t rows = least(group_rows - in_group, block);
         const int64_t first = piece % parts * calls, end = least(first + calls, frame.calls);
 
         int64_t next[Contraction::ROWS];  // free weight of each row
@@ -253,7 +254,7 @@ bool run_some(const GradScores &a, bool add, [[maybe_unused]] bool may_read_in_p
     }
     if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return false;
 #endif
-    run(a, FloatContraction(a), add);
+    run(a, RegisterContraction<Floats>(a), add);
     return false;
 }
 

@@ -3,9 +3,6 @@
 #pragma once
 
 #include "numbers.h"
-#include "parallel.h"
-#include "position.h"
-#include "scratch.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -46,52 +43,6 @@ void clear_around(Element *image, int64_t height, int64_t width, int64_t padding
     for (int64_t h = 0; h + 1 < height; ++h, end += row) clear(end, 2 * side);
     clear(end, side + padding_h * row);
 }
-
-// Images as float32 whose pixels hold their channels together, with zeros around them: a view where they are that
-// already, or else a copy.
-class Pixels {
-  public:
-    const float *data;
-    const int64_t pixel, row, image;  // strides
-
-    Pixels(const Images &x, int64_t padding_h, int64_t padding_w, int threads)
-        : data(reinterpret_cast<const float *>(x.data.data)),
-          pixel(x.channels),
-          row((x.width + 2 * padding_w) * pixel),
-          image((x.height + 2 * padding_h) * row),
-          copy(is_view(x, padding_h, padding_w) ? 0 : x.samples * image) {
-        if (is_view(x, padding_h, padding_w)) return;
-        data = copy;
-        parallel_for(threads, x.samples, [&](int64_t sample) {
-            clear_around(copy + sample * image, x.height, x.width, padding_h, padding_w, pixel);
-        });
-        const int64_t step = pixels_at_once(x), pieces = ceil_div(x.pixels(), step);
-        parallel_for(threads, x.samples * pieces, [&](int64_t piece) {
-            const int64_t sample = piece / pieces, from = piece % pieces * step;
-            const int64_t end = least(from + step, x.pixels());
-            float *out = copy + sample * image + padding_h * row + padding_w * pixel;
-            for (int64_t c = 0; c < x.channels; c += LANES) {
-                const int64_t channels = least(x.channels - c, LANES);
-                for (int64_t first = from; first < end; first += LANES) {
-                    const int64_t n = least(end - first, LANES);
-                    F32 square[LANES];
-                    read_pixels(x, sample, first, n, c, x.channels, square);
-                    Position p(first, x.height, x.width);
-                    for (int64_t i = 0; i < n; ++i, p.next())
-                        memcpy(out + p.h * row + p.w * pixel + c, &square[i], size_t(channels) * sizeof(float));
-                }
-            }
-        });
-    }
-
-  private:
-    const Scratch<float> copy;
-
-    static bool is_view(const Images &x, int64_t padding_h, int64_t padding_w) {
-        return x.data.type == Type::FLOAT32 && padding_h == 0 && padding_w == 0 &&
-               (x.channels_last || x.pixels() == 1);
-    }
-};
 
 }  // namespace
 }  // namespace slt::SLT_ISA
