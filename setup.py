@@ -30,6 +30,7 @@ FLAGS = (
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
+AVX512BF16 = f"{AVX512VNNI} -mavx512bf16"
 INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {
@@ -37,7 +38,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx2vnni": f"{AVX2} -mavxvnni",
         "avx512": AVX512,
         "avx512vnni": AVX512VNNI,
-        "amx": f"{AVX512VNNI} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
+        "avx512bf16": AVX512BF16,
+        "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
     }
 
 

@@ -30,6 +30,8 @@ def test_registers(path):
         assert not re.search(r"%(zmm|k[0-7]\b|[xy]mm(1[6-9]|2\d|3[01]))", code)
     if not isa.startswith(("avx", "amx")):
         assert not re.search(r"%ymm|\tv(p|mov|add|mul|sub)", code)
+    if isa not in ("avx512bf16", "amx"):
+        assert not re.search(r"\tv(dpbf16|cvtne)", code)
     if isa != "amx":
         assert "%tmm" not in code
 

@@ -1,4 +1,4 @@
-// The contraction in vector registers, on any processor.
+// The contraction in vector registers: float32 on any processor, and bfloat16 where dot products of pairs exist.
 //
 // A dword of an operand is an element of the contraction: one pixel of a few samples (`SAMPLES` of the `Number`), so
 // that a tap of the kernel shifts whole dwords. Both operands are put into dwords once: x as [channel / 32]
@@ -35,6 +35,22 @@ class Floats {
 #endif
     }
 };
+
+#if defined(__AVX512BF16__)
+// Pairs of samples, whose products are exact. Denormal ones are zeros.
+class Bfloat16Pairs {
+  public:
+    static constexpr int64_t SAMPLES = 2;
+
+    static SLT_INLINE U32 dwords(const F32 elements[SAMPLES]) {
+        return where(splat(0xFFFF0000), (U32)elements[1], (U32)elements[0] >> 16);
+    }
+
+    static SLT_INLINE F32 multiply_add(U32 a, U32 b, F32 sum) {
+        return (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
+};
+#endif
 
 template <class Number>
 class RegisterContraction {

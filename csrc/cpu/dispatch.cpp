@@ -21,7 +21,8 @@ SLT_HAVE(SLT_DECLARE)
 namespace {
 
 struct Features {
-    bool scalar = true, avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, amx = false;
+    bool scalar = true, avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false,
+         amx = false;
 };
 
 #if defined(__x86_64__)
@@ -56,8 +57,9 @@ Features detect() {
     f.avx512 = f.avx2 && zmm && foundation;
     const bool bytes = (c >> 11 & 1) && (c >> 1 & 1) && (c >> 14 & 1) && (c >> 8 & 1);  // VNNI, VBMI, VPOPCNTDQ, GFNI
     f.avx512vnni = f.avx512 && bytes;
+    f.avx512bf16 = f.avx512vnni && (a1 >> 5 & 1);
     const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
-    f.amx = f.avx512vnni && (a1 >> 5 & 1) && tiles && units && tiles_permitted();
+    f.amx = f.avx512bf16 && tiles && units && tiles_permitted();
     return f;
 }
 #else

@@ -254,6 +254,12 @@ bool run_some(const GradScores &a, bool add, [[maybe_unused]] bool may_read_in_p
     }
     if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return false;
 #endif
+#if defined(__AVX512BF16__)
+    if (a.x.data.type == Type::BFLOAT16 && a.dy.data.type == Type::BFLOAT16) {
+        run(a, RegisterContraction<Bfloat16Pairs>(a), add);
+        return false;
+    }
+#endif
     run(a, RegisterContraction<Floats>(a), add);
     return false;
 }
