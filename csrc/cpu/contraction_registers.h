@@ -2,8 +2,8 @@
 //
 // A dword of an operand is an element of the contraction: one pixel of a few samples (`SAMPLES` of the `Number`), so
 // that a tap of the kernel shifts whole dwords. Both operands are put into dwords once: x as [channel / 32]
-// [samples / SAMPLES][height][width][32] with zeros around each image and the channels of a word in bit order, so that a
-// word of columns is read where it lies, whatever the stride (`in_place`); dy in strips as high as the register tile.
+// [samples / SAMPLES][height][width][32] with zeros around each image and the channels of a word in bit order, so that
+// a word of columns is read where it lies, whatever the stride (`in_place`); dy in strips as high as the register tile.
 // Where words of columns are not words of channels, a pixel of x has all of its channels together, and a block copies
 // its panel of x first.
 //
@@ -61,6 +61,8 @@ class RegisterContraction {
     static constexpr int MR = 6;
 #endif
     static constexpr int64_t NR = 2 * LANES, DEPTH = 256, ROWS = 96, ROW_STEP = MR, SAMPLES = Number::SAMPLES;
+    static constexpr int EIGHT = MR < 8 ? MR : 8;
+    static_assert(ROWS % MR == 0 && ROWS % LANES == 0);
 
     explicit RegisterContraction(const GradScores &a)
         : a(a),
@@ -100,10 +102,12 @@ class RegisterContraction {
             locate(first, count, panels.at);
             for (int i = 0; i < calls; ++i) {
                 if (!in_place) copy_panel(columns[i], panels.at, count, panels.x);
+                const int64_t *at = in_place ? panels.at : panels.in_panel;
                 for (int64_t c = 0; c < CALL; c += WORD) {
                     if (!columns[i].any(c, WORD)) continue;
-                    const uint32_t *word = in_place ? word_of(columns[i], c) : panels.x + c * DEPTH;
-                    multiply(strips, word, in_place ? panels.at : panels.in_panel, count, rows, first > 0,
+                    const int of = c + WORD == CALL && i + 1 < calls ? i + 1 : i;
+                    const uint32_t *next = word_of(columns[of], (c + WORD) % CALL, panels);
+                    multiply(strips, word_of(columns[i], c, panels), next, at, count, rows, first > 0,
                              sums + i * ROWS * CALL + c, between);
                 }
             }
@@ -152,26 +156,24 @@ class RegisterContraction {
         parallel_for(a.threads, ceil_div(from.channels, line) * bundles, [&](int64_t i) {
             clear_around(x + i * image, from.height, from.width, a.window.padding_h, a.window.padding_w, line);
         });
-        const int64_t at_once = pixels_at_once(from), pieces = ceil_div(from.pixels(), at_once);
-        parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
-            const int64_t bundle = piece / pieces, begin = piece % pieces * at_once;
-            const int64_t end = least(begin + at_once, from.pixels());
-            uint32_t *out = x + bundle * image + a.window.padding_h * row + a.window.padding_w * line;
-            for (int64_t c = 0; c < from.channels; c += WORD, out += in_place ? bundles * image : WORD) {
-                Position p(begin, from.height, from.width);
-                for (int64_t first = begin; first < end; first += LANES) {
-                    const int64_t n = least(end - first, LANES);
-                    U32 words[LANES][WORD / LANES];
-                    read<WORD / LANES>(from, bundle, first, n, c, from.channels, words);
-                    for (int64_t i = 0; i < n; ++i, p.next()) {
-                        uint32_t *to = out + p.h * row + p.w * line;
-                        if (in_place)
-                            part(words[i], to);
-                        else
-                            memcpy(to, words[i], size_t(least(from.channels - c, WORD)) * sizeof *to);
+        in_pieces(from, [&](int64_t bundle, int64_t end_bundle, int64_t begin, int64_t end) {
+            uint32_t *out = x + a.window.padding_h * row + a.window.padding_w * line;
+            for (int64_t c = 0; c < from.channels; c += WORD, out += in_place ? bundles * image : WORD)
+                for (int64_t b = bundle; b < end_bundle; ++b) {
+                    Position p(begin, from.height, from.width);
+                    for (int64_t first = begin; first < end; first += LANES) {
+                        const int64_t n = least(end - first, LANES);
+                        U32 words[LANES][WORD / LANES];
+                        read<WORD / LANES>(from, b, first, n, c, from.channels, words);
+                        for (int64_t i = 0; i < n; ++i, p.next()) {
+                            uint32_t *to = out + b * image + p.h * row + p.w * line;
+                            if (in_place)
+                                part(words[i], to);
+                            else
+                                memcpy(to, words[i], size_t(least(from.channels - c, WORD)) * sizeof *to);
+                        }
                     }
                 }
-            }
         });
     }
 
@@ -193,22 +195,46 @@ class RegisterContraction {
     // Strips of MR rows: [block of steps][row / MR][step][MR], zeros where there is no row.
     void write_dy() {
         const Images from = together(a.dy);
-        const int64_t at_once = pixels_at_once(from), pieces = ceil_div(from.pixels(), at_once);
-        parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
-            const int64_t bundle = piece / pieces, begin = piece % pieces * at_once;
-            const int64_t end = least(begin + at_once, from.pixels());
+        in_pieces(from, [&](int64_t bundle, int64_t end_bundle, int64_t begin, int64_t end) {
             for (int64_t group = 0; group < a.source.rows; group += group_rows)
                 for (int64_t r = group; r < group + group_rows; r += MR)
-                    for (int64_t first = begin; first < end; first += LANES) {
-                        const int64_t n = least(end - first, LANES);
-                        constexpr int N = (MR + LANES - 1) / LANES;
-                        U32 rows[LANES][N];
-                        read<N>(from, bundle, first, n, r, group + group_rows, rows);
-                        for (int64_t i = 0; i < n; ++i) {
-                            const int64_t step = bundle * from.pixels() + first + i;
-                            memcpy(strip_of(r, step) + step % depth * MR, rows[i], MR * sizeof(uint32_t));
-                        }
-                    }
+                    for (int64_t b = bundle; b < end_bundle; ++b)
+                        write_strip(from, r, group + group_rows, b, begin, end);
+        });
+    }
+
+    void write_strip(const Images &from, int64_t r, int64_t end_row, int64_t bundle, int64_t begin, int64_t end) {
+        constexpr int N = (MR + LANES - 1) / LANES;
+        const int64_t step = bundle * from.pixels() + begin;
+        const int64_t to_next_block = (a.window.groups * group_height - MR) * depth;
+        int64_t d = step % depth;
+        uint32_t *to = strip_of(r, step) + d * MR;
+        for (int64_t first = begin; first < end; first += LANES) {
+            const int64_t n = least(end - first, LANES);
+            U32 rows[LANES][N];
+            read<N>(from, bundle, first, n, r, end_row, rows);
+            for (int64_t i = 0; i < n; ++i, ++d, to += MR) {
+                if (d == depth) {
+                    d = 0;
+                    to += to_next_block;
+                }
+                memcpy(to, rows[i], MR * sizeof(uint32_t));
+            }
+        }
+    }
+
+    // body(bundle, end_bundle, pixel, end_pixel) for pieces of images: runs of pixels in planes, or else a few pixels,
+    // so that their channels are read nearly in order. Small images are taken together: one after the other, their
+    // channels would be written far apart, often to the same set of a cache.
+    template <class Body>
+    void in_pieces(const Images &from, const Body &body) const {
+        const int64_t at_once = pixels_at_once(from), pieces = ceil_div(from.pixels(), at_once);
+        const int64_t few = ceil_div(8, from.pixels()), run = from.channels_last ? 4 : at_once;
+        parallel_for(a.threads, ceil_div(bundles, few) * pieces, [&](int64_t piece) {
+            const int64_t bundle = piece / pieces * few, begin = piece % pieces * at_once;
+            const int64_t end = least(begin + at_once, from.pixels());
+            for (int64_t first = begin; first < end; first += run)
+                body(bundle, least(bundle + few, bundles), first, least(first + run, end));
         });
     }
 
@@ -218,8 +244,9 @@ class RegisterContraction {
             at[d] = p.image * image + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
     }
 
-    // The word of columns from c on, at step 0.
-    const uint32_t *word_of(const Columns &columns, int64_t c) const {
+    // The word of columns from c on, at the first step.
+    const uint32_t *word_of(const Columns &columns, int64_t c, const Panels &panels) const {
+        if (!in_place) return panels.x + c * DEPTH;
         return x + columns.channel[c] / WORD * bundles * image + columns.h[c] * row + columns.w[c] * line;
     }
 
@@ -240,22 +267,18 @@ class RegisterContraction {
         }
     }
 
+    // The last rows ask for the word after this one, which may have left the caches since other rows were multiplied.
     template <class Between>
-    void multiply(const uint32_t *strips, const uint32_t *x, const int64_t *at, int64_t count, int64_t rows, bool add,
-                  float *sums, Between &between) const {
+    void multiply(const uint32_t *strips, const uint32_t *x, const uint32_t *next, const int64_t *at, int64_t count,
+                  int64_t rows, bool add, float *sums, Between &between) const {
         for (int64_t c = 0; c < WORD; c += NR)
             for (int64_t r = 0; r < rows; r += MR) {
                 const uint32_t *strip = strips + r * depth;
                 float *to = sums + r * CALL + c;
                 const int64_t left = rows - r;
-                if (left > 8)
-                    tile<MR>(strip, x + c, at, count, left, add, to);
-                else if (left > 4)
-                    tile<MR < 8 ? MR : 8>(strip, x + c, at, count, left, add, to);
-                else if (left > 1)
-                    tile<4>(strip, x + c, at, count, left, add, to);
-                else
-                    tile<1>(strip, x + c, at, count, left, add, to);
+                const uint32_t *wanted = left <= MR ? next : x;
+                const auto products = left > 8 ? tile<MR> : left > 4 ? tile<EIGHT> : left > 1 ? tile<4> : tile<1>;
+                products(strip, x + c, wanted + c, at, count, left, add, to);
                 between();
                 between();
             }
@@ -263,10 +286,12 @@ class RegisterContraction {
 
     // The first `rows` rows of an M x NR tile of products: the sums, or added to them.
     template <int M>
-    static void tile(const uint32_t *dy, const uint32_t *x, const int64_t *at, int64_t count, int64_t rows, bool add,
-                     float *sums) {
+    static void tile(const uint32_t *dy, const uint32_t *x, const uint32_t *wanted, const int64_t *at, int64_t count,
+                     int64_t rows, bool add, float *sums) {
         F32 acc[M][2] = {};
         for (int64_t d = 0; d < count; ++d, dy += MR) {
+            __builtin_prefetch(wanted + at[d], 0, 2);
+            __builtin_prefetch(wanted + at[d] + LANES, 0, 2);
             const U32 x0 = load<U32>(x + at[d]), x1 = load<U32>(x + at[d] + LANES);
             SLT_UNROLL for (int m = 0; m < M; ++m) {
                 const U32 y = splat(dy[m]);
