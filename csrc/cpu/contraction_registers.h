@@ -8,10 +8,10 @@
 // its panel of x first.
 //
 // The tile is MR rows by two registers: 12 x 32 in 24 of AVX-512's 32 registers, 6 x 16 in 12 of AVX2's 16; a step of
-// depth is 2 loads and MR broadcasts for 2 MR multiply-adds. DEPTH steps of a word of x (32 KB) stay in L1 for all rows
-// of a block, those of dy (96 KB) in L2, with the sums (192 KB), and the scores and gradients that they are finished
-// with (384 KB). Sums of DEPTH steps are added in float32 to the block's, so the error grows with the square root of
-// DEPTH and of the number of such sums: 2e-7 at 256 pixels of float32, 4e-7 at 10^5.
+// depth is 2 loads and MR broadcasts for 2 MR multiply-adds. With AVX-512, DEPTH steps of a word of x (32 KB) serve all
+// rows of a block; their dy (96 KB), the sums (192 KB), and the scores and gradients that finish them (384 KB)
+// stay in L2. Sums of DEPTH steps are added in float32 to the block's, so the error grows with the square root of DEPTH
+// and of the number of such sums: 2e-7 at 256 pixels of float32, 4e-7 at 10^5.
 #pragma once
 
 #include "contraction.h"
@@ -56,11 +56,13 @@ template <class Number>
 class RegisterContraction {
   public:
 #if defined(__AVX512F__)
+    static constexpr int64_t DEPTH = 256;
     static constexpr int MR = 12;
 #else
+    static constexpr int64_t DEPTH = 128;  // half of each word, in half of the sets of L1
     static constexpr int MR = 6;
 #endif
-    static constexpr int64_t NR = 2 * LANES, DEPTH = 256, ROWS = 96, ROW_STEP = MR, SAMPLES = Number::SAMPLES;
+    static constexpr int64_t NR = 2 * LANES, ROWS = 96, ROW_STEP = MR, SAMPLES = Number::SAMPLES;
     static constexpr int EIGHT = MR < 8 ? MR : 8;
     static_assert(ROWS % MR == 0 && ROWS % LANES == 0);
 
