@@ -4,8 +4,8 @@
 // added. Dot products of bytes take three instructions for 64, multiply-add of pairs eight.
 //
 // The vectors are the integers themselves (`WHOLE`), and the panel has four numbers of lines, a byte each, in place of
-// three quads (`choose`). A step is STEP such words: 12 x 27 lines are written, 20 KB that stay in L1, and all outputs of
-// the panel go over them; per output and step three words and twelve lines are read, and its sum, a line too, is read and
+// three quads (`choose`). A step is STEP such words: 8 x 27 lines are written, 14 KB that stay in L1, and all outputs of
+// the panel go over them; per output and step two words and eight lines are read, and its sum, a line too, is read and
 // written. Making the lines takes as long as some fifty outputs do.
 //
 // Sums are int32 for EXACT_STEPS. Then their low 16 bits and the rest of them are summed on apart.
@@ -18,17 +18,17 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int LINES = 3 * 3 * 3;
-constexpr int STEP = 3;                 // words of four numbers
+constexpr int STEP = 2;                 // words of four numbers
 constexpr int STEP_K = 12 * STEP;       // integers
-constexpr int EXACT_STEPS = 7;
+constexpr int EXACT_STEPS = 10;
 constexpr int LOW_BITS = 16;
 constexpr int UNIT = 8;                 // bytes: what a line's number is scaled to
 static_assert(STEP_K * EXACT_STEPS <= 256);  // sums of so many integers of three bytes fit an int32
 
-// Whether tables are the faster way.
+// Whether tables are the faster way. Dot products of bytes are as fast with fewer digits, or too few outputs for a table.
 inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors, int bytes) {
     if (weight != SIGNED_CONSTANT || vectors <= LINE / 2) return false;
-    return SLT_BYTE_DIGITS ? bytes == 3 && outputs >= TABLE_OUTPUTS : outputs >= 32;
+    return SLT_BYTE_DIGITS ? bytes == 3 && outputs >= 2 * TABLE_OUTPUTS : outputs >= 32;
 }
 
 // Words of a group that the panel of so many quads takes.
@@ -61,8 +61,9 @@ class Tables {
             for (int part = 0; part < elements_read; part += LANES) {
                 S32 square[LANES];
                 for (int i = 0; i < LANES; ++i) {
-                    const int64_t v = least(r * LANES + i, vectors - 1);
-                    square[i] = load<S32>(x.at + v * x.vector_pitch + least(k + part, depth));
+                    const int32_t *at = x.at + least(r * LANES + i, vectors - 1) * x.vector_pitch + k + part;
+                    square[i] = load<S32>(k + part < depth ? at : x.at);
+                    __builtin_prefetch(at + STEP_K, 0, 2);
                 }
                 transpose(square);
                 for (int i = 0; i < LANES; ++i) elements[part + i][r] = (U32)square[i];
@@ -77,7 +78,9 @@ class Tables {
     // Adds the step's lines of `groups` of outputs, whose numbers are `pitch` apart; the first ones begin the sums.
     __attribute__((noinline)) void add(const uint32_t *numbers, int64_t pitch, int64_t groups, bool first,
                                        uint32_t *sums) const {
-        for (; groups > 0; --groups, numbers += pitch)
+        for (; groups > 0; --groups, numbers += pitch) {
+            // The next step's, which lie behind these: a few lines here and there, too short to be foreseen.
+            for (int w = 0; w < STEP; ++w) __builtin_prefetch(numbers + (STEP + w) * LANES, 0, 2);
             for (int l = 0; l < LANES; ++l, sums += LINE) {
                 // gcc would else have a register for the address of each table, and more of them than there are.
                 const char *tables = reinterpret_cast<const char *>(lines);
@@ -96,6 +99,7 @@ class Tables {
                 }
                 SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) store(sums + r * LANES, sum[r]);
             }
+        }
     }
 
   private:
