@@ -3,8 +3,8 @@
     python bench/render.py            # after `slt bench full` has written bench/results/
     python bench/render.py --check    # exit 1 where a document's table differs from what the results say
 
-A table stands between `<!-- name -->` and `<!-- end -->`. But for the sweep's and the tickets', which say what they are
-of, it is of the full profile on the machine that MACHINE names.
+A table stands between `<!-- name -->` and `<!-- end -->`. It is of the full profile on the machine that MACHINE names,
+but for those that say what they are of.
 """
 
 import argparse
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 MACHINE = "intel-xeon-amx-2threads"
-LOWER = "intel-xeon-avx2-2threads"
+PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
+LOWER = "amd-epyc-avx2-2threads"  # the same, held to AVX2
 README_CASES = (
     "forward float32 highest, batch 1",
     "forward float32 highest, batch 16",
@@ -62,11 +63,35 @@ def sweep_digits(_: report.Result) -> str:
     return sweep.table(sweep.read(ROOT / "docs/sweep_digits"))
 
 
+def read(name: str) -> report.Result:
+    return json.loads((RESULTS / name / "result.json").read_text())
+
+
+def plain(render: Callable[[report.Result], str]) -> Callable[[report.Result], str]:
+    """A table of the machine without a matrix unit."""
+    return lambda _: render(read(f"{PLAIN}-full"))
+
+
 def lower(_: report.Result) -> str:
-    """The same processor, with ours and PyTorch's kernels held to AVX2; the targets are not of such a one."""
-    result = json.loads((RESULTS / f"{LOWER}-quick/result.json").read_text())
+    """With ours and PyTorch's kernels held to AVX2; the targets are not of such a processor."""
+    result = read(f"{LOWER}-quick")
     names = tuple(case["name"] for case in result["cases"])
     return measured(functools.partial(report.targets, only=names))(result)
+
+
+def cpu(result: report.Result) -> str:
+    """Some cases on both machines: ours, the fastest peer, and the median of the rounds' ratios."""
+    results = result, read(f"{PLAIN}-full")
+    rows = [[name] for name in README_CASES]
+    for on in results:
+        cases = {case["name"]: case for case in report.in_groups(on, "targets")}
+        for row in rows:
+            case = cases[row[0]]
+            ours = next(iter(case["methods"].values()))["median_ms"]
+            peer = report.milliseconds(case["methods"][case["peer"]]["median_ms"])
+            row += [report.milliseconds(ours), peer, f"{case['ratio']:.3g}x"]
+    head = ["case", *(f"{machine}: {what}" for machine in ("Xeon", "EPYC") for what in ("ours", "peer", "ratio"))]
+    return "\n\n".join([report.table(head, rows), *map(report.on, results)])
 
 
 TABLES = {
@@ -78,13 +103,16 @@ TABLES = {
     "ceilings": report.ceilings,
     "convolution": report.by_method("convolution"),
     "counted": report.counted,
-    "cpu": measured(functools.partial(report.targets, only=README_CASES)),
+    "cpu": cpu,
     "find_digits": measured(report.find),
     "generator": report.generator,
     "tiles": report.tiles,
     "gradients": report.gradients,
     "held": measured(report.held),
     "materializing": report.by_method("materializing"),
+    "plain": plain(measured(report.targets)),
+    "plain_bounds": plain(report.bounds),
+    "plain_generator": plain(report.generator),
     "moved": report.moved,
     "networks": report.by_method("network"),
     "on": report.on,
@@ -111,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    result = json.loads((RESULTS / f"{MACHINE}-full/result.json").read_text())
+    result = read(f"{MACHINE}-full")
     stale = [name for name in DOCUMENTS if render((ROOT / name).read_text(), result) != (ROOT / name).read_text()]
     for name in stale:
         print(f"{name}: {'differs from the results' if check else 'written'}")
