@@ -5,6 +5,7 @@ is simulated in full, so that importing PyTorch takes seconds.
 """
 
 import ctypes
+import gc
 import os
 import re
 import shutil
@@ -82,6 +83,7 @@ def _read(file: Path) -> tuple[str, dict[str, int]]:
 def count(name: str, call: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> None:
     """Inside valgrind: counts one call, after ``before``, which the caches see and the counts do not."""
     switches = ctypes.CDLL(os.environ["SLT_CALLGRIND_SWITCHES"])
+    gc.disable()  # Python collects garbage when it likes: that would be counted with one call or another
     switches.start()
     before()
     switches.zero()
