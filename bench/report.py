@@ -218,6 +218,8 @@ def bounds(result: Result) -> str:
     making("forward uniform weights, batch 1", "uniform")
     making("forward normal weights, batch 1", "normal")
     making("forward compact mask, batch 1", "frozen pattern", "signed constant")
+    if not tile:
+        products("forward float32 highest, batch 4", 3, 4)
     products("forward float32 highest, batch 256", 3, 256, tables=True)
     products("forward float32 highest, batch 1024", 3, 1024, tables=True)
     products("forward bfloat16, batch 256", 2, 256)
@@ -225,7 +227,6 @@ def bounds(result: Result) -> str:
     if tile:
         products("grad_scores, batch 256", 8, 256)
     elif rate := most.get("product_float32"):
-        products("forward float32 highest, batch 4", 3, 4)
         row("grad_scores, batch 256", 2 * weights * 256 / rate, "PyTorch's fastest float32 product")
     if rate := most.get("copy_67MB"):
         passes = "three passes over the scores (two select, one packs)"

@@ -41,7 +41,7 @@ constexpr int64_t panel_words(int64_t quads) {
     return quads * LANES;
 }
 
-// Makes it from a group's quads.
+// Makes those words from a group's quads.
 template <int DIGITS>
 void prepare_group([[maybe_unused]] const uint32_t *quads, [[maybe_unused]] int64_t count,
                    [[maybe_unused]] uint32_t *panel) {
@@ -50,7 +50,7 @@ void prepare_group([[maybe_unused]] const uint32_t *quads, [[maybe_unused]] int6
 #endif
 }
 
-// Makes it of all groups, in the place of their quads.
+// Makes those of all groups, in the place of their quads.
 template <int DIGITS>
 void prepare_panel(uint32_t *panel, int64_t groups, int64_t quads) {
     for (int64_t g = 0; DIGITS == WHOLE && g < groups; ++g)
@@ -67,13 +67,11 @@ void multiply_blocks(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, 
         const int count = int(least(vectors - v, MOST_VECTORS));
         VectorsOf<DigitOf<DIGITS>> these = x;
         these.at += v * x.vector_pitch;
-#if SLT_TABLES
         if constexpr (DIGITS == WHOLE) {
+#if SLT_TABLES
             multiply_by_tables(workspace, these, count, panel, quads, v, vectors, out);
-            continue;
-        }
 #endif
-        if constexpr (DIGITS != WHOLE) {
+        } else {
             for (int lane = 0; lane < out.lanes; lane += BLOCK) {
                 const Output block = out.block(v, vectors, lane);
                 if (block.first_lane >= block.lanes) continue;

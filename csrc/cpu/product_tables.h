@@ -6,7 +6,7 @@
 // The vectors are the integers themselves (`WHOLE`), and the panel has four numbers of lines, a byte each, in place of
 // three quads (`choose`). A step is STEP such words: 8 x 27 lines are written, 14 KB that stay in L1, and all outputs of
 // the panel go over them; per output and step two words and eight lines are read, and its sum, a line too, is read and
-// written. Making the lines takes as long as some fifty outputs do.
+// written. Making the lines is 216 stores, however many outputs share them.
 //
 // Sums are int32 for EXACT_STEPS. Then their low 16 bits and the rest of them are summed on apart.
 #pragma once
