@@ -121,7 +121,9 @@ class FreshMask(nn.Module):
             if maker is not None:
                 self.mask_origin.fill_(0).select(0, 0).fill_(int(maker))
             return
-        if maker is not None and not (self._maker == maker and self._fingerprint == UNRECORDED and self._origin_is_read()):
+        if maker is not None and not (
+            self._maker == maker and self._fingerprint == UNRECORDED and self._origin_is_read()
+        ):
             self._write_origin(maker, UNRECORDED)
         scores = self._counted_scores()
         if scores is not None:
@@ -156,6 +158,12 @@ class FreshMask(nn.Module):
             return self._seen is not None and not (self.training and torch.is_inference_mode_enabled())
         return self._seen is not None and self._seen.key == self._now().key
 
+    def _read_for_graph(self) -> bool:
+        """`_read_changed_state` while a graph is traced: run for real then, and no part of the graph."""
+        return self._read_changed_state()
+
+    _read_for_graph._dynamo_marked_constant = True  # as `torch.compiler.assume_constant_result`, which imports dynamo
+
     def _read_changed_state(self) -> bool:
         """Reads ``mask_origin`` again if a tensor was replaced or written; returns whether the mask may be stale."""
         if self._is_fresh():
@@ -173,16 +181,17 @@ class FreshMask(nn.Module):
         """Makes the mask anew where it is the layer's own and no longer that of the scores."""
         scores = self.scores
         if torch.compiler.is_compiling():
-            if scores is not None and self._auto_mask and self._maker == Maker.LAYER and self.training:
-                self.update_mask()
+            if scores is not None and self._auto_mask and self.training:
+                if torch.compiler.is_dynamo_compiling():  # torch.export may trace with fake tensors, which hold nothing
+                    self._read_for_graph()
+                if self._maker == Maker.LAYER:
+                    self.update_mask()
             return
         if self._read_changed_state() and not (scores is not None and scores.is_meta):
             if scores is None or self._maker != Maker.LAYER or not self._auto_mask or self._is_recorded(scores):
                 self._accept_state()
             else:
                 self.update_mask()
-        if self.training and scores is not None:
-            self._warn_of_ignored_steps()
 
     def _accept_state(self) -> None:
         """Takes the mask as it is for that of the scores as they are."""
@@ -200,7 +209,7 @@ class FreshMask(nn.Module):
     def _warn_of_ignored_steps(self) -> None:
         """Warns once where scores are trained and nothing makes masks of them."""
         scores = self._counted_scores()
-        if not getattr(scores, "steps_since_mask", 0) or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not (self.training and getattr(scores, "steps_since_mask", 0)):
             return
         scores.steps_since_mask = 0
         if self._maker == Maker.LAYER and self._auto_mask:

@@ -55,12 +55,14 @@ class GeneratedWeight(Tensor):
             if func in _FREE:
                 return func(*args, **kwargs)
             name = getattr(func, "__name__", "")
-            in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i")
-            if func in _WRITES or (in_place and isinstance(args[0], cls)) or isinstance(kwargs.get("out"), cls):
-                raise RuntimeError(
-                    f"weight: read-only: a {type(args[0]._layer).__name__}'s weight is generated from its seed, and "
-                    "only its mask is learned"
-                )
+            in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            for written in (first if in_place or func in _WRITES else None, kwargs.get("out")):
+                if isinstance(written, cls):
+                    raise RuntimeError(
+                        f"weight: read-only: a {type(written._layer).__name__}'s weight is generated from its seed, "
+                        "and only its mask is learned"
+                    )
             return func(*tree_map(_values, args), **tree_map(_values, kwargs))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:

@@ -178,6 +178,7 @@ class SupermaskLayer(FreshMask):
 
     def _scores_to_grade(self) -> Tensor | None:
         """The scores as a forward hands them to the operations."""
+        self._warn_of_ignored_steps()
         return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
 
     def is_initialized(self) -> bool:
@@ -209,7 +210,9 @@ class SupermaskLayer(FreshMask):
                     f"{tuple(tensor.shape)}: a loader has cast or replaced it"
                 )
         if self.mask_origin[0].item() not in list(Maker):
-            raise RuntimeError(f"mask_origin={self.mask_origin.tolist()}: expected a first number of 0 to {len(Maker) - 1}")
+            raise RuntimeError(
+                f"mask_origin={self.mask_origin.tolist()}: expected a first number of 0 to {len(Maker) - 1}"
+            )
         if self.mask_words.dim() != (1 if self.compact else 2):  # as a layer of the other form has it
             self.mask_words = self._in_own_form(self.mask_words)
 
@@ -323,11 +326,8 @@ class SupermaskLayer(FreshMask):
 
     def train(self, mode: bool = True):
         """As ``nn.Module``'s; evaluation starts with the mask of the scores where `auto_mask` is on."""
-        if not self._is_fresh() and self.is_initialized():
-            if mode:
-                self._read_changed_state()  # for graphs, which cannot read it when they are compiled
-            else:
-                self._refresh_mask()
+        if not mode and not self._is_fresh() and self.is_initialized():
+            self._refresh_mask()
         return super().train(mode)
 
     @torch.no_grad()
