@@ -17,6 +17,7 @@ from slt_kernels import (
     SupermaskConv2d,
     SupermaskEmbedding,
     SupermaskLinear,
+    bits,
     drop_scores,
     load_ticket,
     save_ticket,
@@ -284,6 +285,48 @@ def test_functional_call_takes_a_whole_state():
     own = other(x)
     assert torch.equal(functional_call(other, model.state_dict(), (x,)), model(x))
     assert torch.equal(other(x), own)
+
+
+# Masks that are no masks
+
+
+@pytest.mark.parametrize("compact", (False, True))
+@pytest.mark.parametrize(
+    "mask,error,message",
+    (
+        (torch.zeros(1, dtype=torch.int32), ValueError, r"compact: expected int32 \[\d+\], got torch.int32 \[1\]"),
+        (torch.zeros((), dtype=torch.int32), ValueError, r"got torch.int32 \[\]"),
+        (torch.zeros(18), ValueError, "got torch.float32"),
+        (torch.zeros(18, dtype=torch.bool), ValueError, "got torch.bool"),
+        (torch.zeros(18, dtype=torch.int64), ValueError, "got torch.int64"),
+        ([0] * 18, TypeError, "compact: expected a tensor, got list"),
+    ),
+    ids=("one word", "0-d", "float", "bool", "int64", "list"),
+)
+def test_load_mask_refuses(mask, error, message, compact):
+    layer = SupermaskLinear(45, 20, freeze=FREEZE, compact=compact)
+    assert len(layer.compact_mask()) == 18
+    before = {n: t.clone() for n, t in layer.state_dict().items()}
+    with pytest.raises(error, match=message):
+        layer.load_mask(mask, 0.5)
+    with pytest.raises((ValueError, TypeError), match="words: expected"):
+        layer.take_mask(mask, torch.tensor(3))
+    for scale in (float("nan"), float("inf"), 1e300, torch.tensor(torch.nan)):
+        with pytest.raises(ValueError, match=r"weight_scale=.*: expected a finite float32 number"):
+            layer.load_mask(layer.compact_mask(), scale)
+    for scale in (None, "half", torch.ones(2)):
+        with pytest.raises(TypeError, match="weight_scale: expected a number"):
+            layer.load_mask(layer.compact_mask(), scale)
+    assert layer.auto_mask
+    assert all(torch.equal(t, before[n]) for n, t in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("compact", (False, True))
+def test_bits_past_the_last_free_weight_are_ignored(compact):
+    layer = SupermaskLinear(45, 20, freeze=FREEZE, compact=compact)
+    assert layer.free % 32
+    layer.load_mask(torch.full((18,), -1, dtype=torch.int32), 0.5)
+    assert bits.popcount(layer.compact_mask()) == layer.free
 
 
 # Parameters on meta

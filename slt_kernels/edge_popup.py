@@ -33,8 +33,8 @@ class EdgePopup:
         popup = EdgePopup(model, sparsity=0.7)
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
 
-    A model's ``state_dict`` holds the masks, and that an `EdgePopup` made them: a model that has loaded it keeps them. To
-    continue the search, make the `EdgePopup` again and attach it; a layer whose scores are trained without one warns.
+    A model's ``state_dict`` holds the masks, and that an `EdgePopup` made them: a model that has loaded it keeps them.
+    To continue the search, make the `EdgePopup` again and attach it; a layer whose scores train without one warns.
 
     Of scores that are averaged (``torch.optim.swa_utils.AveragedModel``) the masks are made once the average is taken;
     an average of masks or of ``weight_scale`` means nothing, so buffers stay out of it (``use_buffers=False``, the

@@ -1,4 +1,4 @@
-"""A layer's ``weight``, for code that expects one: its shape, dtype and device cost nothing, its values are generated."""
+"""A layer's ``weight``, for code that expects one: shape, dtype and device are free, values are generated."""
 
 from typing import TYPE_CHECKING, Any
 
