@@ -8,6 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .nn import spread
 from .nn.supermask import check_sparsity, layers_to_search
+from .source import fraction
 
 SCOPES = ("global", "local")
 
@@ -64,6 +65,7 @@ class EdgePopup:
 
     @sparsity.setter
     def sparsity(self, sparsity: float) -> None:
+        sparsity = fraction("sparsity", sparsity)
         if self.scope == "local":
             for layer in self.layers:
                 check_sparsity(sparsity, layer.freeze.prune, layer.freeze.lock)
