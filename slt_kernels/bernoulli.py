@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from . import ops, philox
 from .nn import SupermaskLayer, spread
 from .nn.supermask import check_sparsity, layers_to_search
+from .numbering import warn_of_equal_layers
 from .source import integer
 
 _STREAMS = 2**31  # from here on nothing else draws
@@ -34,6 +35,9 @@ class BernoulliMasks:
         layers: the supermask layers.
         draws: how many masks have been drawn.
 
+    Warns:
+        UserWarning: two layers of one seed and layer number (`number_layers`).
+
     Raises:
         TypeError: a model that is no module.
         ValueError: no supermask layer, one without scores, or one that is sharded over processes; ``draws`` that is no
@@ -45,6 +49,7 @@ class BernoulliMasks:
         if any(layer.group is not None or spread.is_dtensor(layer.scores) for layer in self.layers):
             raise ValueError("model: its scores are sharded over processes; expected whole ones, to sample from")
         self.draws = integer("draws", draws, 0, 2**63 - 1)
+        warn_of_equal_layers(model)
         for layer in self.layers:
             layer.auto_mask = False
             layer.graded_scores = _through_sigmoid
