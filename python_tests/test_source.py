@@ -1,5 +1,6 @@
 """Numbers that users pass: each becomes Python's own once, before any arithmetic, or is refused by its name."""
 
+import dataclasses
 import json
 import math
 from decimal import Decimal
@@ -20,11 +21,14 @@ from slt_kernels import (
     SupermaskEmbedding,
     SupermaskLinear,
     convert,
+    data,
     load_ticket,
     save_ticket,
 )
+from slt_kernels.models import build
 from slt_kernels.nn.supermask import check_sparsity
 from slt_kernels.source import fraction, integer, number, positive
+from slt_kernels.train.settings import Experiment, Search, SourceNetwork
 
 REALS = (np.float16, np.float32, np.float64, np.longdouble, Fraction, torch.tensor, np.array)
 INTEGERS = (np.int8, np.int32, np.uint32, np.int64, np.uint64, torch.tensor, np.array)
@@ -130,7 +134,8 @@ def test_a_rank_is_that_of_exact_arithmetic(kind):
     """In float32 it is 7,650,874 for 7,650,873, and float16 has no such number."""
     value = kind(0.3)
     exact = Fraction(value.item() if isinstance(value, torch.Tensor) else float(value))
-    layer = SupermaskLinear(398_483, 64, sparsity=value, device="meta")
+    layer = SupermaskLinear(3, 2, sparsity=value)
+    layer.whole = Source.of(64, 398_483)  # counted, not made
     assert layer.total == 25_502_912
     assert layer.rank == math.floor(exact * layer.total)
 
@@ -265,3 +270,73 @@ def test_bernoulli_masks_draw_on(kind):
             BernoulliMasks(layer, draws)
         assert layer.auto_mask
         assert layer.graded_scores is None
+
+
+# Networks, data and experiments
+
+
+@whole
+def test_networks_and_data_take_any_integer(kind):
+    model = build("convnet", width=kind(3), classes=kind(10), channels=kind(1))
+    sizes = [tuple(p.shape) for p in model.parameters()]
+    assert sizes == [tuple(p.shape) for p in build("convnet", width=3, classes=10, channels=1).parameters()]
+    part = data.load("digits", seed=kind(3)).train
+    expected = data.load("digits", seed=3).train
+    for rank in range(2):
+        options = {"batch_size": 32, "seed": 5, "rank": rank, "ranks": 2, "workers": 0}
+        loaders = (
+            data.Loader(part, **{n: kind(v) for n, v in options.items()}, training=True),
+            data.Loader(expected, **options, training=True),
+        )
+        a, b = (next(iter(loader.epoch(1))) for loader in loaders)
+        assert torch.equal(a.inputs[0], b.inputs[0])
+        assert torch.equal(a.targets, b.targets)
+
+
+@pytest.mark.parametrize("seed", (1.0, True, "3", None, 2**64, -(2**63) - 1), ids=str)
+def test_a_seed_of_data_is_an_integer(seed):
+    with pytest.raises(ValueError, match=f"seed={seed!r}: expected an integer"):
+        data.load("digits", seed=seed)
+    with pytest.raises(ValueError, match=f"seed={seed!r}: expected an integer"):
+        data.Loader(data.load("digits").test, 4, seed=seed)
+
+
+@real
+def test_an_experiment_holds_floats(kind):
+    source = SourceNetwork(prune=kind(0.375), lock=kind(0.125))
+    experiment = Experiment(source=source, search=Search(sparsity=kind(0.5), lr=kind(0.25), momentum=kind(0)))
+    plain = Experiment(source=SourceNetwork(0.375, 0.125), search=Search(sparsity=0.5, lr=0.25, momentum=0.0))
+    assert experiment == plain
+    assert json.dumps(experiment.to_dict()) == json.dumps(plain.to_dict())
+
+
+@whole
+def test_an_experiment_holds_integers(kind):
+    experiment = Experiment(seed=kind(3), search=Search(epochs=kind(4), milestones=[kind(1), kind(2)], lr=kind(1)))
+    experiment = dataclasses.replace(experiment, model={"name": "convnet", "width": kind(3)})
+    plain = Experiment(
+        seed=3, model={"name": "convnet", "width": 3}, search=Search(epochs=4, milestones=(1, 2), lr=1.0)
+    )
+    assert experiment == plain
+    assert json.dumps(experiment.to_dict()) == json.dumps(plain.to_dict())
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    (
+        ({"sparsity": np.float32(7)}, "sparsity=7.0: expected 0 to 1"),
+        ({"sparsity": Fraction(7)}, "sparsity=7.0: expected 0 to 1"),
+        ({"sparsity": True}, "sparsity=True: expected a number"),
+        ({"lr": np.float64(math.nan)}, "lr=nan: expected at least 0"),
+        ({"lr": Fraction(10**400)}, "lr=.*: expected a number"),
+        ({"epochs": np.int64(0)}, "epochs=0: expected at least 1"),
+        ({"epochs": True}, "epochs=True: expected an integer"),
+        ({"epochs": 1.5}, "epochs=1.5: expected an integer"),
+        ({"milestones": (1.5,)}, "milestones=1.5: expected an integer"),
+        ({"scope": 3}, "scope=3: expected text"),
+    ),
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_settings_are_checked_without_a_file_too(options, message):
+    with pytest.raises(ValueError, match=message):
+        Search(**options)

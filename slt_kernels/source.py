@@ -62,7 +62,7 @@ def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
         ValueError: the value is no integer, is a bool, or is outside ``[low, high]``.
     """
     try:
-        plain = _python_number(value)
+        plain = python_number(value)
         result = None if isinstance(plain, bool) or hasattr(plain, "shape") else index(plain)
     except (TypeError, RuntimeError):  # no integer; a tensor on the meta device
         result = None
@@ -87,7 +87,7 @@ def number(name: str, value: Real, low: float, high: float, expected: str = "") 
         ValueError: the value is no real number, is a bool, or is outside ``[low, high]``, as NaN is.
     """
     try:
-        plain = _python_number(value)
+        plain = python_number(value)
         result = float(plain) if isinstance(plain, Real) and not isinstance(plain, bool) else math.nan
     except (OverflowError, RuntimeError):  # larger than any float; a tensor on the meta device
         result = math.nan
@@ -106,7 +106,7 @@ def positive(name: str, value: Real) -> float:
     return number(name, value, math.ulp(0.0), sys.float_info.max, "a positive number")
 
 
-def _python_number(value: object) -> object:
+def python_number(value: object) -> object:
     """Python's own number for a NumPy scalar and for an array or tensor of no dimensions; any other value as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
