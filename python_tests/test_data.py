@@ -159,12 +159,13 @@ def test_epochs_and_seeds_differ():
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer from 1 to"),
         ({"batch_size": 1.5}, r"batch_size=1\.5: expected an integer"),
+        ({"batch_size": True}, "batch_size=True: expected an integer"),
         ({"batch_size": 4, "workers": "2"}, "workers='2': expected an integer"),
-        ({"batch_size": 4, "rank": 2, "ranks": 2}, "rank=2: expected one of ranks=2"),
-        ({"batch_size": 4, "ranks": 0}, "rank=0: expected one of ranks=0"),
-        ({"batch_size": 4, "workers": -1}, "workers=-1: expected at least 0"),
+        ({"batch_size": 4, "rank": 2, "ranks": 2}, "rank=2: expected an integer from 0 to 1"),
+        ({"batch_size": 4, "ranks": 0}, "ranks=0: expected an integer from 1 to"),
+        ({"batch_size": 4, "workers": -1}, "workers=-1: expected an integer from 0 to"),
     ),
 )
 def test_loader_refuses(arguments, message):

@@ -8,6 +8,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .nn import spread
 from .nn.supermask import check_sparsity, layers_to_search
+from .numbering import warn_of_equal_layers
+from .source import fraction
 
 SCOPES = ("global", "local")
 
@@ -22,6 +24,9 @@ class EdgePopup:
         model: any module; its supermask layers are taken over (their `auto_mask` is turned off).
         sparsity: fraction of all weights, frozen included, that is dropped.
         scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
+
+    Warns:
+        UserWarning: two layers of one seed and layer number (`number_layers`).
 
     Raises:
         TypeError: a model that is no module.
@@ -51,6 +56,7 @@ class EdgePopup:
             raise ValueError(f"scope={scope!r}: expected 'global' or 'local'")
         self.scope = scope
         self.layers = layers_to_search(model)
+        warn_of_equal_layers(model)
         self.total = sum(layer.total for layer in self.layers)
         self.sparsity = sparsity
         for layer in self.layers:
@@ -64,6 +70,7 @@ class EdgePopup:
 
     @sparsity.setter
     def sparsity(self, sparsity: float) -> None:
+        sparsity = fraction("sparsity", sparsity)
         if self.scope == "local":
             for layer in self.layers:
                 check_sparsity(sparsity, layer.freeze.prune, layer.freeze.lock)

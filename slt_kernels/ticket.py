@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from . import bits
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, spread
+from .numbering import warn_of_equal_layers
 from .source import CONTRACT_VERSION, WEIGHTS, Source
 
 FORMAT = "slt_kernels.ticket"
@@ -156,6 +157,7 @@ def save_ticket(
     layers = list(_layers(model))
     if not layers:
         raise ValueError("model: expected at least one supermask layer in it")
+    warn_of_equal_layers(model)
     others = list(_other_tensors(model))
     for name, m in layers:
         _check_initialized(name, m)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+from ..source import integer
 from .cifar import cifar10, cifar100
 from .dataset import UNANSWERED, Dataset, Part
 from .digits import digits
@@ -35,7 +36,8 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
         options: its own arguments.
 
     Raises:
-        ValueError: an unknown name or option; a path that is missing, or that it does not take.
+        ValueError: an unknown name or option; a seed that is no integer of 64 bits; a path that is missing, or that it
+            does not take.
         FileNotFoundError, ModuleNotFoundError: a file or a package is missing; the message says how to get it.
     """
     if name not in DATASETS:
@@ -48,6 +50,7 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
         wanted = "the folder or file that it lies in" if path is None else "none, it ships with a package"
         raise ValueError(f"path={path}: expected {wanted}, for {name}")
     options |= {} if path is None else {"path": path}
+    seed = integer("seed", seed, -(2**63), 2**64 - 1)
     options |= {"seed": seed} if "seed" in arguments else {}
     return DATASETS[name](**options)
 

@@ -1,13 +1,12 @@
 """SupermaskEmbedding, in place of ``nn.Embedding``."""
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
+from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer, positive
 from .supermask import SupermaskLayer
 
 
@@ -61,8 +60,7 @@ class SupermaskEmbedding(SupermaskLayer):
             raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
         if padding_idx is not None:
             padding_idx = integer("padding_idx", padding_idx, -num_embeddings, num_embeddings - 1)
-        if not (isinstance(std, Real) and math.isfinite(std) and std > 0):
-            raise ValueError(f"std={std!r}: expected a positive number")
+        std = positive("std", std)
         super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim

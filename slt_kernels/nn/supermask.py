@@ -10,29 +10,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import bits, ops
-from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source
+from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source, fraction, positive
 from . import spread
 from .freshness import UNRECORDED, FreshMask, Maker, fingerprint
 from .generated_weight import GeneratedWeight
 
 SCALES = (None, "static", "dynamic")
 INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
+_ROUNDING = 1e-7  # sparsity and prune may be equal in decimal and differ by float32's rounding
 
 
-def check_sparsity(sparsity: float, prune: float, lock: float) -> None:
-    """Raises ValueError unless that share of all weights, frozen ones included, can be dropped."""
-    if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity!r}: expected a fraction in [0, 1]")
-    if sparsity < prune - 1e-9:
+def check_sparsity(sparsity: Real, prune: float, lock: float) -> float:
+    """The sparsity as a float; ValueError unless that share of all weights, frozen ones included, can be dropped."""
+    sparsity = fraction("sparsity", sparsity)
+    if sparsity < prune - _ROUNDING:
         raise ValueError(
             f"sparsity={sparsity} is below prune={prune}: sparsity counts the pruned weights too, so nothing would be "
             f"left to search; expected sparsity in [{prune}, {1 - lock}]"
         )
-    if sparsity > 1 - lock + 1e-9:
+    if sparsity > 1 - lock + _ROUNDING:
         raise ValueError(
             f"sparsity={sparsity} is above 1 - lock={1 - lock}: locked weights are always kept; "
             f"expected sparsity in [{prune}, {1 - lock}]"
         )
+    return sparsity
 
 
 _IDENTITY = ("contract", *Source._fields, "scale", "gain")
@@ -128,8 +129,7 @@ class SupermaskLayer(FreshMask):
             raise ValueError(f"scale={scale!r}: expected None, 'static' or 'dynamic'")
         if sparsity is not None:
             check_sparsity(sparsity, freeze.prune, freeze.lock)
-        if not (isinstance(gain, Real) and math.isfinite(gain) and gain > 0):
-            raise ValueError(f"gain={gain!r}: expected a positive number")
+        gain = positive("gain", gain)
         self.source = self.whole = source
         self.group: dist.ProcessGroup | None = None
         self.freeze = freeze
@@ -484,6 +484,8 @@ class SupermaskLayer(FreshMask):
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
                 "set, nor tied to another layer's (in transformers set tie_word_embeddings=False)"
             )
+        if name == "sparsity" and value is not None:
+            value = fraction(name, value)  # once, so that a rank is computed in Python floats
         if name != "scores":
             super().__setattr__(name, value)
             return
