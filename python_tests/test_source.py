@@ -26,7 +26,7 @@ from slt_kernels import (
     save_ticket,
 )
 from slt_kernels.models import build
-from slt_kernels.nn.supermask import check_sparsity
+from slt_kernels.nn.checks import check_sparsity
 from slt_kernels.source import fraction, integer, number, positive
 from slt_kernels.train.settings import Experiment, Search, SourceNetwork
 

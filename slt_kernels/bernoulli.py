@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import ops, philox
-from .nn import SupermaskLayer, spread
-from .nn.supermask import check_sparsity, layers_to_search
+from .nn import SupermaskLayer, sharded_scores
+from .nn.checks import check_sparsity
+from .nn.network import layers_to_search
 from .numbering import warn_of_equal_layers
 from .source import integer
 
@@ -46,7 +47,7 @@ class BernoulliMasks:
 
     def __init__(self, model: nn.Module, draws: int = 0) -> None:
         self.layers = layers_to_search(model)
-        if any(layer.group is not None or spread.is_dtensor(layer.scores) for layer in self.layers):
+        if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in self.layers):
             raise ValueError("model: its scores are sharded over processes; expected whole ones, to sample from")
         self.draws = integer("draws", draws, 0, 2**63 - 1)
         warn_of_equal_layers(model)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .nn import spread
-from .nn.supermask import check_sparsity, layers_to_search
+from .nn import sharded_scores
+from .nn.checks import check_sparsity
+from .nn.network import layers_to_search
 from .numbering import warn_of_equal_layers
 from .source import fraction
 
@@ -88,9 +89,9 @@ class EdgePopup:
         """Makes thresholds and masks from the scores as they are now."""
         if self.scope == "global":
             rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
-            threshold = spread.select(self.layers, rank)
+            threshold = sharded_scores.select(self.layers, rank)
         for layer in self.layers:
-            layer.update_mask(threshold if self.scope == "global" else spread.select([layer], layer.rank))
+            layer.update_mask(threshold if self.scope == "global" else sharded_scores.select([layer], layer.rank))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.

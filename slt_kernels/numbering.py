@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from . import bits
-from .nn import SupermaskLayer, spread
-from .nn.supermask import layers_to_search
+from .nn import SupermaskLayer, sharded_scores
+from .nn.network import layers_to_search
 
 _NAMED = 3  # layers that a warning names
 
@@ -28,7 +28,7 @@ def number_layers(model: nn.Module) -> nn.Module:
             unchanged.
     """
     layers = layers_to_search(model)
-    if any(layer.group is not None or spread.is_dtensor(layer.scores) for layer in layers):
+    if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in layers):
         raise ValueError("model: its scores are sharded over processes; expected whole ones: number the layers first")
     for number, layer in enumerate(layers):
         if layer.whole.layer != number:

@@ -39,7 +39,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import bits
-from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, spread
+from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, sharded_scores
 from .numbering import warn_of_equal_layers
 from .source import CONTRACT_VERSION, WEIGHTS, Source
 
@@ -411,11 +411,11 @@ class _Other:
 
     def gather(self) -> Tensor:
         """All of it; where it is sharded, every process has to ask."""
-        return spread.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
+        return sharded_scores.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
 
     @torch.no_grad()
     def load(self, values: Tensor) -> None:
-        spread.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
+        sharded_scores.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from . import spread
+from . import sharded_scores
 
 _CHUNK = 1 << 20  # scores per step of a fingerprint: bounds its memory
 
@@ -115,7 +115,7 @@ class FreshMask(nn.Module):
     def _see(self) -> None:
         """Notes that the mask is right for the tensors as they are now."""
         scores, buffers = self._counted_scores(), self._buffers
-        storage = scores if scores is None or spread.is_dtensor(scores) else scores.untyped_storage()
+        storage = scores if scores is None or sharded_scores.is_dtensor(scores) else scores.untyped_storage()
         held = (scores, storage, *(buffers[name] for name in ("mask_words", "mask_origin", "source_id")))
         self._seen = _Seen(self._scores_key(), self._state_key(), held)
 
@@ -151,7 +151,7 @@ class FreshMask(nn.Module):
         scores = self.scores
         if scores is None or self._fingerprint != UNRECORDED or not self._is_fresh() or self.mask_origin.is_meta:
             return
-        if not spread.is_dtensor(scores) and not scores.is_meta:
+        if not sharded_scores.is_dtensor(scores) and not scores.is_meta:
             self._write_origin(self._maker, fingerprint(scores))
             self._see()
 
@@ -208,7 +208,7 @@ class FreshMask(nn.Module):
 
     def _is_recorded(self, scores: Tensor) -> bool:
         """Whether these are the scores of which the state says that the mask was made."""
-        if self._fingerprint == UNRECORDED or spread.is_dtensor(scores) or scores.is_inference():
+        if self._fingerprint == UNRECORDED or sharded_scores.is_dtensor(scores) or scores.is_inference():
             return False
         return scores.dtype in (torch.float32, torch.float64) and fingerprint(scores) == self._fingerprint
 

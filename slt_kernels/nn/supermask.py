@@ -1,85 +1,23 @@
 """What all supermask layers share: scores, a mask made of them, and a scale."""
 
 import math
-import struct
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import bits, ops
-from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source, fraction, positive
-from . import spread
-from .freshness import UNRECORDED, FreshMask, Maker, fingerprint
-from .generated_weight import GeneratedWeight
+from ..source import Freeze, Source, positive
+from . import sharded_scores
+from .checks import check_sparsity, check_words, scale_number
+from .freshness import UNRECORDED, Maker
+from .state import IDENTITY, SCALES, LayerState
 
-SCALES = (None, "static", "dynamic")
 INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
-_ROUNDING = 1e-7  # sparsity and prune may be equal in decimal and differ by float32's rounding
 
 
-def check_sparsity(sparsity: Real, prune: float, lock: float) -> float:
-    """The sparsity as a float; ValueError unless that share of all weights, frozen ones included, can be dropped."""
-    sparsity = fraction("sparsity", sparsity)
-    if sparsity < prune - _ROUNDING:
-        raise ValueError(
-            f"sparsity={sparsity} is below prune={prune}: sparsity counts the pruned weights too, so nothing would be "
-            f"left to search; expected sparsity in [{prune}, {1 - lock}]"
-        )
-    if sparsity > 1 - lock + _ROUNDING:
-        raise ValueError(
-            f"sparsity={sparsity} is above 1 - lock={1 - lock}: locked weights are always kept; "
-            f"expected sparsity in [{prune}, {1 - lock}]"
-        )
-    return sparsity
-
-
-_IDENTITY = ("contract", *Source._fields, "scale", "gain")
-
-
-_STATE_DTYPES = {
-    "mask_words": (torch.int32,),
-    "source_id": (torch.int64,),
-    "mask_origin": (torch.int64,),
-    "weight_scale": (torch.float32,),
-    "scores": (torch.float32, torch.float64),
-}
-
-
-def _check_words(name: str, words: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(words, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
-    if words.dtype != torch.int32 or words.shape != shape:
-        raise ValueError(f"{name}: expected int32 {list(shape)}, got {words.dtype} {list(words.shape)}")
-
-
-def _scale_number(weight_scale: object) -> float:
-    try:
-        value = float(weight_scale)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"weight_scale: expected a number, got {type(weight_scale).__name__}") from None
-    if not abs(value) <= torch.finfo(torch.float32).max:  # NaN too
-        raise ValueError(f"weight_scale={value}: expected a finite float32 number")
-    return value
-
-
-def _differences(saved: list[int], here: list[int]) -> str:
-    """Of two identities (`SupermaskLayer._identity`), in words."""
-
-    def said(identity: list[int]) -> dict[str, object]:
-        named = dict(zip(_IDENTITY, identity, strict=False))
-        if "gain" in named:
-            named["scale"] = dict(enumerate(SCALES)).get(named["scale"], named["scale"])
-            named["gain"] = round(*struct.unpack("<d", struct.pack("<q", named["gain"])), 6)
-        return named
-
-    ours = said(here)
-    return ", ".join(f"{name}={x} (expected {ours[name]})" for name, x in said(saved).items() if x != ours[name])
-
-
-class SupermaskLayer(FreshMask):
+class SupermaskLayer(LayerState):
     """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
     Attributes:
@@ -144,7 +82,7 @@ class SupermaskLayer(FreshMask):
         words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
         self.register_buffer("mask_words", torch.zeros(words, dtype=torch.int32, device=device))
         self.register_buffer("weight_scale", torch.zeros((), dtype=torch.float32, device=device))
-        identity = torch.empty(len(_IDENTITY), dtype=torch.int64, device=device)
+        identity = torch.empty(len(IDENTITY), dtype=torch.int64, device=device)
         self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
         self.register_buffer("mask_origin", torch.zeros(2, dtype=torch.int64, device=device))
         self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
@@ -168,60 +106,10 @@ class SupermaskLayer(FreshMask):
         """Initial scores have Kaiming's standard deviation ``score_gain / sqrt(fan)``: that of the weights."""
         return self.gain
 
-    def _identity(self, source: Source) -> list[int]:
-        """What a state has to have in common with this layer."""
-        (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))
-        return [CONTRACT_VERSION, *source, SCALES.index(self.scale), gain]
-
-    def _write_identity(self) -> None:
-        self.source_id.copy_(torch.tensor(self._identity(self.source), device="cpu"))
-
     def _scores_to_grade(self) -> Tensor | None:
         """The scores as a forward hands them to the operations."""
         self._warn_of_ignored_steps()
         return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
-
-    def is_initialized(self) -> bool:
-        """False on the meta device, and as ``to_empty`` leaves it: there is no mask then."""
-        tensors = (self.mask_words, self.weight_scale, self.source_id, self.mask_origin, self.scores)
-        if any(t is not None and t.is_meta for t in tensors):
-            return False
-        return self.source_id.tolist() == self._identity(self.source)
-
-    def _check_state(self) -> None:
-        """Raises RuntimeError unless the buffers, as some loader may have left them, are this layer's."""
-        here, identity = self._identity(self.source), self.source_id.tolist()
-        if identity != here and identity != here[: 1 + len(self.source)]:  # the latter from before scale and gain
-            raise RuntimeError(
-                f"source_id is of another network: {_differences(identity, here)}; or nothing was loaded after "
-                "to_empty: expected this layer's own state, or reset_parameters()"
-            )
-        words = {(bits.words_for(self.source.free),), (self.source.rows, self.source.words)}
-        expected = (
-            ("mask_words", torch.int32, words),
-            ("weight_scale", torch.float32, {()}),
-            ("mask_origin", torch.int64, {(2,)}),
-        )
-        for name, dtype, shapes in expected:
-            tensor = self._buffers[name]
-            if tensor.dtype != dtype or tuple(tensor.shape) not in shapes:
-                raise RuntimeError(
-                    f"{name}: expected {dtype} of shape {' or '.join(map(str, sorted(shapes)))}, got {tensor.dtype} of "
-                    f"{tuple(tensor.shape)}: a loader has cast or replaced it"
-                )
-        if self.mask_origin[0].item() not in list(Maker):
-            raise RuntimeError(
-                f"mask_origin={self.mask_origin.tolist()}: expected a first number of 0 to {len(Maker) - 1}"
-            )
-        if self.mask_words.dim() != (1 if self.compact else 2):  # as a layer of the other form has it
-            self.mask_words = self._in_own_form(self.mask_words)
-
-    def _in_own_form(self, words: Tensor) -> Tensor:
-        """Mask words, resolved or compact, in the form that this layer holds."""
-        if words.dim() == (1 if self.compact else 2):
-            return words
-        free, locked = self.source.frozen_words(words.device)
-        return bits.gather(words, free) if self.compact else bits.scatter(words, free) | locked
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -261,7 +149,7 @@ class SupermaskLayer(FreshMask):
         if how == "normal":
             inverse = torch.erfinv(scores.cpu()).to(scores.device)  # another device's erfinv has other last bits
             scores = inverse * (std * math.sqrt(2))
-        spread.copy_(self.scores, self._part_of_scores(scores))
+        sharded_scores.copy_(self.scores, self._part_of_scores(scores))
 
     # The mask
 
@@ -283,8 +171,8 @@ class SupermaskLayer(FreshMask):
         self._need_scores()
         maker = Maker.LAYER if threshold is None else Maker.THRESHOLD
         if threshold is None:
-            threshold = spread.select([self], self.rank)
-        self.take_mask(*spread.pack(self, threshold), maker)
+            threshold = sharded_scores.select([self], self.rank)
+        self.take_mask(*sharded_scores.pack(self, threshold), maker)
 
     @torch.no_grad()
     def take_mask(self, words: Tensor, kept: Tensor, maker: Maker = Maker.SAMPLE) -> None:
@@ -300,7 +188,7 @@ class SupermaskLayer(FreshMask):
         """
         if not torch.compiler.is_compiling():
             self._read_changed_state()
-        _check_words("words", words, self.mask_words.shape)
+        check_words("words", words, self.mask_words.shape)
         self.mask_words.copy_(words)
         self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores(maker)
@@ -343,8 +231,8 @@ class SupermaskLayer(FreshMask):
             TypeError, ValueError: another type, dtype or shape, or a scale that is not finite. Nothing is changed.
         """
         free = self.whole.free
-        _check_words("compact", compact, (bits.words_for(free),))
-        weight_scale = _scale_number(weight_scale)
+        check_words("compact", compact, (bits.words_for(free),))
+        weight_scale = scale_number(weight_scale)
         compact = compact.to(self.mask_words.device, copy=True)
         if free % bits.WORD:
             compact[-1] &= (1 << free % bits.WORD) - 1
@@ -381,253 +269,3 @@ class SupermaskLayer(FreshMask):
         elif self.scale == "static" and self.sparsity is not None:
             factor = factor / math.sqrt(1 - self.sparsity) if self.sparsity < 1 else 0 * factor
         return torch.where(kept > 0, base * factor, 0)  # an emptied layer is 0, not 0 * inf
-
-    # A shard of the layer
-
-    @torch.no_grad()
-    def shard(
-        self, group: dist.ProcessGroup, rows: tuple[int, int] | None = None, words: tuple[int, int] | None = None
-    ) -> None:
-        """Keeps rows ``[n0, n1)``, or words ``[w0, w1)`` of each, with their scores and mask bits, and drops the rest.
-
-        Thresholds, scale, counts and tickets stay the whole layer's: the processes of ``group`` hold all of its
-        shards, and make masks together. `parallel` has what tensor parallelism needs besides. `scores` is a new
-        parameter: make the optimizer afterwards.
-
-        Raises:
-            ValueError: a layer that is sharded already, or a range that is empty or leaves it.
-        """
-        if self.group is not None or spread.is_dtensor(self.scores):
-            raise ValueError("layer: expected one that is not sharded yet")
-        fresh = self._is_fresh()
-        resolved = self._resolved_words()
-        self.source = self.whole.shard(rows, words)
-        self.group = group
-        shape = bits.words_for(self.source.free) if self.compact else (self.source.rows, self.source.words)
-        self.mask_words = self.mask_words.new_empty(shape)
-        self._take_words(resolved[self._part])
-        self.source_id = torch.tensor(self._identity(self.source), device=self.source_id.device)
-        if self.scores is not None:
-            self.scores = nn.Parameter(self._part_of_scores(self.scores.detach()), self.scores.requires_grad)
-            if fresh:
-                self._remember_scores()
-        if self.bias is not None:
-            self.bias = nn.Parameter(self.part_of_bias(self.bias.detach()).clone(), self.bias.requires_grad)
-
-    @property
-    def _part(self) -> tuple[slice, slice]:
-        """This shard's words among the whole layer's ``[rows, words]``."""
-        row, word = self.source.first_row - self.whole.first_row, self.source.first_word - self.whole.first_word
-        return slice(row, row + self.source.rows), slice(word, word + self.source.words)
-
-    def _part_of_scores(self, scores: Tensor) -> Tensor:
-        """The scores of this shard's free weights, of the whole layer's."""
-        if self.group is None:
-            return scores
-        free = bits.unpack(self.whole.frozen_words(scores.device)[0])  # [rows, words, 32]
-        mine = torch.zeros_like(free)
-        mine[self._part] = True
-        return scores[mine[free]]
-
-    def whole_bias(self) -> Tensor:
-        """The bias of all rows; of a sharded layer, every process of the `group` has to ask."""
-        if self.source.rows == self.whole.rows:
-            return self.bias.detach()
-        bias = self.bias.new_zeros(self.whole.rows, requires_grad=False)
-        bias[self._part[0]] = self.bias.detach()
-        dist.all_reduce(bias, group=self.group)
-        return bias
-
-    def part_of_bias(self, bias: Tensor) -> Tensor:
-        """This shard's rows of the bias of all."""
-        return bias[self._part[0]]
-
-    def _resolved_words(self) -> Tensor:
-        return ops.expand(self.mask_words, self.source) if self.compact else self.mask_words
-
-    def _take_words(self, resolved: Tensor) -> None:
-        free = self.source.frozen_words(resolved.device)[0]
-        self.mask_words.copy_(bits.gather(resolved.contiguous(), free) if self.compact else resolved)
-
-    # Looking and testing: all of these materialize, of a sharded layer the shard
-
-    def frozen_state(self) -> Tensor:
-        """Int8, the weight's shape: -1 pruned, 0 free, +1 locked."""
-        return self._as_weight(self.source.frozen_state(self.mask_words.device))
-
-    def integer_weight(self) -> Tensor:
-        """Int8, the weight's shape: the random weight without mask and scale."""
-        return self._as_weight(self.source.integer_weight(self.mask_words.device))
-
-    def mask(self) -> Tensor:
-        """Bool, the weight's shape: what is kept, frozen and learned decided."""
-        self._refresh_mask()
-        return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
-
-    def dense_weight(self) -> Tensor:
-        """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
-        self._refresh_mask()
-        return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
-
-    @property
-    def weight(self) -> GeneratedWeight:
-        """The weight, read-only, for code that asks for it: see `GeneratedWeight`."""
-        return GeneratedWeight(self)
-
-    # nn.Module
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "weight":
-            if isinstance(value, GeneratedWeight) and value._layer is self:
-                return
-            raise AttributeError(
-                f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
-                "set, nor tied to another layer's (in transformers set tie_word_embeddings=False)"
-            )
-        if name == "sparsity" and value is not None:
-            value = fraction(name, value)  # once, so that a rank is computed in Python floats
-        if name != "scores":
-            super().__setattr__(name, value)
-            return
-        # FSDP2 shards scores, and gathers them for each use: they stay what they were, and those that it shards count.
-        old, is_sharded = self._parameters.get("scores"), spread.is_dtensor(value)
-        was_sharded = spread.is_dtensor(old)
-        fresh = (is_sharded or was_sharded) and self._is_fresh()
-        super().__setattr__(name, value)
-        gathered = was_sharded and not is_sharded
-        object.__setattr__(self, "_sharded_scores", old if gathered else None)  # no parameter of its own
-        if fresh:
-            self._accept_state()
-
-    def __getstate__(self) -> dict:
-        # A copy's scores count their versions anew: what it can know is whether its mask was of them.
-        return {**self.__dict__, "_seen": self._is_fresh()}
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        fresh, self._seen = self._seen, None
-        if fresh:
-            self._accept_state()
-
-    def _apply(self, fn, recurse: bool = True):
-        exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
-        fresh, self._seen = self._is_fresh(), None
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
-
-        def keep_precision(t: Tensor) -> Tensor:
-            new = fn(t)
-            return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
-
-        super()._apply(keep_precision, recurse)
-        if fresh and self.is_initialized():  # moving is no change; ``to_empty`` is
-            self._accept_state()
-        return self
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        if self.is_initialized():  # after to_empty a state is a template to load into
-            self._refresh_mask()
-            self._record_fingerprint()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
-        if self.scores is None:
-            state_dict.pop(f"{prefix}scores", None)
-        if f"{prefix}source_id" in state_dict:
-            here, identity = self._identity(self.source), state_dict[f"{prefix}source_id"].tolist()
-            if len(identity) == 1 + len(self.source):  # as states were before they told scale and gain
-                identity += here[len(identity) :]
-                state_dict[f"{prefix}source_id"] = torch.tensor(identity)
-            if self.group is not None and identity == self._identity(self.whole):
-                self._take_part_of_state(state_dict, prefix)
-            elif identity != here:
-                errors.append(f"{prefix}source_id is of another network: {_differences(identity, here)}")
-                return
-        for name, dtypes in _STATE_DTYPES.items():
-            tensor = state_dict.get(prefix + name)
-            if tensor is not None and tensor.dtype not in dtypes:
-                errors.append(f"{prefix}{name}: expected {dtypes[0]}, got {tensor.dtype}: a cast has lost bits of it")
-                return
-        words = state_dict.get(f"{prefix}mask_words")
-        together = words is not None and (self.scores is None or f"{prefix}scores" in state_dict)
-        if words is not None:
-            state_dict[f"{prefix}mask_words"] = self._in_own_form(words)
-            if f"{prefix}mask_origin" not in state_dict:  # a state from before it: the mask stays until scores change
-                scores = state_dict.get(f"{prefix}scores", self.scores)
-                known = scores is not None and not spread.is_dtensor(scores) and not scores.is_meta
-                origin = [Maker.LAYER, fingerprint(scores.float()) if known else UNRECORDED]
-                state_dict[f"{prefix}mask_origin"] = torch.tensor(origin, device=words.device)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        self._seen = None
-        if together and not errors and spread.is_dtensor(self._counted_scores()):
-            self._read_changed_state()
-            self._accept_state()  # they have no fingerprint, and came with their mask
-
-    def _take_part_of_state(self, state_dict: dict, prefix: str) -> None:
-        """Makes the whole layer's state this shard's."""
-
-        def resolved(words: Tensor) -> Tensor:
-            return ops.expand(words, self.whole) if words.dim() == 1 else words
-
-        parts = {
-            "scores": self._part_of_scores,
-            "mask_words": lambda words: resolved(words)[self._part].contiguous(),
-            "bias": self.part_of_bias,
-            "source_id": lambda _: self.source_id,
-            "mask_origin": lambda origin: torch.stack((origin[0], origin[1].new_zeros(()))),
-        }
-        for name, part in parts.items():
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = part(state_dict[prefix + name])
-
-    def _repr_options(self) -> str:
-        parts = [f"prune={self.freeze.prune:.4g}, lock={self.freeze.lock:.4g}, sparsity={self.sparsity}"]
-        parts += [f"weight={WEIGHTS[self.source.weight]}, scale={self.scale}"]
-        parts += [f"seed={self.source.seed & (2**64 - 1)}, layer={self.source.layer}, free={self.free}"]
-        return ", ".join(parts)
-
-
-def drop_scores(model: nn.Module) -> nn.Module:
-    """Drops the scores of all supermask layers (`SupermaskLayer.drop_scores`), and gives back the model.
-
-    A network that is only used then holds a bit a weight, and what is no supermask layer. On the meta device nothing
-    is allocated before a ticket is loaded, which gives every parameter and buffer of the model's ``state_dict``::
-
-        with torch.device("meta"):
-            model = drop_scores(network())
-        load_ticket("net.slt", model.to_empty(device="cpu"))
-
-    Raises:
-        TypeError: no module.
-        ValueError: no supermask layer.
-    """
-    for layer in supermask_layers(model):
-        layer.drop_scores()
-    return model
-
-
-def layers_to_search(model: nn.Module) -> list[SupermaskLayer]:
-    """The supermask layers of a model.
-
-    Raises:
-        TypeError: no module.
-        ValueError: there is none, or one's scores were dropped.
-    """
-    layers = supermask_layers(model)
-    if any(layer.scores is None for layer in layers):
-        raise ValueError("model: its scores were dropped; expected supermask layers that have them")
-    return layers
-
-
-def supermask_layers(model: nn.Module) -> list[SupermaskLayer]:
-    """The supermask layers of a model.
-
-    Raises:
-        TypeError: no module.
-        ValueError: there is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a module, got {type(model).__name__}")
-    layers = [m for m in model.modules() if isinstance(m, SupermaskLayer)]
-    if not layers:
-        raise ValueError("model: expected at least one supermask layer in it")
-    return layers

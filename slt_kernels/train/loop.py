@@ -16,7 +16,7 @@ from .. import bits
 from ..bernoulli import BernoulliMasks
 from ..data import UNANSWERED, Batch, Dataset, Loader, Part
 from ..edge_popup import EdgePopup
-from ..nn.supermask import supermask_layers
+from ..nn.network import supermask_layers
 from . import processes
 from .run import Interrupted, Run, StopSignals
 from .settings import Search

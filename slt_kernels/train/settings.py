@@ -16,7 +16,8 @@ from ..data import DATASETS
 from ..edge_popup import SCOPES
 from ..freezing import SPREADS
 from ..models import MODELS
-from ..nn.supermask import INITIAL_SCORES, SCALES
+from ..nn.state import SCALES
+from ..nn.supermask import INITIAL_SCORES
 from ..source import WEIGHTS, Freeze, python_number
 
 ALGORITHMS = ("edge_popup", "bernoulli")
