@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -209,7 +210,15 @@ def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys,
     (tmp_path / "folder").mkdir()
     assert main(["find", f"--{name}", "folder", *SMALL]) == 2
     assert f"--{name}=folder: expected a file" in capsys.readouterr().err
-    monkeypatch.setattr(os, "access", lambda folder, _: folder.name != "folder")
+
+    plain = tempfile.TemporaryFile
+
+    def temporary(dir):
+        if dir.name == "folder":
+            raise OSError(30, "Read-only file system")
+        return plain(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     assert main(["find", f"--{name}", "folder/file", *SMALL]) == 2
     assert f"--{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -375,6 +384,13 @@ class Log(io.StringIO):
 
     def flush(self) -> None:
         self.flushed.append(self.getvalue())
+
+
+def test_bench_refuses_a_folder_that_is_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", None)
+    (tmp_path / "file").touch()
+    assert main(["bench", "quick", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"slt bench: --out={tmp_path / 'file'}: File exists\n"
 
 
 def test_without_a_terminal_each_epoch_is_a_line(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import typing
 from pathlib import Path
 from typing import Any
@@ -220,8 +221,11 @@ def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names
         folder = path.resolve().parent
         if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to")
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+                pass
+        except OSError:
+            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to") from None
         if path.resolve() in used:
             raise ValueError(f"{name}={path}: expected another file than {used[path.resolve()]}")
         used[path.resolve()] = f"{name}={path}"
@@ -465,6 +469,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"{suite} is not there: the benches are in a checkout alone, with `pip install -e .`, beside the package"
         )
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before minutes of work
     out = [] if arguments.out is None else ["--out", str(arguments.out)]
     status = subprocess.run([sys.executable, str(suite), arguments.profile, *out], check=False).returncode
     if status != 0:
