@@ -285,6 +285,7 @@ def test_arguments_of_the_layers_are_pytorch_s():
             SupermaskEmbedding(5, 3, **option)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_convert_leaves_dense_trains():
     model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1)))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -300,7 +301,7 @@ def test_tracing():
             assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
     with torch.no_grad():
         assert torch.equal(torch.jit.trace(model, x)(x), model(x))
-    with pytest.raises(torch.fx.proxy.TraceError):
+    with pytest.raises((torch.fx.proxy.TraceError, TypeError)):
         torch.fx.symbolic_trace(model)
 
 

@@ -29,7 +29,7 @@ from .train import (
     SourceNetwork,
     accuracy,
     build,
-    check,
+    check_experiments,
     find,
     load_data,
     processes,
@@ -380,7 +380,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         keep=arguments.keep,
     )
     each_width = {point.width: e for point, e in grid.experiments(experiment).items()}
-    check(*each_width.values())
+    check_experiments(*each_width.values())
     with _Progress(rich) as progress:
 
         def on_row(done: int, total: int) -> None:

@@ -29,7 +29,7 @@ def build(experiment: Experiment, dataset: Dataset, device: torch.device | str =
     return model.to(device)
 
 
-def check(*experiments: Experiment) -> None:
+def check_experiments(*experiments: Experiment) -> None:
     """Raises what `find` would raise of their data and networks, without memory for the weights.
 
     Args:
