@@ -1,6 +1,7 @@
 """Data sets by name, each in three parts fixed by a seed; and the `Loader` that makes batches of a part."""
 
 import inspect
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,11 +42,11 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
         FileNotFoundError, ModuleNotFoundError: a file or a package is missing; the message says how to get it.
     """
     if name not in DATASETS:
-        raise ValueError(f"data={name!r}: expected one of {', '.join(DATASETS)}")
+        raise ValueError(f"data={reprlib.repr(name)}: expected one of {', '.join(DATASETS)}")
     arguments = inspect.signature(DATASETS[name]).parameters
     unknown = sorted(options.keys() - arguments.keys())
     if unknown:
-        raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: {name} has only {', '.join(arguments)}")
+        raise ValueError(f"{unknown[0]}={reprlib.repr(options[unknown[0]])}: {name} has only {', '.join(arguments)}")
     if ("path" in arguments) != (path is not None):
         wanted = "the folder or file that it lies in" if path is None else "none, it ships with a package"
         raise ValueError(f"path={path}: expected {wanted}, for {name}")

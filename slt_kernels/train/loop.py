@@ -234,7 +234,7 @@ class _Search:
             return
         best = run.load("best")
         if best is None and checkpoint["rows"]:
-            raise ValueError(f"run={run.folder}: last.pt is there without best.pt; expected both, or neither")
+            raise ValueError(f"folder={run.folder}: last.pt is there without best.pt; expected both, or neither")
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])

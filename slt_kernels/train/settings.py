@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -44,6 +45,8 @@ class Settings:
 
 
 def _check(name: str, value: Any, what: str, choices: tuple, least: float, most: float) -> None:
+    if isinstance(value, int) and most == math.inf and value >= 2**63:  # PyTorch's sizes hold no more
+        raise ValueError(f"{name}={reprlib.repr(value)}: expected less than 2**63")
     if choices and value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(c or 'none' for c in choices)}")
     if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
