@@ -38,8 +38,8 @@ class EdgePopup:
         popup = EdgePopup(model, sparsity=0.7)
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
 
-    A model's ``state_dict`` holds the masks and not that an `EdgePopup` made them: to continue from one, make the
-    `EdgePopup` again and attach it, or each layer makes masks of its own once its scores have changed.
+    A model's ``state_dict`` holds the masks, and that an `EdgePopup` made them: a model that has loaded it keeps them.
+    To continue the search, make the `EdgePopup` again and attach it; a layer whose scores train without one warns.
 
     Of scores that are averaged (``torch.optim.swa_utils.AveragedModel``) the masks are made once the average is taken;
     an average of masks or of ``weight_scale`` means nothing, so buffers stay out of it (``use_buffers=False``, the
@@ -86,12 +86,11 @@ class EdgePopup:
     @torch.no_grad()
     def step(self) -> None:
         """Makes thresholds and masks from the scores as they are now."""
-        threshold = None
         if self.scope == "global":
             rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
             threshold = spread.select(self.layers, rank)
         for layer in self.layers:
-            layer.update_mask(threshold)
+            layer.update_mask(threshold if self.scope == "global" else spread.select([layer], layer.rank))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.

@@ -435,7 +435,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, SupermaskLayer]]:
 def _other_tensors(model: nn.Module) -> Iterator[_Other]:
     """Parameters and persistent buffers that no mask stands for, each once."""
     state = model.state_dict(keep_vars=True)  # first: with FSDP2 it brings the sharded parameters back
-    replaced = {id(t) for _, m in _layers(model) for t in (m.scores, m.mask_words, m.weight_scale, m.source_id)}
+    replaced = {id(t) for _, m in _layers(model) for t in m.buffers(recurse=False)}
+    replaced |= {id(m.scores) for _, m in _layers(model)}
     biases = {id(m.bias): m for _, m in _layers(model) if m.group is not None}
     for name, t in state.items():
         if not isinstance(t, Tensor):

@@ -4,16 +4,16 @@ import math
 import struct
 from collections.abc import Callable
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import bits, ops
 from ..source import CONTRACT_VERSION, WEIGHTS, Freeze, Source, fraction, positive
 from . import spread
+from .freshness import UNRECORDED, FreshMask, Maker, fingerprint
+from .generated_weight import GeneratedWeight
 
 SCALES = (None, "static", "dynamic")
 INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
@@ -39,6 +39,32 @@ def check_sparsity(sparsity: Real, prune: float, lock: float) -> float:
 _IDENTITY = ("contract", *Source._fields, "scale", "gain")
 
 
+_STATE_DTYPES = {
+    "mask_words": (torch.int32,),
+    "source_id": (torch.int64,),
+    "mask_origin": (torch.int64,),
+    "weight_scale": (torch.float32,),
+    "scores": (torch.float32, torch.float64),
+}
+
+
+def _check_words(name: str, words: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(words, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
+    if words.dtype != torch.int32 or words.shape != shape:
+        raise ValueError(f"{name}: expected int32 {list(shape)}, got {words.dtype} {list(words.shape)}")
+
+
+def _scale_number(weight_scale: object) -> float:
+    try:
+        value = float(weight_scale)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"weight_scale: expected a number, got {type(weight_scale).__name__}") from None
+    if not abs(value) <= torch.finfo(torch.float32).max:  # NaN too
+        raise ValueError(f"weight_scale={value}: expected a finite float32 number")
+    return value
+
+
 def _differences(saved: list[int], here: list[int]) -> str:
     """Of two identities (`SupermaskLayer._identity`), in words."""
 
@@ -53,31 +79,7 @@ def _differences(saved: list[int], here: list[int]) -> str:
     return ", ".join(f"{name}={x} (expected {ours[name]})" for name, x in said(saved).items() if x != ours[name])
 
 
-class _Made(NamedTuple):
-    """What a mask was made of; that it holds the storage keeps its address from coming to mean other scores."""
-
-    scores: torch.UntypedStorage | Tensor
-    version: int
-    words: Tensor  # into which: ``functional_call`` may put other buffers in place
-
-
-def _held(scores: Tensor) -> torch.UntypedStorage | Tensor:
-    return scores if spread.is_dtensor(scores) else scores.untyped_storage()
-
-
-@torch._disable_dynamo  # as `torch.compiler.disable`, which would import the compiler now
-def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Fused optimizers, and those that write to ``.data``, leave a parameter's version as it was."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if getattr(p, "makes_mask", False):
-                torch.autograd.graph.increment_version(p)
-
-
-register_optimizer_step_post_hook(_count_step)
-
-
-class SupermaskLayer(nn.Module):
+class SupermaskLayer(FreshMask):
     """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
 
     Attributes:
@@ -93,12 +95,15 @@ class SupermaskLayer(nn.Module):
         sparsity: fraction of all weights, frozen included, that a mask of this layer's own drops; None keeps all.
         auto_mask: whether the mask is made anew, of this layer's `sparsity`, when it is used and the scores have
             changed since: by a forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that look at it.
-            What tells is the scores' version counter, a step of an optimizer, and another tensor in their place; after
-            a write to ``scores.data`` call `update_mask`. A compiled graph cannot ask: it makes the mask in every
-            forward in training, and in evaluation uses that of the last ``eval()``. Of a layer that is sharded, every
-            process has to ask. An `EdgePopup` and `load_ticket` turn `auto_mask` off: then only they change the mask.
-            A ``state_dict`` does not say so: after loading one of a search with an `EdgePopup`, attach it again before
-            continuing, or the first changed scores make masks of each layer's own `sparsity`.
+            A change is seen by the scores' version counter, a step of an optimizer, and another tensor in their place;
+            after a write to ``scores.data`` call `update_mask`. A compiled graph cannot see one: it makes the mask in
+            every forward in training, and in evaluation uses that of the last ``eval()``. In a sharded layer, every
+            process has to use the mask. An `EdgePopup`, `load_ticket` and `load_mask` turn `auto_mask` off: then only
+            they change the mask. The state says so too (``mask_origin``): a layer that has loaded such a mask, by
+            whatever loader, keeps it until an `EdgePopup`, a ticket or `update_mask` makes another.
+        mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores that
+            it was made of, 0 where none is recorded.
+        dtype: of the weight, as ``.to(dtype)`` leaves it; products take inputs of any.
         graded_scores: what a forward puts in the scores' place, for another gradient than Edge-Popup's (as
             `BernoulliMasks` does): a function of them with the same values; None for the scores themselves.
 
@@ -132,10 +137,8 @@ class SupermaskLayer(nn.Module):
         self.scale = scale
         self.gain = gain
         self.compact = compact
-        self.auto_mask = True
+        self.dtype = dtype or torch.get_default_dtype()
         self.pruned, self.free, self.locked = source.count_frozen()
-        self._made: _Made | None = None
-        self._sharded_scores: Tensor | None = None  # FSDP2's, while gathered ones stand in their place
 
         self.scores = nn.Parameter(torch.empty(self.free, dtype=torch.float32, device=device))
         words = (bits.words_for(self.free),) if compact else (source.rows, source.words)
@@ -143,6 +146,7 @@ class SupermaskLayer(nn.Module):
         self.register_buffer("weight_scale", torch.zeros((), dtype=torch.float32, device=device))
         identity = torch.empty(len(_IDENTITY), dtype=torch.int64, device=device)
         self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
+        self.register_buffer("mask_origin", torch.zeros(2, dtype=torch.int64, device=device))
         self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -174,11 +178,50 @@ class SupermaskLayer(nn.Module):
 
     def _scores_to_grade(self) -> Tensor | None:
         """The scores as a forward hands them to the operations."""
+        self._warn_of_ignored_steps()
         return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
 
     def is_initialized(self) -> bool:
-        """False on the meta device, and as ``to_empty`` leaves it: the mask is then none."""
-        return not self.source_id.is_meta and self.source_id.tolist() == self._identity(self.source)
+        """False on the meta device, and as ``to_empty`` leaves it: there is no mask then."""
+        tensors = (self.mask_words, self.weight_scale, self.source_id, self.mask_origin, self.scores)
+        if any(t is not None and t.is_meta for t in tensors):
+            return False
+        return self.source_id.tolist() == self._identity(self.source)
+
+    def _check_state(self) -> None:
+        """Raises RuntimeError unless the buffers, as some loader may have left them, are this layer's."""
+        here, identity = self._identity(self.source), self.source_id.tolist()
+        if identity != here and identity != here[: 1 + len(self.source)]:  # the latter from before scale and gain
+            raise RuntimeError(
+                f"source_id is of another network: {_differences(identity, here)}; or nothing was loaded after "
+                "to_empty: expected this layer's own state, or reset_parameters()"
+            )
+        words = {(bits.words_for(self.source.free),), (self.source.rows, self.source.words)}
+        expected = (
+            ("mask_words", torch.int32, words),
+            ("weight_scale", torch.float32, {()}),
+            ("mask_origin", torch.int64, {(2,)}),
+        )
+        for name, dtype, shapes in expected:
+            tensor = self._buffers[name]
+            if tensor.dtype != dtype or tuple(tensor.shape) not in shapes:
+                raise RuntimeError(
+                    f"{name}: expected {dtype} of shape {' or '.join(map(str, sorted(shapes)))}, got {tensor.dtype} of "
+                    f"{tuple(tensor.shape)}: a loader has cast or replaced it"
+                )
+        if self.mask_origin[0].item() not in list(Maker):
+            raise RuntimeError(
+                f"mask_origin={self.mask_origin.tolist()}: expected a first number of 0 to {len(Maker) - 1}"
+            )
+        if self.mask_words.dim() != (1 if self.compact else 2):  # as a layer of the other form has it
+            self.mask_words = self._in_own_form(self.mask_words)
+
+    def _in_own_form(self, words: Tensor) -> Tensor:
+        """Mask words, resolved or compact, in the form that this layer holds."""
+        if words.dim() == (1 if self.compact else 2):
+            return words
+        free, locked = self.source.frozen_words(words.device)
+        return bits.gather(words, free) if self.compact else bits.scatter(words, free) | locked
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -187,12 +230,14 @@ class SupermaskLayer(nn.Module):
         With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
         """
         self._write_identity()
+        self.mask_origin.zero_()
         if self.bias is not None:
             bound = 1 / math.sqrt(self.whole.fan)
             nn.init.uniform_(self.bias, -bound, bound)
         if self.scores is not None:
             self.reset_scores()
-            self.update_mask()
+            if not self.scores.is_meta or self.mask_words.is_meta:  # else a loader will give both
+                self.update_mask()
 
     @torch.no_grad()
     def reset_scores(self, how: str = "uniform") -> None:
@@ -236,16 +281,29 @@ class SupermaskLayer(nn.Module):
             RuntimeError: the scores were dropped.
         """
         self._need_scores()
+        maker = Maker.LAYER if threshold is None else Maker.THRESHOLD
         if threshold is None:
             threshold = spread.select([self], self.rank)
-        self.take_mask(*spread.pack(self, threshold))
+        self.take_mask(*spread.pack(self, threshold), maker)
 
     @torch.no_grad()
-    def take_mask(self, words: Tensor, kept: Tensor) -> None:
-        """Takes a mask as `ops.pack` makes it: its words in this layer's form, and how many weights it keeps."""
+    def take_mask(self, words: Tensor, kept: Tensor, maker: Maker = Maker.SAMPLE) -> None:
+        """Takes a mask as `ops.pack` makes it.
+
+        Args:
+            words: int32, in this layer's form, of the shape of `mask_words`.
+            kept: int64, one element: how many weights it keeps, frozen ones included.
+            maker: who made it.
+
+        Raises:
+            ValueError: words of another dtype or shape.
+        """
+        if not torch.compiler.is_compiling():
+            self._read_changed_state()
+        _check_words("words", words, self.mask_words.shape)
         self.mask_words.copy_(words)
         self.weight_scale.copy_(self._scale_for(kept))
-        self._remember_scores()
+        self._remember_scores(maker)
 
     def drop_scores(self) -> None:
         """Gives back the scores' memory, 32 bits a free weight, in a layer that is used and not searched.
@@ -253,48 +311,22 @@ class SupermaskLayer(nn.Module):
         Its mask stays as it is, its answers are the same bits, and gradients flow to its input and bias. From now on
         only `load_mask` and `load_ticket` change the mask; `load_state_dict` takes states with scores and without.
         """
+        initialized = self.is_initialized()
+        if initialized:
+            self._refresh_mask()
+            self._write_origin(Maker.LOADED, UNRECORDED)
         self.scores = None
         self.auto_mask = False
+        if initialized:
+            self._accept_state()
 
     def _need_scores(self) -> None:
         if self.scores is None:
             raise RuntimeError("this layer's scores were dropped: expected a layer that has them")
 
-    def _counted_scores(self) -> Tensor | None:
-        """The scores whose changes count: those that an optimizer has."""
-        return self.scores if self._sharded_scores is None else self._sharded_scores
-
-    def _remember_scores(self) -> None:
-        scores = self._counted_scores()
-        if scores is None or torch.compiler.is_compiling() or scores.is_inference():
-            self._made = None
-        else:
-            scores.makes_mask = True
-            self._made = _Made(_held(scores), scores._version, self.mask_words)
-
-    def _is_fresh(self) -> bool:
-        """Whether the mask is of the scores as they are now."""
-        made, scores = self._made, self._counted_scores()
-        if made is None or scores is None:
-            return scores is None
-        return made.version == scores._version and made.scores is _held(scores) and made.words is self.mask_words
-
-    def _refresh_mask(self) -> None:
-        """Makes the mask anew if `auto_mask` and the scores ask for it."""
-        if self.scores is None or not self.auto_mask:
-            return
-        if torch.compiler.is_compiling():
-            stale = self.training
-        elif self.scores.is_inference():  # these have no versions, and change in inference mode alone
-            stale = self.training and torch.is_inference_mode_enabled()
-        else:
-            stale = not self._is_fresh()
-        if stale:
-            self.update_mask()
-
     def train(self, mode: bool = True):
-        """As ``nn.Module``'s; `auto_mask` sees to it that evaluation starts with the mask of the scores."""
-        if not mode:
+        """As ``nn.Module``'s; evaluation starts with the mask of the scores where `auto_mask` is on."""
+        if not mode and not self._is_fresh() and self.is_initialized():
             self._refresh_mask()
         return super().train(mode)
 
@@ -303,17 +335,28 @@ class SupermaskLayer(nn.Module):
         """Takes a mask as it is, with its scale, and keeps it until an `EdgePopup` or `update_mask` makes another.
 
         Args:
-            compact: int32 ``[ceil(free / 32)]``, a bit a free weight.
-            weight_scale: the number that multiplies the integer weights.
+            compact: int32 ``[ceil(free / 32)]``, a bit for each free weight of the whole layer, first bit lowest. Bits
+                past the last free weight are ignored.
+            weight_scale: the finite number that multiplies the integer weights.
+
+        Raises:
+            TypeError, ValueError: another type, dtype or shape, or a scale that is not finite. Nothing is changed.
         """
-        compact = compact.to(self.mask_words.device)
+        free = self.whole.free
+        _check_words("compact", compact, (bits.words_for(free),))
+        weight_scale = _scale_number(weight_scale)
+        compact = compact.to(self.mask_words.device, copy=True)
+        if free % bits.WORD:
+            compact[-1] &= (1 << free % bits.WORD) - 1
         if self.group is not None:
             self._take_words(ops.expand(compact, self.whole)[self._part])
         else:
             self.mask_words.copy_(compact if self.compact else ops.expand(compact, self.source))
         self.weight_scale.fill_(weight_scale)
         self._write_identity()  # which ``to_empty`` has left open
+        self._write_origin(Maker.LOADED, UNRECORDED)
         self.auto_mask = False
+        self._accept_state()
 
     def compact_mask(self) -> Tensor:
         """The learned bits alone: int32 ``[ceil(free / 32)]``, first bit lowest, 0 past the last.
@@ -426,11 +469,23 @@ class SupermaskLayer(nn.Module):
         self._refresh_mask()
         return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
 
+    @property
+    def weight(self) -> GeneratedWeight:
+        """The weight, read-only, for code that asks for it: see `GeneratedWeight`."""
+        return GeneratedWeight(self)
+
     # nn.Module
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "sparsity" and value is not None:
             value = fraction(name, value)  # once, so that a rank is computed in Python floats
+        if name == "weight":
+            if isinstance(value, GeneratedWeight) and value._layer is self:
+                return
+            raise AttributeError(
+                f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
+                "set, nor tied to another layer's (in transformers set tie_word_embeddings=False)"
+            )
         if name != "scores":
             super().__setattr__(name, value)
             return
@@ -441,35 +496,37 @@ class SupermaskLayer(nn.Module):
         super().__setattr__(name, value)
         gathered = was_sharded and not is_sharded
         object.__setattr__(self, "_sharded_scores", old if gathered else None)  # no parameter of its own
-        self._made = None
         if fresh:
-            self._remember_scores()
+            self._accept_state()
 
     def __getstate__(self) -> dict:
         # A copy's scores count their versions anew: what it can know is whether its mask was of them.
-        return {**self.__dict__, "_made": self._is_fresh()}
+        return {**self.__dict__, "_seen": self._is_fresh()}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        fresh, self._made = self._made, None
+        fresh, self._seen = self._seen, None
         if fresh:
-            self._remember_scores()
+            self._accept_state()
 
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
-        fresh, self._made = self._is_fresh(), None  # moving is no change
+        fresh, self._seen = self._is_fresh(), None
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
 
         def keep_precision(t: Tensor) -> Tensor:
             new = fn(t)
             return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
 
         super()._apply(keep_precision, recurse)
-        if fresh:
-            self._remember_scores()
+        if fresh and self.is_initialized():  # moving is no change; ``to_empty`` is
+            self._accept_state()
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        self._refresh_mask()
+        if self.is_initialized():  # after to_empty a state is a template to load into
+            self._refresh_mask()
+            self._record_fingerprint()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
@@ -485,14 +542,25 @@ class SupermaskLayer(nn.Module):
             elif identity != here:
                 errors.append(f"{prefix}source_id is of another network: {_differences(identity, here)}")
                 return
+        for name, dtypes in _STATE_DTYPES.items():
+            tensor = state_dict.get(prefix + name)
+            if tensor is not None and tensor.dtype not in dtypes:
+                errors.append(f"{prefix}{name}: expected {dtypes[0]}, got {tensor.dtype}: a cast has lost bits of it")
+                return
         words = state_dict.get(f"{prefix}mask_words")
-        if words is not None and words.dim() != self.mask_words.dim():  # saved in the other form
-            free, locked = self.source.frozen_words(words.device)
-            other = bits.gather(words, free) if self.compact else bits.scatter(words, free) | locked
-            state_dict[f"{prefix}mask_words"] = other
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        together = words is not None and (self.scores is None or f"{prefix}scores" in state_dict)
         if words is not None:
-            self._remember_scores()
+            state_dict[f"{prefix}mask_words"] = self._in_own_form(words)
+            if f"{prefix}mask_origin" not in state_dict:  # a state from before it: the mask stays until scores change
+                scores = state_dict.get(f"{prefix}scores", self.scores)
+                known = scores is not None and not spread.is_dtensor(scores) and not scores.is_meta
+                origin = [Maker.LAYER, fingerprint(scores.float()) if known else UNRECORDED]
+                state_dict[f"{prefix}mask_origin"] = torch.tensor(origin, device=words.device)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self._seen = None
+        if together and not errors and spread.is_dtensor(self._counted_scores()):
+            self._read_changed_state()
+            self._accept_state()  # they have no fingerprint, and came with their mask
 
     def _take_part_of_state(self, state_dict: dict, prefix: str) -> None:
         """Makes the whole layer's state this shard's."""
@@ -505,6 +573,7 @@ class SupermaskLayer(nn.Module):
             "mask_words": lambda words: resolved(words)[self._part].contiguous(),
             "bias": self.part_of_bias,
             "source_id": lambda _: self.source_id,
+            "mask_origin": lambda origin: torch.stack((origin[0], origin[1].new_zeros(()))),
         }
         for name, part in parts.items():
             if prefix + name in state_dict:
