@@ -50,20 +50,24 @@ def fingerprint(scores: Tensor) -> int:
 class _Seen(NamedTuple):
     """The tensors of a layer as they were when its mask was last known to be right.
 
-    Holding the tensors keeps their ids from being reused for others.
+    Holding them, and the scores' storage, keeps their addresses from being reused for others.
     """
 
-    key: tuple[int | None, ...]
-    tensors: tuple[object, ...]
+    scores: tuple[int, int | None]  # address and version
+    state: tuple[int | None, ...]  # ids and versions of the buffers
+    held: tuple[object, ...]
 
 
-def _held(scores: Tensor | None) -> object:
-    return scores if scores is None or spread.is_dtensor(scores) else scores.untyped_storage()
-
-
-def _version(tensor: Tensor | None) -> int | None:
+def _version(tensor: Tensor) -> int | None:
     """The version counter; inference tensors have none."""
-    return None if tensor is None or tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a DTensor, or a tensor that functorch wraps
+        return id(tensor)
 
 
 class FreshMask(nn.Module):
@@ -97,22 +101,23 @@ class FreshMask(nn.Module):
 
     def _counted_scores(self) -> Tensor | None:
         """The scores whose changes count: those that an optimizer has."""
-        return self.scores if self._sharded_scores is None else self._sharded_scores
+        return self._parameters["scores"] if self._sharded_scores is None else self._sharded_scores
 
-    def _now(self) -> _Seen:
-        buffers, scores = self._buffers, self._counted_scores()
-        words, origin, source_id = buffers["mask_words"], buffers["mask_origin"], buffers["source_id"]
-        held = _held(scores)
-        key = (
-            id(held),
-            _version(scores),
-            id(words),
-            id(origin),
-            _version(origin),
-            id(source_id),
-            _version(source_id),
-        )
-        return _Seen(key, (held, words, origin, source_id))
+    def _scores_key(self) -> tuple[int, int | None]:
+        scores = self._counted_scores()
+        return (0, None) if scores is None else (_address(scores), _version(scores))
+
+    def _state_key(self) -> tuple[int | None, ...]:
+        buffers = self._buffers
+        origin, source_id = buffers["mask_origin"], buffers["source_id"]
+        return id(buffers["mask_words"]), id(origin), _version(origin), id(source_id), _version(source_id)
+
+    def _see(self) -> None:
+        """Notes that the mask is right for the tensors as they are now."""
+        scores, buffers = self._counted_scores(), self._buffers
+        storage = scores if scores is None or spread.is_dtensor(scores) else scores.untyped_storage()
+        held = (scores, storage, *(buffers[name] for name in ("mask_words", "mask_origin", "source_id")))
+        self._seen = _Seen(self._scores_key(), self._state_key(), held)
 
     def _remember_scores(self, maker: Maker | None = None) -> None:
         """Records that the mask is of the scores as they are now, and who made it (None: as before)."""
@@ -128,11 +133,11 @@ class FreshMask(nn.Module):
         scores = self._counted_scores()
         if scores is not None:
             scores.makes_mask, scores.steps_since_mask = True, 0
-        self._seen = self._now()
+        self._see()
 
     def _origin_is_read(self) -> bool:
         """Whether ``mask_origin`` is the tensor that was last read or written, unchanged."""
-        return self._seen is not None and self._seen.key[3:5] == self._now().key[3:5]
+        return self._seen is not None and self._seen.state[1:3] == self._state_key()[1:3]
 
     def _write_origin(self, maker: Maker, fingerprint: int) -> None:
         self._maker, self._fingerprint = maker, fingerprint
@@ -148,15 +153,17 @@ class FreshMask(nn.Module):
             return
         if not spread.is_dtensor(scores) and not scores.is_meta:
             self._write_origin(self._maker, fingerprint(scores))
-            self._seen = self._now()
+            self._see()
 
     def _is_fresh(self) -> bool:
         """Whether nothing was replaced or written since the mask was known to be right."""
-        scores = self._counted_scores()
-        if scores is not None and scores.is_inference():
-            # These have no versions, and change in inference mode alone.
-            return self._seen is not None and not (self.training and torch.is_inference_mode_enabled())
-        return self._seen is not None and self._seen.key == self._now().key
+        seen = self._seen
+        if seen is None or seen.state != self._state_key() or seen.scores != self._scores_key():
+            return False
+        if seen.scores[1] is None and self._parameters["scores"] is not None:
+            # Inference tensors have no version; they are written in inference mode only.
+            return not (self.training and torch.is_inference_mode_enabled())
+        return True
 
     def _read_for_graph(self) -> bool:
         """`_read_changed_state` while a graph is traced: run for real then, and no part of the graph."""
@@ -168,9 +175,8 @@ class FreshMask(nn.Module):
         """Reads ``mask_origin`` again if a tensor was replaced or written; returns whether the mask may be stale."""
         if self._is_fresh():
             return False
-        seen, now = self._seen, self._now()
-        if seen is None or seen.key[2:] != now.key[2:]:
-            if any(t.is_meta for t in now.tensors[1:]):
+        if self._seen is None or self._seen.state != self._state_key():
+            if any(self._buffers[name].is_meta for name in ("mask_words", "mask_origin", "source_id")):
                 return False
             self._check_state()
             maker, self._fingerprint = self.mask_origin.tolist()
@@ -179,7 +185,7 @@ class FreshMask(nn.Module):
 
     def _refresh_mask(self) -> None:
         """Makes the mask anew where it is the layer's own and no longer that of the scores."""
-        scores = self.scores
+        scores = self._parameters["scores"]
         if torch.compiler.is_compiling():
             if scores is not None and self._auto_mask and self.training:
                 if torch.compiler.is_dynamo_compiling():  # torch.export may trace with fake tensors, which hold nothing
@@ -198,7 +204,7 @@ class FreshMask(nn.Module):
         scores = self._counted_scores()
         if scores is not None:
             scores.makes_mask = True
-        self._seen = self._now()
+        self._see()
 
     def _is_recorded(self, scores: Tensor) -> bool:
         """Whether these are the scores of which the state says that the mask was made."""

@@ -477,8 +477,6 @@ class SupermaskLayer(FreshMask):
     # nn.Module
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name == "sparsity" and value is not None:
-            value = fraction(name, value)  # once, so that a rank is computed in Python floats
         if name == "weight":
             if isinstance(value, GeneratedWeight) and value._layer is self:
                 return
@@ -486,6 +484,8 @@ class SupermaskLayer(FreshMask):
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
                 "set, nor tied to another layer's (in transformers set tie_word_embeddings=False)"
             )
+        if name == "sparsity" and value is not None:
+            value = fraction(name, value)  # once, so that a rank is computed in Python floats
         if name != "scores":
             super().__setattr__(name, value)
             return
