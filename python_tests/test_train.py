@@ -16,7 +16,7 @@ from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
 from slt_kernels.data.images import Images
-from slt_kernels.ticket import write_atomically
+from slt_kernels.files import write_atomically
 from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}

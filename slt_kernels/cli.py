@@ -16,9 +16,10 @@ import torch
 
 from . import backends, sweep
 from .data import DATASETS, DEFAULTS
+from .files import write_atomically
 from .models import MODELS
 from .nn import drop_scores
-from .ticket import load_ticket, ticket_info, write_atomically
+from .ticket import load_ticket, ticket_info
 from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
 
 _STOPPED = 130  # as a shell reports a program that SIGINT ended

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from .files import write_atomically
 from .source import Freeze
-from .ticket import write_atomically
 from .train import Experiment, find
 from .train.run import held
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..ticket import write_atomically
+from ..files import write_atomically
 from . import processes
 
 try:
