@@ -125,7 +125,7 @@ class Target:
         self.layers = layers_of(model)
         try:
             self.others = other_tensors(model)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter where a layer cannot make the mask of its scores
             raise TicketError(str(error)) from None
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class Target:
                     t.copy_(old)
             if isinstance(error, TicketError) or not isinstance(error, Exception):
                 raise
-            raise TicketError(f"it could not be loaded ({error}); the network is as it was") from error
+            raise TicketError(f"it could not be loaded ({error!r}); the network is as it was") from error
 
 
 def _mask(saved: TicketLayer, octets: Tensor, layer: SupermaskLayer) -> Tensor:
