@@ -93,6 +93,7 @@ def test_values_go_through_json_and_back():
         ({"model": {"name": "convnet", 1: 2}}, "model.1=2: convnet has only name, width, classes, channels"),
         ({"model": {"name": "convnet", "device": "cpu"}}, "model.device='cpu': convnet has only"),
         ({"model": {"name": "convnet", "width": "8"}}, "model.width='8': expected an integer"),
+        ({"model": {"name": "convnet", "width": 2**31}}, "model.width=2147483648: expected at most 2147483647"),
         ({"model": {"name": "gpt_mini", "qk_scaling": "maybe"}}, "model.qk_scaling='maybe': expected true or false"),
         ({"data": "cifar"}, "did you mean cifar10"),
         ({"data": {"name": "digits", "seed": 3}}, "data.seed=3: digits has only name"),

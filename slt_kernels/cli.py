@@ -343,7 +343,7 @@ def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file:
     try:
         dense = models.build(**experiment.model, data=data, device="meta")
     except RuntimeError as error:  # sizes that overflow
-        raise ValueError(f"{file}: its network cannot be built ({error})") from None
+        raise ValueError(f"{file}: its network cannot be built ({str(error)[:200]})") from None
     named = {name: tuple(t.shape) for name, t in dense.state_dict().items()}
     held = {f"{layer.name}.weight": layer.shape for layer in info.layers} | {t.name: t.shape for t in info.tensors}
     different = sorted(name for name in named.keys() | held.keys() if named.get(name) != held.get(name))

@@ -260,6 +260,8 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
         checked[key] = _typed(value, hints.get(key, str), where)
         if hints.get(key) is int:
             _check(where, checked[key], "", (), 1, math.inf)
+            if checked[key] >= 2**31:  # a size that PyTorch may not have
+                raise ValueError(f"{where}={shown(checked[key])}: expected at most {2**31 - 1}")
     return checked
 
 
