@@ -1,15 +1,18 @@
 """The command line."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
-from slt_kernels import convert, data, save_ticket, ticket_info
+from slt_kernels import cli, convert, data, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.models import convnet
@@ -109,7 +112,7 @@ def test_a_device_or_a_pipe_is_no_ticket(tmp_path, capsys):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert main(["find", "--out", str(pipe), *SMALL]) == 2
-    assert f"out={pipe}: expected a file" in capsys.readouterr().err
+    assert f"--out={pipe}: expected a file" in capsys.readouterr().err
     assert pipe.is_fifo()
 
 
@@ -128,26 +131,30 @@ def test_options_reach_the_ticket(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        (("--epochs", "0"), "epochs=0: expected at least 1"),
-        (("--batch-size", "0"), "batch_size=0: expected at least 1"),
-        (("--width", "0"), "width=0: expected at least 1"),
-        (("--lr", "-1"), "lr=-1.0: expected"),
-        (("--lr", "nan"), "lr=nan: expected"),
-        (("--lr", "inf"), "lr=inf: expected finite"),
-        (("--sparsity", "nan"), "sparsity=nan: expected 0 to 1"),
-        (("--momentum", "-0.1"), "momentum=-0.1: expected"),
-        (("--weight-decay", "-1"), "weight_decay=-1.0: expected"),
-        (("--prune", "1.5"), "prune=1.5: expected 0 to 1"),
-        (("--lock", "-0.5"), "lock=-0.5: expected 0 to 1"),
-        (("--prune", "0.8", "--lock", "0.8"), "prune=0.8 + lock=0.8"),
-        (("--prune", "0.8"), "sparsity=0.7 is below prune=0.8:"),
-        (("--sparsity", "0.95"), "sparsity=0.95 is above 1 - lock="),
-        (("--seed", "-1"), "seed=-1: expected"),
-        (("--seed", str(2**64)), f"seed={2**64}: expected"),
-        (("--threads", "0"), "threads=0: expected at least 1"),
-        (("--device", "quantum"), "device='quantum': expected cpu, cuda or cuda:N"),
-        (("--device", "meta"), "device='meta': expected cpu, cuda or cuda:N"),
-        (("--device", "cuda:99"), "device='cuda:99': PyTorch sees"),
+        (("--epochs", "0"), "--epochs=0: expected at least 1"),
+        (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
+        (("--width", "0"), "--width=0: expected at least 1"),
+        (("--width", str(10**40)), "--width=1000000000"),
+        (("--batch-size", str(2**63)), f"--batch-size={2**63}: expected less than 2**63"),
+        (("--warmup-epochs", str(10**400)), "expected less than 2**63"),
+        (("--lr", "-1"), "--lr=-1.0: expected"),
+        (("--lr", "nan"), "--lr=nan: expected"),
+        (("--lr", "inf"), "--lr=inf: expected finite"),
+        (("--sparsity", "nan"), "--sparsity=nan: expected 0 to 1"),
+        (("--momentum", "-0.1"), "--momentum=-0.1: expected"),
+        (("--weight-decay", "-1"), "--weight-decay=-1.0: expected"),
+        (("--prune", "1.5"), "--prune=1.5: expected 0 to 1"),
+        (("--lock", "-0.5"), "--lock=-0.5: expected 0 to 1"),
+        (("--prune", "0.8", "--lock", "0.8"), "--prune=0.8 + --lock=0.8"),
+        (("--prune", "0.8"), "--sparsity=0.7 is below --prune=0.8:"),
+        (("--sparsity", "0.95"), "--sparsity=0.95 is above 1 - lock="),
+        (("--seed", "-1"), "--seed=-1: expected"),
+        (("--seed", str(2**64)), f"--seed={2**64}: expected"),
+        (("--threads", "0"), "--threads=0: expected at least 1"),
+        (("--threads", str(2**40)), f"--threads={2**40}: expected at most"),
+        (("--device", "quantum"), "--device='quantum': expected cpu, cuda or cuda:N"),
+        (("--device", "meta"), "--device='meta': expected cpu, cuda or cuda:N"),
+        (("--device", "cuda:99"), "--device='cuda:99': PyTorch sees"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -194,7 +201,7 @@ def test_a_search_that_diverges_writes_no_ticket(tmp_path, capsys):
 
 def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     assert main(["find", "--out", str(tmp_path / "none" / "net.slt"), *SMALL]) == 2
-    assert "out=" in capsys.readouterr().err
+    assert "--out=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ("out", "json"))
@@ -202,15 +209,41 @@ def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     assert main(["find", f"--{name}", "folder", *SMALL]) == 2
-    assert f"{name}=folder: expected a file" in capsys.readouterr().err
-    monkeypatch.setattr(os, "access", lambda folder, _: folder.name != "folder")
+    assert f"--{name}=folder: expected a file" in capsys.readouterr().err
+
+    plain = tempfile.TemporaryFile
+
+    def temporary(dir):
+        if dir.name == "folder":
+            raise OSError(30, "Read-only file system")
+        return plain(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     assert main(["find", f"--{name}", "folder/file", *SMALL]) == 2
-    assert f"{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
+    assert f"--{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        (("--out", "text", "--json", "text"), "--json=text: expected another file than --out=text"),
+        (("--out", "./text", "--data", "text", "--path", "text"), "--out=text: expected another file than --path=text"),
+        (("--config", "net.yaml", "--json", "net.yaml"), "--json=net.yaml: expected another file than --config="),
+    ),
+)
+def test_find_overwrites_nothing_that_it_reads_or_has_written(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {"text": "so it goes", "net.yaml": "{seed: 3}"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    assert main(["find", *SMALL, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
+
+
 def test_a_run_goes_on_with_other_workers(tmp_path):
-    command = ["find", "--out", str(tmp_path / "net.slt"), "--run", str(tmp_path / "run"), *SMALL]
+    command = ["find", "--out", str(tmp_path / "net.slt"), "--folder", str(tmp_path / "run"), *SMALL]
     assert main(command) == 0
     assert main([*command, "--workers", "1"]) == 0
 
@@ -234,23 +267,164 @@ def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
     "arguments,message",
     (
         (("--config", "none.yaml"), "none.yaml"),
-        (("--set", "search.lr"), "set='search.lr': expected KEY=VALUE"),
+        (("--set", "search.lr"), "--set='search.lr': expected KEY=VALUE"),
+        (("--set", "=3"), "--set='=3': expected KEY=VALUE"),
+        (("--set", "search.lr=-1"), "--set search.lr=-1.0: expected at least 0"),
         (("--set", "search.rate=1"), "search.rate: unknown"),
-        (("--set", "search.lr=["), "set='search.lr=[': no YAML"),
-        (("--set", "model.depth=4"), "model.depth=4: convnet has only"),
-        (("--path", "here"), "path=here: expected none"),
+        (("--set", "search.lr=["), "--set='search.lr=[': no YAML"),
+        (("--set", "model.depth=4"), "--set model.depth=4: convnet has only"),
+        (("--path", "here"), "--path=here: expected none"),
+        (("--data", "cifar10"), "--path: expected the folder or file that it lies in, for cifar10"),
+        (("--data", "text", "--path", "here"), "--path=here: no such file"),
         (("--model", "gpt_mini"), "expected data of that kind, got images"),
-        (("--save-every", "-1", "--run", "run"), "save_every=-1: expected at least 0"),
-        (("--save-every", "3"), "expected with --run"),
-        (("--tensorboard",), "expected with --run"),
+        (("--save-every", "-1", "--folder", "run"), "--save-every=-1: expected at least 0"),
+        (("--save-every", "3"), "--save-every: expected with --folder"),
+        (("--tensorboard",), "--tensorboard: expected with --folder"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_find_refuses_what_does_not_fit(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["find", *SMALL, *arguments]) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""  # no progress was begun
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        (("--ratios", "2"), "--ratios=2.0: expected a fraction"),
+        (("--splits", "1"), "--splits='1': expected pruned:locked"),
+        (("--widths", "0"), "--widths=0: expected at least 1"),
+        (("--width", "0"), "--width=0: expected at least 1"),
+        (("--keep", "2"), "--keep=2.0: expected a fraction"),
+        (("--jobs", "0"), "--jobs=0: expected at least 1"),
+        (("--seeds", "0"), "--seeds=0: expected at least 1"),
+        (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
+        (("--data", "text"), "--path: expected the folder or file that it lies in, for text"),
+        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_sweep_refuses_before_it_begins(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("slt sweep: ")
+    assert message in printed.err
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+# Messages
+
+
+@pytest.mark.parametrize("command", ("find", "sweep", "eval"))
+def test_every_setting_is_told_by_its_flag(command):
+    arguments = cli._parser().parse_args([command, *(["x"] if command == "eval" else [])])
+    options = {a.dest: a.option_strings[0] for a in arguments.parser._actions if a.option_strings}
+    for name, option in options.items():
+        assert cli._told(ValueError(f"{name}=3: expected 4"), arguments) == f"{option}=3: expected 4"
+        assert (
+            cli._told(ValueError(f"a {name.rpartition('.')[2]}=None: expected 4"), arguments)
+            == f"a {option}: expected 4"
+        )
+
+
+def test_what_stands_in_a_file_is_told_as_it_stands_there(tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    file.write_text("search: {lr: -1}")
+    assert main(["find", "--config", str(file), "--lr", "0.1"]) == 2
+    assert capsys.readouterr().err == f"slt find: --config={file}: lr=-1.0: expected at least 0\n"
+
+
+@pytest.mark.parametrize(
+    "command,file,flag",
+    (
+        ("find --out find", "find", "--out=find: "),
+        ("find --data text --path text", "text", "--path=text: "),
+        ("find --path a --folder a/b", "a/b/lock", "--folder=a/b: a/b/lock: "),
+        ("find --path . --out net.slt", "tmp", "tmp: "),
+        ("find --model gin", "gin", "gin: "),
+        ("sweep", "sweep", "--out=sweep: "),
+        ("sweep", "sweep/experiment.json", "--out=sweep: sweep/experiment.json: "),
+        ("eval eval", "eval", "file=eval: "),
+        ("info info", "info", "file=info: "),
+    ),
+)
+def test_a_file_at_fault_is_told_by_its_flag(command, file, flag):
+    """Though other arguments, and the command itself, may have the same name."""
+    error = OSError(30, "Read-only file system", file)
+    assert cli._told(error, cli._parser().parse_args(command.split())) == f"{flag}Read-only file system"
+
+
+def test_a_file_system_that_is_read_only(tmp_path, capsys, monkeypatch):
+    def mkdir(path, **_):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    for command, flag in (("sweep", "--out=sweep"), ("find --folder find", "--folder=find")):
+        assert main([*command.split(), *SMALL]) == 2
+        printed = capsys.readouterr()
+        assert printed == ("", f"slt {command.split()[0]}: {flag}: Read-only file system\n")
+
+
+class Log(io.StringIO):
+    """A file that remembers what was in it whenever it was flushed."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal, self.flushed = terminal, []
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def flush(self) -> None:
+        self.flushed.append(self.getvalue())
+
+
+def test_bench_refuses_a_folder_that_is_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", None)
+    (tmp_path / "file").touch()
+    assert main(["bench", "quick", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"slt bench: --out={tmp_path / 'file'}: File exists\n"
+
+
+def test_without_a_terminal_each_epoch_is_a_line(tmp_path, monkeypatch):
+    log = Log(terminal=False)
+    monkeypatch.setattr(sys, "stdout", log)
+    assert main(["find", "--out", str(tmp_path / "net.slt"), "--model", "gin", "--epochs", "2"]) == 0
+    first, second, *_ = log.getvalue().splitlines()
+    for number, line in enumerate((first, second), 1):
+        assert re.fullmatch(rf"epoch {number} of 2: loss \d+\.\d+, validation \d+\.\d%", line)
+    assert log.flushed[:2] == [f"{first}\n", f"{first}\n{second}\n"]
+    assert "\x1b" not in log.getvalue()
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch):
+    log = Log(terminal=True)
+    monkeypatch.setattr(sys, "stdout", log)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    assert main(["find", "--out", str(tmp_path / "net.slt"), "--data", "text"]) == 2
+    assert log.getvalue() == ""
+    assert main(["find", "--out", str(tmp_path / "net.slt"), "--model", "gin", "--epochs", "2"]) == 0
+    assert "\x1b" in log.getvalue()
+    assert "searching" in log.getvalue()
+    assert "epoch 2 of 2: loss" in log.getvalue()
+
+
+@pytest.mark.parametrize("command", ("find", "sweep", "eval", "info", "bench", "doctor"))
+def test_torchrun_leaves_every_option_to_the_command(command):
+    """Its parser looks at the whole line, and refuses what could be one of several options of its own."""
+    for action in cli._parser()._subparsers._group_actions[0].choices[command]._actions:
+        for option in action.option_strings:
+            line = [command, option, "X", f"{option}=X"]
+            parsed = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "slt_kernels", *line])
+            assert (parsed.nproc_per_node, parsed.training_script_args) == ("2", line)
 
 
 def test_a_graph_network_has_the_graph_that_ships(tmp_path):
@@ -262,8 +436,8 @@ def test_a_graph_network_has_the_graph_that_ships(tmp_path):
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        (("find", "--config", "none.yaml"), "config=none.yaml: No such file or directory"),
-        (("sweep", "--config", "."), "config=.: Is a directory"),
+        (("find", "--config", "none.yaml"), "--config=none.yaml: No such file or directory"),
+        (("sweep", "--config", "."), "--config=.: Is a directory"),
         (("eval", "none.slt"), "file=none.slt: No such file or directory"),
         (("info", "none.slt"), "file=none.slt: No such file or directory"),
         (("info", "."), ".: not a ticket, but a folder"),

@@ -2,16 +2,18 @@
 
 import copy
 import logging
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils import parametrizations
 
-from slt_kernels import EdgePopup, Freeze, SupermaskConv2d, SupermaskLinear, convert, summary
-from slt_kernels.convert import Summary
+from slt_kernels import EdgePopup, Freeze, SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, convert, summary
+from slt_kernels.convert import DenseSummary, Summary
 
 FROZEN = Freeze(0.35, 0.25)
 
@@ -245,6 +247,13 @@ def test_summary():
     assert "blocks.0.0" in text
     assert "8x3x3x3" in text
     assert f"5 layers, 568 weights, {s.free_bits} free bits" in text
+    for share, kind in ((s.prune, "pruned"), (s.lock, "locked")):
+        assert share == sum(getattr(x, kind) for x in s.layers) / 568
+    assert f"frozen: prune={s.prune:.4f}, lock={s.lock:.4f} of all weights" in text
+    row = next(line for line in text.splitlines() if line.startswith("heads.a"))
+    x = s.layers[3]
+    assert row.split()[-2:] == [f"{x.pruned / 40:.4f}", f"{x.locked / 40:.4f}"]
+    assert s.dense_weights == ()
     assert "dense parameters: 29 (stem.bias, blocks.0.0.bias, blocks.1.0.bias, ...)" in text
     assert s.dense == {n: p.numel() for n, p in model.named_parameters() if n.endswith("bias")}
     assert "dense" not in str(summary(convert(nn.Linear(3, 3, bias=False))))
@@ -254,6 +263,10 @@ def test_summary():
     "options,message",
     (
         ({"exclude": ["head", "stem"]}, "exclude=['head']: expected names of modules of the model"),
+        (
+            {"exclude": ["stem.weight"]},
+            "exclude=['stem.weight']: expected names of modules of the model, or of weights",
+        ),
         ({"exclude": ["stem", "blocks", "heads"]}, "model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding"),
         ({"freeze": [Freeze()] * 4}, "freeze: 4 given, expected one for each of 5 layers"),
         ({"spread": "random"}, "spread='random': expected one of"),
@@ -323,3 +336,272 @@ def test_numpys_integers_are_integers():
     layer = convert(nn.Linear(5, 3), seed=np.int64(3))
     assert type(layer.source.seed) is int
     assert torch.equal(layer.integer_weight(), convert(nn.Linear(5, 3), seed=3).integer_weight())
+
+
+# What stays dense
+
+
+class Transposed(nn.Module):
+    """As the ``Conv1D`` of Hugging Face's GPT-2."""
+
+    def __init__(self, fan: int, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(fan, rows))
+        self.bias = nn.Parameter(torch.zeros(rows))
+
+
+class Experts(nn.Module):
+    """Fused: the weights of all experts are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.randn(4, 6, 10))
+        self.down = nn.Parameter(torch.randn(4, 5, 6))
+
+
+class Special(nn.Linear):
+    pass
+
+
+DENSE_MODULES = {  # and how many weights they have
+    "Conv1d": (lambda: nn.Conv1d(3, 4, 2), 24),
+    "Conv3d": (lambda: nn.Conv3d(3, 4, 2), 96),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(3, 4, 2), 24),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(3, 4, 2), 48),
+    "LSTM": (lambda: nn.LSTM(3, 5, 2), 4 * 5 * (3 + 5 + 5 + 5)),
+    "GRUCell": (lambda: nn.GRUCell(3, 5), 3 * 5 * 8),
+    "Bilinear": (lambda: nn.Bilinear(2, 3, 4), 24),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(7, 1), 7),
+    "Transposed": (lambda: Transposed(3, 5), 15),
+    "Experts": (Experts, 4 * 6 * 10 + 4 * 5 * 6),
+    "Special": (lambda: Special(3, 5), 15),
+    "ParameterList": (lambda: nn.ParameterList([torch.randn(2, 3), torch.randn(2)]), 6),
+    "LazyConv1d": (lambda: nn.LazyConv1d(4, 2), 0),
+}
+dense_modules = pytest.mark.parametrize(
+    "kind,make,weights", [(k, *v) for k, v in DENSE_MODULES.items()], ids=DENSE_MODULES
+)
+
+
+@dense_modules
+def test_dense_weights_that_train_are_warned_of(kind, make, weights, caplog):
+    model = nn.ModuleDict({"a": make(), "b": nn.Linear(4, 4), "c": make()})
+    with pytest.warns(UserWarning) as caught:
+        convert(model)
+    (warning,) = caught
+    assert f"{2 * weights:,} dense weights stay in the model and train: 2 {kind} (" in str(warning.message)
+    assert "a." in str(warning.message)
+    assert warning.filename == __file__
+    found = summary(model).dense_weights
+    assert {(d.kind, d.trains) for d in found} == {(kind, True)}
+    assert sum(d.weights for d in found) == 2 * weights
+    assert f"dense weights that train: 2 {kind} ({2 * weights:,} weights: a." in str(summary(model))
+
+
+@dense_modules
+def test_strict_refuses_them(kind, make, weights):
+    model = nn.Sequential(nn.Linear(4, 4), make())
+    modules = list(model)
+    with pytest.raises(ValueError, match=rf"dense weights stay in the model and train: 1 {kind} \(.*strict=True"):
+        convert(model, strict=True)
+    assert list(model) == modules
+
+
+@dense_modules
+@pytest.mark.parametrize("strict", (False, True))
+def test_excluded_and_fixed_weights_are_no_surprise(kind, make, weights, strict):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = nn.Sequential(nn.Linear(4, 4), make())
+        model = convert(model, exclude=["1"], strict=strict)
+        assert type(model[0]) is SupermaskLinear
+        assert all(d.trains for d in summary(model).dense_weights)
+        fixed = make()
+        for name, p in fixed.named_parameters():
+            if is_lazy(p):  # it takes no new requires_grad
+                fixed.register_parameter(name, UninitializedParameter(requires_grad=False))
+            else:
+                p.requires_grad_(False)
+        model = convert(nn.Sequential(nn.Linear(4, 4), fixed), strict=strict)
+        assert not any(d.trains for d in summary(model).dense_weights)
+    assert f"dense weights that are fixed: 1 {kind} ({weights:,} weights: 1." in str(summary(model))
+    assert "dense weights that train" not in str(summary(model))
+
+
+def test_the_weights_of_attention():
+    """Its in_proj_weight, and an output layer that is a subclass of nn.Linear."""
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match=r"256 dense weights .*1 MultiheadAttention \(192 weights: 0.in_proj_weight\)"):
+        convert(model)
+    assert [d.name for d in summary(model).dense_weights] == ["0.in_proj_weight", "0.out_proj.weight"]
+
+
+def test_biases_and_norms_are_no_dense_weights():
+    norms = (nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.LayerNorm((3, 4, 4)), nn.RMSNorm((4, 4)), nn.LazyBatchNorm2d())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = convert(nn.Sequential(nn.Conv2d(3, 3, 1), *norms, nn.PReLU(4)), strict=True)
+    assert summary(model).dense_weights == ()
+    assert {"0.bias", "3.weight", "4.weight"} < summary(model).dense.keys()
+
+
+def test_a_bare_parameter_may_be_excluded_by_its_name():
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(1, 4, 8))
+            self.head = nn.Linear(8, 3)
+
+    with pytest.warns(UserWarning, match=r"32 dense weights .*1 Positions \(32 weights: positions\)"):
+        convert(Positions())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = convert(Positions(), exclude=["positions"], strict=True)
+    assert type(model.head) is SupermaskLinear
+    assert summary(model).dense_weights == (DenseSummary("positions", "Positions", 32, True),)
+    with pytest.raises(ValueError, match=r"exclude=\['head.weight'\]: expected names of modules"):
+        convert(Positions(), exclude=["head.weight"])
+
+
+def test_a_parametrized_weight_is_its_modules():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(3, 4, 2)), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match=r"28 dense weights stay in the model and train: 1 Conv1d \(28 weights: 0"):
+        convert(model)
+
+
+def test_a_shared_dense_weight_counts_once():
+    model = nn.Sequential(nn.Bilinear(2, 3, 4), nn.Linear(4, 4), nn.Bilinear(2, 3, 4))
+    model[2].weight = model[0].weight
+    with pytest.warns(UserWarning, match=r"24 dense weights .*1 Bilinear \(24 weights: 0.weight\)"):
+        convert(copy.deepcopy(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, exclude=["2"], strict=True)
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(3, 4, 2))
+    before = list(model)
+    with warnings.catch_warnings(), pytest.raises(UserWarning):
+        warnings.simplefilter("error")
+        convert(model)
+    assert list(model) == before
+
+
+# Fixed weights
+
+
+def test_fixed_weights_are_left_alone(caplog):
+    model = nn.Sequential(nn.Embedding.from_pretrained(torch.randn(5, 4)), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.requires_grad_(False)
+    old = list(model)
+    values = [m.weight.clone() for m in old[:2]]
+    with caplog.at_level(logging.INFO, "slt_kernels.convert"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, [Freeze()], strict=True)
+    assert [model[0], model[1]] == old[:2]
+    assert all(torch.equal(m.weight, v) for m, v in zip(model, values, strict=False))
+    assert model[1].bias.requires_grad
+    assert type(model[2]) is SupermaskLinear
+    assert model[2].source.layer == 0
+    assert "left alone: 0 (requires_grad=False)" in caplog.text
+    assert "left alone: 1 (requires_grad=False)" in caplog.text
+    assert summary(model).dense_weights == (
+        DenseSummary("0.weight", "Embedding", 20, False),
+        DenseSummary("1.weight", "Linear", 16, False),
+    )
+    assert "dense weights that are fixed: 1 Embedding (20 weights: 0.weight), 1 Linear (16" in str(summary(model))
+
+
+def test_a_model_that_is_all_fixed_is_refused():
+    for model in (Nested().requires_grad_(False), nn.Linear(4, 4).requires_grad_(False)):
+        before = structure(model)
+        with pytest.raises(ValueError, match=r"has requires_grad=False, .*call model.requires_grad_\(True\) first"):
+            convert(model)
+        assert structure(model).keys() == before.keys()
+        converted = convert(model.requires_grad_(True))
+        assert len(summary(converted).layers) == len([n for n in before if n.endswith("weight")])
+    with pytest.raises(ValueError, match=r"model: expected at least one nn\.Linear"):
+        convert(nn.Linear(4, 4).requires_grad_(False), exclude=[""])
+
+
+def test_a_fixed_parametrized_weight_is_left_alone():
+    model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)).requires_grad_(False))
+    old = model[1]
+    assert convert(model)[1] is old
+    model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)).requires_grad_(False))
+    model[1].bias.requires_grad_(True)
+    old = model[1]
+    assert convert(model)[1] is old
+
+
+# Shared weights
+
+
+def test_weights_that_two_modules_share_are_warned_of():
+    model = nn.ModuleDict({"words": nn.Embedding(9, 4), "mlp": nn.Linear(4, 4), "head": nn.Linear(4, 9, bias=False)})
+    model["head"].weight = model["words"].weight
+    for options, head in (({}, SupermaskLinear), ({"exclude": ["head"]}, nn.Linear)):
+        tied = copy.deepcopy(model)
+        assert tied["head"].weight is tied["words"].weight
+        with pytest.warns(UserWarning) as caught:
+            convert(tied, **options)
+        (warning,) = caught
+        assert "weights that modules share are not shared after convert" in str(warning.message)
+        assert str(warning.message).endswith(": words.weight and head.weight")
+        assert warning.filename == __file__
+        assert [type(tied["words"]), type(tied["head"])] == [SupermaskEmbedding, head]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(convert(model, exclude=["words", "head"])["mlp"]) is SupermaskLinear
+
+
+def test_a_weight_that_a_dense_module_shares_trains_on():
+    model = nn.ModuleDict({"words": nn.Embedding(9, 4), "head": Special(4, 9, bias=False)})
+    model["head"].weight = model["words"].weight
+    with pytest.warns(UserWarning) as caught:
+        convert(model)
+    assert ["36 dense weights" in str(w.message) for w in caught] == [True, False]
+    assert "words.weight and head.weight" in str(caught[1].message)
+
+
+def test_a_module_in_two_places_shares_nothing():
+    layer = nn.Linear(6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(nn.Sequential(layer, nn.ReLU(), layer))
+
+
+# What a replacement would lose
+
+
+@pytest.mark.parametrize("what", ("parameter", "buffer", "module"))
+def test_what_was_added_to_a_module_is_not_lost(what):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    add = {
+        "parameter": lambda m: m.register_parameter("extra", nn.Parameter(torch.ones(2))),
+        "buffer": lambda m: m.register_buffer("extra", torch.ones(2)),
+        "module": lambda m: m.add_module("extra", nn.ReLU()),
+    }
+    add[what](model[1])
+    before = list(model)
+    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\): exclude it"):
+        convert(model)
+    assert list(model) == before
+    assert type(convert(model, exclude=["1"])[0]) is SupermaskLinear
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+@pytest.mark.parametrize("spread", ("uniform", "erk", "epl", "igq"))
+def test_an_empty_weight_is_named(spread):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(0, 4))
+    with pytest.raises(ValueError, match=r"1: its weight of shape \[4, 0\] is empty: exclude it"):
+        convert(model, Freeze(0.2), spread=spread)
+    assert type(convert(model, Freeze(0.2), exclude=["1"], spread=spread)[0]) is SupermaskLinear
+
+
+def test_an_equal_layer_in_the_model_already_is_the_callers_to_hear_of():
+    model = nn.Sequential(SupermaskLinear(4, 4), SupermaskLinear(4, 4), nn.Linear(4, 4))
+    assert convert(model)[2].source.layer == 1
+    with pytest.warns(UserWarning, match="2 layers"):
+        summary(model)

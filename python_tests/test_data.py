@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+import struct
 import sys
 
 import hypothesis.strategies as st
@@ -11,11 +12,11 @@ import oracle
 import pytest
 import torch
 from hypothesis import given
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, load
 from slt_kernels.data.chance import draws, order, split
-from slt_kernels.data.folder import random_box
+from slt_kernels.data.folder import ImageFiles, random_box
 from slt_kernels.data.graph import neighbours_mean
 from slt_kernels.data.images import crop_and_flip
 from slt_kernels.data.text import Sequences
@@ -159,12 +160,13 @@ def test_epochs_and_seeds_differ():
 @pytest.mark.parametrize(
     "arguments,message",
     (
-        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer from 1 to"),
         ({"batch_size": 1.5}, r"batch_size=1\.5: expected an integer"),
+        ({"batch_size": True}, "batch_size=True: expected an integer"),
         ({"batch_size": 4, "workers": "2"}, "workers='2': expected an integer"),
-        ({"batch_size": 4, "rank": 2, "ranks": 2}, "rank=2: expected one of ranks=2"),
-        ({"batch_size": 4, "ranks": 0}, "rank=0: expected one of ranks=0"),
-        ({"batch_size": 4, "workers": -1}, "workers=-1: expected at least 0"),
+        ({"batch_size": 4, "rank": 2, "ranks": 2}, "rank=2: expected an integer from 0 to 1"),
+        ({"batch_size": 4, "ranks": 0}, "ranks=0: expected an integer from 1 to"),
+        ({"batch_size": 4, "workers": -1}, "workers=-1: expected an integer from 0 to"),
     ),
 )
 def test_loader_refuses(arguments, message):
@@ -264,6 +266,37 @@ def test_cifar_refuses(tmp_path):
     batch.unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3\.bin: not found"):
         load("cifar10", tmp_path)
+    for file in folder.glob("data*.bin"):
+        file.write_bytes(bytes(3073 * 20))
+    batch.write_bytes(bytes(3073 * 20))
+    with pytest.raises(ValueError, match="cifar-10-batches-bin: all training images have one value in a channel"):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("make", (os.mkfifo, os.mkdir), ids=("pipe", "folder"))
+def test_what_is_no_regular_file_is_refused(make, tmp_path):
+    """A pipe would be waited for without end."""
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    batch = tmp_path / "cifar-10-batches-bin/data_batch_3.bin"
+    image = tmp_path / "train/a/0.png"
+    image.parent.mkdir(parents=True)
+    batch.unlink()
+    for file, name, path in (
+        (batch, "cifar10", tmp_path),
+        (image, "image_folder", tmp_path),
+        (tmp_path / "t", "text", 0),
+    ):
+        make(file)
+        with pytest.raises(ValueError, match=f"^{file}: expected a regular file"):
+            load(name, path or file)
+
+
+def test_a_broken_link_among_images_is_no_image_less(tmp_path):
+    (tmp_path / "train/a").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "train/a/0.png")
+    (tmp_path / "train/a/1.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"a/1\.png: expected a regular file, or a link to one"):
+        load("image_folder", tmp_path)
 
 
 # Folders of images
@@ -412,6 +445,52 @@ def test_damaged_images(damage, suffix, tmp_path):
         loaded.test.batch(torch.tensor([0, 1]))
 
 
+@given(st.sampled_from(("png", "jpg", "bmp", "webp")), st.data())
+def test_any_damage_to_an_image_is_told_or_harmless(tmp_path_factory, suffix, data):
+    file = tmp_path_factory.mktemp("image") / f"0.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    content = bytearray(file.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    part = ImageFiles(file.parent, np.array([os.fsencode(file.name)]), torch.zeros(1, dtype=torch.int64), 8)
+    try:
+        (images,), _ = part.batch(torch.tensor([0]))
+    except ValueError as error:
+        assert str(error).startswith(f"{file}: damaged, or not an image: ")
+        assert len(str(error)) < len(str(file)) + 250
+    else:
+        assert images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "error",
+    (
+        KeyError("x"),
+        EOFError(),
+        OverflowError("x" * 10**6),
+        UnidentifiedImageError("a\n" * 10**6),
+        MemoryError(),
+        struct.error(),
+    ),
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_the_reader_of_images_raises_names_the_file(error, tmp_path, monkeypatch):
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", read)
+    part = ImageFiles(tmp_path, np.array([b"0.png"]), torch.zeros(1, dtype=torch.int64), 8)
+    with pytest.raises(ValueError, match=r"0\.png: damaged, or not an image: ") as told:
+        part.batch(torch.tensor([0]))
+    assert len(str(told.value)) < 500
+    assert "\n" not in str(told.value)
+    error = PermissionError(13, "Permission denied", "0.png")  # of a file that is not damaged
+    with pytest.raises(PermissionError):
+        part.batch(torch.tensor([0]))
+
+
 @pytest.mark.parametrize("workers", (0, 1))
 def test_a_damaged_image_is_told_in_one_sentence(workers, tmp_path):
     for part in ("train", "val"):
@@ -503,15 +582,44 @@ def test_ogbn_arxiv(tmp_path):
 def test_ogbn_arxiv_refuses(tmp_path, monkeypatch):
     write_arxiv(tmp_path / "ogbn_arxiv")
     (tmp_path / "ogbn_arxiv/raw/node-feat.csv.gz").write_bytes(b"damaged")
-    with pytest.raises(RuntimeError, match=r"ogbn_arxiv: ogb could not load .*arxiv\.zip"):
+    with pytest.raises(ValueError, match=r"ogbn_arxiv: ogb could not load .*arxiv\.zip"):
         load("ogbn_arxiv", tmp_path)
 
     def offline(*_):
         raise OSError("no network")
 
     monkeypatch.setattr("ogb.nodeproppred.dataset.decide_download", offline)
-    with pytest.raises(RuntimeError, match=r"none/ogbn_arxiv: ogb could not load .*no network.*arxiv\.zip"):
+    with pytest.raises(RuntimeError, match=r"none/ogbn_arxiv: ogb could not download .*no network.*arxiv\.zip"):
         load("ogbn_arxiv", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "name,row,message",
+    (
+        ("raw/edge", "3,30", "edge: expected integers from 0 to 29"),
+        ("raw/edge", "-1,3", "edge: expected integers from 0 to 29"),
+        ("raw/node-label", "40", "node-label: expected integers from 0 to 39"),
+        ("raw/node-label", "-1", "node-label: expected integers from 0 to 39"),
+        ("raw/node-label", "nan", "node-label: expected integers"),
+        ("raw/node-label", "1.5", "node-label: expected integers"),
+        ("raw/node-label", "cs.LG", "TypeError"),
+        ("raw/node-feat", "1,2,nan,4,5", r"node-feat \[30, 5\]: expected finite features of 30 nodes"),
+        ("raw/node-feat", "1,2,inf,4,5", r"node-feat \[30, 5\]: expected finite features of 30 nodes"),
+        ("raw/num-node-list", "29", "node-feat"),
+        ("split/time/train", "30", "train: expected integers from 0 to 29"),
+        ("split/time/test", "-1", "test: expected integers from 0 to 29"),
+        ("split/time/valid", "3", "split: expected each node once at most"),
+    ),
+)
+def test_a_graph_out_of_bounds_is_refused(name, row, message, tmp_path):
+    """Before it is computed with: an edge to a node that is not there would be read past the end."""
+    write_arxiv(tmp_path / "ogbn_arxiv")
+    file = tmp_path / f"ogbn_arxiv/{name}.csv.gz"
+    first, *others = gzip.decompress(file.read_bytes()).decode().splitlines()
+    assert first.count(",") == row.count(",")
+    file.write_bytes(gzip.compress("\n".join([row, *others]).encode()))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/ogbn_arxiv: ogb could not load .*{message}"):
+        load("ogbn_arxiv", tmp_path)
 
 
 # Text

@@ -1,19 +1,39 @@
 """What README.md and docs/ say is what the code does and what the results hold."""
 
+import ast
+import inspect
+import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
 
+import pytest
 import torch
+from test_data import write_cifar
+from torch import nn
+from torch.distributed.run import get_args_parser
 
-from slt_kernels import Freeze, SupermaskEmbedding, SupermaskLinear
+from slt_kernels import (
+    Freeze,
+    SupermaskConv2d,
+    SupermaskEmbedding,
+    SupermaskLinear,
+    cli,
+    convert,
+    sweep,
+)
+from slt_kernels.nn.supermask import check_sparsity
 from slt_kernels.source import NORMAL_TABLE
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_tables_are_what_the_results_say():
@@ -22,16 +42,279 @@ def test_tables_are_what_the_results_say():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_readme_example_runs(tmp_path):
-    """As it stands, and it prints the counts that its comments name."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+# Python
+
+
+def python(document: Path) -> str:
+    """The Python blocks of a document, in order: a later one may use what an earlier one made."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL))
+
+
+def run(*command: str, cwd: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_readme(tmp_path):
+    """As it stands; it prints the counts that its comments name, and the ticket gives the same answers."""
+    example = python(ROOT / "README.md")
     (counts,) = re.findall(r"# ([\d,]+ weights, [\d,]+ free bits)", example)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", example]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert counts in run.stdout
-    assert (tmp_path / "net.slt").exists()
+    assert example.count("load_ticket(") == 1
+    example = example.replace("drop_scores(network()))", "copy := drop_scores(network()))")
+    check = "\nx = torch.randn(5, 64)\nassert torch.equal(copy(x), model(x))\n"
+    assert counts in run(sys.executable, "-c", example + check, cwd=tmp_path)
+
+
+def test_examples_of_networks_and_data(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "path/to/data", count=700)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(python(ROOT / "docs/models.md"), names)
+    assert type(names["ticket"]) is type(names["dense"])
+    assert names["logits"].shape[1:] == (10,)
+
+
+def test_examples_of_tickets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(python(ROOT / "docs/tickets.md"), names)
+    x = torch.randn(3, 64)
+    assert torch.equal(names["used"](x), names["model"](x))
+    assert all(m.scores is None for m in names["used"].modules() if isinstance(m, SupermaskLinear))
+
+
+def test_examples_of_several_processes(tmp_path):
+    """As a script that torchrun starts; then a step of each network."""
+    check = """
+x = torch.randint(256, (2, 8))
+before = [p.detach().clone() for p in model.parameters()]
+model(x).square().mean().backward()
+optimizer.step()
+assert any(not torch.equal(a.full_tensor(), p.full_tensor()) for a, p in zip(before, model.parameters()))
+assert mlp(torch.ones(2, 64)).shape == (2, 64)
+print("done", flush=True)
+dist.barrier()
+import os
+os._exit(0)
+"""
+    (tmp_path / "script.py").write_text(python(ROOT / "docs/distributed.md") + check)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py")
+    assert run(sys.executable, *launch, cwd=tmp_path).count("done") == 2
+
+
+def test_every_python_block_is_run():
+    """By one of the tests above."""
+    tested = {"README.md", "models.md", "tickets.md", "distributed.md"}
+    assert {document.name for document in DOCUMENTS if python(document)} == tested
+    for document in DOCUMENTS:
+        ast.parse(python(document))
+
+
+# Commands
+
+PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:slt|pip|python|pytest|torchrun)(?= |$)"
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands of indented lines and of inline code, in words, without what stands before or beside them."""
+    for line in re.findall(rf"^    ({PROGRAMS}.*)$", text, re.M) + re.findall(rf"`({PROGRAMS} [^`]*)`", text):
+        for part in line.split("&&"):
+            words = shlex.split(re.split(r"\s{2,}", part.strip())[0], comments=True)
+            yield words[next(i for i, word in enumerate(words) if not re.match("[A-Z_]+=", word)) :]
+
+
+def texts() -> dict[str, str]:
+    """What holds commands, by name: the documents, the configurations' comments, and the docstrings of the benches."""
+    found = {path.name: path.read_text() for path in DOCUMENTS}
+    for path in sorted((ROOT / "bench").glob("*.py")):
+        found[path.name] = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("`", "")
+    return found
+
+
+COMMANDS = [(name, words) for name, text in texts().items() for words in commands(text)]
+
+
+def all_of(program: str) -> list:
+    return [
+        pytest.param(words[1:], id=f"{name}: {shlex.join(words)}") for name, words in COMMANDS if words[0] == program
+    ]
+
+
+def check_slt(words: list[str]) -> None:
+    """Parses a command line of slt, and makes its experiments."""
+    if words == ["--help"]:
+        return
+    arguments = cli._parser().parse_args(words)
+    if arguments.command not in ("find", "sweep"):
+        return
+    experiment = cli._experiment(arguments)
+    experiments = [experiment]
+    if arguments.command == "sweep":
+        widths, seeds = arguments.widths or [None], range(arguments.seeds)
+        grid = sweep.Grid(arguments.ratios, arguments.splits, widths, seeds, arguments.keep)
+        experiments = grid.experiments(experiment).values()
+    for e in experiments:
+        check_sparsity(e.search.sparsity, e.source.prune, e.source.lock)
+
+
+def test_commands_are_found():
+    """Of every kind, so that no test below is empty; and the ones that are known to be there."""
+    assert {words[0] for _, words in COMMANDS} == {"slt", "pip", "python", "pytest", "torchrun"}
+    assert ("README.md", ["slt", "find"]) in COMMANDS
+    assert sum(name == "reproducing.md" for name, _ in COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("words", all_of("slt"))
+def test_commands_of_slt(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_slt(words)
+
+
+@pytest.mark.parametrize("words", all_of("torchrun"))
+def test_commands_of_torchrun(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed = get_args_parser().parse_args(words)
+    assert (parsed.module, parsed.training_script) == (True, "slt_kernels")
+    check_slt(parsed.training_script_args)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_flags_that_a_configuration_names(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    comments = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
+    for flags in ["", *re.findall(r": ((?:--\w+ [\d.]*\d ?)+)", comments)]:
+        check_slt(["find", "--config", str(config), *flags.split()])
+
+
+@pytest.mark.parametrize("words", all_of("pytest"))
+def test_commands_of_pytest(words):
+    assert words
+    assert all((ROOT / word).is_dir() for word in words)
+
+
+EXTRAS = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[
+    1
+]
+
+
+def check_extras(wanted: str) -> None:
+    assert set(wanted.split(",")) <= set(re.findall(r"^(\w+) = \[", EXTRAS, re.MULTILINE))
+
+
+@pytest.mark.parametrize("words", all_of("pip"))
+def test_commands_of_pip(words):
+    install, *others = words
+    assert install == "install"
+    if others[0] == "-c":
+        assert (ROOT / others[1]).is_file()
+        others = others[2:]
+    (extras,) = re.findall(r"^(?:-e \.|slt_kernels)(?:\[([\w,]+)\])?$", " ".join(others))
+    if extras:
+        check_extras(extras)
+
+
+def test_extras_that_errors_and_tables_name():
+    sources = [*DOCUMENTS, *(ROOT / "slt_kernels").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    found = re.findall(r"pip install [^\[\n]*\[([\w,]+)\]", text) + re.findall(r"[(]?extra `(\w+)`", text)
+    assert len(found) > 15
+    for extras in found:
+        check_extras(extras)
+
+
+def test_commands_of_python():
+    """Each script parses its arguments, and goes no further."""
+    lines = sorted({tuple(words[1:]) for _, words in COMMANDS if words[0] == "python"})
+    code = """
+import argparse, json, runpy, sys
+
+class Parsed(BaseException):
+    pass
+
+plain = argparse.ArgumentParser.parse_args
+
+def parse(*arguments):
+    plain(*arguments)
+    raise Parsed
+
+argparse.ArgumentParser.parse_args = parse
+sys.path.insert(0, "bench")
+for line in json.loads(sys.argv[1]):
+    sys.argv = line
+    try:
+        runpy.run_path(line[0], run_name="__main__")
+    except Parsed:
+        continue
+    raise SystemExit(f"{line}: no parser")
+"""
+    parsed = []
+    for file, *arguments in lines:
+        assert (ROOT / file).is_file()
+        if "parse_args" in (ROOT / file).read_text():
+            parsed.append([file, *arguments])
+        else:
+            assert not arguments or "sys.argv" in (ROOT / file).read_text(), f"{file} takes no arguments"
+    run(sys.executable, "-c", code, json.dumps(parsed), cwd=ROOT)
+
+
+def test_flags_in_running_text():
+    """Every `--flag` in inline code is an option of slt."""
+    subparsers = cli._parser()._subparsers._group_actions[0].choices.values()
+    known = {option for parser in subparsers for option in parser._option_string_actions} | {"--help"}
+    for document in DOCUMENTS:
+        for span in re.findall(r"`(--[^`]*)`", document.read_text()):
+            assert span.split()[0] in known, f"{document.name}: {span}"
+
+
+# Statements
+
+
+def test_arguments_of_the_layers_are_pytorch_s():
+    """In their order; `max_norm` and `sparse` are refused."""
+    for ours, theirs in (
+        (SupermaskLinear, nn.Linear),
+        (SupermaskConv2d, nn.Conv2d),
+        (SupermaskEmbedding, nn.Embedding),
+    ):
+        names = [name for name in inspect.signature(theirs).parameters if not name.startswith("_")]
+        assert list(inspect.signature(ours).parameters)[: len(names)] == names
+    for option in ({"max_norm": 1.0}, {"sparse": True}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            SupermaskEmbedding(5, 3, **option)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_convert_leaves_dense_trains():
+    model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1)))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"0.scores", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_tracing():
+    model = convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(model, x)(x), model(x))
+    with pytest.raises((torch.fx.proxy.TraceError, TypeError)):
+        torch.fx.symbolic_trace(model)
+
+
+def test_what_the_sweep_shows():
+    """Where the frozen sources are ahead of the randomly pruned one, on average and by more than a point."""
+    groups = sweep._groups(sweep.read(ROOT / "docs/sweep_digits"))
+    mean = {key: sum(row["test_accuracy"] for row in rows) / len(rows) for key, rows in groups.items()}
+    ahead = {}
+    for (width, source, ratio), accuracy in mean.items():
+        if source.startswith("frozen") and accuracy > mean[width, "randomly pruned", ratio] + 0.01:
+            ahead.setdefault(source, set()).add((width, ratio))
+    assert ahead["frozen 1:1"] == {(24, 0.8), (24, 0.98), (48, 0.98)}
+    assert ahead["frozen 6:1"] == {(24, 0.8), (24, 0.9), (24, 0.95), (24, 0.98), (48, 0.95)}
 
 
 def test_the_normal_table_and_the_scale_as_the_contract_words_them():
@@ -58,7 +341,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_links_lead_somewhere():
-    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for document in DOCUMENTS:
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
             there = document.parent / target if target else document
             assert there.exists(), f"{document.name}: {target}"

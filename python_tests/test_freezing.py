@@ -1,13 +1,17 @@
 """How freezing is spread over layers: totals, formulas, and the rule for prune and lock."""
 
 import math
+import warnings
+from fractions import Fraction
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from torch import nn
 
-from slt_kernels import Freeze, convert
+from slt_kernels import Freeze, convert, summary
 from slt_kernels.freezing import SPREADS, epl, erk, igq, spread_freeze, uniform
 
 CONV6 = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (256, 128, 3, 3), (10, 256)]
@@ -144,3 +148,77 @@ def test_unknown_spread():
 def test_a_freeze_is_of_fractions(name, value):
     with pytest.raises(ValueError, match=f"{name}={value!r}: expected a fraction in"):
         Freeze(**{name: value})
+
+
+# Fractions that round away
+
+
+@pytest.mark.parametrize(
+    "prune,lock,messages",
+    (
+        (0.001, 0, ["prune=0.001 rounds to 0/256, so no weight is pruned"]),
+        (0, 0.001, ["lock=0.001 rounds to 0/256, so no weight is locked"]),
+        (0.001, 0.0019, ["prune=0.001 rounds to 0/256", "lock=0.0019 rounds to 0/256"]),
+        (0.999, 0, ["prune=0.999 + lock=0.0 rounds to 256/256, so no weight is left to search"]),
+        (0, 0.999, ["prune=0.0 + lock=0.999 rounds to 256/256"]),
+        (0.5, 0.499, ["prune=0.5 + lock=0.499 rounds to 256/256"]),
+        (0.998046875, 0.001953125, ["lock=0.001953125 rounds to 0/256"]),  # the byte they share is pruned
+        (0, 0, []),
+        (1, 0, []),
+        (0.3, 0.7, []),
+        (0.002, 0.002, []),
+        (0.998, 0, []),
+    ),
+)
+def test_a_fraction_that_rounds_away_is_warned_of(prune, lock, messages):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        freeze = Freeze(prune, lock)
+    assert [str(w.message)[: len(m)] for w, m in zip(caught, messages, strict=True)] == messages
+    assert all(w.filename == __file__ for w in caught)
+    realized = summary(convert(nn.Linear(300, 300), freeze, None))
+    assert realized.layers[0].prune == realized.prune == pytest.approx(prune, abs=0.01)
+    assert realized.layers[0].lock == realized.lock == pytest.approx(lock, abs=0.01)
+
+
+@given(prune=densities, share=densities)
+def test_the_warning_tells_what_the_thresholds_do(prune, share):
+    lock = share * (1 - prune)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        freeze = Freeze(prune, lock)
+    text = "".join(str(w.message) for w in caught)
+    assert ("no weight is pruned" in text) == (prune > 0 and freeze.prune_below == 0)
+    assert ("no weight is locked" in text) == (lock > 0 and freeze.lock_from == 256)
+    assert ("left to search" in text) == (prune + lock < 1 - 1e-9 and freeze.prune_below == freeze.lock_from)
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_a_layers_own_part_may_round_away(name):
+    """A small layer keeps all its weights, and the others make up for it: no reason to warn."""
+    shapes = [(1, 1), (10, 20), (2000, 2000)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        freezes = [spread_freeze(Freeze(p, r), shapes, name) for p, r in ((0.01, 0.01), (0.5, 0.4), (0.3, 0), (0, 0))]
+    if name == "igq":
+        assert any(f.prune > 0 and f.prune_below == 0 for f in freezes[0])
+
+
+@pytest.mark.parametrize("kind", (np.float16, np.float32, np.float64, Fraction, torch.tensor, np.array))
+@spreads
+def test_a_density_is_any_number(spread, kind):
+    value = kind(0.25)
+    assert spread(CONV6, value) == spread(CONV6, 0.25)
+    sizes = [tuple(np.int32(n) for n in shape) for shape in [*CONV6, (70_000, 70_000)]]
+    plain = [tuple(map(int, shape)) for shape in sizes]
+    assert spread(sizes, value) == spread(plain, 0.25)
+
+
+@spreads
+def test_what_is_no_density_and_no_shape(spread):
+    for density in (-0.1, 1.5, math.nan, True, "0.5", None):
+        with pytest.raises(ValueError, match=f"density={density!r}: expected a fraction in"):
+            spread(CONV6, density)
+    for shape in ((0, 3), (3, -1), (2.0, 3), ("3",)):
+        with pytest.raises(ValueError, match=r"shapes\[1\]=.*: expected an integer"):
+            spread([(2, 2), shape], 0.5)

@@ -234,9 +234,9 @@ def test_build_takes_what_the_data_tell(tmp_path):
     (
         ("resnet", {}, "model='resnet': expected one of convnet, conv2"),
         ("conv6", {"widht": 4}, "widht=4: conv6 has only depth, classes, width, channels, size"),
-        ("conv6", {"width": 0}, "width=0: expected a positive integer"),
-        ("conv6", {"classes": 2.5}, r"classes=2\.5: expected a positive integer"),
-        ("conv6", {"width": True}, "width=True: expected a positive integer"),
+        ("conv6", {"width": 0}, "width=0: expected an integer from 1 to"),
+        ("conv6", {"classes": 2.5}, r"classes=2\.5: expected an integer from 1 to"),
+        ("conv6", {"width": True}, "width=True: expected an integer from 1 to"),
         ("conv6", {"depth": 5}, "depth=5: expected 2, 4, 6 or 8"),
         ("conv8", {"size": 8}, "size=8: expected at least 16, for 4 poolings"),
         ("resnet50", {"depth": 20}, "depth=20: expected one of 18, 34, 50, 101"),

@@ -140,7 +140,7 @@ else:
 
 ALONE = """
 from slt_kernels import SupermaskEmbedding, SupermaskLinear
-from slt_kernels.nn import spread
+from slt_kernels.nn import sharded_scores
 from slt_kernels import ops
 
 # Thresholds over shards: every rank, with ties, zeros and a NaN
@@ -151,7 +151,7 @@ sharded = parallelize_module(SupermaskLinear(64, 9, freeze=Freeze(0.2, 0.3)), me
 with torch.no_grad():
     sharded.scores.copy_(sharded._part_of_scores(whole))
 for wanted in (-1, 0, 1, 2, 30, single.free // 2, single.free - 1, single.free, single.free + 5):
-    assert torch.equal(spread.select([sharded], wanted), ops.select([whole], wanted)), wanted
+    assert torch.equal(sharded_scores.select([sharded], wanted), ops.select([whole], wanted)), wanted
 
 # A layer used alone makes its own masks, and its sparsity is the whole layer's.
 for plan in (RowwiseParallel(), ColwiseParallel(output_layouts=Replicate())):

@@ -11,6 +11,7 @@ from processes import run_processes
 from slt_kernels import ticket_info
 from slt_kernels.cli import main
 from slt_kernels.train import search
+from slt_kernels.train.processes import joined
 
 # What both the one process and the two run: 20 steps, the last one of each epoch on a smaller batch. The noise is there
 # because digits repeat patches: the maxima that are pooled would be so close that rounding decides between them.
@@ -150,12 +151,23 @@ def test_masks_that_differ_are_noticed(two):
         assert found["check"] == "the masks or parameters of processes [1] differ from those of process 0"
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"RANK": "4", "LOCAL_RANK": "4", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="LOCAL_RANK=4: PyTorch sees 4 GPUs here"), joined(torch.device("cuda")):
+        pass
+
+
 def test_torchrun_takes_the_same_command(tmp_path, capsys):
-    out = tmp_path / "net.slt"
+    out, folder = tmp_path / "net.slt", tmp_path / "run"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slt_kernels.cli"]
     command = [*launch, "find", "--width", "6", "--epochs", "1", "--threads", "1", "--out", str(out)]
+    command += ["--folder", str(folder)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("A ticket in digits") == 1
+    assert done.stdout.count("epoch 1 of 1: loss") == 1
+    assert (folder / "last.pt").exists()
     assert main(["eval", str(out)]) == 0
     assert f"{ticket_info(out).metadata['test_accuracy']:.2%}" in capsys.readouterr().out

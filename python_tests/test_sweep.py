@@ -274,13 +274,13 @@ def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert main(["sweep", "--epochs", "1"]) == 2
-    assert capsys.readouterr().err.endswith("slt sweep: out=sweep: Read-only file system\n")
+    assert capsys.readouterr().err.endswith("slt sweep: --out=sweep: Read-only file system\n")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/lock").symlink_to("elsewhere")
     assert main(["sweep", "--epochs", "1"]) == 2
-    assert capsys.readouterr().err.endswith("slt sweep: out=sweep: sweep/lock: Too many levels of symbolic links\n")
+    assert capsys.readouterr().err.endswith("slt sweep: --out=sweep: sweep/lock: Too many levels of symbolic links\n")
     assert not (tmp_path / "sweep/elsewhere").exists()
 
 

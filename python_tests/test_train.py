@@ -170,7 +170,7 @@ def test_the_program_stops_and_goes_on(tmp_path):
     """As a user does it: SIGTERM, and the same command again; the ticket is that of a search left alone."""
 
     def command(name: str) -> list[str]:
-        files = ["--run", str(tmp_path / name), "--out", str(tmp_path / f"{name}.slt"), "--save-every", "9"]
+        files = ["--folder", str(tmp_path / name), "--out", str(tmp_path / f"{name}.slt"), "--save-every", "9"]
         return ["find", "--width", "6", "--epochs", "2", "--threads", "1", *files]
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -206,7 +206,7 @@ def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
     refusals = []
 
     def second(*_) -> None:
-        with pytest.raises(ValueError, match=r"^run=.*: another search runs there; expected another folder") as error:
+        with pytest.raises(ValueError, match=r"^folder=.*: another search runs there; expected another") as error:
             search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
         refusals.append(error)
 
@@ -455,7 +455,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_run_refuses(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"run=.*file: expected a folder"):
+    with pytest.raises(ValueError, match=r"folder=.*file: expected a folder"):
         Run(tmp_path / "file", {})
     with pytest.raises(ValueError, match="save_every=-1: expected at least 0"):
         Run(tmp_path, {}, save_every=-1)

@@ -9,6 +9,7 @@ from .bernoulli import BernoulliMasks
 from .convert import convert, summary
 from .edge_popup import EdgePopup
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, drop_scores
+from .numbering import number_layers
 from .source import Freeze, Source
 from .ticket import TicketError, load_ticket, save_ticket, ticket_info
 from .window import Window
@@ -30,6 +31,7 @@ __all__ = [
     "drop_scores",
     "freezing",
     "load_ticket",
+    "number_layers",
     "ops",
     "save_ticket",
     "summary",

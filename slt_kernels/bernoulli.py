@@ -7,8 +7,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import ops, philox
-from .nn import SupermaskLayer, spread
-from .nn.supermask import check_sparsity, layers_to_search
+from .nn import SupermaskLayer, sharded_scores
+from .nn.checks import check_sparsity
+from .nn.network import layers_to_search
+from .numbering import warn_of_equal_layers
+from .source import integer
 
 _STREAMS = 2**31  # from here on nothing else draws
 
@@ -33,16 +36,21 @@ class BernoulliMasks:
         layers: the supermask layers.
         draws: how many masks have been drawn.
 
+    Warns:
+        UserWarning: two layers of one seed and layer number (`number_layers`).
+
     Raises:
         TypeError: a model that is no module.
-        ValueError: no supermask layer, one without scores, or one that is sharded over processes.
+        ValueError: no supermask layer, one without scores, or one that is sharded over processes; ``draws`` that is no
+            integer of at least 0.
     """
 
     def __init__(self, model: nn.Module, draws: int = 0) -> None:
         self.layers = layers_to_search(model)
-        if any(layer.group is not None or spread.is_dtensor(layer.scores) for layer in self.layers):
+        if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in self.layers):
             raise ValueError("model: its scores are sharded over processes; expected whole ones, to sample from")
-        self.draws = draws
+        self.draws = integer("draws", draws, 0, 2**63 - 1)
+        warn_of_equal_layers(model)
         for layer in self.layers:
             layer.auto_mask = False
             layer.graded_scores = _through_sigmoid
@@ -62,7 +70,7 @@ class BernoulliMasks:
         """
         total = sum(layer.total for layer in self.layers)
         locked, free = (sum(getattr(layer, n) for layer in self.layers) for n in ("locked", "free"))
-        check_sparsity(sparsity, 1 - (locked + free) / total, locked / total)
+        sparsity = check_sparsity(sparsity, 1 - (locked + free) / total, locked / total)
         keep = ((1 - sparsity) * total - locked) / max(free, 1)
         if not 0 < keep < 1:
             raise ValueError(f"sparsity={sparsity}: expected one that leaves the free weights a choice (keeps {keep})")

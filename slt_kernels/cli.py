@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 import typing
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,23 @@ from .files import write_atomically
 from .models import MODELS
 from .nn import drop_scores
 from .ticket import TicketInfo, load_ticket, ticket_info
-from .train import Experiment, Interrupted, Run, Search, SourceNetwork, accuracy, build, find, load_data, processes
+from .train import (
+    Experiment,
+    Interrupted,
+    Run,
+    Search,
+    SourceNetwork,
+    accuracy,
+    build,
+    check_experiments,
+    find,
+    load_data,
+    processes,
+)
 
 _STOPPED = 130  # as a shell reports a program that SIGINT ended
+_PATHS = (Path, os.fspath)  # types of the arguments that are files or folders; `os.fspath` leaves a string as it is
+_SETTING = re.compile(r"""(?<![\w./'"=-])(?<!- )(?:(?:model|data|source|search)\.)?(\w+)=(None(?=:))?""")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,14 +64,52 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _told(error: Exception, arguments: argparse.Namespace) -> str:
-    """What to say of an error; of a file that cannot be opened, which argument it is, or whose folder it is in."""
+    """An error in the terms of the command line: with flags for settings, and the flag of a file that is at fault."""
     if isinstance(error, OSError) and error.filename is not None:
-        failed = Path(os.fsdecode(error.filename))
-        for name, value in vars(arguments).items():
-            if isinstance(value, Path) and (value == failed or value in failed.parents):
-                inside = "" if value == failed else f"{failed}: "
-                return f"{name}={value}: {inside}{error.strerror}"
-    return str(error)
+        return _told_of_file(str(error.filename), error.strerror or str(error), arguments)
+    text = str(error)
+    for action, path in _paths(arguments):
+        if text.startswith(f"{path}: "):  # what it names stands in that file, not on the command line
+            return f"{action.option_strings[0]}={text}" if action.option_strings else text
+    flags = _flags(arguments)
+
+    def flag(match: re.Match) -> str:
+        name, empty = match.groups()
+        return flags[name] + ("" if empty else "=") if name in flags else match[0]
+
+    return _SETTING.sub(flag, text)
+
+
+def _told_of_file(file: str, reason: str, arguments: argparse.Namespace) -> str:
+    """Names the argument that is the file, or the innermost folder around it."""
+    found = []
+    for action, path in _paths(arguments):
+        name = f"{action.option_strings[0] if action.option_strings else action.dest}={path}"
+        if Path(path) == Path(file):
+            return f"{name}: {reason}"
+        if Path(path) in Path(file).parents and Path(path).parts:
+            found.append((len(Path(path).parts), f"{name}: "))
+    return f"{max(found, default=(0, ''))[1]}{file}: {reason}"
+
+
+def _paths(arguments: argparse.Namespace) -> list[tuple[argparse.Action, Path | str]]:
+    """The arguments that are files or folders, where they are given, and what they are."""
+    found = [(a, getattr(arguments, a.dest, None)) for a in arguments.parser._actions if a.type in _PATHS]
+    return [(action, path) for action, path in found if path is not None]
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, str]:
+    """The flag of each setting by its name in messages; of two for one setting, the one that was typed."""
+    flags = {}
+    actions = [a for a in arguments.parser._actions if a.option_strings]
+    for action in sorted(actions, key=lambda a: getattr(arguments, a.dest, a.default) != a.default):
+        name = action.dest.rpartition(".")[2]
+        flags[name] = action.option_strings[0]
+        if action.nargs == "+":  # messages are about one of its values
+            flags[name.removesuffix("s")] = action.option_strings[0]
+    for key, _, _ in (text.partition("=") for text in getattr(arguments, "set", ())):
+        flags[key.rpartition(".")[2]] = f"--set {key}"
+    return flags
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, parser=parser)
     return parser
 
 
@@ -81,7 +135,9 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
     what.add_argument("--config", type=Path, help="a YAML file to start from; without one, the digits")
     given = {"default": argparse.SUPPRESS}
     what.add_argument("--data", choices=DATASETS, help="data set (default: digits, or karate for graphs)", **given)
-    what.add_argument("--path", dest="data.path", metavar="PATH", help="the folder or file that it lies in", **given)
+    what.add_argument(
+        "--path", dest="data.path", type=os.fspath, metavar="PATH", help="the folder or file that it lies in", **given
+    )
     what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
     what.add_argument("--width", dest="model.width", type=int, metavar="N", help="of its first layer", **given)
     what.add_argument(
@@ -123,7 +179,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         changes["data"] = DEFAULTS.get(kind, experiment.data["name"])
     for text in arguments.set:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not key or not equals:
             raise ValueError(f"set={text!r}: expected KEY=VALUE")
         try:
             changes[key] = Experiment.read_value(value)
@@ -141,7 +197,10 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ValueError(f"threads={arguments.threads}: expected at least 1")
-        torch.set_num_threads(arguments.threads)
+        try:
+            torch.set_num_threads(arguments.threads)
+        except (RuntimeError, ValueError):
+            raise ValueError(f"threads={arguments.threads}: expected at most {2**31 - 1}") from None
     try:
         device = torch.device(arguments.device)
     except RuntimeError:
@@ -154,8 +213,10 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     return device
 
 
-def _check_written(arguments: argparse.Namespace, *names: str) -> None:
-    """Raises ValueError for files that could not be written in the end, before anything runs."""
+def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names: str) -> None:
+    """Raises ValueError for files that could not be written in the end, or not without a loss, before anything runs."""
+    used = {"config": arguments.config, "path": experiment.data.get("path")}
+    used = {Path(path).resolve(): f"{name}={path}" for name, path in used.items() if path is not None}
     for name in names:
         path = getattr(arguments, name)
         if path is None:
@@ -163,8 +224,14 @@ def _check_written(arguments: argparse.Namespace, *names: str) -> None:
         folder = path.resolve().parent
         if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to")
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+                pass
+        except OSError:
+            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to") from None
+        if path.resolve() in used:
+            raise ValueError(f"{name}={path}: expected another file than {used[path.resolve()]}")
+        used[path.resolve()] = f"{name}={path}"
 
 
 def _rich():
@@ -175,6 +242,41 @@ def _rich():
     except ModuleNotFoundError:
         raise ModuleNotFoundError('progress is shown with rich: pip install "slt_kernels[demo]"') from None
     return rich
+
+
+class _Progress:
+    """What a long command shows: on a terminal a bar, elsewhere a line for each event, written at once.
+
+    The bar appears with the first update, so that errors in arguments are told before it.
+    """
+
+    def __init__(self, rich, shown: bool = True) -> None:
+        console = rich.console.Console()
+        terminal = sys.stdout.isatty() and console.is_interactive
+        self._lines = shown and not terminal
+        self._bar = None
+        if shown and terminal:
+            columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[event]}"))
+            self._bar = rich.progress.Progress(*columns, console=console)
+            self._task = self._bar.add_task("searching", total=None, event="")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, completed=done, total=total)
+
+    def tell(self, event: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, event=event)
+        elif self._lines:
+            print(event, flush=True)
 
 
 # find
@@ -188,8 +290,8 @@ def _add_find(commands) -> None:
     parser.add_argument("--json", type=Path, help="write the report there too, as JSON")
     parser.add_argument("--compress", action="store_true", help="entropy-code the ticket's bits")
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--run", type=Path, help="folder of checkpoints and logs; a search that was stopped there is continued"
+    run.add_argument(  # not --run: torchrun, which reads this command line too, takes that for its own --run-path
+        "--folder", type=Path, help="checkpoints and logs are written there; a search that was stopped is continued"
     )
     run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: an epoch)")
     run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
@@ -200,23 +302,23 @@ def _add_find(commands) -> None:
 def _find(arguments: argparse.Namespace) -> None:
     rich = _rich()
     experiment = _experiment(arguments)
-    _check_written(arguments, "out", "json")
-    if arguments.run is None and (arguments.save_every or arguments.tensorboard):
-        raise ValueError("save_every, tensorboard: expected with --run, the folder that they are written to")
+    _check_written(arguments, experiment, "out", "json")
+    if arguments.folder is None and (arguments.save_every or arguments.tensorboard):
+        given = "--save-every" if arguments.save_every else "--tensorboard"
+        raise ValueError(f"{given}: expected with --folder, which it writes to")
+    epochs = experiment.search.epochs
     with processes.joined(_on_machine(arguments)) as device:
         first = processes.rank() == 0
         run = None
-        if arguments.run is not None:
-            run = Run(arguments.run, experiment.identity, arguments.save_every, arguments.tensorboard)
-        columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[state]}"))
-        with rich.progress.Progress(*columns, disable=not first) as progress:
-            task = progress.add_task("searching", total=None, state="")
+        if arguments.folder is not None:
+            run = Run(arguments.folder, experiment.identity, arguments.save_every, arguments.tensorboard)
+        with _Progress(rich, shown=first) as progress:
 
             def on_step(epoch: int, step: int, steps: int) -> None:
-                progress.update(task, completed=(epoch - 1) * steps + step, total=experiment.search.epochs * steps)
+                progress.update((epoch - 1) * steps + step, epochs * steps)
 
             def on_epoch(epoch: int, loss: float, validation: float) -> None:
-                progress.update(task, state=f"epoch {epoch}: loss {loss:.3f}, validation {validation:.1%}")
+                progress.tell(f"epoch {epoch} of {epochs}: loss {loss:.3f}, validation {validation:.1%}")
 
             news = {"on_epoch": on_epoch, "on_step": on_step}
             report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **news)
@@ -280,8 +382,14 @@ def _sweep(arguments: argparse.Namespace) -> None:
         seeds=range(arguments.seeds),
         keep=arguments.keep,
     )
-    with rich.progress.Progress() as progress:
-        task = progress.add_task("searching", total=None)
+    each_width = {point.width: e for point, e in grid.experiments(experiment).items()}
+    check_experiments(*each_width.values())
+    with _Progress(rich) as progress:
+
+        def on_row(done: int, total: int) -> None:
+            progress.update(done, total)
+            progress.tell(f"{done} of {total} searches done")
+
         rows = sweep.run(
             experiment,
             grid,
@@ -289,7 +397,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
             jobs=arguments.jobs,
             threads=arguments.threads,
             device=device,
-            on_row=lambda done, total: progress.update(task, completed=done, total=total),
+            on_row=on_row,
         )
     sweep.plot(rows, arguments.out)
     print(sweep.table(rows))
@@ -302,7 +410,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
 def _add_eval(commands) -> None:
     parser = _add(commands, "eval", _eval, "load a ticket that find wrote, and test it")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--path", help="the folder or file that the data lie in; needed for data that do not ship")
+    parser.add_argument(
+        "--path", type=os.fspath, help="the folder or file that the data lie in (needed for data that do not ship)"
+    )
     _add_machine(parser)
 
 
@@ -394,6 +504,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"{suite} is not there: the benches are in a checkout alone, with `pip install -e .`, beside the package"
         )
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before minutes of work
     out = [] if arguments.out is None else ["--out", str(arguments.out)]
     status = subprocess.run([sys.executable, str(suite), arguments.profile, *out], check=False).returncode
     if status != 0:

@@ -2,21 +2,26 @@
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 
 from .freezing import spread_freeze
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, SupermaskLinear
+from .numbering import warn_of_equal_layers
 from .source import DENSE, Freeze
 
 _log = logging.getLogger(__name__)
 _REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
 _LAZY = (nn.LazyLinear, nn.LazyConv2d)  # the two that become one of those
-_NAMED = 3  # of the dense parameters, in a summary
+_LAZY_WEIGHTS = (nn.LazyLinear, nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d)
+_LAZY_WEIGHTS += (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # whose scale and bias may have several dimensions
+_NAMED = 3  # parameters that a summary, a warning or an error names
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -31,7 +36,10 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One supermask layer's name, weight shape, and counts of weights."""
+    """One supermask layer's name, weight shape, and counts of weights.
+
+    ``prune`` and ``lock`` are the realized fractions: those of a `Freeze` are rounded to steps of 1/256.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -40,13 +48,40 @@ class LayerSummary:
     free: int
     locked: int
 
+    @property
+    def prune(self) -> float:
+        return self.pruned / self.weights
+
+    @property
+    def lock(self) -> float:
+        return self.locked / self.weights
+
+
+@dataclass(frozen=True)
+class DenseSummary:
+    """A dense weight: a parameter of two dimensions or more that no supermask layer stands for.
+
+    Biases, and the scale and bias of a norm, are none. ``kind`` is the type of its module, ``weights`` its size (0 for
+    a lazy parameter that is not made yet), and ``trains`` its ``requires_grad``.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    trains: bool
+
 
 @dataclass(frozen=True)
 class Summary:
-    """The supermask layers of a model, and the sizes of its other parameters; ``str()`` of it is a table."""
+    """The supermask layers of a model, and its other parameters; ``str()`` of it is a table.
+
+    ``dense`` holds the sizes of all parameters except scores, by name (biases among them); ``dense_weights`` describes
+    those of them that are weights. ``prune`` and ``lock`` are the realized fractions of all layers together.
+    """
 
     layers: tuple[LayerSummary, ...]
     dense: dict[str, int]
+    dense_weights: tuple[DenseSummary, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -56,10 +91,23 @@ class Summary:
     def free_bits(self) -> int:
         return sum(layer.free for layer in self.layers)
 
+    @property
+    def prune(self) -> float:
+        return sum(layer.pruned for layer in self.layers) / max(self.weights, 1)
+
+    @property
+    def lock(self) -> float:
+        return sum(layer.locked for layer in self.layers) / max(self.weights, 1)
+
     def __str__(self) -> str:
-        rows = [("layer", "shape", "weights", "pruned", "free", "locked")]
+        rows = [("layer", "shape", "weights", "pruned", "free", "locked", "prune", "lock")]
         rows += [
-            (s.name, "x".join(map(str, s.shape)), *(f"{n:,}" for n in (s.weights, s.pruned, s.free, s.locked)))
+            (
+                s.name,
+                "x".join(map(str, s.shape)),
+                *(f"{n:,}" for n in (s.weights, s.pruned, s.free, s.locked)),
+                *(f"{share:.4f}" for share in (s.prune, s.lock)),
+            )
             for s in self.layers
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -69,23 +117,78 @@ class Summary:
         ]
         size = f"{self.free_bits / 8e6:.3f} MB of mask"
         lines.append(f"{len(self.layers)} layers, {self.weights:,} weights, {self.free_bits:,} free bits ({size})")
+        lines.append(f"frozen: prune={self.prune:.4f}, lock={self.lock:.4f} of all weights")
         if self.dense:
-            names = ", ".join(list(self.dense)[:_NAMED]) + (", ..." if len(self.dense) > _NAMED else "")
-            lines.append(f"dense parameters: {sum(self.dense.values()):,} ({names})")
+            lines.append(f"dense parameters: {sum(self.dense.values()):,} ({_names(list(self.dense))})")
+        for what, trains in (("dense weights that train", True), ("dense weights that are fixed", False)):
+            found = [d for d in self.dense_weights if d.trains is trains]
+            if found:
+                lines.append(f"{what}: {_by_kind(found)}")
         return "\n".join(lines)
 
 
 def summary(model: nn.Module) -> Summary:
     """What the supermask layers of a model are: names, shapes, and how many weights are pruned, free and locked.
 
-    And what of it is none, and so stays dense: every parameter but scores, by name (biases among them).
+    It also lists the parameters that stay dense (`Summary`), and tells those that train from those that are fixed
+    (``requires_grad=False``).
+
+    Warns:
+        UserWarning: two layers of one seed and layer number (`number_layers`).
     """
+    warn_of_equal_layers(model)
+    return _summary(model)
+
+
+def _summary(model: nn.Module) -> Summary:
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SupermaskLayer)}
     scores = {id(m.scores) for m in layers.values()}
     return Summary(
         tuple(LayerSummary(name, m.weight_shape, m.total, m.pruned, m.free, m.locked) for name, m in layers.items()),
         {name: p.numel() for name, p in model.named_parameters() if id(p) not in scores and not is_lazy(p)},
+        tuple(found for _, found in _dense_weights(model)),
     )
+
+
+def _dense_weights(
+    model: nn.Module, replaced: Collection[nn.Module] = ()
+) -> Iterator[tuple[nn.Parameter, DenseSummary]]:
+    """The dense weights of a model, each once, except those of modules that `convert` replaces."""
+    seen = {id(m) for m in replaced}
+    for prefix, m in model.named_modules():
+        if id(m) in seen or isinstance(m, (SupermaskLayer, *_NORMS)):
+            continue
+        owner = m
+        if isinstance(m, ParametrizationList):  # its parameters are another module's weight
+            owner = model.get_submodule(prefix.rpartition("parametrizations.")[0].rstrip("."))
+        for name, p in m._parameters.items():
+            if p is not None and id(p) not in seen and _is_weight(m, name, p):
+                seen.add(id(p))
+                kind = type_before_parametrizations(owner).__name__
+                size = 0 if is_lazy(p) else p.numel()
+                yield p, DenseSummary(f"{prefix}.{name}".lstrip("."), kind, size, p.requires_grad)
+
+
+def _is_weight(module: nn.Module, name: str, p: nn.Parameter) -> bool:
+    if is_lazy(p):  # it has no dimensions yet
+        return name == "weight" and isinstance(module, _LAZY_WEIGHTS)
+    return p.dim() >= 2
+
+
+def _by_kind(found: Collection[DenseSummary]) -> str:
+    """Of each type the modules, weights and names: ``1 Conv1d (24 weights: conv.weight)``."""
+    kinds: dict[str, list[DenseSummary]] = {}
+    for d in found:
+        kinds.setdefault(d.kind, []).append(d)
+    parts = []
+    for kind, those in kinds.items():
+        modules = len({d.name.rpartition(".")[0] for d in those})
+        parts.append(f"{modules} {kind} ({sum(d.weights for d in those):,} weights: {_names([d.name for d in those])})")
+    return ", ".join(parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def convert(
@@ -100,16 +203,24 @@ def convert(
     seed: int = 0,
     compact: bool = False,
     exclude: Collection[str] = (),
+    strict: bool = False,
 ) -> nn.Module:
     """Replaces every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model, in place, and returns the model.
 
-    Layers are numbered in the order of ``model.modules()``, excluded ones left out: from 0, or on from the highest
-    number of the supermask layers that the model has already. A module that stands in two places is replaced once, by
-    one layer. Each new layer takes over the bias (the very parameter), device,
-    training mode and hooks of the old one; its trained weight is dropped, and two modules that shared one (an embedding
-    and the output layer of a language model) have one each. Subclasses of the three are left alone, as are weights
-    that belong to another module (``nn.MultiheadAttention``). What was done is logged (``logging``, level
-    INFO); `summary` gives it as data.
+    Each new layer takes over the bias (the very parameter), device, training mode and hooks of the old one; its
+    trained weight is dropped. A module that stands in two places is replaced once, by one layer. Two modules that
+    share one weight (an embedding and the output layer of a language model) get a random weight and a mask each, and
+    a warning says so. Layers are numbered in the order of ``model.modules()``: from 0, or on from the highest number
+    of the supermask layers that the model has already.
+
+    What is left alone: modules in ``exclude``; modules whose weight has ``requires_grad=False``, such as fixed
+    sinusoids (to convert a frozen model, call ``model.requires_grad_(True)`` first); subclasses of the three; weights
+    of other modules (``nn.MultiheadAttention``). These are not numbered. A dense weight that is left alone and trains
+    is trained as usual, so the result is no lottery ticket alone: one warning gives the types, counts and weights.
+    Dense weights are all parameters of two dimensions or more (of convolutions of 1 or 3 dimensions, recurrent
+    layers, ``nn.Bilinear``, fused experts and bare ``nn.Parameter``s too); biases and the scales of norms are none.
+
+    What was done is logged (``logging``, level INFO); `summary` gives it as data.
 
     Args:
         model: any module; if it is itself one of the three, its replacement is returned.
@@ -119,13 +230,20 @@ def convert(
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
         weight, scale, gain, seed, compact: as `SupermaskLinear`'s; embeddings have no gain, but the std 1.
         exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it, in every place
-            where they stand.
+            where they stand. Also names of dense weights that stay (``model.named_parameters()``). Neither is warned
+            of.
+        strict: refuse a model with dense weights that would train, instead of the warning. Default False.
+
+    Warns:
+        UserWarning: dense weights that train, outside ``exclude``; weights that two modules share.
 
     Raises:
         TypeError: a model that is no module; a ``freeze`` that is no `Freeze` and no list of them; an ``exclude`` that
             is a string, and no collection of names.
-        ValueError: a name in ``exclude`` that no module has; nothing to convert; weights that are parametrized, or
-            lazy and not yet made; a list of `Freeze` of another length; or a layer's own argument out of its range.
+        ValueError: a name in ``exclude`` that no module and no dense weight has; nothing to convert; weights that are
+            parametrized, empty, or lazy and not yet made; a module with parameters, buffers or modules of its own that
+            its replacement would lose; a list of `Freeze` of another length; a layer's own argument out of its range;
+            or, if ``strict``, dense weights that would train.
 
     Where it raises, the model is unchanged.
     """
@@ -133,28 +251,46 @@ def convert(
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
     if isinstance(exclude, str):
         raise TypeError(f"exclude={exclude!r}: expected a collection of names, such as [{exclude!r}]")
+    exclude = set(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
-    unknown = sorted(set(exclude) - modules.keys())
-    if unknown:
-        raise ValueError(f"exclude={unknown}: expected names of modules of the model")
-    left_out = {id(m) for name in exclude for m in modules[name].modules()}
+    excluded = [modules[name] for name in exclude if name in modules]
+    left_out = {id(m) for top in excluded for m in top.modules()}
 
-    def excluded(name: str) -> bool:
-        return id(modules[name]) in left_out
+    def left_because(m: nn.Module) -> str:
+        """Why a module is left alone; empty for one that is replaced."""
+        if id(m) in left_out:
+            return "excluded"
+        if type_before_parametrizations(m) not in _REPLACED:
+            return type(m).__name__
+        return "requires_grad=False" if _is_fixed(m) else ""
 
     for name, m in modules.items():
-        if isinstance(m, _LAZY) and m.has_uninitialized_params() and not excluded(name):
+        if isinstance(m, _LAZY) and m.has_uninitialized_params() and id(m) not in left_out:
             raise ValueError(f"{name}: {type(m).__name__} has no weight yet: run a forward first, or exclude it")
-    places = {n: m for n, m in modules.items() if type_before_parametrizations(m) in _REPLACED and not excluded(n)}
+    places = {name: m for name, m in modules.items() if not left_because(m)}
     originals = list({id(m): m for m in places.values()}.values())
+    dense = dict(_dense_weights(model, originals))
+    unknown = sorted(exclude - modules.keys() - {d.name for d in dense.values()})
+    if unknown:
+        raise ValueError(f"exclude={unknown}: expected names of modules of the model, or of weights that stay dense")
     if not originals:
+        if any(left_because(m) == "requires_grad=False" for m in modules.values()):
+            raise ValueError(
+                "model: every weight to convert has requires_grad=False, and such weights are left alone; to convert "
+                "them, call model.requires_grad_(True) first"
+            )
         raise ValueError("model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding to convert")
     for name, m in modules.items():
         if isinstance(m, _REPLACED) and name not in places:
-            _log.info("left alone: %s (%s)", name, "excluded" if excluded(name) else type(m).__name__)
+            _log.info("left alone: %s (%s)", name, left_because(m))
     for name, m in places.items():
-        if "weight" not in m._parameters or is_parametrized(m):
-            raise ValueError(f"{name}: its weight or bias is computed from others: remove the parametrization first")
+        _check_replaceable(name or "model", m)
+
+    wanted = {p for top in excluded for p in top.parameters()}
+    trained = [d for p, d in dense.items() if d.trains and p not in wanted and d.name not in exclude]
+    told = f"{sum(d.weights for d in trained):,} dense weights stay in the model and train: {_by_kind(trained)}"
+    if trained and strict:
+        raise ValueError(f"{told}; expected none (strict=True): exclude them, or set requires_grad=False")
 
     shapes = [tuple(m.weight.shape) for m in originals]
     if not isinstance(freeze, Freeze | Sequence) or isinstance(freeze, str):
@@ -172,6 +308,17 @@ def convert(
             replacements[id(old)] = _replacement(old, freeze=f, layer=number, **options)
         except ValueError as error:
             raise ValueError(f"{names[id(old)] or 'model'}: {error}") from None
+
+    # Before the first change, since a filter may turn a warning into an error.
+    if trained:
+        warnings.warn(f"{told}; to silence this, exclude them or set requires_grad=False", stacklevel=2)
+    shared = _shared_weights(model, originals)
+    if shared:
+        what = "; ".join(" and ".join(group) for group in shared)
+        warnings.warn(
+            f"weights that modules share are not shared after convert, each layer has its own: {what}", stacklevel=2
+        )
+
     for name, old in places.items():
         if name:
             parent, _, child = name.rpartition(".")
@@ -179,8 +326,36 @@ def convert(
     for m in modules.values():
         _disable_fused_path(m)
     converted = replacements.get(id(model), model)
-    _log.info("converted:\n%s", summary(converted))
+    _log.info("converted:\n%s", _summary(converted))
     return converted
+
+
+def _is_fixed(m: nn.Module) -> bool:
+    """Whether the weight does not train; that of a parametrized module is computed from other parameters."""
+    if "weight" in m._parameters:
+        return not m.weight.requires_grad
+    return not any(p.requires_grad for name, p in m.named_parameters() if name != "bias")
+
+
+def _check_replaceable(name: str, m: nn.Module) -> None:
+    """Raises ValueError for a module that a supermask layer cannot stand for."""
+    if "weight" not in m._parameters or is_parametrized(m):
+        raise ValueError(f"{name}: its weight or bias is computed from others: remove the parametrization first")
+    if m.weight.numel() == 0:
+        raise ValueError(f"{name}: its weight of shape {list(m.weight.shape)} is empty: exclude it")
+    extra = sorted((m._parameters.keys() | m._buffers.keys() | m._modules.keys()) - {"weight", "bias"})
+    if extra:
+        raise ValueError(f"{name}: its replacement would lose what was added to it ({_names(extra)}): exclude it")
+
+
+def _shared_weights(model: nn.Module, replaced: Collection[nn.Module]) -> list[list[str]]:
+    """The names, by weight, of weights of replaced modules that another module holds too."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for prefix, m in model.named_modules():
+        for name, p in m._parameters.items():
+            names.setdefault(p, []).append(f"{prefix}.{name}".lstrip("."))
+    weights = dict.fromkeys(m.weight for m in replaced)
+    return [names[p] for p in weights if len(names[p]) > 1]
 
 
 def _replacement(old: nn.Linear | nn.Conv2d | nn.Embedding, *, gain: float, **options) -> SupermaskLayer:

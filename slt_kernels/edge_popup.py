@@ -6,8 +6,11 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .nn import spread
-from .nn.supermask import check_sparsity, layers_to_search
+from .nn import sharded_scores
+from .nn.checks import check_sparsity
+from .nn.network import layers_to_search
+from .numbering import warn_of_equal_layers
+from .source import fraction
 
 SCOPES = ("global", "local")
 
@@ -23,6 +26,9 @@ class EdgePopup:
         sparsity: fraction of all weights, frozen included, that is dropped.
         scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
 
+    Warns:
+        UserWarning: two layers of one seed and layer number (`number_layers`).
+
     Raises:
         TypeError: a model that is no module.
         ValueError: no supermask layer, or one without scores; a scope of another name; a sparsity outside
@@ -33,8 +39,8 @@ class EdgePopup:
         popup = EdgePopup(model, sparsity=0.7)
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
 
-    A model's ``state_dict`` holds the masks and not that an `EdgePopup` made them: to continue from one, make the
-    `EdgePopup` again and attach it, or each layer makes masks of its own once its scores have changed.
+    A model's ``state_dict`` holds the masks, and that an `EdgePopup` made them: a model that has loaded it keeps them.
+    To continue the search, make the `EdgePopup` again and attach it; a layer whose scores train without one warns.
 
     Of scores that are averaged (``torch.optim.swa_utils.AveragedModel``) the masks are made once the average is taken;
     an average of masks or of ``weight_scale`` means nothing, so buffers stay out of it (``use_buffers=False``, the
@@ -51,6 +57,7 @@ class EdgePopup:
             raise ValueError(f"scope={scope!r}: expected 'global' or 'local'")
         self.scope = scope
         self.layers = layers_to_search(model)
+        warn_of_equal_layers(model)
         self.total = sum(layer.total for layer in self.layers)
         self.sparsity = sparsity
         for layer in self.layers:
@@ -64,6 +71,7 @@ class EdgePopup:
 
     @sparsity.setter
     def sparsity(self, sparsity: float) -> None:
+        sparsity = fraction("sparsity", sparsity)
         if self.scope == "local":
             for layer in self.layers:
                 check_sparsity(sparsity, layer.freeze.prune, layer.freeze.lock)
@@ -79,12 +87,11 @@ class EdgePopup:
     @torch.no_grad()
     def step(self) -> None:
         """Makes thresholds and masks from the scores as they are now."""
-        threshold = None
         if self.scope == "global":
             rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
-            threshold = spread.select(self.layers, rank)
+            threshold = sharded_scores.select(self.layers, rank)
         for layer in self.layers:
-            layer.update_mask(threshold)
+            layer.update_mask(threshold if self.scope == "global" else sharded_scores.select([layer], layer.rank))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.

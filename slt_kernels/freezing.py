@@ -3,38 +3,40 @@
 A spread gives each layer the fraction of its weights that stays, ``dist(density)``. Frozen and pruned fractions
 follow Otsuka et al. (2024): with p and r of the whole network, ``frozen_l = 1 - dist(1 - (p + r))``,
 ``p_l = 1 - dist(1 - p)``, and ``r_l = frozen_l - p_l``, so the split of a layer differs from the network's.
+
+Every spread takes the shapes of the weights and a density in [0, 1], and raises ValueError for other ones.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
-from .source import Freeze
+from .source import MAX_ROWS, Freeze, fraction, integer
 
 Shape = Sequence[int]
 
 
 def uniform(shapes: Sequence[Shape], density: float) -> list[float]:
     """The same fraction everywhere."""
-    return [density] * len(shapes)
+    return [fraction("density", density)] * len(_numels(shapes))
 
 
 def erk(shapes: Sequence[Shape], density: float) -> list[float]:
     """Erdos-Renyi-kernel (Evci et al., 2020): ``density_l = eps * sum(shape_l) / numel_l``, at most 1."""
-    numels = [math.prod(s) for s in shapes]
-    raw = [sum(s) / n for s, n in zip(shapes, numels, strict=True)]
+    numels, density = _numels(shapes), fraction("density", density)
+    raw = [sum(map(int, s)) / n for s, n in zip(shapes, numels, strict=True)]
     return _fill(numels, density, [r * n for r, n in zip(raw, numels, strict=True)])
 
 
 def epl(shapes: Sequence[Shape], density: float) -> list[float]:
     """Edges per layer: the same *number* of weights stays in each; what overflows a small layer goes to the others."""
-    numels = [math.prod(s) for s in shapes]
+    numels, density = _numels(shapes), fraction("density", density)
     return _fill(numels, density, [1.0] * len(numels))
 
 
 def igq(shapes: Sequence[Shape], density: float) -> list[float]:
     """Ideal gas quota (Chen et al., 2021): ``keep_l = n_l / (F n_l + 1)``, F found so that the total is met."""
-    numels = [math.prod(s) for s in shapes]
-    if density <= 0:
+    numels, density = _numels(shapes), fraction("density", density)
+    if density == 0:
         return [0.0] * len(numels)
     target = density * sum(numels)
 
@@ -67,17 +69,21 @@ def spread_freeze(freeze: Freeze, shapes: Sequence[Shape], spread: str = "unifor
         spread: "uniform" (default), "erk", "epl" or "igq".
 
     Raises:
-        ValueError: a spread of another name.
+        ValueError: a spread of another name; a shape that holds a size under 1 or no integer.
     """
     if spread not in SPREADS:
         raise ValueError(f"spread={spread!r}: expected one of {', '.join(SPREADS)}")
     stay = SPREADS[spread]
     not_pruned = stay(shapes, 1 - freeze.prune)
     not_frozen = stay(shapes, max(0.0, 1 - freeze.prune - freeze.lock))
-    return [Freeze(prune=_fraction(1 - a), lock=_fraction(a - b)) for a, b in zip(not_pruned, not_frozen, strict=True)]
+    return [Freeze.of_layer(_clamped(1 - a), _clamped(a - b)) for a, b in zip(not_pruned, not_frozen, strict=True)]
 
 
-def _fraction(value: float) -> float:
+def _numels(shapes: Sequence[Shape]) -> list[int]:
+    return [math.prod(integer(f"shapes[{i}]", n, 1, MAX_ROWS) for n in s) for i, s in enumerate(shapes)]
+
+
+def _clamped(value: float) -> float:
     return min(1.0, max(0.0, value))
 
 

@@ -5,6 +5,9 @@
 """
 
 import math
+import reprlib
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -48,10 +51,72 @@ MAX_FAN = 2**23 - 1  # so that float64 sums of the products are exact
 
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    """The value as an ``int``; raises ValueError unless it is an integer, and no bool, in that range."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r}: expected an integer from {low} to {high}")
-    return index(value)
+    """The value as an ``int``.
+
+    Args:
+        name: of the argument, for the error.
+        value: a Python or NumPy integer, or an array or tensor of no dimensions that holds one.
+        low, high: the smallest and the largest value allowed.
+
+    Raises:
+        ValueError: the value is no integer, is a bool, or is outside ``[low, high]``.
+    """
+    try:
+        plain = python_number(value)
+        result = None if isinstance(plain, bool) or hasattr(plain, "shape") else index(plain)
+    except (TypeError, RuntimeError):  # no integer; a tensor on the meta device
+        result = None
+    if result is None or not low <= result <= high:
+        raise ValueError(f"{name}={_shown(value)}: expected an integer from {low} to {high}")
+    return result
+
+
+def number(name: str, value: Real, low: float, high: float, expected: str = "") -> float:
+    """The value as a Python ``float``, converted once: exact from a NumPy float, else the nearest ``float``.
+
+    Convert before any arithmetic: a product with a ``numpy.float32`` is rounded to 24 bits, and one with a
+    ``numpy.float16`` overflows at 65,520.
+
+    Args:
+        name: of the argument, for the error.
+        value: a Python number, a ``fractions.Fraction``, a NumPy scalar, or an array or tensor of no dimensions.
+        low, high: the smallest and the largest value allowed.
+        expected: the expected values in words. Default: the range.
+
+    Raises:
+        ValueError: the value is no real number, is a bool, or is outside ``[low, high]``, as NaN is.
+    """
+    try:
+        plain = python_number(value)
+        result = float(plain) if isinstance(plain, Real) and not isinstance(plain, bool) else math.nan
+    except (OverflowError, RuntimeError):  # larger than any float; a tensor on the meta device
+        result = math.nan
+    if not low <= result <= high:
+        raise ValueError(f"{name}={_shown(value)}: expected {expected or f'a number from {low} to {high}'}")
+    return result
+
+
+def fraction(name: str, value: Real) -> float:
+    """`number` for a value in [0, 1]."""
+    return number(name, value, 0.0, 1.0, "a fraction in [0, 1]")
+
+
+def positive(name: str, value: Real) -> float:
+    """`number` for a finite value above 0."""
+    return number(name, value, math.ulp(0.0), sys.float_info.max, "a positive number")
+
+
+def python_number(value: object) -> object:
+    """Python's own number for a NumPy scalar and for an array or tensor of no dimensions; any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _shown(value: object) -> str:
+    """The value's repr, shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"<{type(value).__name__} of thousands of digits>"
 
 
 @dataclass(frozen=True)
@@ -66,6 +131,11 @@ class Freeze:
     and ``Freeze(p, r)`` the frozen one of Otsuka et al. (2024). Each weight draws one byte and compares it with two
     thresholds, so the fractions are realized in steps of 1/256, and a layer's counts vary as a binomial's.
 
+    Both are kept as Python floats (`number`).
+
+    Warns:
+        UserWarning: a fraction above 0 that rounds to nothing, or two that add to less than 1 and round to all weights.
+
     Raises:
         ValueError: a fraction outside [0, 1], or two that add past 1.
     """
@@ -74,11 +144,27 @@ class Freeze:
     lock: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("prune", self.prune), ("lock", self.lock)):
-            if not isinstance(value, Real) or not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: expected a fraction in [0, 1]")
-        if self.prune + self.lock > 1 + 1e-9:
-            raise ValueError(f"prune={self.prune} + lock={self.lock} = {self.prune + self.lock}: expected at most 1")
+        for name in ("prune", "lock"):
+            object.__setattr__(self, name, fraction(name, getattr(self, name)))
+        both = self.prune + self.lock
+        if both > 1 + 1e-9:
+            raise ValueError(f"prune={self.prune} + lock={self.lock} = {both}: expected at most 1")
+        steps = {"prune": self.prune_below, "lock": 256 - self.lock_from}
+        for name, done in (("prune", "pruned"), ("lock", "locked")):
+            if getattr(self, name) > 0 and steps[name] == 0:
+                text = f"{name}={getattr(self, name)} rounds to 0/256, so no weight is {done}"
+                warnings.warn(f"{text}: fractions come in steps of 1/256", stacklevel=3)
+        if both < 1 - 1e-9 and sum(steps.values()) == 256:
+            text = f"prune={self.prune} + lock={self.lock} rounds to 256/256, so no weight is left to search"
+            warnings.warn(f"{text}: fractions come in steps of 1/256", stacklevel=3)
+
+    @classmethod
+    def of_layer(cls, prune: float, lock: float) -> "Freeze":
+        """One layer's part of a network's fractions, which may round to nothing without a warning."""
+        freeze = object.__new__(cls)
+        object.__setattr__(freeze, "prune", fraction("prune", prune))
+        object.__setattr__(freeze, "lock", fraction("lock", lock))
+        return freeze
 
     @property
     def prune_below(self) -> int:
@@ -158,12 +244,8 @@ class Source(NamedTuple):
         Raises:
             ValueError: a range that is empty or leaves this source.
         """
-        n0, n1 = rows or (0, self.rows)
-        w0, w1 = words or (0, self.words)
-        if not 0 <= n0 < n1 <= self.rows:
-            raise ValueError(f"rows={rows}: expected a range inside [0, {self.rows})")
-        if not 0 <= w0 < w1 <= self.words:
-            raise ValueError(f"words={words}: expected a range inside [0, {self.words})")
+        n0, n1 = _range("rows", rows, self.rows)
+        w0, w1 = _range("words", words, self.words)
         fan = min(self.fan, w1 * bits.WORD) - w0 * bits.WORD
         return self._replace(rows=n1 - n0, fan=fan, first_row=self.first_row + n0, first_word=self.first_word + w0)
 
@@ -245,6 +327,16 @@ class Source(NamedTuple):
         words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
         odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # below 2**24 in size: exact in float32
         return odd.float() * 2.0**-24 * bound
+
+
+def _range(name: str, ends: tuple[int, int] | None, size: int) -> tuple[int, int]:
+    """The ends as Python integers, ``(0, size)`` for None; ValueError unless the range is in it and not empty."""
+    try:
+        first, last = (0, size) if ends is None else ends
+        first = integer(name, first, 0, size - 1)
+        return first, integer(name, last, first + 1, size)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={_shown(ends)}: expected a range inside [0, {size})") from None
 
 
 @lru_cache(maxsize=4096)

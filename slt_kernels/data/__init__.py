@@ -1,9 +1,11 @@
 """Data sets by name, each in three parts fixed by a seed; and the `Loader` that makes batches of a part."""
 
 import inspect
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ..source import integer
 from .cifar import cifar10, cifar100
 from .dataset import UNANSWERED, Dataset, Part
 from .digits import digits
@@ -35,19 +37,21 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
         options: its own arguments.
 
     Raises:
-        ValueError: an unknown name or option; a path that is missing, or that it does not take.
+        ValueError: an unknown name or option; a seed that is no integer of 64 bits; a path that is missing, or that it
+            does not take.
         FileNotFoundError, ModuleNotFoundError: a file or a package is missing; the message says how to get it.
     """
     if name not in DATASETS:
-        raise ValueError(f"data={name!r}: expected one of {', '.join(DATASETS)}")
+        raise ValueError(f"data={reprlib.repr(name)}: expected one of {', '.join(DATASETS)}")
     arguments = inspect.signature(DATASETS[name]).parameters
     unknown = sorted(options.keys() - arguments.keys())
     if unknown:
-        raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: {name} has only {', '.join(arguments)}")
+        raise ValueError(f"{unknown[0]}={reprlib.repr(options[unknown[0]])}: {name} has only {', '.join(arguments)}")
     if ("path" in arguments) != (path is not None):
         wanted = "the folder or file that it lies in" if path is None else "none, it ships with a package"
         raise ValueError(f"path={path}: expected {wanted}, for {name}")
     options |= {} if path is None else {"path": path}
+    seed = integer("seed", seed, -(2**63), 2**64 - 1)
     options |= {"seed": seed} if "seed" in arguments else {}
     return DATASETS[name](**options)
 

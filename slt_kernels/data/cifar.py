@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .chance import split
-from .dataset import Dataset
+from .dataset import Dataset, read_bytes
 from .images import Images
 
 _PIXELS = 3 * 32 * 32
@@ -28,7 +28,8 @@ def cifar10(path: str | Path, seed: int = 0, validation: float = 0.2, augment: b
 
     Raises:
         FileNotFoundError: a file is missing; the message says which, where it was looked for, and how to get it.
-        ValueError: a file that is no whole number of records, or has a label out of range; a wrong fraction.
+        ValueError: what is no regular file; a file that is no whole number of records, or has a label out of range;
+            training images without any contrast; a wrong fraction.
     """
     folder = _folder(path, "CIFAR-10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz")
     files = [f"data_batch_{i}.bin" for i in range(1, 6)]
@@ -58,6 +59,8 @@ def _cifar(
     rest, validation = split(len(targets), fraction, seed)
     seen = images[rest].transpose(0, 1).flatten(1)
     mean, std = (torch.tensor([f(c.numpy()) / 255 for c in seen], dtype=torch.float32) for f in (np.mean, np.std))
+    if not (std > 0).all():
+        raise ValueError(f"{folder}: all training images have one value in a channel: damaged, unpack the archive anew")
     tested = _read(folder / test, labels, classes)
     return Dataset(
         Images(images[rest], targets[rest], mean, std, padding=4 if augment else 0, seed=seed),
@@ -70,10 +73,7 @@ def _cifar(
 
 def _read(file: Path, labels: int, classes: int) -> tuple[Tensor, Tensor]:
     """A file of records: ``labels`` bytes, the last the one that is asked for, and an image."""
-    try:
-        records = np.fromfile(file, dtype=np.uint8)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: not found: unpack the whole archive anew") from None
+    records = read_bytes(file, "not found: unpack the whole archive anew")
     if records.size == 0 or records.size % (labels + _PIXELS):
         raise ValueError(
             f"{file}: {records.size:,} bytes, expected a multiple of {labels + _PIXELS}, the bytes of a record: the "

@@ -1,12 +1,32 @@
 """What every data set is to the training loop."""
 
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 UNANSWERED = -100
 """The target where none is asked for: what ``F.cross_entropy`` leaves out."""
+
+
+def read_bytes(file: Path, missing: str) -> np.ndarray:
+    """A file's content, uint8 ``[bytes]``.
+
+    Args:
+        missing: what to say where there is none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no regular file: a folder, or a pipe, which could be waited for without end.
+        OSError: it cannot be read.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: {missing}")
+    if not file.is_file():
+        raise ValueError(f"{file}: expected a regular file")
+    return np.fromfile(file, dtype=np.uint8)
 
 
 class Part:

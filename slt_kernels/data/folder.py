@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def image_folder(
         FileNotFoundError: no such folder, or no image in it or in a class; the message says where, and how it has to
             look.
         ModuleNotFoundError: Pillow is not installed (it comes with the ``images`` extra).
-        ValueError: a class in ``val`` that ``train`` has not; a wrong fraction. A damaged image is one when it is read.
+        ValueError: a class in ``val`` that ``train`` has not; an image that is no regular file; a wrong fraction. A
+            damaged image is one when it is read.
     """
     try:
         import PIL  # noqa: F401
@@ -79,7 +81,11 @@ def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
     names, labels = [], []
     for label, name in enumerate(classes):
         if name in found:
-            inside = sorted(e.name for e in _entries(folder / name) if e.name.lower().endswith(_SUFFIXES))
+            images = [e for e in _entries(folder / name) if e.name.lower().endswith(_SUFFIXES)]
+            strange = sorted(e.path for e in images if not e.is_file())
+            if strange:
+                raise ValueError(f"{strange[0]}: expected a regular file, or a link to one")
+            inside = sorted(e.name for e in images)
             if not inside:  # a class that nothing is known of would be one more output
                 raise FileNotFoundError(f"{folder / name}: no images ({', '.join(_SUFFIXES)})")
             names += [os.fsencode(os.path.join(name, file)) for file in inside]
@@ -128,10 +134,11 @@ class ImageFiles(Part):
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB")
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for bad PNGs
-            raise ValueError(f"{file}: damaged, or not an image: {error}") from None
+        except Exception as error:  # of a damaged file PIL raises next to any type
+            if isinstance(error, OSError) and error.errno is not None:  # the file could not be read at all
+                raise
+            told = shorten(str(error) or type(error).__name__, 200)
+            raise ValueError(f"{file}: damaged, or not an image: {told}") from None
         width, height = image.size
         box = _middle(width, height, self.size) if chance is None else random_box(width, height, chance)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)

@@ -1,12 +1,15 @@
 """Graphs whose nodes are classified: the karate club, and OGBN-Arxiv."""
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor
 
 from .chance import order
 from .dataset import UNANSWERED, Dataset, Part
+
+_SUBJECTS = 40  # classes of OGBN-Arxiv
 
 
 class Nodes(Part):
@@ -86,7 +89,8 @@ def ogbn_arxiv(path: str | Path) -> Dataset:
 
     Raises:
         ModuleNotFoundError: ogb is not installed (it comes with the ``ogb`` extra).
-        RuntimeError: it could not be downloaded, or not be read; the message says from where, and how to get it.
+        RuntimeError: it could not be downloaded; the message says from where, and how to get it.
+        ValueError: files that cannot be read, or with numbers that are out of range: damaged, or another data set's.
     """
     try:
         import pandas
@@ -96,19 +100,41 @@ def ogbn_arxiv(path: str | Path) -> Dataset:
         raise ModuleNotFoundError('OGBN-Arxiv is read with ogb: pip install "slt_kernels[ogb]"') from None
     folder = Path(path) / "ogbn_arxiv"
     files = (folder / "raw/node-label", *(folder / "split/time" / name for name in ("train", "valid", "test")))
-    try:
-        if not (folder / "raw/edge.csv.gz").exists():
+    unpack = "unpack http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip and give its folder that name"
+    if not (folder / "raw/edge.csv.gz").exists():
+        try:
             NodePropPredDataset("ogbn-arxiv", root=str(path))
+        except Exception as error:
+            raise RuntimeError(f"{folder}: ogb could not download OGBN-Arxiv ({_told(error)}); {unpack}") from error
+    try:
         # Not by the class above: it keeps a pickle, which PyTorch refuses to load since 2.6.
         graph = read_csv_graph_raw(str(folder / "raw"))[0]
+        features, edges = (torch.tensor(graph[name]) for name in ("node_feat", "edge_index"))
         labels, *parts = (torch.tensor(pandas.read_csv(f"{f}.csv.gz", header=None)[0].to_numpy()) for f in files)
+        _check(features, edges, labels, parts, _SUBJECTS)
     except Exception as error:
-        raise RuntimeError(
-            f"{folder}: ogb could not load OGBN-Arxiv ({type(error).__name__}: {error}). Without a network, or if it "
-            "is damaged, unpack http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip and give its folder that name"
-        ) from error
-    features, edges = (torch.tensor(graph[name]) for name in ("node_feat", "edge_index"))
-    return _dataset(features, edges, labels, parts, classes=40)
+        raise ValueError(f"{folder}: ogb could not load OGBN-Arxiv ({_told(error)}); {unpack}") from error
+    return _dataset(features, edges, labels, parts, _SUBJECTS)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(error), 200)}"
+
+
+def _check(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor], classes: int) -> None:
+    """Raises ValueError for a graph that would be computed with out of bounds, or to numbers that are none."""
+    nodes = len(labels)
+    if features.dim() != 2 or len(features) != nodes or not features.isfinite().all():
+        raise ValueError(f"node-feat {list(features.shape)}: expected finite features of {nodes} nodes")
+    if features.dtype != torch.float32:
+        raise ValueError(f"node-feat: {features.dtype}, expected numbers")
+    numbers = {"edge": (edges, nodes), "node-label": (labels, classes)}
+    numbers |= {name: (part, nodes) for name, part in zip(("train", "valid", "test"), parts, strict=True)}
+    for name, (values, end) in numbers.items():
+        if values.dtype != torch.int64 or not values.numel() or values.min() < 0 or values.max() >= end:
+            raise ValueError(f"{name}: expected integers from 0 to {end - 1}")
+    if len(torch.cat(parts).unique()) < sum(map(len, parts)):
+        raise ValueError("split: expected each node once at most")
 
 
 def _dataset(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor], classes: int) -> Dataset:

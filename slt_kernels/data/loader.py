@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..source import MAX_ROWS, integer
 from .chance import order
 from .dataset import Part
 
@@ -56,20 +57,15 @@ class Loader:
         ranks: int = 1,
         workers: int = 0,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("rank", rank), ("ranks", ranks), ("workers", workers)):
-            if not isinstance(value, int):
-                raise ValueError(f"{name}={value!r}: expected an integer")
-        if ranks < 1 or not 0 <= rank < ranks:
-            raise ValueError(f"rank={rank}: expected one of ranks={ranks}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        batch_size = integer("batch_size", batch_size, 1, MAX_ROWS)
+        ranks = integer("ranks", ranks, 1, MAX_ROWS)
+        rank = integer("rank", rank, 0, ranks - 1)
+        workers = integer("workers", workers, 0, MAX_ROWS)
         if training and min(batch_size, len(part)) < ranks:
             raise ValueError(f"batch_size={batch_size} of {len(part)} examples: expected one for each of {ranks} ranks")
-        if workers < 0:
-            raise ValueError(f"workers={workers}: expected at least 0")
         self.part = part
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = integer("seed", seed, -(2**63), 2**64 - 1)
         self.training = training
         self.rank = rank
         self.ranks = ranks

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .chance import draws
-from .dataset import Dataset, Part
+from .dataset import Dataset, Part, read_bytes
 
 
 def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int = 256) -> Dataset:
@@ -21,15 +20,15 @@ def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a fraction outside (0, 0.5), or a file too short for one sequence in each part.
+        ValueError: what is no regular file; a fraction outside (0, 0.5), or a file too short for one sequence in each
+            part.
     """
     if context < 1:
         raise ValueError(f"context={context}: expected at least 1")
     if not 0 < validation < 0.5:
         raise ValueError(f"validation={validation}: expected a fraction in (0, 0.5)")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file: expected any file, of which the bytes are read as text")
-    content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+    missing = "no such file: expected any file, of which the bytes are read as text"
+    content = torch.from_numpy(read_bytes(Path(path), missing))
     held = round(validation * len(content))
     parts = content.split([len(content) - 2 * held, held, held])
     for name, part in zip(("training", "validation", "test"), parts, strict=True):

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..convert import convert
 from ..data import Dataset
+from ..source import MAX_ROWS, integer
 from .conv_n import conv_n
 from .convnet import convnet
 from .gin import GIN
@@ -92,8 +93,8 @@ def build(
         options = {n: v for n, v in data.dimensions.items() if n in arguments} | options
     options = {**preset, **options}
     for n, value in options.items():
-        if arguments[n].annotation is int and (type(value) is not int or value < 1):
-            raise ValueError(f"{n}={value!r}: expected a positive integer")
+        if arguments[n].annotation is int:
+            options[n] = integer(n, value, 1, MAX_ROWS)
     missing = [n for n, a in arguments.items() if a.default is a.empty and n not in options]
     if missing:
         raise ValueError(f"{missing[0]}: expected a value for {name}, or data that tell it")

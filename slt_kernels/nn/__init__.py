@@ -3,6 +3,7 @@
 from .conv2d import SupermaskConv2d
 from .embedding import SupermaskEmbedding
 from .linear import SupermaskLinear
-from .supermask import SupermaskLayer, drop_scores
+from .network import drop_scores
+from .supermask import SupermaskLayer
 
 __all__ = ["SupermaskConv2d", "SupermaskEmbedding", "SupermaskLayer", "SupermaskLinear", "drop_scores"]

@@ -90,14 +90,14 @@ class SupermaskConv2d(SupermaskLayer):
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix.view(self.out_channels, *self.kernel_size, -1).permute(0, 3, 1, 2).contiguous()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self._refresh_mask()
-        if self._pad_first is not None and isinstance(x, Tensor):  # what is none, the operation refuses
-            if x.dim() not in (3, 4):
-                raise ValueError(f"x.shape={list(x.shape)}: expected [B, C, H, W] or [C, H, W]")
-            x = F.pad(x, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        if self._pad_first is not None and isinstance(input, Tensor):  # what is none, the operation refuses
+            if input.dim() not in (3, 4):
+                raise ValueError(f"x.shape={list(input.shape)}: expected [B, C, H, W] or [C, H, W]")
+            input = F.pad(input, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)
         scores = self._scores_to_grade()
-        return ops.conv2d(x, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
+        return ops.conv2d(input, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

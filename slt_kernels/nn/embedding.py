@@ -1,13 +1,12 @@
 """SupermaskEmbedding, in place of ``nn.Embedding``."""
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
+from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer, positive
 from .supermask import SupermaskLayer
 
 
@@ -61,14 +60,12 @@ class SupermaskEmbedding(SupermaskLayer):
             raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
         if padding_idx is not None:
             padding_idx = integer("padding_idx", padding_idx, -num_embeddings, num_embeddings - 1)
-        if not (isinstance(std, Real) and math.isfinite(std) and std > 0):
-            raise ValueError(f"std={std!r}: expected a positive number")
+        std = positive("std", std)
         super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         self.scale_grad_by_freq = scale_grad_by_freq
-        self.dtype = dtype or torch.get_default_dtype()
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -89,20 +86,16 @@ class SupermaskEmbedding(SupermaskLayer):
             weight[torch.arange(len(weight)) + self.source.first_row == self.padding_idx] = 0
         return weight
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self._refresh_mask()
-        zero = None if self.padding_idx is None else index == self.padding_idx
+        zero = None if self.padding_idx is None else input == self.padding_idx
         if self.source.rows < self.whole.rows:  # a shard: rows of the others read as zeros
-            local = index - self.source.first_row
+            local = input - self.source.first_row
             elsewhere = (local < 0) | (local >= self.source.rows)
-            index, zero = local.masked_fill(elsewhere, 0), elsewhere if zero is None else zero | elsewhere
+            input, zero = local.masked_fill(elsewhere, 0), elsewhere if zero is None else zero | elsewhere
         layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source
-        y = ops.embedding(index, *layer, self.dtype, self.scale_grad_by_freq)
+        y = ops.embedding(input, *layer, self.dtype, self.scale_grad_by_freq)
         return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
-
-    def _apply(self, fn, recurse: bool = True):
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

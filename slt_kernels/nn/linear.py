@@ -65,10 +65,10 @@ class SupermaskLinear(SupermaskLayer):
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self._refresh_mask()
         bias = self.bias if self.source.fan == self.whole.fan else None  # a part of the sums: the bias comes after all
-        return ops.linear(x, self._scores_to_grade(), self.mask_words, self.weight_scale, bias, self.source)
+        return ops.linear(input, self._scores_to_grade(), self.mask_words, self.weight_scale, bias, self.source)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

@@ -33,6 +33,7 @@ from torch import nn
 from .. import bits
 from .._text import shown
 from ..files import write_atomically
+from ..numbering import warn_of_equal_layers
 from ..source import CONTRACT_VERSION
 from . import entropy
 from . import model as network
@@ -83,6 +84,7 @@ def save_ticket(
     layers = network.layers_of(model)
     if not layers:
         raise ValueError("model: expected at least one supermask layer in it")
+    warn_of_equal_layers(model)
     others = network.other_tensors(model)
     for name, m in layers.items():
         network.check_initialized(name, m)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._text import shown
 from ..files import open_regular
-from ..nn.supermask import SCALES
+from ..nn.state import SCALES
 from ..source import CONTRACT_VERSION, MAX_FAN, MAX_ROWS, WEIGHTS, Source
 
 FORMAT = "slt_kernels.ticket"

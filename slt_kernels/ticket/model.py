@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import bits
 from .._text import printable, shown
-from ..nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, spread
+from ..nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, sharded_scores
 from ..source import WEIGHTS, Source
 from .format import TicketError, TicketInfo, TicketLayer, dtype_name
 
@@ -54,17 +54,17 @@ class Other:
 
     def gather(self) -> Tensor:
         """All of it; where it is sharded, every process has to ask."""
-        whole = spread.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
+        whole = sharded_scores.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
         return whole.resolve_conj().resolve_neg()
 
     @torch.no_grad()
     def load(self, values: Tensor) -> None:
         """Writes all of it, or this process's part."""
-        spread.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
+        sharded_scores.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
 
     def holds(self, values: Tensor) -> bool:
         """Whether it is these values, bit for bit; of a sharded one, True."""
-        if self.layer is not None or spread.is_dtensor(self.tensor):
+        if self.layer is not None or sharded_scores.is_dtensor(self.tensor):
             return True
         here, there = (t.contiguous().view(-1).view(torch.uint8) for t in (self.gather().cpu(), values))
         return torch.equal(here, there)
@@ -220,7 +220,7 @@ def _check_writable(name: str, t: Tensor) -> None:
         raise TicketError(f"{name}: an inference tensor; expected load_ticket inside torch.inference_mode()")
     if t.layout != torch.strided:
         raise TicketError(f"{name}: layout={t.layout}: expected a dense tensor")
-    local = spread.local(t)
+    local = sharded_scores.local(t)
     if any(size > 1 and stride == 0 for size, stride in zip(local.shape, local.stride(), strict=True)):
         raise TicketError(f"{name}: expanded: several of its elements are one in memory; expected a copy (clone())")
 

@@ -1,6 +1,6 @@
 """Searching tickets: settings, the loop, several processes, and what a run writes."""
 
-from .find import build, find, load_data
+from .find import build, check_experiments, find, load_data
 from .loop import accuracy, search
 from .run import Interrupted, Run
 from .settings import Experiment, Search, SourceNetwork
@@ -13,6 +13,7 @@ __all__ = [
     "SourceNetwork",
     "accuracy",
     "build",
+    "check_experiments",
     "find",
     "load_data",
     "search",

@@ -29,6 +29,20 @@ def build(experiment: Experiment, dataset: Dataset, device: torch.device | str =
     return model.to(device)
 
 
+def check_experiments(*experiments: Experiment) -> None:
+    """Raises what `find` would raise of their data and networks, without memory for the weights.
+
+    Args:
+        experiments: of the same data, which are read once.
+
+    Raises:
+        ValueError, RuntimeError, OSError, ModuleNotFoundError: as `data.load` and `models.build`.
+    """
+    dataset = load_data(experiments[0])
+    for e in experiments:
+        models.build(**e.model, data=dataset, supermask=e.source.supermask(e.seed), device="meta")
+
+
 def find(
     experiment: Experiment,
     out: Path,

@@ -27,12 +27,21 @@ def launched() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that were launched together; gives this one's device: of several GPUs, its own."""
+    """Joins the processes that were launched together; gives this one's device: of several GPUs, its own.
+
+    Raises:
+        ValueError: more processes than GPUs on this machine.
+    """
     if not launched():
         yield device
         return
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(
+                f"LOCAL_RANK={local}: PyTorch sees {gpus} GPUs here; expected at most one process for each"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:

@@ -98,7 +98,7 @@ class Run:
         if save_every < 0:
             raise ValueError(f"save_every={save_every}: expected at least 0")
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"run={folder}: expected a folder")
+            raise ValueError(f"folder={folder}: expected a folder")
         self.folder = folder
         self.description = dict(description)
         self.save_every = save_every
@@ -109,7 +109,7 @@ class Run:
 
     def held(self) -> AbstractContextManager[None]:
         """Keeps other searches out of the folder: `held`."""
-        return held("run", self.folder) if self.writes else nullcontext()
+        return held("folder", self.folder) if self.writes else nullcontext()
 
     def load(self, name: str = "last") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None where there is none.
@@ -140,7 +140,7 @@ class Run:
             raise ValueError(f"{path}: version={shown(version)}: this package reads version {VERSION}")
         if different:
             raise ValueError(
-                f"run={self.folder}: holds another search: {'; '.join(different)}; expected another folder"
+                f"folder={self.folder}: holds another search: {'; '.join(different)}; expected another folder"
             )
         return state
 

@@ -4,11 +4,13 @@ import dataclasses
 import difflib
 import inspect
 import math
+import reprlib
 import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from ..data import DATASETS
 from ..edge_popup import SCOPES
 from ..freezing import SPREADS
 from ..models import MODELS
-from ..nn.supermask import INITIAL_SCORES, SCALES
-from ..source import WEIGHTS, Freeze
+from ..nn.state import SCALES
+from ..nn.supermask import INITIAL_SCORES
+from ..source import WEIGHTS, Freeze, python_number
 
 ALGORITHMS = ("edge_popup", "bernoulli")
 OPTIMIZERS = ("sgd", "adamw")
@@ -35,15 +38,19 @@ def setting(default: Any, what: str, choices: Collection[Any] = (), least: float
 
 
 class Settings:
-    """Base of the dataclasses below: a value outside its field's choices or range is a ValueError that names it."""
+    """Base of the dataclasses below: a value of another type than its field's, or outside its choices or range, is a
+    ValueError that names it. Numbers become Python's own, as JSON needs them."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             if f.metadata:
+                object.__setattr__(self, f.name, _typed(getattr(self, f.name), f.type, f.name))
                 _check(f.name, getattr(self, f.name), **f.metadata)
 
 
 def _check(name: str, value: Any, what: str, choices: tuple, least: float, most: float) -> None:
+    if isinstance(value, int) and most == math.inf and value >= 2**63:  # PyTorch's sizes hold no more
+        raise ValueError(f"{name}={reprlib.repr(value)}: expected less than 2**63")
     if choices and value not in choices:
         raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(c or 'none' for c in choices)}")
     if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
@@ -266,6 +273,7 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
+    value = python_number(value)
     if dataclasses.is_dataclass(hint):
         return _parse(hint, value, where)
     if typing.get_origin(hint) is dict:
@@ -279,7 +287,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return tuple(_typed(v, typing.get_args(hint)[0], where) for v in value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, Real | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-4 as text
         except (ValueError, OverflowError):

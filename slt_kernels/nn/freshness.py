@@ -1,0 +1,258 @@
+"""Whether a mask is still that of its scores: who made it, of which scores, and when to make it again.
+
+A layer may get its tensors from any loader: ``load_state_dict``, or one that writes parameters and buffers one by one
+and calls no method of the layer. So the facts travel with the state, in the buffer ``mask_origin``, and are read
+again whenever one of the layer's tensors is replaced or written.
+"""
+
+import warnings
+from enum import IntEnum
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from . import sharded_scores
+
+_CHUNK = 1 << 20  # scores per step of a fingerprint: bounds its memory
+
+
+class Maker(IntEnum):
+    """Who made a mask; the first number of ``mask_origin``."""
+
+    LAYER = 0  # the layer alone, with its own sparsity
+    THRESHOLD = 1  # an EdgePopup, or whoever gave `update_mask` a threshold
+    SAMPLE = 2  # BernoulliMasks, or whoever called `take_mask`
+    LOADED = 3  # `load_mask` and `load_ticket`; also the mask of a layer whose scores were dropped
+
+
+UNRECORDED = 0  # second number of ``mask_origin``: no fingerprint of the scores
+
+
+def fingerprint(scores: Tensor) -> int:
+    """A 64-bit sum over the bits and positions of scores, the same on every device; never `UNRECORDED`.
+
+    Args:
+        scores: float32 or float64 ``[n]``, contiguous or not.
+    """
+    integer = {4: torch.int32, 8: torch.int64}[scores.element_size()]
+    bits = scores.detach().contiguous().view(integer)
+    total = torch.zeros((), dtype=torch.int64, device=scores.device)
+    for start in range(0, len(bits), _CHUNK):
+        part = bits[start : start + _CHUNK].long()
+        place = torch.arange(start, start + len(part), device=scores.device)
+        total += ((part ^ part >> 29) * (2 * place + 0x5851F42D4C957F2D)).sum()  # wraps; odd factors lose no bit
+    return int(total) or 1
+
+
+class _Seen(NamedTuple):
+    """The tensors of a layer as they were when its mask was last known to be right.
+
+    Holding them, and the scores' storage, keeps their addresses from being reused for others.
+    """
+
+    scores: tuple[int, int | None]  # address and version
+    state: tuple[int | None, ...]  # ids and versions of the buffers
+    held: tuple[object, ...]
+
+
+def _version(tensor: Tensor) -> int | None:
+    """The version counter; inference tensors have none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a DTensor, or a tensor that functorch wraps
+        return id(tensor)
+
+
+class FreshMask(nn.Module):
+    """Base of `SupermaskLayer`: keeps the mask that of the scores, or the one that was loaded.
+
+    Subclasses have the parameter ``scores`` (or None), the buffers ``mask_words``, ``mask_origin`` and ``source_id``,
+    and ``update_mask()``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        _hook_optimizers()
+        self._auto_mask = True
+        self._maker = Maker.LAYER
+        self._fingerprint = UNRECORDED  # as mask_origin holds it
+        self._seen: _Seen | None = None
+        self._sharded_scores: Tensor | None = None  # FSDP2's, while gathered ones take their place
+
+    @property
+    def auto_mask(self) -> bool:
+        """Whether the layer makes its own mask when it is used and its scores have changed; see `SupermaskLayer`."""
+        if not torch.compiler.is_compiling():
+            self._read_changed_state()
+        return self._auto_mask and self._maker == Maker.LAYER
+
+    @auto_mask.setter
+    def auto_mask(self, value: bool) -> None:
+        self._auto_mask = value
+        if value and self._maker != Maker.LAYER:  # from now on the layer's own, though the present mask stays
+            self._remember_scores(Maker.LAYER)
+
+    def _counted_scores(self) -> Tensor | None:
+        """The scores whose changes count: those that an optimizer has."""
+        return self._parameters["scores"] if self._sharded_scores is None else self._sharded_scores
+
+    def _scores_key(self) -> tuple[int, int | None]:
+        scores = self._counted_scores()
+        return (0, None) if scores is None else (_address(scores), _version(scores))
+
+    def _state_key(self) -> tuple[int | None, ...]:
+        buffers = self._buffers
+        origin, source_id = buffers["mask_origin"], buffers["source_id"]
+        return id(buffers["mask_words"]), id(origin), _version(origin), id(source_id), _version(source_id)
+
+    def _see(self) -> None:
+        """Notes that the mask is right for the tensors as they are now."""
+        scores, buffers = self._counted_scores(), self._buffers
+        storage = scores if scores is None or sharded_scores.is_dtensor(scores) else scores.untyped_storage()
+        held = (scores, storage, *(buffers[name] for name in ("mask_words", "mask_origin", "source_id")))
+        self._seen = _Seen(self._scores_key(), self._state_key(), held)
+
+    def _remember_scores(self, maker: Maker | None = None) -> None:
+        """Records that the mask is of the scores as they are now, and who made it (None: as before)."""
+        if torch.compiler.is_compiling():
+            self._seen = None
+            if maker is not None:
+                self.mask_origin.fill_(0).select(0, 0).fill_(int(maker))
+            return
+        if maker is not None and not (
+            self._maker == maker and self._fingerprint == UNRECORDED and self._origin_is_read()
+        ):
+            self._write_origin(maker, UNRECORDED)
+        scores = self._counted_scores()
+        if scores is not None:
+            scores.makes_mask, scores.steps_since_mask = True, 0
+        self._see()
+
+    def _origin_is_read(self) -> bool:
+        """Whether ``mask_origin`` is the tensor that was last read or written, unchanged."""
+        return self._seen is not None and self._seen.state[1:3] == self._state_key()[1:3]
+
+    def _write_origin(self, maker: Maker, fingerprint: int) -> None:
+        self._maker, self._fingerprint = maker, fingerprint
+        if self.mask_origin.is_inference() and not torch.is_inference_mode_enabled():
+            self._fingerprint = UNRECORDED  # such a tensor cannot be written here
+        else:
+            self.mask_origin.copy_(torch.tensor([maker, fingerprint], device="cpu"))
+
+    def _record_fingerprint(self) -> None:
+        """Writes of which scores the mask is, if it is of the present ones; sharded scores have no fingerprint."""
+        scores = self.scores
+        if scores is None or self._fingerprint != UNRECORDED or not self._is_fresh() or self.mask_origin.is_meta:
+            return
+        if not sharded_scores.is_dtensor(scores) and not scores.is_meta:
+            self._write_origin(self._maker, fingerprint(scores))
+            self._see()
+
+    def _is_fresh(self) -> bool:
+        """Whether nothing was replaced or written since the mask was known to be right."""
+        seen = self._seen
+        if seen is None or seen.state != self._state_key() or seen.scores != self._scores_key():
+            return False
+        if seen.scores[1] is None and self._parameters["scores"] is not None:
+            # Inference tensors have no version; they are written in inference mode only.
+            return not (self.training and torch.is_inference_mode_enabled())
+        return True
+
+    def _read_for_graph(self) -> bool:
+        """`_read_changed_state` while a graph is traced: run for real then, and no part of the graph."""
+        return self._read_changed_state()
+
+    _read_for_graph._dynamo_marked_constant = True  # as `torch.compiler.assume_constant_result`, which imports dynamo
+
+    def _read_changed_state(self) -> bool:
+        """Reads ``mask_origin`` again if a tensor was replaced or written; returns whether the mask may be stale."""
+        if self._is_fresh():
+            return False
+        if self._seen is None or self._seen.state != self._state_key():
+            if any(self._buffers[name].is_meta for name in ("mask_words", "mask_origin", "source_id")):
+                return False
+            self._check_state()
+            maker, self._fingerprint = self.mask_origin.tolist()
+            self._maker = Maker(maker)
+        return True
+
+    def _refresh_mask(self) -> None:
+        """Makes the mask anew where it is the layer's own and no longer that of the scores."""
+        scores = self._parameters["scores"]
+        if torch.compiler.is_compiling():
+            if scores is not None and self._auto_mask and self.training:
+                if torch.compiler.is_dynamo_compiling():  # torch.export may trace with fake tensors, which hold nothing
+                    self._read_for_graph()
+                if self._maker == Maker.LAYER:
+                    self.update_mask()
+            return
+        if self._read_changed_state() and not (scores is not None and scores.is_meta):
+            if scores is None or self._maker != Maker.LAYER or not self._auto_mask or self._is_recorded(scores):
+                self._accept_state()
+            else:
+                self.update_mask()
+
+    def _accept_state(self) -> None:
+        """Takes the mask as it is for that of the scores as they are."""
+        scores = self._counted_scores()
+        if scores is not None:
+            scores.makes_mask = True
+        self._see()
+
+    def _is_recorded(self, scores: Tensor) -> bool:
+        """Whether these are the scores of which the state says that the mask was made."""
+        if self._fingerprint == UNRECORDED or sharded_scores.is_dtensor(scores) or scores.is_inference():
+            return False
+        return scores.dtype in (torch.float32, torch.float64) and fingerprint(scores) == self._fingerprint
+
+    def _warn_of_ignored_steps(self) -> None:
+        """Warns once where scores are trained and nothing makes masks of them."""
+        scores = self._counted_scores()
+        if torch.compiler.is_compiling() or not (self.training and getattr(scores, "steps_since_mask", 0)):
+            return
+        scores.steps_since_mask = 0
+        if self._maker == Maker.LAYER and self._auto_mask:
+            return
+        made = {
+            Maker.LAYER: "the layer, whose auto_mask was turned off",
+            Maker.THRESHOLD: "an EdgePopup (or a threshold given to update_mask)",
+            Maker.SAMPLE: "BernoulliMasks (or take_mask)",
+            Maker.LOADED: "load_ticket or load_mask",
+        }[self._maker]
+        warnings.warn(
+            f"scores were trained, but the masks are still those made by {made}: attach(optimizer) an EdgePopup, or "
+            "call its step() after each optimizer.step()",
+            stacklevel=4,
+        )
+
+
+@torch._disable_dynamo  # as `torch.compiler.disable`, which would import the compiler now
+def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Fused optimizers, and those that write to ``.data``, leave a parameter's version as it was."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if getattr(p, "makes_mask", False):
+                torch.autograd.graph.increment_version(p)
+
+
+@torch._disable_dynamo
+def _expect_mask(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Counts a step before it is taken, so that a mask made right after it sets the count to 0."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if getattr(p, "makes_mask", False) and p.grad is not None:
+                p.steps_since_mask = getattr(p, "steps_since_mask", 0) + 1
+
+
+@cache
+def _hook_optimizers() -> None:
+    """Once a process, when its first layer is made: importing the package changes no optimizer."""
+    register_optimizer_step_pre_hook(_expect_mask)
+    register_optimizer_step_post_hook(_count_step)

@@ -1,0 +1,83 @@
+"""A layer's ``weight``, for code that expects one: shape, dtype and device are free, values are generated."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from .supermask import SupermaskLayer
+
+_FREE = {
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")),
+    *(getattr(Tensor, name).__get__ for name in ("is_leaf", "grad", "grad_fn", "is_meta", "is_cuda", "is_cpu")),
+    *(getattr(Tensor, name).__get__ for name in ("is_sparse", "is_quantized", "is_nested", "itemsize", "nbytes")),
+    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "element_size", "ndimension", "__len__")),
+    *(getattr(Tensor, name) for name in ("is_floating_point", "is_complex", "is_inference", "__hash__")),
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+}
+"""What is answered without any value."""
+
+_WRITES = {
+    *(getattr(Tensor, name).__set__ for name in ("data", "grad", "requires_grad")),
+    *(getattr(Tensor, name) for name in ("__setitem__", "requires_grad_", "set_", "resize_", "share_memory_")),
+}
+
+
+class GeneratedWeight(Tensor):
+    """The weight of a supermask layer, read-only: any operation on it takes the values of that moment.
+
+    Values are those of `SupermaskLayer.dense_weight`, in this tensor's dtype, without a gradient: what is learned are
+    the scores. It counts as a ``torch.nn.Parameter`` where that is asked, but is not one of the module's parameters.
+
+    Raises:
+        RuntimeError: an operation that would write to it.
+    """
+
+    _is_param = True  # what isinstance(weight, nn.Parameter) asks
+    _layer: "SupermaskLayer"
+
+    @staticmethod
+    def __new__(cls, layer: "SupermaskLayer") -> "GeneratedWeight":
+        # One element, expanded; NaN, so that no code that goes around __torch_function__ takes it for a value.
+        one = torch.full((), torch.nan, dtype=layer.dtype, device=layer.mask_words.device)
+        weight = torch.Tensor._make_subclass(cls, one.expand(layer.weight_shape))
+        weight._layer = layer
+        return weight
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _FREE:
+                return func(*args, **kwargs)
+            name = getattr(func, "__name__", "")
+            in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            for written in (first if in_place or func in _WRITES else None, kwargs.get("out")):
+                if isinstance(written, cls):
+                    raise RuntimeError(
+                        f"weight: read-only: a {type(written._layer).__name__}'s weight is generated from its seed, "
+                        "and only its mask is learned"
+                    )
+            return func(*tree_map(_values, args), **tree_map(_values, kwargs))
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"GeneratedWeight(shape={list(self.shape)}, dtype={self.dtype}, device='{self.device}')"
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        return _values(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _values(self).__reduce_ex__(protocol)
+
+
+def _values(value: Any) -> Any:
+    if not isinstance(value, GeneratedWeight):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        dtype = value.dtype
+    return value._layer.dense_weight().to(dtype)

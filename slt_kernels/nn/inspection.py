@@ -1,0 +1,41 @@
+"""Looking at a layer: its pattern, its mask, its weights. All of it materializes; of a sharded layer, the shard."""
+
+from torch import Tensor
+
+from .. import bits, ops
+from ..source import WEIGHTS
+from .generated_weight import GeneratedWeight
+from .sharding import ShardedLayer
+
+
+class InspectedLayer(ShardedLayer):
+    """What of `SupermaskLayer` shows its weights, for tests and for other code."""
+
+    def frozen_state(self) -> Tensor:
+        """Int8, the weight's shape: -1 pruned, 0 free, +1 locked."""
+        return self._as_weight(self.source.frozen_state(self.mask_words.device))
+
+    def integer_weight(self) -> Tensor:
+        """Int8, the weight's shape: the random weight without mask and scale."""
+        return self._as_weight(self.source.integer_weight(self.mask_words.device))
+
+    def mask(self) -> Tensor:
+        """Bool, the weight's shape: what is kept, frozen and learned decided."""
+        self._refresh_mask()
+        return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
+
+    def dense_weight(self) -> Tensor:
+        """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
+        self._refresh_mask()
+        return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
+
+    @property
+    def weight(self) -> GeneratedWeight:
+        """The weight, read-only, for code that asks for it: see `GeneratedWeight`."""
+        return GeneratedWeight(self)
+
+    def _repr_options(self) -> str:
+        parts = [f"prune={self.freeze.prune:.4g}, lock={self.freeze.lock:.4g}, sparsity={self.sparsity}"]
+        parts += [f"weight={WEIGHTS[self.source.weight]}, scale={self.scale}"]
+        parts += [f"seed={self.source.seed & (2**64 - 1)}, layer={self.source.layer}, free={self.free}"]
+        return ", ".join(parts)

@@ -1,0 +1,73 @@
+"""Layer numbers: layers of one seed need different ones, or they hold the same random weights and scores."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from . import bits
+from .nn import SupermaskLayer, sharded_scores
+from .nn.network import layers_to_search
+
+_NAMED = 3  # layers that a warning names
+
+
+def number_layers(model: nn.Module) -> nn.Module:
+    """Numbers the supermask layers of a model 0, 1, 2, ... in the order of ``model.modules()``; returns the model.
+
+    For networks built by hand, where ``layer=`` is 0 by default; `convert` numbers its layers itself. Call it before
+    the search, and before an optimizer, `EdgePopup` or `BernoulliMasks` is made. A layer whose number changes has
+    other weights: its frozen pattern, counts, ``source_id``, ``scores`` (a new parameter), mask and ``weight_scale``
+    are made anew from its seed, and trained scores are lost. Its bias, seed and hooks stay. A layer that has its
+    number already is left as it is, so a second call changes nothing. A layer that ``to_empty`` left open stays open
+    until ``reset_parameters``.
+
+    Raises:
+        TypeError: a model that is no module.
+        ValueError: no supermask layer, one without scores, or one that is sharded over processes. The model is
+            unchanged.
+    """
+    layers = layers_to_search(model)
+    if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in layers):
+        raise ValueError("model: its scores are sharded over processes; expected whole ones: number the layers first")
+    for number, layer in enumerate(layers):
+        if layer.whole.layer != number:
+            _renumber(layer, number)
+    return model
+
+
+@torch.no_grad()
+def _renumber(layer: SupermaskLayer, number: int) -> None:
+    initialized = layer.is_initialized()
+    layer.source = layer.whole = layer.whole._replace(layer=number)
+    layer.pruned, layer.free, layer.locked = layer.source.count_frozen()
+    layer.scores = nn.Parameter(layer.scores.new_empty(layer.free), layer.scores.requires_grad)
+    if layer.compact:
+        layer.mask_words = layer.mask_words.new_empty(bits.words_for(layer.free))
+    if initialized:
+        layer._write_identity()
+        layer.reset_scores()
+        layer.update_mask()
+
+
+def warn_of_equal_layers(model: nn.Module) -> None:
+    """Warns of the supermask layers of a model that have the seed and the layer number of another one.
+
+    Whatever their shapes, they draw the same random numbers: the same weights, frozen pattern and initial scores.
+    """
+    named: dict[tuple[int, int], list[str]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SupermaskLayer):
+            named.setdefault((layer.whole.seed, layer.whole.layer), []).append(name)
+    equal = {key: names for key, names in named.items() if len(names) > 1}
+    if not equal:
+        return
+    (seed, number), names = next(iter(equal.items()))
+    more = ", ..." if len(names) > _NAMED else ""
+    others = f", and {len(equal) - 1} more such groups" if len(equal) > 1 else ""
+    warnings.warn(
+        f"{len(names)} layers ({', '.join(names[:_NAMED])}{more}) have seed={seed % 2**64} and layer={number}{others}: "
+        "layers of one seed and number hold the same random weights and scores; give each a layer= of its own, or call "
+        "slt_kernels.number_layers(model) before the search",
+        stacklevel=3,
+    )
