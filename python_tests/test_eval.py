@@ -58,7 +58,7 @@ def test_the_path_of_the_user_s_is_the_one_that_is_opened(evaluate, tmp_path):
 def test_a_network_of_another_width_is_not_built(width, evaluate):
     status, error = evaluate(named(model={"name": "convnet", "width": width}))
     assert status == 2
-    assert "net.slt: " in error and any(what in error for what in ("has shape", "cannot be built", "expected at most"))
+    assert "net.slt: " in error and any(what in error for what in ("has shape", "cannot be built", "expected "))
 
 
 @pytest.mark.parametrize("name,options", (("gin", {}), ("vit_tiny", {"size": 8, "channels": 1, "patch": 4})), ids=str)

@@ -142,14 +142,10 @@ class Target:
         """Raises TicketError unless this is the ticket's network, of tensors that can be written."""
         for name, t in self._tensors().items():
             _check_writable(name.removesuffix(".mask_words"), t)
-        for name, m in self.layers.items():
-            words = (bits.words_for(m.source.free),) if m.compact else (m.source.rows, m.source.words)
-            for own, shape, dtype in (("mask_words", words, "int32"), ("weight_scale", (), "float32")):
-                t = getattr(m, own)
-                if (tuple(t.shape), dtype_name(t)) != (shape, dtype):
-                    raise TicketError(
-                        f"{name}.{own}: the network has {dtype_name(t)} {list(t.shape)}, expected {dtype} {list(shape)}"
-                    )
+        for name, m in self.layers.items():  # of its words, `Target` has asked the layer
+            if (m.weight_scale.dtype, m.weight_scale.dim()) != (torch.float32, 0):
+                found = f"{dtype_name(m.weight_scale)} {list(m.weight_scale.shape)}"
+                raise TicketError(f"{name}.weight_scale: the network has {found}, expected float32 []")
         _check_names("supermask layers", [x.name for x in info.layers], list(self.layers))
         _check_names("other tensors", [x.name for x in info.tensors], list(self.others))
         for layer in info.layers:
