@@ -50,7 +50,8 @@ def test_it_runs(config, files, tmp_path, capsys):
     options += ["--path", files[name]] if name in files else []
     options += {"image_folder": ["--set", "data.size=32"], "text": ["--set", "data.context=16"]}.get(name, [])
     assert main(["find", "--out", str(tmp_path / "net.slt"), *options]) == 0, capsys.readouterr().err
-    assert main(["eval", str(tmp_path / "net.slt")]) == 0
+    evaluate = ["eval", str(tmp_path / "net.slt")]
+    assert main([*evaluate, *(["--path", files[name]] if name in files else [])]) == 0
 
 
 @pytest.mark.parametrize("config", WEIGHTS)

@@ -93,6 +93,7 @@ def test_values_go_through_json_and_back():
         ({"model": {"name": "convnet", 1: 2}}, "model.1=2: convnet has only name, width, classes, channels"),
         ({"model": {"name": "convnet", "device": "cpu"}}, "model.device='cpu': convnet has only"),
         ({"model": {"name": "convnet", "width": "8"}}, "model.width='8': expected an integer"),
+        ({"model": {"name": "convnet", "width": 2**31}}, "model.width=2147483648: expected at most 2147483647"),
         ({"model": {"name": "gpt_mini", "qk_scaling": "maybe"}}, "model.qk_scaling='maybe': expected true or false"),
         ({"data": "cifar"}, "did you mean cifar10"),
         ({"data": {"name": "digits", "seed": 3}}, "data.seed=3: digits has only name"),
@@ -169,3 +170,74 @@ def test_any_value_is_taken_or_refused_by_name(setting, value):
         assert setting.name in str(error)
     else:
         assert taken == value or (value == "none" and taken is None)
+
+
+# Values without end
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+    for before, name in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 8)}]}}\n"
+    for before, name in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "use",
+    (
+        "seed: *p",
+        "search: *p",
+        "search: {lr: *p}",
+        "search: {milestones: *p}",
+        "search: {scope: *p}",
+        "model: *p",
+        "model: {name: *p}",
+        "model: {name: convnet, width: *p}",
+        "model: {name: convnet, more: *p}",
+        "data: {name: text, path: *p}",
+        "unknown: *p",
+    ),
+)
+def test_aliases_of_aliases_end_in_a_short_message(use, tmp_path):
+    """Each is a list of 8 of the last: 8 ** 16 values to print, in 1 KB."""
+    file = tmp_path / "experiment.yaml"
+    values = Experiment.read_value(f"{BOMB}{use}")
+    key = use.partition(":")[0]
+    for content in (f"{BOMB}{use}", None):
+        with pytest.raises(ValueError) as error:
+            if content is None:
+                Experiment.from_dict({key: values[key]})
+            else:
+                file.write_text(content)
+                Experiment.load(file)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    (
+        (MERGES, "expected at most 1000 keys, merged ones included"),
+        ("[" * 20_000, "no YAML: nested too deeply"),
+        ("seed: !!timestamp x", "no YAML: "),
+        ("seed: !!bool x", "no YAML: "),
+        ("seed: !!int x", "no YAML: "),
+        ("seed: !!python/object:os.system x", "no YAML: could not determine a constructor"),
+        ("seed: " + "9" * 5000, "no YAML: "),
+        ("seed: 0x" + "f" * 5000, "seed=<integer of 20000 bits>: expected 0 to"),
+        ("search: {epochs: -0x" + "f" * 5000 + "}", "epochs=<integer of 20000 bits>: expected at least 1"),
+        ("? [a]\n: 1", "no YAML: "),
+        (2 * ("? " + "k" * 100_000 + "\n: 1\n"), "given twice"),
+        ("? " + "k" * 100_000 + "\n: 1\n", "unknown"),
+        ('"\\e[31m": 1', "x1b"),
+    ),
+    ids=lambda value: value[:20],
+)
+def test_yaml_that_is_not_taken_is_told_in_one_short_line(text, message, tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        Experiment.load(file)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 1000 and str(error.value).isprintable()

@@ -1,7 +1,10 @@
 """The sweep: its grid, that it goes on where it stopped, and what it makes of the rows."""
 
 import csv
+import errno
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from slt_kernels.sweep import Grid, Point
 from slt_kernels.train import Experiment, Search
 from slt_kernels.train.run import held
 
+FOUND = dict.fromkeys(sweep.COLUMNS[4:], 1)
 BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))
 
 
@@ -201,7 +205,7 @@ def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch
             begun[0].set_exception(ValueError("no memory"))
             yield begun[0]
         for future in futures:
-            future.set_result({"ticket_bytes": 1})
+            future.set_result(FOUND)
             yield future
 
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
@@ -221,6 +225,79 @@ def test_a_damaged_table_is_refused(damage, tmp_path, swept):
         sweep.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "column,cell",
+    [(name, cell) for name in sweep.COLUMNS[1:] for cell in ("many", "-1", "nan", "inf", "1e400")]
+    + [(name, "") for name in sweep.COLUMNS[1:] if name != "width"]
+    + [(name, "1.5") for name in ("ratio", "prune", "lock", "sparsity", "test_accuracy", "width", "seed", "kept")]
+    + [("weights", "9" * 5000), ("seconds", "x" * 200_000)],
+    ids=lambda value: value[:9],
+)
+def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, capsys):
+    """As a sweep that goes on finds it: one line, which names the file, the row and the column."""
+    rows = [FOUND | row for row in rows_of(grid().experiments(BASE))]
+    rows[2][column] = cell
+    with (tmp_path / "sweep.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, sweep.COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+    with pytest.raises(ValueError, match=r"sweep\.csv: damaged") as error:
+        sweep.read(tmp_path)
+    assert len(str(error.value)) < 1000
+    if len(cell) < 10_000:
+        assert f"damaged in row 3: {column}=" in str(error.value)
+
+
+def test_a_row_that_is_there_twice_is_refused(tmp_path):
+    row = FOUND | rows_of(grid().experiments(BASE))[0]
+    sweep._write(tmp_path, [row, row])
+    with pytest.raises(ValueError, match=r"damaged in row 2: the search of an earlier row"):
+        sweep.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", (b"\xff\xfe", b"\0", b'"'), ids=("encoding", "zero", "quote"))
+def test_files_that_are_no_text(content, tmp_path):
+    (tmp_path / "sweep.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"sweep\.csv: damaged, or not of a sweep"):
+        sweep.read(tmp_path)
+    (tmp_path / "experiment.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"experiment\.json\); expected another folder"):
+        sweep.run(Experiment(), grid(), tmp_path)
+
+
+def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, capsys):
+    """The folder's default name is the command's."""
+
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert main(["sweep", "--epochs", "1"]) == 2
+    assert capsys.readouterr().err.endswith("slt sweep: --out=sweep: Read-only file system\n")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/lock").symlink_to("elsewhere")
+    assert main(["sweep", "--epochs", "1"]) == 2
+    assert capsys.readouterr().err.endswith("slt sweep: --out=sweep: sweep/lock: Too many levels of symbolic links\n")
+    assert not (tmp_path / "sweep/elsewhere").exists()
+
+
+def test_plots_are_written_whole(tmp_path, monkeypatch):
+    rows = rows_of(grid().experiments(BASE))
+    sweep.plot(rows, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        sweep.plot(rows[:3], tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["sweep", "--out", str(tmp_path / "out")]) == 2
@@ -231,7 +308,7 @@ def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
 def test_rows_read_back_as_they_were(tmp_path):
     points = grid(widths=[None, 8]).experiments(Experiment())
     rows = rows_of(points)
-    sweep._write(tmp_path, [{name: row.get(name) for name in sweep.COLUMNS} for row in rows])
+    sweep._write(tmp_path, [FOUND | row for row in rows])
     with (tmp_path / "sweep.csv").open() as file:
         assert next(csv.reader(file)) == list(sweep.COLUMNS)
     assert {sweep._key(row) for row in sweep.read(tmp_path)} == {point.key for point in points}

@@ -1,9 +1,14 @@
 """Tickets: the same answers from the file, its size, its bytes, and what is refused."""
 
+import errno
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -28,6 +33,7 @@ from slt_kernels import (
     ticket,
     ticket_info,
 )
+from slt_kernels.files import write_atomically
 
 GOLDEN = Path(__file__).parent / "golden_ticket.slt"
 GOLDEN_LOGITS = ["bead9c42", "bea714d0", "3f1af7e9", "be84c0a3", "bee55270", "bf3beee8", "3f043e0c", "be9cb66a"]
@@ -419,7 +425,7 @@ def rewritten(path: Path, file: Path, version="1", index=None, **tensors) -> Pat
         all_tensors["index"] = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
     all_tensors.update(tensors)
     all_tensors = {name: t for name, t in all_tensors.items() if t is not None}
-    metadata = {"slt_kernels.ticket": f"{version} {ticket._checksum(all_tensors)}"}
+    metadata = {"slt_kernels.ticket": f"{version} {ticket.format.checksum(all_tensors)}"}
     file.write_bytes(to_safetensors(all_tensors, metadata))
     return file
 
@@ -479,14 +485,302 @@ def test_a_damaged_index(index, written, file):
 def test_damaged_tensors(written, file):
     refused(rewritten(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "lengths that its index gives")
     refused(rewritten(written, file, index=None, float32=None), "lengths that its index gives")
-    refused(rewritten(written, file, more=torch.zeros(3)), "lengths that its index gives")
+    refused(rewritten(written, file, more=torch.zeros(3)), r"damaged: 'more' is float32 \[3\]")
     path = rewritten(written, file)
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     assert b'"index"' in content[8 : 8 + length]
     del_index = {name: t for name, t in from_safetensors(content).items() if name != "index"}
-    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {ticket._checksum(del_index)}"}))
+    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {ticket.format.checksum(del_index)}"}))
     refused(path, "damaged index")
+
+
+def bombs(index: dict) -> dict[str, bytes]:
+    """Texts of an index that are small in the file alone."""
+    text = json.dumps(index).encode()
+    return {
+        "spaces": text + b" " * (1 << 27),
+        "lists": text[:-1] + b', "more": [' + b"[]," * (1 << 24) + b"[]]}",
+        "nested": b"[" * 10**6,
+    }
+
+
+@pytest.mark.parametrize("kind", ("spaces", "lists", "nested"))
+def test_a_small_file_that_holds_a_large_index_is_refused(kind, written, file):
+    """Before the memory for it is taken."""
+    rewritten(written, file, index=lambda index: bombs(index)[kind])
+    assert file.stat().st_size < 1 << 18
+    model = network()
+    with pytest.raises(TicketError, match="damaged index"):
+        load_ticket(file, model)  # once, so that what is measured is not what imports take
+    tracemalloc.start()
+    try:
+        refused(file, "damaged index", model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_metadata_that_compress_well_are_kept(file):
+    """No honest ticket meets the bound on an index."""
+    metadata = {"zeros": [0] * 2_000_000}
+    save_ticket(network(), file, metadata)
+    assert ticket_info(file).metadata == metadata
+    load_ticket(file, network())
+    with pytest.raises(ValueError, match=r"^metadata: expected at most [\d,]+ bytes of JSON"):
+        save_ticket(network(), file, {"a": "a" * (1 << 26)})
+    assert ticket_info(file).metadata == metadata
+
+
+def test_a_deep_network_s_index_is_far_from_its_bound(file):
+    """The index of 300 equal layers, which compresses best, is held as zlib writes it."""
+    model = nn.ModuleList(SupermaskLinear(1, 1, layer=i, bias=False) for i in range(300))
+    save_ticket(model, file)
+    packed = from_safetensors(file.read_bytes())["index"].numpy().tobytes()
+    assert len(zlib.decompress(packed)) < len(packed) * ticket.format._MAX_RATIO / 2
+
+
+# How files are read
+
+
+class Alarm:
+    """Ends a test that hangs."""
+
+    def __enter__(self) -> None:
+        def ring(*_):
+            raise TimeoutError("it hangs")
+
+        self.before = signal.signal(signal.SIGALRM, ring)
+        signal.alarm(30)
+
+    def __exit__(self, *_) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+def test_what_is_no_file_is_refused_at_once(file):
+    os.mkfifo(file)
+    model = network()
+    for path in (file, Path("/dev/null"), Path("/dev/zero"), file.parent):
+        with Alarm():
+            refused(path, "expected a file, not a folder, a device or a pipe|not a ticket, but a folder", model)
+    file.with_name("loop.slt").symlink_to("loop.slt")
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        load_ticket(file.with_name("loop.slt"), model)
+
+
+def test_a_large_file_that_is_no_ticket_is_not_read(file):
+    """A hole of a terabyte takes no space, and reading it would never end."""
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with Alarm():
+        refused(file, "not a ticket, or cut short")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_file_that_is_cut_short_meanwhile_is_read_or_refused(written, file):
+    """Truncated and written again in place, by another process."""
+    content = written.read_bytes()
+    file.write_bytes(content)
+    info, model, refusals = ticket_info(written), network(), 0
+
+    def spoil() -> None:
+        with file.open("r+b", buffering=0) as opened:
+            while True:
+                opened.truncate(os.urandom(1)[0])
+                opened.seek(0)
+                opened.write(content)
+
+    process = multiprocessing.get_context("fork").Process(target=spoil)
+    process.start()
+    try:
+        for _ in range(300):
+            try:
+                assert load_ticket(file, model) == info
+            except TicketError:
+                refusals += 1
+    finally:
+        process.kill()
+        process.join()
+    assert refusals > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_file_that_is_replaced_meanwhile_is_one_of_the_two(written, file):
+    contents = []
+    for metadata in ({"a": 1}, {"a": 2, "more": "x" * 50_000}):
+        save_ticket(network(), file, metadata)
+        contents.append(file.read_bytes())
+
+    def replace() -> None:
+        for i in itertools.count():
+            write_atomically(file, contents[i % 2])
+
+    process = multiprocessing.get_context("fork").Process(target=replace)
+    process.start()
+    try:
+        found = {ticket_info(file).metadata["a"] for _ in range(200)}
+    finally:
+        process.kill()
+        process.join()
+    assert found == {1, 2}
+
+
+def test_a_ticket_is_opened_once(written, monkeypatch):
+    opened, before = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(path) or before(path, *rest))
+    load_ticket(written, network())
+    assert opened == [written]
+
+
+# What cannot take a ticket
+
+
+def with_buffer(name: str, value: torch.Tensor) -> nn.Module:
+    model = network()
+    setattr(model[1], name, value)
+    return model
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(*network(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    "build,message",
+    (
+        (lambda: with_buffer("running_mean", torch.zeros(1).expand(6)), "1.running_mean: expanded"),
+        (lambda: with_buffer("running_var", torch.zeros(3).as_strided((6,), (0,))), "1.running_var: expanded"),
+        (lambda: with_buffer("running_mean", torch.zeros(6, dtype=torch.complex128)), "network dtype=complex128"),
+        (lambda: with_buffer("running_mean", torch.zeros(6, device="meta")), "1.running_mean: on the meta device"),
+        (lambda: with_buffer("running_mean", torch.zeros(6).to_sparse()), "1.running_mean: layout=torch.sparse_coo"),
+        (lambda: with_buffer("running_mean", torch.zeros(6).double()), "network dtype=float64"),
+        (lazy, "6.weight: expected a parameter with a shape"),
+    ),
+    ids=("expanded", "stride 0", "complex128", "meta", "sparse", "float64", "lazy"),
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_first_write(build, message, written):
+    model = build()
+    kept = [m for m in model if hasattr(m, "scores")]
+    before = [m.mask_words.clone() for m in kept]
+    with pytest.raises(TicketError, match=message):
+        load_ticket(written, model)
+    assert all(torch.equal(m.mask_words, words) and m.auto_mask for m, words in zip(kept, before, strict=True))
+
+
+def test_inference_tensors(written):
+    with torch.inference_mode():
+        whole = network()
+        buffer = torch.zeros(6)
+    refused(written, r"^0: an inference tensor; expected load_ticket inside torch\.inference_mode\(\)", whole)
+    refused(written, r"^1\.running_mean: an inference tensor", with_buffer("running_mean", buffer))
+    with torch.inference_mode():
+        load_ticket(written, whole)
+        expected = network()
+        load_ticket(written, expected)
+        assert torch.equal(whole.eval()(images()), expected.eval()(images()))
+
+
+def test_tensors_that_share_memory_take_no_two_values(written):
+    """Buffers that are views of one tensor, and a ticket in which they differ; as the same values they are taken."""
+    model = network()
+    shared = torch.zeros(11)
+    model[1].running_mean, model[1].running_var = shared[:6], shared[5:]
+    refused(written, r"net\.slt: 1\.running_mean: it shares memory with another tensor", model)
+    apart = torch.zeros(12)
+    model[1].running_mean, model[1].running_var = apart[::2], apart[1::2]
+    load_ticket(written, model)
+    expected = network()
+    load_ticket(written, expected)
+    assert torch.equal(model[1].running_mean, expected[1].running_mean)
+    assert torch.equal(model[1].running_var, expected[1].running_var)
+
+
+@pytest.mark.parametrize(
+    "words",
+    (lambda m: m.mask_words.long(), lambda m: m.mask_words[:1], lambda m: m.mask_words[None]),
+    ids=("dtype", "rows", "dimensions"),
+)
+def test_a_mask_of_another_form_is_refused(words, written):
+    model = network()
+    model[5].mask_words = words(model[5])
+    before = model[0].mask_words.clone()
+    with pytest.raises(TicketError, match=r"mask_words: expected torch\.int32 of shape"):
+        load_ticket(written, model)
+    assert torch.equal(model[0].mask_words, before)
+
+
+def test_a_scale_of_another_dtype_is_refused(written):
+    model = network()
+    model[5].weight_scale = model[5].weight_scale.half()
+    refused(written, r"^5\.weight_scale: the network has float16", model)
+
+
+@pytest.mark.parametrize("failure", (MemoryError, KeyboardInterrupt, RuntimeError("out of memory")), ids=str)
+@pytest.mark.parametrize("owner,name,call", ((SupermaskLinear, "load_mask", 1), (ticket.network.Other, "load", 3)))
+def test_a_failure_between_writes_puts_back_what_was_there(owner, name, call, failure, written, monkeypatch):
+    model = searched(network(scale="static"))
+    saved = written.with_name("static.slt")
+    save_ticket(searched(network(scale="static"), "local"), saved)
+    before, automatic, calls = everything(model), [getattr(m, "auto_mask", None) for m in model], []
+    original = getattr(owner, name)
+
+    def fail(self, *arguments):
+        calls.append(self)
+        original(self, *arguments)
+        if len(calls) == call:
+            raise failure
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(failure if failure is KeyboardInterrupt else TicketError):
+        load_ticket(saved, model)
+    assert len(calls) == call
+    assert same(everything(model), before)
+    assert [getattr(m, "auto_mask", None) for m in model] == automatic
+    monkeypatch.undo()
+    load_ticket(saved, model)
+    assert not same(everything(model), before)
+
+
+def test_a_model_that_is_none(file, written):
+    for model in (None, 3, {"a": 1}, network().state_dict()):
+        with pytest.raises(TypeError, match=r"^model: expected a module, got "):
+            load_ticket(written, model)
+        with pytest.raises(TypeError, match=r"^model: expected a module, got "):
+            save_ticket(model, file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    (torch.zeros(6, dtype=torch.complex128), torch.zeros(6).to_sparse(), torch.zeros(6, dtype=torch.complex64).conj()),
+    ids=("complex128", "sparse", "conjugate"),
+)
+def test_a_tensor_that_a_ticket_does_not_hold_is_refused_before_the_file_is_written(value, file):
+    file.write_bytes(b"old")
+    model = with_buffer("running_mean", value)
+    if value.dtype == torch.complex64:
+        value = value + 1j
+        model[1].running_mean = value.conj()
+        save_ticket(model, file)
+        other = with_buffer("running_mean", torch.zeros(6, dtype=torch.complex64).conj())
+        load_ticket(file, other)
+        assert torch.equal(other[1].running_mean, value.conj())
+        return
+    with pytest.raises(ValueError, match=r"^1\.running_mean: dtype=.*: expected a dense tensor of a dtype that"):
+        save_ticket(model, file)
+    assert file.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("nested", (0, 10**4), ids=("short", "deep"))
+def test_metadata_without_end_are_told_in_short(nested, file):
+    value = [object()]
+    for _ in range(nested or 60):
+        value = [value] if nested else [value, value]
+    with pytest.raises(ValueError, match="expected what JSON holds") as error:
+        save_ticket(network(), file, {"a": value if nested else 10**5000})
+    assert len(str(error.value)) < 1000
 
 
 # Another network

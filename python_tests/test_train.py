@@ -1,7 +1,10 @@
 """The search: what it trains, that it can stop at any step and go on, and each of its settings."""
 
 import csv
+import hashlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
 from slt_kernels.data.images import Images
-from slt_kernels.ticket import write_atomically
+from slt_kernels.files import write_atomically
 from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
@@ -236,6 +239,153 @@ def test_a_damaged_checkpoint_is_refused(name, damage, data, tmp_path):
     (tmp_path / "last.pt").unlink()
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     assert (tmp_path / "log.csv").read_text() == log
+
+
+@pytest.mark.parametrize("name", ("last", "best"))
+def test_each_flipped_bit_of_a_checkpoint_is_found(name, data, tmp_path):
+    search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    file = tmp_path / f"{name}.pt"
+    content = file.read_bytes()
+    assert Run(tmp_path, {}).load(name) is not None
+    for at in (*range(0, 100, 3), *range(100, len(content), len(content) // 40)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(ValueError, match=r"\.pt: no checkpoint of a search, or a damaged one"):
+            Run(tmp_path, {}).load(name)
+
+
+def test_a_checkpoint_without_a_checksum_is_one_of_an_older_version(data, tmp_path):
+    rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
+    for name in ("last", "best"):
+        file = tmp_path / f"{name}.pt"
+        file.write_bytes(file.read_bytes().partition(b"\n")[2])
+    assert search(network(), data, settings(epochs=1), run=Run(tmp_path, {})) == rows
+
+
+def deep(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def in_model(tree: dict, name: str, value) -> None:
+    key = next(key for key in tree["model"] if key.endswith(name))
+    tree["model"][key] = value(tree["model"][key])
+
+
+def spoilt(at: int, value: float):
+    def change(t: torch.Tensor) -> torch.Tensor:
+        t = t.clone()
+        t.view(-1)[at] = value
+        return t
+
+    return change
+
+
+# What a program could have made of a checkpoint: each is refused, and nothing of it is taken.
+EDITS = {
+    "no dict": lambda last: [1],
+    "empty": lambda last: last.clear(),
+    **{f"no {name}": lambda last, name=name: last.pop(name) for name in ("model", "optimizer", "scaler", "rows")},
+    **{f"no {name}": lambda last, name=name: last.pop(name) for name in ("progress", "version", "description")},
+    **{f"{name} is a list": lambda last, name=name: last.update({name: [1]}) for name in ("model", "optimizer")},
+    **{f"{name} is a number": lambda last, name=name: last.update({name: 3}) for name in ("rows", "progress", "draws")},
+    "version": lambda last: last.update(version=10**6),
+    "version is a list": lambda last: last.update(version=[1] * 1000),
+    "description is text": lambda last: last.update(description="x"),
+    "description holds a tensor": lambda last: last.update(description={"a": torch.ones(2)}),
+    "description has other keys": lambda last: last.update(description={1: 2, "a": 3}),
+    "description is deep": lambda last: last.update(description={"a": deep(300)}),
+    "step": lambda last: last["progress"].update(step=10**9),
+    "negative step": lambda last: last["progress"].update(step=-1),
+    "step is a float": lambda last: last["progress"].update(step=1.0),
+    "epoch": lambda last: last["progress"].update(epoch=10**9),
+    "taken": lambda last: last["progress"].update(taken=10**9),
+    "loss": lambda last: last["progress"].update(loss=float("nan")),
+    "more progress": lambda last: last["progress"].update(more=1),
+    "less progress": lambda last: last["progress"].pop("taken"),
+    "rows": lambda last: last["rows"].append({"epoch": 1}),
+    "no row": lambda last: last["rows"].clear(),
+    "a row's epoch": lambda last: last["rows"][0].update(epoch=2),
+    "a row's text": lambda last: last["rows"][0].update(kept="x"),
+    "a row's accuracy": lambda last: last["rows"][0].update(validation=2.0),
+    "nan score": lambda last: in_model(last, "scores", spoilt(3, float("nan"))),
+    "inf score": lambda last: in_model(last, "scores", spoilt(0, float("inf"))),
+    "nan scale": lambda last: in_model(last, "weight_scale", spoilt(0, float("nan"))),
+    "score shape": lambda last: in_model(last, "scores", lambda t: t[:-1]),
+    "score dtype": lambda last: in_model(last, "scores", lambda t: t.double()),
+    "score text": lambda last: in_model(last, "scores", lambda t: "x"),
+    "mask shape": lambda last: in_model(last, "mask_words", lambda t: t[None]),
+    "source": lambda last: in_model(last, "source_id", lambda t: t + 1),
+    "another tensor": lambda last: last["model"].update(more=torch.ones(2)),
+    "no tensor": lambda last: last["model"].popitem(),
+    "momentum shape": lambda last: last["optimizer"]["state"][0].update(momentum_buffer=torch.ones(2)),
+    "nan momentum": lambda last: last["optimizer"]["state"][0]["momentum_buffer"].fill_(float("nan")),
+    "momentum text": lambda last: last["optimizer"]["state"][0].update(momentum_buffer="x"),
+    "state of none": lambda last: last["optimizer"]["state"].update({99: {}}),
+    "state is a list": lambda last: last["optimizer"].update(state=[1]),
+    "another optimizer": lambda last: last["optimizer"]["param_groups"][0].update(momentum=7.0),
+    "no groups": lambda last: last["optimizer"].update(param_groups=[]),
+    "groups of text": lambda last: last["optimizer"].update(param_groups=["x"]),
+    "groups' parameters": lambda last: last["optimizer"]["param_groups"][0].update(params=[0]),
+    "scaler": lambda last: last["scaler"].update(scale=-1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+    """The folder of a search of two epochs that stopped in the second, and its checkpoints."""
+    folder = tmp_path_factory.mktemp("stopped")
+
+    def kill(epoch: int, step: int, steps: int) -> None:
+        if (epoch, step) == (2, 2):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        search(network(), data, settings(), run=Run(folder, {}, save_every=1), on_step=kill)
+    return folder
+
+
+OF_BEST = {
+    "no dict": EDITS["no dict"],
+    "empty": EDITS["empty"],
+    "no validation": lambda best: best.pop("validation"),
+    "nan validation": lambda best: best.update(validation=float("nan")),
+    "epoch": lambda best: best.update(epoch="x"),
+    **{name: edit for name, edit in EDITS.items() if "model" in name or "score" in name or name.endswith("tensor")},
+}
+CHANGES = [("last", edit) for edit in EDITS.values()] + [("best", edit) for edit in OF_BEST.values()]
+NAMES = [f"last: {name}" for name in EDITS] + [f"best: {name}" for name in OF_BEST]
+
+
+@pytest.mark.parametrize("name,edit", CHANGES, ids=NAMES)
+def test_an_edited_checkpoint_is_refused(name, edit, data, tmp_path, stopped):
+    """Its checksum is right; the message is short, and names the folder or the file."""
+    shutil.copytree(stopped, tmp_path / "run")
+    state = Run(tmp_path / "run", {}).load(name)
+    changed = edit(state)
+    content = io.BytesIO()
+    torch.save(changed if isinstance(changed, list) else state, content)
+    line = f"slt_kernels.checkpoint {hashlib.sha256(content.getvalue()).hexdigest()}\n"
+    (tmp_path / "run" / f"{name}.pt").write_bytes(line.encode() + content.getvalue())
+    with pytest.raises(ValueError) as error:
+        search(network(), data, settings(), run=Run(tmp_path / "run", {}))
+    assert str(tmp_path / "run") in str(error.value) and len(str(error.value)) < 2000
+
+
+def test_a_lock_or_a_checkpoint_that_is_planted_is_refused(data, tmp_path):
+    victim = tmp_path / "victim"
+    for name in ("lock", "last.pt"):
+        folder = tmp_path / f"run_{name}"
+        folder.mkdir()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=r"expected a file, not|no checkpoint of a search"):
+            search(network(), data, settings(epochs=1), run=Run(folder, {}))
+        (folder / name).unlink()
+        (folder / name).symlink_to(victim)
+        with pytest.raises(OSError, match=r"symbolic links|No such file"):
+            search(network(), data, settings(epochs=1), run=Run(folder, {}))
+        assert not victim.exists()
 
 
 def test_a_lost_best_checkpoint_is_told(data, tmp_path):

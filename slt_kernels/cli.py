@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -16,11 +17,13 @@ from typing import Any
 
 import torch
 
-from . import backends, sweep
-from .data import DATASETS, DEFAULTS
+from . import backends, models, sweep
+from ._text import printable, shown
+from .data import DATASETS, DEFAULTS, Dataset
+from .files import write_atomically
 from .models import MODELS
 from .nn import drop_scores
-from .ticket import load_ticket, ticket_info, write_atomically
+from .ticket import TicketInfo, load_ticket, ticket_info
 from .train import (
     Experiment,
     Interrupted,
@@ -408,24 +411,56 @@ def _add_eval(commands) -> None:
     parser = _add(commands, "eval", _eval, "load a ticket that find wrote, and test it")
     parser.add_argument("file", type=Path)
     parser.add_argument(
-        "--path", type=os.fspath, help="the folder or file that the data lie in (default: as when it was found)"
+        "--path", type=os.fspath, help="the folder or file that the data lie in (needed for data that do not ship)"
     )
     _add_machine(parser)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     device = _on_machine(arguments)
-    metadata = ticket_info(arguments.file).metadata
-    if not {"network", "test_accuracy"} <= metadata.keys():
+    info = ticket_info(arguments.file)
+    network, found = info.metadata.get("network"), info.metadata.get("test_accuracy")
+    if not isinstance(network, dict) or type(found) not in (int, float):
         raise ValueError(f"{arguments.file}: not written by slt find: nothing in it tells how to build its network")
-    experiment = Experiment.from_dict(metadata["network"])
+    try:
+        experiment = Experiment.from_dict(network)
+    except ValueError as error:
+        raise ValueError(f"{arguments.file}: {error}") from None
+    name, named = experiment.data["name"], experiment.data.get("path")
     if arguments.path is not None:
         experiment = experiment.override({"data.path": arguments.path})
+    elif "path" in inspect.signature(DATASETS[name]).parameters:  # a ticket says where its author had them
+        raise ValueError(f"path: expected --path, the folder or file that {name} lies in (when found: {shown(named)})")
+    _check_depth(experiment, info, arguments.file)
     data = load_data(experiment)
+    _check_shapes(experiment, data, info, arguments.file)
     model = drop_scores(build(experiment, data, device))
     load_ticket(arguments.file, model)
     result = accuracy(model, data.test)
-    print(f"test accuracy {result:.2%} (when it was found: {metadata['test_accuracy']:.2%})")
+    print(f"test accuracy {result:.2%} (when it was found: {found:.2%})")
+
+
+def _check_depth(experiment: Experiment, info: TicketInfo, file: Path) -> None:
+    """Raises ValueError for a network of more blocks than the ticket has layers: building it could take for ever."""
+    depth = experiment.model.get("depth", 0)
+    names = ("resnet", "conv_n")  # whose depth is one of a few
+    if depth > len(info.layers) and MODELS[experiment.model["name"]].builder.__name__ not in names:
+        raise ValueError(f"{file}: model.depth={depth}, and it has {len(info.layers)} layers: expected one network")
+
+
+def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file: Path) -> None:
+    """Raises ValueError unless the network that a ticket names has the ticket's shapes; takes no memory for either."""
+    try:
+        dense = models.build(**experiment.model, data=data, device="meta")
+    except RuntimeError as error:  # sizes that overflow
+        raise ValueError(f"{file}: its network cannot be built ({str(error)[:200]})") from None
+    named = {name: tuple(t.shape) for name, t in dense.state_dict().items()}
+    held = {f"{layer.name}.weight": layer.shape for layer in info.layers} | {t.name: t.shape for t in info.tensors}
+    different = sorted(name for name in named.keys() | held.keys() if named.get(name) != held.get(name))
+    if different:
+        name = different[0]
+        there, here = (shape and list(shape) for shape in (held.get(name), named.get(name)))
+        raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it names {here}")
 
 
 # info and doctor
@@ -444,14 +479,14 @@ def _info(arguments: argparse.Namespace) -> None:
         source = layer.source
         shape = "x".join(map(str, layer.shape))
         print(
-            f"  {layer.name or '(root)'}: {shape} {layer.weight}, seed {source.seed & (2**64 - 1)}, "
+            f"  {printable(layer.name) or '(root)'}: {shape} {layer.weight}, seed {source.seed & (2**64 - 1)}, "
             f"layer {source.layer}, pruned {source.prune_below}/256, locked {256 - source.lock_from}/256, "
             f"free {layer.free:,}, kept {layer.kept:,}, scale {layer.weight_scale:.6g} ({layer.scale or 'none'})"
         )
     for tensor in info.tensors:
-        print(f"  {tensor.name}: {tensor.dtype} {list(tensor.shape)}")
+        print(f"  {printable(tensor.name)}: {tensor.dtype} {list(tensor.shape)}")
     for key, value in info.metadata.items():
-        print(f"  {key}: {value}")
+        print(f"  {printable(key)}: {printable(value) if isinstance(value, str) else shown(value, 2000)}")
 
 
 # bench

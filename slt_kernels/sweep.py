@@ -11,6 +11,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import signal
 import statistics
 import tempfile
@@ -25,8 +26,9 @@ from typing import Any
 
 import torch
 
+from ._text import shown
+from .files import read_file, write_atomically
 from .source import Freeze
-from .ticket import write_atomically
 from .train import Experiment, find
 from .train.run import held
 
@@ -43,7 +45,7 @@ def shares(split: str) -> Freeze:
         prune, lock = (float(part) for part in split.split(":"))
         return Freeze(prune / (prune + lock), lock / (prune + lock))
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"split={split!r}: expected pruned:locked, as in 6:1") from None
+        raise ValueError(f"split={shown(split)}: expected pruned:locked, as in 6:1") from None
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomically(path, text.encode())
-    elif path.read_text(encoding="utf-8") != text:
+    elif read_file(path) != text.encode():
         raise ValueError(f"out={folder}: holds rows of another experiment (see {path}); expected another folder")
 
 
@@ -230,24 +232,48 @@ def read(folder: Path) -> list[Row]:
     """The rows of a sweep's folder, numbers as numbers.
 
     Raises:
-        ValueError: the file has other columns, or a row that is cut short.
+        ValueError: the file has other columns, a row that is cut short or is there twice, or a cell that is no number
+            where one is expected.
     """
     path = folder / "sweep.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        columns, rows = tuple(table.fieldnames or ()), list(table)
-    if columns != COLUMNS or any(None in (*row, *row.values()) for row in rows):
-        raise ValueError(f"{path}: damaged, or not of a sweep: expected rows of {', '.join(COLUMNS)}")
-    return [{name: _number(value) for name, value in row.items()} for row in rows]
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
+    expected = f"expected rows of {', '.join(COLUMNS)}"
+    try:
+        table = csv.DictReader(io.StringIO(read_file(path).decode(), newline=""))
+        columns, lines = tuple(table.fieldnames or ()), list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged, or not of a sweep: {expected} ({error})") from None
+    if columns != COLUMNS or any(None in (*line, *line.values()) for line in lines):
+        raise ValueError(f"{path}: damaged, or not of a sweep: {expected}")
+    rows: dict[tuple[str, ...], Row] = {}
+    for number, line in enumerate(lines, 1):
         try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None
+            row = {name: _number(name, text) for name, text in line.items()}
+            if _key(row) in rows:
+                raise ValueError("the search of an earlier row")
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged in row {number}: {error}") from None
+        rows[_key(row)] = row
+    return list(rows.values())
+
+
+_COUNTS = ("width", "seed", "weights", "free_bits", "kept", "ticket_bytes")
+
+
+def _number(name: str, text: str) -> Any:
+    """A cell's value; ValueError unless it is of the column's type and range."""
+    if name == "source":
+        return text
+    if name == "width" and not text:  # of a network without one
+        return None
+    kind, most = (int, math.inf) if name in _COUNTS else (float, math.inf if name == "seconds" else 1)
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= most or number == math.inf:
+        expected = f"{'an integer' if kind is int else 'a number'} of at least 0" + f", at most {most}" * (most == 1)
+        raise ValueError(f"{name}={shown(text)}: expected {expected}")
+    return number
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -334,5 +360,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            figure.savefig(folder / f"sweep.{suffix}", dpi=150, metadata=metadata)
+            image = io.BytesIO()
+            figure.savefig(image, format=suffix, dpi=150, metadata=metadata)
+            write_atomically(folder / f"sweep.{suffix}", image.getvalue())
         pyplot.close(figure)

@@ -18,6 +18,7 @@ from ..data import UNANSWERED, Batch, Dataset, Loader, Part
 from ..edge_popup import EdgePopup
 from ..nn.network import supermask_layers
 from . import processes
+from .checkpoint import check
 from .run import Interrupted, Run, StopSignals
 from .settings import Search
 
@@ -233,13 +234,19 @@ class _Search:
         if checkpoint is None:
             return
         best = run.load("best")
-        if best is None and checkpoint["rows"]:
+        if best is None and checkpoint.get("rows"):
             raise ValueError(f"folder={run.folder}: last.pt is there without best.pt; expected both, or neither")
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(checkpoint["average"])
+        try:
+            rates = [self.settings.rate(i) for i in range(self.settings.epochs)]
+            here, evaluated = self.checkpoint(), self.evaluated.state_dict()
+            check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps)
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(checkpoint["average"])
+        except (ValueError, RuntimeError) as error:  # the latter of a state's missing and unexpected keys
+            raise ValueError(f"folder={run.folder}: its checkpoints are not of this search ({error})") from None
         if isinstance(self.masks, BernoulliMasks):
             self.masks.draws = checkpoint["draws"]
         progress = checkpoint["progress"]

@@ -9,12 +9,16 @@
 ``lock``              empty; held by the search that runs here, so that a second one is refused
 ====================  =========================================================================================
 
-Files are written beside their place and renamed: whatever happens, each is whole.
+Files are written beside their place and renamed: whatever happens, each is whole. A checkpoint is a line of ASCII with
+the sha256 of what follows, and then what ``torch.save`` writes.
 """
 
 import csv
+import hashlib
 import io
+import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,7 +27,8 @@ from typing import Any
 
 import torch
 
-from ..ticket import write_atomically
+from .._text import shown
+from ..files import read_file, write_atomically
 from . import processes
 
 try:
@@ -32,6 +37,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 VERSION = 1
+_LINE = "slt_kernels.checkpoint {}\n"
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing is wrong: the search can be continued)
@@ -49,12 +55,16 @@ def held(name: str, folder: Path) -> Iterator[None]:
         folder: where it is; ``lock`` in it is what is held.
 
     Raises:
-        ValueError: another search holds it.
+        ValueError: another search holds it, or ``lock`` is no file.
+        OSError: ``lock`` cannot be opened: a read-only folder, or a link, which is not followed.
     """
     if fcntl is None:
         yield
         return
-    with (folder / "lock").open("ab") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(folder / "lock", flags, 0o666), "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{folder / 'lock'}: expected a file, not a device or a pipe")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,24 +114,30 @@ class Run:
     def load(self, name: str = "last") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None where there is none.
 
+        Its content is what was saved, if this package wrote it; `checkpoint.check` compares it with a search.
+
         Raises:
-            ValueError: a checkpoint of another search (what differs is named), or a file that is none.
+            ValueError: a checkpoint of another search (what differs is named), or a file that is none or is altered.
+            OSError: a file that cannot be opened.
         """
         path = self.folder / f"{name}.pt"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
-        content = io.BytesIO(path.read_bytes())
+        damaged = (
+            f"{path}: no checkpoint of a search, or a damaged one; delete {self.folder / 'last.pt'}, and the search "
+            "starts from the beginning"
+        )
         try:
-            state = torch.load(content, map_location="cpu", weights_only=True)
-            version, description = state["version"], state["description"]
-        except Exception:
-            raise ValueError(
-                f"{path}: no checkpoint of a search, or a damaged one; delete {self.folder / 'last.pt'}, and the "
-                "search starts from the beginning"
-            ) from None
+            content = _verified(read_file(path))
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            version = state["version"]
+            different = _differences(state["description"], self.description) if version == VERSION else []
+        except OSError:
+            raise
+        except Exception:  # of many types, by how the bytes are damaged
+            raise ValueError(damaged) from None
         if version != VERSION:
-            raise ValueError(f"{path}: version={version}: this package reads version {VERSION}")
-        different = _differences(description, self.description)
+            raise ValueError(f"{path}: version={shown(version)}: this package reads version {VERSION}")
         if different:
             raise ValueError(
                 f"folder={self.folder}: holds another search: {'; '.join(different)}; expected another folder"
@@ -131,9 +147,11 @@ class Run:
     def save(self, state: Mapping[str, Any], name: str = "last") -> None:
         """Writes a checkpoint, in the first process alone."""
         if self.writes:
-            content = io.BytesIO()
-            torch.save({"version": VERSION, "description": self.description, **state}, content)
-            write_atomically(self.folder / f"{name}.pt", content.getvalue())
+            buffer = io.BytesIO()
+            torch.save({"version": VERSION, "description": self.description, **state}, buffer)
+            content = buffer.getvalue()
+            line = _LINE.format(hashlib.sha256(content).hexdigest())
+            write_atomically(self.folder / f"{name}.pt", line.encode() + content)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes the rows of all epochs so far; the last one is the news."""
@@ -178,6 +196,16 @@ class StopSignals:
         return processes.total(self.received)[0] > 0
 
 
+def _verified(content: bytes) -> bytes:
+    """What ``torch.save`` wrote; ValueError where the checksum is of something else."""
+    if content.startswith(b"PK"):  # a zip file, as before checkpoints had checksums
+        return content
+    line, _, rest = content.partition(b"\n")
+    if line + b"\n" != _LINE.format(hashlib.sha256(rest).hexdigest()).encode():
+        raise ValueError("altered")
+    return rest
+
+
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> list[str]:
     found = []
     for key in sorted(theirs.keys() | ours.keys()):
@@ -185,7 +213,7 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str 
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += _differences(a, b, f"{where}{key}.")
         elif a != b:
-            found.append(f"{where}{key}={a!r} there, {b!r} here")
+            found.append(f"{where}{key}={shown(a)} there, {shown(b)} here")
     return found
 
 

@@ -7,12 +7,14 @@ import math
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .._text import printable, shown
 from ..data import DATASETS
 from ..edge_popup import SCOPES
 from ..freezing import SPREADS
@@ -26,6 +28,8 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "multistep", "constant")
 AMP = (None, "bf16", "fp16")
 PICKS = ("last", "best")
+
+_MOST_KEYS = 1000  # of one mapping of a YAML file; an experiment has about 40 in all
 
 
 def setting(default: Any, what: str, choices: Collection[Any] = (), least: float = -math.inf, most: float = math.inf):
@@ -48,11 +52,11 @@ def _check(name: str, value: Any, what: str, choices: tuple, least: float, most:
     if isinstance(value, int) and most == math.inf and value >= 2**63:  # PyTorch's sizes hold no more
         raise ValueError(f"{name}={reprlib.repr(value)}: expected less than 2**63")
     if choices and value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(c or 'none' for c in choices)}")
+        raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(c or 'none' for c in choices)}")
     if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
         bound = "finite, at least" if value == math.inf else "at least"
         expected = f"{bound} {least}" if most == math.inf else f"{least} to {most}"
-        raise ValueError(f"{name}={value}: expected {expected}")
+        raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -189,16 +193,25 @@ class Experiment(Settings):
 
         class Loader(yaml.SafeLoader):
             def construct_mapping(self, node, deep=False):
-                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-                if twice:  # YAML forbids it, PyYAML takes the last
-                    raise ValueError(f"{twice[0]}: given twice")
+                keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+                for key, times in keys.most_common(1):
+                    if times > 1:  # YAML forbids it, PyYAML takes the last
+                        raise _NotTakenError(f"{printable(key[:100])}: given twice")
                 return super().construct_mapping(node, deep)
+
+            def flatten_mapping(self, node):
+                super().flatten_mapping(node)
+                if len(node.value) > _MOST_KEYS:  # merges of merges double them
+                    raise _NotTakenError(f"expected at most {_MOST_KEYS} keys, merged ones included")
 
         try:
             return yaml.load(text, Loader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"no YAML: {' '.join(str(error).split())}") from None
+        except _NotTakenError:
+            raise
+        except RecursionError:
+            raise ValueError("no YAML: nested too deeply") from None
+        except Exception as error:  # of many types: a tag's value is converted before its form is checked
+            raise ValueError(f"no YAML: {' '.join(str(error).split())[:400]}") from None
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """This experiment with some values changed, named by their path: ``{"search.lr": 0.2, "model.width": 8}``."""
@@ -211,6 +224,10 @@ class Experiment(Settings):
                 value = values[path] if value == values[path]["name"] else {"name": value}  # others' options do not fit
             (values[section] if section else values)[name] = value
         return type(self).from_dict(values)
+
+
+class _NotTakenError(ValueError):
+    """YAML that is not taken, in a sentence that needs nothing more."""
 
 
 # From plain values to dataclasses
@@ -227,7 +244,7 @@ _WORDS = {
 
 def _parse(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'experiment'}={values!r}: expected keys and values")
+        raise ValueError(f"{where or 'experiment'}={shown(values)}: expected keys and values")
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -240,16 +257,18 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
     values = {"name": values} if isinstance(values, str) else dict(values)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{section}.name={name!r}: unknown{_nearest(name, known)}")
+        raise ValueError(f"{section}.name={shown(name)}: unknown{_nearest(name, known)}")
     hints = {n: a.annotation for n, a in inspect.signature(known[name]).parameters.items() if n != "seed"}
     checked = {"name": name}
     for key, value in values.items():
-        where = f"{section}.{key}"
+        where = _join(section, key)
         if key not in hints and where != "data.path":  # of which `data.load` tells more
-            raise ValueError(f"{where}={value!r}: {name} has only {', '.join(['name', *hints])}")
+            raise ValueError(f"{where}={shown(value)}: {name} has only {', '.join(['name', *hints])}")
         checked[key] = _typed(value, hints.get(key, str), where)
         if hints.get(key) is int:
             _check(where, checked[key], "", (), 1, math.inf)
+            if checked[key] >= 2**31:  # a size that PyTorch may not have
+                raise ValueError(f"{where}={shown(checked[key])}: expected at most {2**31 - 1}")
     return checked
 
 
@@ -273,15 +292,16 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-4 as text
         except (ValueError, OverflowError):
             pass
-    raise ValueError(f"{where}={value!r}: expected {_WORDS[typing.get_origin(hint) or hint]}")
+    raise ValueError(f"{where}={shown(value)}: expected {_WORDS[typing.get_origin(hint) or hint]}")
 
 
 def _join(where: str, key: Any) -> str:
-    return f"{where}.{key}" if where else str(key)
+    key = printable(key[:100]) if isinstance(key, str) else shown(key)
+    return f"{where}.{key}" if where else key
 
 
 def _nearest(name: Any, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    near = difflib.get_close_matches(name, list(known), 1, 0.5) if isinstance(name, str) else []
     return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
 
 

@@ -1,0 +1,129 @@
+"""``slt eval`` of tickets that others wrote: what their metadata name is compared before it is built or opened."""
+
+import pytest
+import torch
+from torch import nn
+
+from slt_kernels import cli, save_ticket
+from slt_kernels.cli import main
+from slt_kernels.train import Experiment, build, load_data
+
+EXPERIMENT = Experiment(model={"name": "convnet", "width": 4})
+GRAPH = Experiment(model={"name": "gin", "width": 8}, data={"name": "karate"})
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    return {e.model["name"]: build(e, load_data(e)) for e in (EXPERIMENT, GRAPH)}
+
+
+@pytest.fixture
+def evaluate(networks, tmp_path, capsys, monkeypatch):
+    """Status and error of eval of a ticket with other metadata; it may not build a network for use."""
+
+    def run(metadata: dict, *arguments: str, name: str = "convnet", builds: bool = False) -> tuple[int, str]:
+        save_ticket(networks[name], tmp_path / "net.slt", metadata)
+        if not builds:
+            monkeypatch.setattr(cli, "build", None)
+        status = main(["eval", str(tmp_path / "net.slt"), *arguments])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def named(experiment: Experiment = EXPERIMENT, **changes) -> dict:
+    return {"network": experiment.network | changes, "test_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("experiment", (EXPERIMENT, GRAPH), ids=("digits", "karate"))
+def test_a_ticket_of_its_network_is_tested(experiment, evaluate):
+    assert evaluate(named(experiment), name=experiment.model["name"], builds=True) == (0, "")
+
+
+def test_a_path_of_the_author_s_is_not_opened(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setattr("slt_kernels.data.load", None)
+    for name in ("text", "cifar10", "image_folder", "ogbn_arxiv"):
+        status, error = evaluate(named(data={"name": name, "path": str(tmp_path / "theirs")}))
+        assert status == 2
+        assert f"path: expected --path, the folder or file that {name} lies in (when found: '{tmp_path}" in error
+
+
+def test_the_path_of_the_user_s_is_the_one_that_is_opened(evaluate, tmp_path):
+    metadata = named(data={"name": "text", "path": "theirs"}, model={"name": "gpt_mini", "width": 64})
+    status, error = evaluate(metadata, "--path", str(tmp_path / "ours"))
+    assert (status, "ours" in error, "theirs" in error) == (2, True, False)
+
+
+@pytest.mark.parametrize("width", (5, 10**4, 10**9, 2**62, 10**30), ids=str)
+def test_a_network_of_another_width_is_not_built(width, evaluate):
+    status, error = evaluate(named(model={"name": "convnet", "width": width}))
+    assert status == 2
+    assert "net.slt: " in error and any(what in error for what in ("has shape", "cannot be built", "expected "))
+
+
+@pytest.mark.parametrize("name,options", (("gin", {}), ("vit_tiny", {"size": 8, "channels": 1, "patch": 4})), ids=str)
+def test_a_network_without_end_is_not_built(name, options, evaluate):
+    data = {"name": "karate" if name == "gin" else "digits"}
+    status, error = evaluate(named(model={"name": name, "depth": 10**9, **options}, data=data))
+    assert status == 2
+    assert "model.depth=1000000000, and it has 5 layers" in error
+
+
+def test_another_network_is_named_by_its_first_tensor(evaluate):
+    status, error = evaluate(named(model={"name": "conv2", "width": 4, "size": 8, "channels": 1}))
+    assert status == 2 and " has shape " in error and ", in the network that it names " in error
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    (
+        {"network": None, "test_accuracy": 0.5},
+        {"network": [], "test_accuracy": 0.5},
+        {"network": "convnet", "test_accuracy": 0.5},
+        named() | {"test_accuracy": "0.5"},
+        named() | {"test_accuracy": None},
+        named() | {"test_accuracy": [0.5]},
+        named() | {"test_accuracy": True},
+        named(seed=-1),
+        named(seed="x"),
+        named(model=[]),
+        named(model={"name": ["convnet"]}),
+        named(data={"name": "digits", "path": 3}),
+        named(source={"prune": 7}),
+        named(more=1),
+        {},
+    ),
+    ids=lambda metadata: str(metadata)[-40:],
+)
+def test_metadata_that_name_no_network(metadata, evaluate):
+    status, error = evaluate(metadata)
+    assert status == 2
+    assert "net.slt: " in error and error.count("\n") == 1
+
+
+def test_info_shows_names_that_a_terminal_would_obey(tmp_path, capsys):
+    """As escapes, on the line that they are on."""
+    model = nn.Module()
+    model.add_module("a\x1b[31m\nb", cli.models.build("convnet", width=4, supermask={}))
+    model.register_buffer("\u202e", torch.zeros(1))
+    file = tmp_path / "net.slt"
+    save_ticket(model, file, {"k\r": "v\x07", "deep": [[[[[[1]]]]]], "long": "x" * 10**6})
+    assert main(["info", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert "a\\x1b[31m\\nb.0" in printed and "\\u202e: float32 [1]" in printed and "k\\r: v\\x07" in printed
+    assert len(printed) < 1_010_000
+
+
+def test_what_eval_takes_to_bound_a_depth():
+    """Every network that can be of any depth has a layer for each unit of it."""
+    for name, (_, kind, _) in cli.models.MODELS.items():
+        if kind != "images" or name.startswith(("vit", "cifar_vit")):
+            needed = {"gin": {"features": 3, "classes": 2}}.get(
+                name, {"classes": 7, "context": 8} if kind == "text" else {}
+            )
+            layers = {
+                depth: len(list(cli.models.build(name, **needed, depth=depth, device="meta").parameters()))
+                for depth in (2, 4)
+            }
+            assert all(count >= depth for depth, count in layers.items()), name
