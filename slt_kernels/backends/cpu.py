@@ -211,9 +211,7 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
     scores = scores.detach().contiguous()
     mask = torch.empty(bits.words_for(len(scores)) if compact else (source.rows, source.words), dtype=torch.int32)
     kept = torch.empty((), dtype=torch.int64)
-    above = (
-        threshold.detach().view(torch.int32).item() & 0xFFFFFFFF
-    )  # its bits: a float might become 0
+    above = threshold.detach().view(torch.int32).item() & 0xFFFFFFFF  # its bits: a float might become 0
     pointers = scores.data_ptr(), above, offsets.data_ptr(), locked, compact
     _cpu.pack(source, *pointers, mask.data_ptr(), kept.data_ptr(), _threads())
     return mask, kept
