@@ -18,8 +18,8 @@ template <class Planes>
 int64_t samples_at_once(const Images &x, const Border &around, Reading reading, int threads) {
     const Border border = reading == Reading::COPIED ? Border() : around;
     const int64_t pixels = (x.height + border.rows) * (x.width + border.columns);
-    const int64_t bytes = pixels * Planes::pixel_of(x, reading) * Planes::PLANES * int64_t(sizeof(typename Planes::Element));
-    return greatest((16 << 20) / (bytes + 1), 4 * threads);
+    const int64_t elements = pixels * Planes::pixel_of(x, reading) * Planes::PLANES;
+    return greatest((16 << 20) / (elements * int64_t(sizeof(typename Planes::Element)) + 1), 4 * threads);
 }
 
 struct Convolution {

@@ -13,38 +13,38 @@ constexpr int64_t PIECE = 1 << 12;  // words of a compact mask
 // Magnitudes, as the integers that their bits are: the order is the same, and no processor takes a denormal one for 0.
 constexpr uint32_t MAGNITUDE = 0x7FFFFFFF, INFINITE = 0x7F800000;
 
-// The magnitudes above a threshold: those less than `width` above `low`. NaN is none of them.
+// The magnitudes above a threshold: those from the lowest one (`first`) on, so many (`end`) that
+// NaN is none of them. Both are moved by 2^31, for comparisons of signed numbers.
 struct Above {
-    uint32_t low, width;
+    uint32_t first;
+    int32_t end;
 
     explicit Above(uint32_t threshold) {
         const uint32_t magnitude = threshold & MAGNITUDE;
         const bool negative = threshold > magnitude && magnitude > 0;
-        low = magnitude > INFINITE ? INFINITE + 1 : negative ? 0 : magnitude + 1;
-        width = INFINITE + 1 - low;
+        const uint32_t low = magnitude > INFINITE ? INFINITE + 1 : negative ? 0 : magnitude + 1;
+        first = low + 0x80000000;
+        end = int32_t(INFINITE + 1 - low + 0x80000000);
     }
 
     // Which of 32 scores' are.
     SLT_INLINE uint32_t operator()(const uint32_t *scores) const {
         uint32_t bits = 0;
 #if defined(__AVX512F__)
-        const __m512i sizes = _mm512_set1_epi32(MAGNITUDE), first = _mm512_set1_epi32(int(low));
+        const __m512i sizes = _mm512_set1_epi32(MAGNITUDE), from = _mm512_set1_epi32(int(first));
         SLT_UNROLL for (int i = 0; i < 2; ++i) {
             const __m512i v = _mm512_and_si512(_mm512_loadu_si512(scores + 16 * i), sizes);
-            const __mmask16 above = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(v, first), _mm512_set1_epi32(int(width)));
-            bits |= uint32_t(above) << 16 * i;
+            bits |= uint32_t(_mm512_cmplt_epi32_mask(_mm512_sub_epi32(v, from), _mm512_set1_epi32(end))) << 16 * i;
         }
 #elif defined(__AVX2__)
-        // Without comparisons of unsigned numbers: both are moved down by 2^31.
-        const __m256i sizes = _mm256_set1_epi32(MAGNITUDE), first = _mm256_set1_epi32(int(low + 0x80000000));
-        const __m256i end = _mm256_set1_epi32(int(width + 0x80000000));
+        const __m256i sizes = _mm256_set1_epi32(MAGNITUDE), from = _mm256_set1_epi32(int(first));
         SLT_UNROLL for (int i = 0; i < 4; ++i) {
             const __m256i v = _mm256_and_si256(load<__m256i>(scores + 8 * i), sizes);
-            const __m256i above = _mm256_cmpgt_epi32(end, _mm256_sub_epi32(v, first));
+            const __m256i above = _mm256_cmpgt_epi32(_mm256_set1_epi32(end), _mm256_sub_epi32(v, from));
             bits |= uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(above))) << 8 * i;
         }
 #else
-        for (int i = 0; i < WORD; ++i) bits |= uint32_t((scores[i] & MAGNITUDE) - low < width) << i;
+        for (int i = 0; i < WORD; ++i) bits |= uint32_t(int32_t((scores[i] & MAGNITUDE) - first) < end) << i;
 #endif
         return bits;
     }
