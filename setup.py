@@ -84,7 +84,7 @@ class NinjaBuild(build_ext):
 
         for name, flags in sets.items():
             for source in kernels:
-                compile(source, f"{source.stem}.{name}", f"{flags} -fno-exceptions -DSLT_ISA={name}")
+                compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_ISA={name}")
         compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
         compile(ROOT / "csrc/module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
         lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")

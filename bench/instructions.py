@@ -61,18 +61,19 @@ def count_kernels() -> None:
     x, dy, scores = floats(BATCH * FAN, 1), floats(BATCH * ROWS, 2), floats(free, 3)
     y, grads, kept = array.array("f", bytes(4 * BATCH * ROWS)), array.array("f", bytes(4 * free)), array.array("q", [0])
     mask = array.array("I", bytes(4 * ROWS * (FAN // 32)))
+    scale, half = array.array("f", [0.1]), 0x3F000000  # a scale is read where it is; a threshold is its bits
     one_pixel = (1, 1, 1, 1, 0, 0, 1, 1, 1)
     sizes = [(BATCH, width, 1, 1, 1) for width in (ROWS, FAN)]
     calls = {
         "pack": lambda: cpu.pack(
-            SOURCE, pointer(scores), 0.5, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1
+            SOURCE, pointer(scores), half, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1
         ),
         "linear_forward": lambda: cpu.linear_forward(
-            SOURCE, pointer(mask), float32(x), BATCH, 0.1, 0, float32(y), 3, 1
+            SOURCE, pointer(mask), float32(x), BATCH, pointer(scale), 0, float32(y), 3, 1
         ),
         "grad_scores": lambda: cpu.grad_scores(
-            SOURCE, one_pixel, float32(dy), sizes[0], float32(x), sizes[1], pointer(scores), 0.1, pointer(offsets),
-            pointer(grads), 3, 1,
+            SOURCE, one_pixel, float32(dy), sizes[0], float32(x), sizes[1], pointer(scores), pointer(scale),
+            pointer(offsets), pointer(grads), 3, 1,
         ),
     }  # fmt: skip
     for name, call in calls.items():

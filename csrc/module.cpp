@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/float_control.h"
 #include "cpu/operations.h"
 
 namespace py = pybind11;
@@ -28,6 +29,9 @@ T *at(Pointer p) {
     return reinterpret_cast<T *>(p);
 }
 
+// A scale stays where it is: on the way through a Python float, a thread without denormal numbers makes one 0.
+float float_at(Pointer p) { return *at<const float>(p); }
+
 using Tensor = std::pair<Pointer, int>;  // and its type
 Input input_of(const Tensor &v) { return {at<const char>(v.first), Type(v.second)}; }
 Result result_of(const Tensor &v) { return {at<char>(v.first), Type(v.second)}; }
@@ -39,11 +43,13 @@ ImagesOf<Byte> images_of(const Numbers<Byte> &data, const Sizes &v) {
     return {data, v[0], v[1], v[2], v[3], v[4] != 0 || one_pixel};
 }
 
-// Runs an operation of the chosen instruction set without the interpreter's lock.
+// Runs an operation of the chosen instruction set without the interpreter's lock. Threads that it starts inherit its
+// floating-point control.
 template <class Arguments>
 void run(void (*Operations::*operation)(const Arguments &), const Arguments &arguments) {
     const Operations *operations = chosen.operations;
     py::gil_scoped_release unlocked;
+    const DefaultFloatControl control;
     (operations->*operation)(arguments);
 }
 
@@ -75,49 +81,49 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("materialize", [](const SourceArray &source, Pointer mask, Pointer out, int threads) {
         run(&Operations::materialize, {source_of(source), at<const uint32_t>(mask), at<int8_t>(out), threads});
     });
-    m.def("linear_forward", [](const SourceArray &source, Pointer mask, const Tensor &x, int64_t batch, float scale,
+    m.def("linear_forward", [](const SourceArray &source, Pointer mask, const Tensor &x, int64_t batch, Pointer scale,
                                Pointer bias, const Tensor &y, int bytes, int threads) {
-        run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), input_of(x), batch, scale,
-                                          at<const float>(bias), result_of(y), bytes, threads});
+        run(&Operations::linear_forward, {source_of(source), at<const uint32_t>(mask), input_of(x), batch,
+                                          float_at(scale), at<const float>(bias), result_of(y), bytes, threads});
     });
-    m.def("linear_grad_input", [](const SourceArray &source, Pointer mask, const Tensor &dy, int64_t batch, float scale,
+    m.def("linear_grad_input", [](const SourceArray &source, Pointer mask, const Tensor &dy, int64_t batch, Pointer scale,
                                   const Tensor &dx, int bytes, int threads) {
         run(&Operations::linear_grad_input, {source_of(source), at<const uint32_t>(mask), input_of(dy), batch,
-                                             scale, result_of(dx), bytes, threads});
+                                             float_at(scale), result_of(dx), bytes, threads});
     });
     m.def("conv2d_forward", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &x,
-                               const Sizes &x_sizes, float scale, Pointer bias, const Tensor &y, const Sizes &y_sizes,
+                               const Sizes &x_sizes, Pointer scale, Pointer bias, const Tensor &y, const Sizes &y_sizes,
                                int bytes, int threads) {
         run(&Operations::conv2d_forward,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(x), x_sizes), scale,
-             at<const float>(bias), images_of(result_of(y), y_sizes), bytes, threads});
+            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(x), x_sizes),
+             float_at(scale), at<const float>(bias), images_of(result_of(y), y_sizes), bytes, threads});
     });
     m.def("conv2d_grad_input", [](const SourceArray &source, const WindowArray &window, Pointer mask, const Tensor &dy,
-                                  const Sizes &dy_sizes, float scale, const Tensor &dx, const Sizes &dx_sizes,
+                                  const Sizes &dy_sizes, Pointer scale, const Tensor &dx, const Sizes &dx_sizes,
                                   int bytes, int threads) {
         run(&Operations::conv2d_grad_input,
-            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(dy), dy_sizes), scale,
-             images_of(result_of(dx), dx_sizes), bytes, threads});
+            {source_of(source), window_of(window), at<const uint32_t>(mask), images_of(input_of(dy), dy_sizes),
+             float_at(scale), images_of(result_of(dx), dx_sizes), bytes, threads});
     });
     m.def("grad_scores", [](const SourceArray &source, const WindowArray &window, const Tensor &dy, const Sizes &dy_sizes,
-                            const Tensor &x, const Sizes &x_sizes, Pointer scores, float scale, Pointer offsets, Pointer out,
+                            const Tensor &x, const Sizes &x_sizes, Pointer scores, Pointer scale, Pointer offsets, Pointer out,
                             int bytes, int threads) {
         run(&Operations::grad_scores,
             {source_of(source), window_of(window), images_of(input_of(dy), dy_sizes), images_of(input_of(x), x_sizes),
-             at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), bytes, threads});
+             at<const float>(scores), float_at(scale), at<const int64_t>(offsets), at<float>(out), bytes, threads});
     });
     m.def("embedding_forward", [](const SourceArray &source, Pointer mask, Pointer offsets, Pointer index,
-                                  int64_t count, float scale, const Tensor &y, int threads) {
+                                  int64_t count, Pointer scale, const Tensor &y, int threads) {
         run(&Operations::embedding_forward,
             {source_of(source), at<const uint32_t>(mask), at<const int64_t>(offsets), at<const int64_t>(index), count,
-             scale, result_of(y), threads});
+             float_at(scale), result_of(y), threads});
     });
     m.def("embedding_grad_scores", [](const SourceArray &source, Pointer index, int64_t count, Pointer starts,
-                                      Pointer order, const Tensor &dy, Pointer scores, float scale, Pointer offsets,
+                                      Pointer order, const Tensor &dy, Pointer scores, Pointer scale, Pointer offsets,
                                       Pointer out, int threads) {
         run(&Operations::embedding_grad_scores,
             {source_of(source), at<const int64_t>(index), count, at<const int64_t>(starts), at<const int64_t>(order),
-             input_of(dy), at<const float>(scores), scale, at<const int64_t>(offsets), at<float>(out), threads});
+             input_of(dy), at<const float>(scores), float_at(scale), at<const int64_t>(offsets), at<float>(out), threads});
     });
     m.def("count_frozen", [](const SourceArray &source, Pointer offsets, Pointer locked, int threads) {
         run(&Operations::count_frozen, {source_of(source), at<int64_t>(offsets), at<int64_t>(locked), threads});
@@ -133,9 +139,9 @@ PYBIND11_MODULE(_cpu, m) {
         run(&Operations::select,
             {tensors.data(), counts.data(), int64_t(tensors.size()), rank, at<uint32_t>(out), threads});
     });
-    m.def("pack", [](const SourceArray &source, Pointer scores, float threshold, Pointer offsets, int64_t locked,
+    m.def("pack", [](const SourceArray &source, Pointer scores, uint32_t threshold, Pointer offsets, int64_t locked,
                      bool compact, Pointer out, Pointer kept, int threads) {
-        run(&Operations::pack, {source_of(source), at<const float>(scores), threshold, at<const int64_t>(offsets),
+        run(&Operations::pack, {source_of(source), at<const uint32_t>(scores), threshold, at<const int64_t>(offsets),
                                 locked, compact, at<uint32_t>(out), at<int64_t>(kept), threads});
     });
 }

@@ -432,3 +432,44 @@ def test_after_fork():
     if child == 0:
         os._exit(0 if torch.equal(cpu.linear_forward(x, mask, scale, None, source), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def integers_whose_sum_rounds_twice(v: torch.Tensor) -> torch.Tensor:
+    """Integers X of 24 bits for weights v [n] whose exact sum of products a float64 on the way to float32 gets wrong.
+
+    The sum is 1 more than what lies in the middle of two float32 numbers, the lower of which is even: a float64, which
+    the sum has too many bits for, makes it the middle, and that goes to the even one.
+    """
+    largest = 127 * (256**3 - 1) // 255
+    x = v.sign().long() * largest
+    total = int((x * v).sum())
+    step = 2 ** (total.bit_length() - 24)  # of float32 numbers there
+    surplus = total - (total // (2 * step) * 2 * step + step // 2 + 1)
+    if surplus < 0:
+        surplus += 2 * step
+    single = int((v.abs() == 1).nonzero()[0])
+    for i in (v.abs() == 127).nonzero()[:100, 0].tolist():
+        less = min(surplus // 127, largest)
+        x[i] -= int(v[i].sign()) * less
+        surplus -= 127 * less
+    x[single] -= int(v[single]) * surplus
+    assert x.abs().max() == largest
+    return x
+
+
+@pytest.mark.parametrize("kind", ("linear", "conv2d"))
+def test_a_sum_of_very_many_rows_is_rounded_once(kind, monkeypatch):
+    source, scale, window = Source.of(28_000_000, 1, weight="uniform", seed=1), torch.tensor(1.0), Window(1, 1)
+    mask = torch.ones(source.rows, 1, dtype=torch.int32)
+    weight = cpu.materialize(mask, source)
+    x = integers_whose_sum_rounds_twice(weight.flatten())
+    total = int((x * weight.flatten()).sum())
+    assert total > 2**53 and float(torch.tensor(total).double().float()) != float(torch.tensor(total).float())
+    expected = float(torch.tensor(total).float())
+    monkeypatch.setattr(reference, "materialize", lambda mask, source: weight)  # its own takes gigabytes
+    for backend in (cpu, reference):
+        if kind == "linear":
+            dx = backend.linear_grad_input(x.float()[None], mask, scale, source)
+        else:
+            dx = backend.conv2d_grad_input(x.float()[None, :, None, None], mask, scale, source, window, [1, 1])
+        assert dx.item() == expected, backend.__name__

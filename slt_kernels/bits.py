@@ -71,6 +71,30 @@ def gather(words: Tensor, free: Tensor) -> Tensor:
     return pack_sequence(unpack(words)[unpack(free)])
 
 
+# Floats by their bits: the order of magnitudes is that of integers. Comparisons of floats take a denormal number for 0
+# where `torch.set_flush_denormal` is on, or was when a thread started.
+
+
+def magnitudes(x: Tensor) -> Tensor:
+    """The bits of ``|x|`` as integers, in their order: a denormal number is above 0, and NaN above infinity."""
+    integers = x.detach().contiguous().view(_integer_of(x.dtype))
+    return integers & torch.iinfo(integers.dtype).max
+
+
+def exceeds(x: Tensor, threshold: Tensor) -> Tensor:
+    """``|x| > threshold``, which no NaN fulfils, for one threshold of the dtype of ``x``."""
+    size, limit, infinity = magnitudes(x), magnitudes(threshold).reshape(()), _infinity_of(x.dtype)
+    limit = torch.where(is_negative(threshold).reshape(()), -1, limit)
+    return (size > limit) & (size <= infinity) & (limit <= infinity)
+
+
+def is_negative(x: Tensor) -> Tensor:
+    """``x < 0``, which neither -0.0 nor a NaN is."""
+    size = magnitudes(x)
+    signed = x.detach().contiguous().view(size.dtype) < 0
+    return signed & (size > 0) & (size <= _infinity_of(x.dtype))
+
+
 DIGIT = 16  # bits that `find_rank` finds at a time
 
 
@@ -91,9 +115,13 @@ def find_rank(counts: Callable[[int, int], Tensor], rank: int, dtype: torch.dtyp
 
 def histogram(x: Tensor, prefix: int, shift: int) -> Tensor:
     """How often each value of the 16 bits of ``|x|`` from ``shift`` up follows ``prefix``: int64 ``[65536]``."""
-    magnitude = x.detach().abs().contiguous().view(_integer_of(x.dtype)).flatten() >> shift
+    magnitude = magnitudes(x).flatten() >> shift
     return torch.bincount(magnitude[magnitude >> DIGIT == prefix] & (1 << DIGIT) - 1, minlength=1 << DIGIT)
 
 
 def _integer_of(dtype: torch.dtype) -> torch.dtype:
     return {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
+
+
+def _infinity_of(dtype: torch.dtype) -> int:
+    return {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}[dtype]

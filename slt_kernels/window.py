@@ -10,7 +10,7 @@ class Window(NamedTuple):
     """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``).
 
     In pixels, and as ``torch.nn.Conv2d``'s: padding is on each side; all but it are at least 1. Nothing is checked
-    here: `ops.conv2d` refuses what does not fit its source.
+    here: `ops.conv2d` refuses what is outside its range, or does not fit its source.
     """
 
     kernel_h: int

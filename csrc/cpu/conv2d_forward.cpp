@@ -11,7 +11,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 template <class Planes>
-void forward_some(const Conv2dForward &a) {
+void forward(const Conv2dForward &a) {
     typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
@@ -40,8 +40,6 @@ void forward_some(const Conv2dForward &a) {
             right[t] = right[t * w.kernel_w];
         }
     }
-    const Planes planes(x, border, reading, layout_of(s.weight), whole, a.bytes, a.threads);
-
     const Weights weights(s, a.mask);
     const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
     Convolution convolution;
@@ -51,26 +49,20 @@ void forward_some(const Conv2dForward &a) {
     convolution.lanes = rows;
     convolution.skipped = frame.skipped * WORD;
     convolution.depth = depth;
-    convolution.y = a.y;
     convolution.scale = Product::scale_of(weights, a.scale);
     convolution.bias = a.bias;
     convolution.zero = zero_of(s.weight);
     convolution.small = small_sums(s.fan, s.weight, a.bytes);
     convolution.threads = a.threads;
-    convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
-                                      uint32_t *panel) {
-        for (int64_t l = 0; l < lanes; l += LANES, panel += depth * Product::BYTES / 4 * LANES)
-            Product::make_rows(weights, group * rows + lane + l, from, depth, panel);
-    });
-}
-
-template <class Planes>
-void forward(const Conv2dForward &a) {
-    for (int64_t first = 0, step = samples_at_once<Planes>(a.x, a.threads); first < a.x.samples; first += step) {
-        Conv2dForward some = a;
-        some.x = a.x.part(first, step);
-        some.y = a.y.part(first, step);
-        forward_some<Planes>(some);
+    const int64_t step = samples_at_once<Planes>(x, border, reading, a.threads);
+    for (int64_t first = 0; first < x.samples; first += step) {
+        const Planes planes(x.part(first, step), border, reading, layout_of(s.weight), whole, a.bytes, a.threads);
+        convolution.y = a.y.part(first, step);
+        convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
+                                          uint32_t *panel) {
+            for (int64_t l = 0; l < lanes; l += LANES, panel += depth * Product::BYTES / 4 * LANES)
+                Product::make_rows(weights, group * rows + lane + l, from, depth, panel);
+        });
     }
 }
 

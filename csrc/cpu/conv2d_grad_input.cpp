@@ -24,27 +24,25 @@ struct Sizes {
 struct Remainder {
     Scratch<int64_t> tap, down, right;  // tap number; where it reads dy
     int64_t count = 0;
-    int64_t first_h, first_w;  // pixel of position (0, 0)
+    const int64_t first_h, first_w;  // pixel of position (0, 0)
     Grid grid;
 
-    Remainder(const Conv2dGradInput &a, int64_t remainder_h, int64_t remainder_w)
+    // That of a pixel, the first one that has it.
+    Remainder(const Conv2dGradInput &a, int64_t first_h, int64_t first_w)
         : tap(a.window.kernel_h * a.window.kernel_w), down(a.window.kernel_h * a.window.kernel_w),
-          right(a.window.kernel_h * a.window.kernel_w) {
+          right(a.window.kernel_h * a.window.kernel_w), first_h(first_h), first_w(first_w) {
         const Window &w = a.window;
-        // The first pixel h >= 0 with (h + padding) % stride == remainder, and the row of dy that tap 0 would read.
-        first_h = ((remainder_h - w.padding_h) % w.stride_h + w.stride_h) % w.stride_h;
-        first_w = ((remainder_w - w.padding_w) % w.stride_w + w.stride_w) % w.stride_w;
+        // The row of dy that tap 0 would read.
         const int64_t from_h = (first_h + w.padding_h) / w.stride_h, from_w = (first_w + w.padding_w) / w.stride_w;
         for (int64_t kh = 0; kh < w.kernel_h; ++kh)
             for (int64_t kw = 0; kw < w.kernel_w; ++kw) {
                 const int64_t h = kh * w.dilation_h, v = kw * w.dilation_w;
-                if (h % w.stride_h != remainder_h || v % w.stride_w != remainder_w) continue;
+                if ((first_h + w.padding_h - h) % w.stride_h || (first_w + w.padding_w - v) % w.stride_w) continue;
                 tap[count] = kh * w.kernel_w + kw;
                 down[count] = from_h - h / w.stride_h;
                 right[count++] = from_w - v / w.stride_w;
             }
-        grid = {ceil_div(greatest(a.dx.height - first_h, 0), w.stride_h),
-                ceil_div(greatest(a.dx.width - first_w, 0), w.stride_w), 1, 1};
+        grid = {ceil_div(a.dx.height - first_h, w.stride_h), ceil_div(a.dx.width - first_w, w.stride_w), 1, 1};
     }
 
     Taps taps(const Sizes &size) const { return {count, down, right, size.tap_length, 0, size.rows}; }
@@ -89,55 +87,48 @@ void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, i
 }
 
 template <class Planes>
-void grad_input_of_some(const Conv2dGradInput &a) {
+void grad_input(const Conv2dGradInput &a) {
     typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
     const Weights weights(s, a.mask);
     const int64_t taps = w.kernel_h * w.kernel_w, channels = s.fan / taps, rows = s.rows / w.groups;
     const Sizes size = {taps, channels, rows, ceil_div(rows, TAP_ROWS) * TAP_ROWS};
+    // Their first pixels.
+    const int64_t remainders_h = least(w.stride_h, a.dx.height), remainders_w = least(w.stride_w, a.dx.width);
     Border border;
     bool in_place = true;
-    for (int64_t i = 0; i < w.stride_h * w.stride_w; ++i) {
-        const Remainder c(a, i / w.stride_w, i % w.stride_w);
+    for (int64_t i = 0; i < remainders_h * remainders_w; ++i) {
+        const Remainder c(a, i / remainders_w, i % remainders_w);
         border.include(a.dy, c.taps(size), c.grid);
         in_place = in_place && border.pays_in_place(a.dy, c.taps(size), c.grid, 0, Planes::TILE);
     }
+    const Reading reading = in_place ? Reading::IN_PLACE : Reading::COPIED;
     const bool whole = rows % WORD == 0;  // words, put in order once, in the planes
-    const Planes planes(a.dy, border, in_place ? Reading::IN_PLACE : Reading::COPIED, Layout::BYTE_QUADS, whole,
-                        a.bytes, a.threads);
-
-    for (int64_t i = 0; i < w.stride_h * w.stride_w; ++i) {
-        const Remainder c(a, i / w.stride_w, i % w.stride_w);
-        if (c.grid.height * c.grid.width == 0) continue;
-        Convolution convolution;
-        convolution.grid = c.grid;
-        convolution.taps = c.taps(size);
-        convolution.groups = w.groups;
-        convolution.lanes = channels;
-        convolution.depth = ceil_div(c.count * size.tap_length, Planes::TILE) * Planes::TILE;
-        convolution.y = a.dx;
-        convolution.first = c.first_h * a.dx.width + c.first_w;
-        convolution.step_down = w.stride_h;
-        convolution.step_right = w.stride_w;
-        convolution.scale = Product::scale_of(weights, a.scale);
-        convolution.zero = zero_of(s.weight);
-        convolution.small = small_sums(c.count * rows, s.weight, a.bytes);
-        convolution.threads = a.threads;
-        convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
-                                          uint32_t *panel) {
-            make_panel<Product>(weights, c, size, group, lane, lanes, from, depth, panel);
-        });
-    }
-}
-
-template <class Planes>
-void grad_input(const Conv2dGradInput &a) {
-    for (int64_t first = 0, step = samples_at_once<Planes>(a.dy, a.threads); first < a.dy.samples; first += step) {
-        Conv2dGradInput some = a;
-        some.dy = a.dy.part(first, step);
-        some.dx = a.dx.part(first, step);
-        grad_input_of_some<Planes>(some);
+    const int64_t step = samples_at_once<Planes>(a.dy, border, reading, a.threads);
+    for (int64_t first = 0; first < a.dy.samples; first += step) {
+        const Planes planes(a.dy.part(first, step), border, reading, Layout::BYTE_QUADS, whole, a.bytes, a.threads);
+        for (int64_t i = 0; i < remainders_h * remainders_w; ++i) {
+            const Remainder c(a, i / remainders_w, i % remainders_w);
+            Convolution convolution;
+            convolution.grid = c.grid;
+            convolution.taps = c.taps(size);
+            convolution.groups = w.groups;
+            convolution.lanes = channels;
+            convolution.depth = ceil_div(c.count * size.tap_length, Planes::TILE) * Planes::TILE;
+            convolution.y = a.dx.part(first, step);
+            convolution.first = c.first_h * a.dx.width + c.first_w;
+            convolution.step_down = w.stride_h;
+            convolution.step_right = w.stride_w;
+            convolution.scale = Product::scale_of(weights, a.scale);
+            convolution.zero = zero_of(s.weight);
+            convolution.small = small_sums(c.count * rows, s.weight, a.bytes);
+            convolution.threads = a.threads;
+            convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
+                                              uint32_t *panel) {
+                make_panel<Product>(weights, c, size, group, lane, lanes, from, depth, panel);
+            });
+        }
     }
 }
 

@@ -15,9 +15,11 @@ namespace {
 // Samples whose planes are made at a time: 16 MB of them, so that they stay in a cache that all threads share and in
 // memory that the process has already; and enough samples for the threads.
 template <class Planes>
-int64_t samples_at_once(const Images &x, int threads) {
-    const int64_t bytes = x.pixels() * x.channels * Planes::PLANES * int64_t(sizeof(typename Planes::Element));
-    return greatest((16 << 20) / (bytes + 1), 4 * threads);
+int64_t samples_at_once(const Images &x, const Border &around, Reading reading, int threads) {
+    const Border border = reading == Reading::COPIED ? Border() : around;
+    const int64_t pixels = (x.height + border.rows) * (x.width + border.columns);
+    const int64_t elements = pixels * Planes::pixel_of(x, reading) * Planes::PLANES;
+    return greatest((16 << 20) / (elements * int64_t(sizeof(typename Planes::Element)) + 1), 4 * threads);
 }
 
 struct Convolution {

@@ -1,4 +1,5 @@
 // Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
+#include "float_control.h"
 #include "operations.h"
 
 #include <new>
@@ -70,7 +71,8 @@ Features detect() { return {}; }
 
 void out_of_memory() { throw std::bad_alloc(); }
 
-bool has_memory(void (*work)(const void *, int64_t), const void *context, int64_t i) {
+bool run_piece(void (*work)(const void *, int64_t), const void *context, int64_t i) {
+    const DefaultFloatControl control;
     try {
         work(context, i);
         return true;

@@ -237,7 +237,13 @@ bool run_digits(const GradScores &a, bool add) {
 // already; but a pass over the scores and their gradients should not be what takes the time. A multiple of four, and
 // nothing to do with the number of threads, on which sums must not depend.
 int64_t samples_at_once(const GradScores &a) {
-    const int64_t elements = a.x.channels * a.x.pixels() + a.dy.channels * a.dy.pixels();
+    const Window &w = a.window;
+    const auto whole = [](int64_t count, int64_t of) { return ceil_div(count, of) * of; };
+    // As in the copies: zeros around images, channels in words where one tap reads them, rows in tiles of at most 16.
+    const int64_t channels = w.kernel_h * w.kernel_w * w.groups == 1 ? whole(a.x.channels, WORD) : a.x.channels;
+    const int64_t rows = w.groups * whole(a.dy.channels / w.groups, 16);
+    const int64_t pixels = (a.x.height + 2 * w.padding_h) * (a.x.width + 2 * w.padding_w);
+    const int64_t elements = channels * pixels + rows * a.dy.pixels();
     const int64_t most = greatest(8 * a.offsets[a.source.rows], 4 << 20);
     return ceil_div(most, 4 * elements + 1) * 4;
 }

@@ -54,8 +54,10 @@ struct Border {
         raise(columns, (grid.width - 1) * grid.step_right + 1 + right - x.width);
     }
 
-    // Whether few enough pixels are zeros.
-    bool pays(const Images &x) const { return (x.height + rows) * (x.width + columns) <= 2 * x.pixels(); }
+    // Whether few enough pixels are zeros. (Any padding may come here: the product must not overflow.)
+    bool pays(const Images &x) const {
+        return rows <= x.height && columns <= x.width && (x.height + rows) * (x.width + columns) <= 2 * x.pixels();
+    }
 
     // Whether positions can be read in place, too: `tile` elements are a row of one.
     bool pays_in_place(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped, int64_t tile) const {

@@ -1,9 +1,9 @@
 // Linear forward: y = x W^T.
 //
-// x becomes digits once, a row at a time. A piece of work is some blocks of rows of the weight (`Cut`): their panel is
-// made for as many k as fit (all of them, up to 8192), and every row of x is run against it. A small batch has no panel
-// where there is a dot product of bytes in 512 bits (few.h); elsewhere it takes 256 k at a time, so that the panel stays
-// in L1 and making it is all that counts.
+// x becomes digits once, a row at a time, and some rows are multiplied before the next are made. A piece of work is some
+// blocks of rows of the weight (`Cut`): their panel is made for as many k as fit (all of them, up to 8192), and every row
+// of x is run against it. A small batch has no panel where there is a dot product of bytes in 512 bits (few.h); elsewhere
+// it takes 256 k at a time, so that the panel stays in L1 and making it is all that counts.
 #include "cut.h"
 #include "few.h"
 #include "operations.h"
@@ -16,14 +16,12 @@ namespace {
 constexpr int64_t FEW_CALLS = 2, MOST_CALLS = 64;
 
 template <int DIGITS>
-void forward(const LinearForward &a) {
-    if (a.batch == 0) return;
+void forward_some(const LinearForward &a, Quantized<DIGITS> &x) {
     const Source &s = a.source;
     const Frame frame(s);
-    // Not a power of two: rows must not share cache sets.
-    const int64_t pitch = frame.k + 64 / int64_t(sizeof(DigitOf<DIGITS>));
-    const Quantized<DIGITS> x(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, pitch, layout_of(s.weight),
-                              a.bytes, zero_of(s.weight), a.threads);
+    const int64_t pitch = x.pitch;
+    x.write(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, layout_of(s.weight), a.bytes, zero_of(s.weight),
+            a.threads);
     Output all;
     all.y = a.y;
     all.vector_stride = s.rows;
@@ -83,6 +81,19 @@ void forward(const LinearForward &a) {
                                     batch, panel, here * QUADS, out);
         }
     });
+}
+
+template <int DIGITS>
+void forward(const LinearForward &a) {
+    const int64_t padded = Frame(a.source).k, step = Quantized<DIGITS>::rows_at_once(a.batch, padded);
+    Quantized<DIGITS> x(step, padded);
+    for (int64_t first = 0; first < a.batch; first += step) {
+        LinearForward some = a;
+        some.x = a.x + first * a.source.fan;
+        some.y = a.y + first * a.source.rows;
+        some.batch = least(a.batch - first, step);
+        forward_some<DIGITS>(some, x);
+    }
 }
 
 }  // namespace

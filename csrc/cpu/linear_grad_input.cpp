@@ -38,15 +38,13 @@ void make_panel(const Weights &weights, int64_t first, int64_t rows, int64_t cal
     }
 }
 
+// `depth`: rows of the weight in whole steps.
 template <int DIGITS>
-void grad_input(const LinearGradInput &a) {
-    if (a.batch == 0) return;
+void grad_input_of_some(const LinearGradInput &a, int64_t depth, Quantized<DIGITS> &dy) {
     const Source &s = a.source;
     const Weights weights(s, a.mask);
-    const int64_t depth = ceil_div(s.rows, ROWS_A_STEP) * ROWS_A_STEP;
-    const int64_t pitch = depth + 64 / int64_t(sizeof(DigitOf<DIGITS>));
-    const Quantized<DIGITS> dy(a.dy, a.batch, s.rows, 0, depth, pitch, Layout::BYTE_QUADS, a.bytes, zero_of(s.weight),
-                               a.threads);
+    const int64_t pitch = dy.pitch;
+    dy.write(a.dy, a.batch, s.rows, 0, depth, Layout::BYTE_QUADS, a.bytes, zero_of(s.weight), a.threads);
 
     Output all;
     all.y = a.dx;
@@ -89,6 +87,20 @@ void grad_input(const LinearGradInput &a) {
                                     panel, here / 4, out);
         }
     });
+}
+
+template <int DIGITS>
+void grad_input(const LinearGradInput &a) {
+    const int64_t depth = ceil_div(a.source.rows, ROWS_A_STEP) * ROWS_A_STEP;
+    const int64_t step = Quantized<DIGITS>::rows_at_once(a.batch, depth);
+    Quantized<DIGITS> dy(step, depth);
+    for (int64_t first = 0; first < a.batch; first += step) {
+        LinearGradInput some = a;
+        some.dy = a.dy + first * a.source.rows;
+        some.dx = a.dx + first * a.source.fan;
+        some.batch = least(a.batch - first, step);
+        grad_input_of_some<DIGITS>(some, depth, dy);
+    }
 }
 
 }  // namespace

@@ -6,11 +6,12 @@
 
 namespace slt {
 
-// Throws std::bad_alloc. Kernels are compiled without exceptions: what they have allocated then stays allocated.
+// Throws std::bad_alloc: the only exception of the kernels, which frees what they have allocated.
 [[noreturn]] void out_of_memory();
 
-// work(context, i), which may run out of memory: whether it did not. No exception may leave a thread's part of a loop.
-bool has_memory(void (*work)(const void *context, int64_t i), const void *context, int64_t i);
+// work(context, i) with the default floating-point control. Returns whether there was memory enough: no exception may
+// leave a thread's part of a loop.
+bool run_piece(void (*work)(const void *context, int64_t i), const void *context, int64_t i);
 
 // Numbers as tensors hold them. As values all of them are float32, which kernels compute with.
 enum class Type : int { FLOAT32, BFLOAT16, FLOAT16 };
@@ -171,8 +172,8 @@ struct Select {
 // The mask of the scores above a threshold, resolved or compact, and how many weights it keeps.
 struct Pack {
     Source source;
-    const float *scores;
-    float threshold;
+    const uint32_t *scores;  // the bits of float32
+    uint32_t threshold;      // the same
     const int64_t *offsets;
     int64_t locked;
     bool compact;

@@ -1,7 +1,7 @@
 // Where the exact sums of a product go: joined from those of their digits, corrected, rounded, with the bias.
 //
 // A panel of weights is worked on a BLOCK of outputs at a time, a lane each, in groups of LANES. float64 holds the sums
-// of the digits of a part exactly, and after the correction every sum of a fan below 2^23.
+// of the digits of a part exactly; a sum in several parts is an int64.
 #pragma once
 
 #include "digits.h"
@@ -148,7 +148,8 @@ inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
         int64_t *total = out.sums + v * BLOCK;
         for (int l = 0; l < BLOCK; ++l) total[l] = int64_t(sum[l]) + (out.first ? 0 : total[l]);
         if (!out.last) return;
-        for (int l = 0; l < BLOCK; ++l) sum[l] = double(total[l] - correction);
+        // Rounded here, once: past 2^53 a double would round as well.
+        for (int l = 0; l < BLOCK; ++l) sum[l] = float(total[l] - correction);
         correction = 0;
     }
     round_sums(sum, double(correction), out.powers[v], out.scale, y);

@@ -10,39 +10,57 @@ namespace {
 
 constexpr int64_t PIECE = 1 << 12;  // words of a compact mask
 
-// Where the magnitudes of 32 scores are above the threshold. NaN never is.
-SLT_INLINE uint32_t above(const float *scores, float threshold) {
-#if defined(__AVX512F__)
-    const __m512 t = _mm512_set1_ps(threshold);
-    const __mmask16 low = _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_loadu_ps(scores)), t, _CMP_GT_OQ);
-    const __mmask16 high = _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_loadu_ps(scores + 16)), t, _CMP_GT_OQ);
-    return uint32_t(low) | uint32_t(high) << 16;
-#elif defined(__AVX2__)
-    const __m256 t = _mm256_set1_ps(threshold), sign = _mm256_set1_ps(-0.0f);
-    uint32_t bits = 0;
-    SLT_UNROLL for (int i = 0; i < 4; ++i) {
-        const __m256 magnitude = _mm256_andnot_ps(sign, _mm256_loadu_ps(scores + 8 * i));
-        bits |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(magnitude, t, _CMP_GT_OQ))) << (8 * i);
+// Magnitudes, as the integers that their bits are: the order is the same, and no processor takes a denormal one for 0.
+constexpr uint32_t MAGNITUDE = 0x7FFFFFFF, INFINITE = 0x7F800000;
+
+// The magnitudes above a threshold: those from the lowest one (`first`) on, so many (`end`) that
+// NaN is none of them. Both are moved by 2^31, for comparisons of signed numbers.
+struct Above {
+    uint32_t first;
+    int32_t end;
+
+    explicit Above(uint32_t threshold) {
+        const uint32_t magnitude = threshold & MAGNITUDE;
+        const bool negative = threshold > magnitude && magnitude > 0;
+        const uint32_t low = magnitude > INFINITE ? INFINITE + 1 : negative ? 0 : magnitude + 1;
+        first = low + 0x80000000;
+        end = int32_t(INFINITE + 1 - low + 0x80000000);
     }
-    return bits;
+
+    // Which of 32 scores' are.
+    SLT_INLINE uint32_t operator()(const uint32_t *scores) const {
+        uint32_t bits = 0;
+#if defined(__AVX512F__)
+        const __m512i sizes = _mm512_set1_epi32(MAGNITUDE), from = _mm512_set1_epi32(int(first));
+        SLT_UNROLL for (int i = 0; i < 2; ++i) {
+            const __m512i v = _mm512_and_si512(_mm512_loadu_si512(scores + 16 * i), sizes);
+            bits |= uint32_t(_mm512_cmplt_epi32_mask(_mm512_sub_epi32(v, from), _mm512_set1_epi32(end))) << 16 * i;
+        }
+#elif defined(__AVX2__)
+        const __m256i sizes = _mm256_set1_epi32(MAGNITUDE), from = _mm256_set1_epi32(int(first));
+        SLT_UNROLL for (int i = 0; i < 4; ++i) {
+            const __m256i v = _mm256_and_si256(load<__m256i>(scores + 8 * i), sizes);
+            const __m256i above = _mm256_cmpgt_epi32(_mm256_set1_epi32(end), _mm256_sub_epi32(v, from));
+            bits |= uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(above))) << 8 * i;
+        }
 #else
-    uint32_t bits = 0;
-    for (int i = 0; i < 32; ++i) bits |= uint32_t(__builtin_fabsf(scores[i]) > threshold) << i;
-    return bits;
+        for (int i = 0; i < WORD; ++i) bits |= uint32_t(int32_t((scores[i] & MAGNITUDE) - first) < end) << i;
 #endif
-}
+        return bits;
+    }
+};
 
 // The scores from number i on, 32 at a time; those that are not there are not above.
 struct Comparison {
-    const float *scores;
+    const uint32_t *scores;
     int64_t count;
-    float threshold;
+    Above above;
 
     SLT_INLINE uint32_t operator()(int64_t i) const {
-        if (i + WORD <= count) return above(scores + i, threshold);
-        float padded[WORD];
-        for (int64_t j = 0; j < WORD; ++j) padded[j] = i + j < count ? scores[i + j] : __builtin_nanf("");
-        return above(padded, threshold);
+        if (i + WORD <= count) return above(scores + i);
+        uint32_t padded[WORD];
+        for (int64_t j = 0; j < WORD; ++j) padded[j] = i + j < count ? scores[i + j] : MAGNITUDE;
+        return above(padded);
     }
 };
 
@@ -50,7 +68,7 @@ struct Comparison {
 
 void pack(const Pack &a) {
     const Source &s = a.source;
-    const Comparison bits{a.scores, a.offsets[s.rows], a.threshold};
+    const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
     const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_a_piece(s);
     const int64_t pieces = a.compact ? ceil_div(words, PIECE) : ceil_div(s.rows, rows);
     *a.kept = a.compact ? a.locked : 0;

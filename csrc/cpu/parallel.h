@@ -1,5 +1,5 @@
 // Loops over threads. Work is handed out piece by piece, since other work may share the cores; results never depend
-// on who does what.
+// on who does what, nor on the floating-point control of the threads.
 #pragma once
 
 #include "operations.h"
@@ -7,7 +7,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// body(i) for i in [0, count), on up to `threads` threads.
+// body(i) for i in [0, count), on up to `threads` threads. The calling one has a `DefaultFloatControl`.
 template <class Body>
 void parallel_for(int threads, int64_t count, const Body &body) {
 #if defined(_OPENMP)
@@ -15,7 +15,7 @@ void parallel_for(int threads, int64_t count, const Body &body) {
         const auto work = [](const void *context, int64_t i) { (*static_cast<const Body *>(context))(i); };
         bool failed = false;
 #pragma omp parallel for num_threads(int(least(count, threads))) schedule(dynamic) reduction(|| : failed)
-        for (int64_t i = 0; i < count; ++i) failed = failed || !has_memory(work, &body, i);
+        for (int64_t i = 0; i < count; ++i) failed = failed || !run_piece(work, &body, i);
         if (failed) out_of_memory();
         return;
     }

@@ -16,9 +16,12 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
     static constexpr int PLANES = 1, VECTORS = Bfloat16Product::VECTORS;
     static constexpr int64_t TILE = 32;  // numbers in a row of a tile
 
+    // Elements of a pixel.
+    static int64_t pixel_of(const Images &x, Reading) { return x.channels; }
+
     // The unnamed arguments are those of digits.
     Bfloat16Planes(const Images &x, const Border &around, Reading reading, Layout, bool, int, int threads)
-        : PlanesOf(x, around, reading, x.channels, sizeof(U32)), memory(is_view() ? 0 : plane) {
+        : PlanesOf(x, around, reading, pixel_of(x, reading), sizeof(U32)), memory(is_view() ? 0 : plane) {
         if (is_view()) {
             first = reinterpret_cast<const uint16_t *>(x.data.data);
             return;

@@ -56,10 +56,15 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
 
     Scratch<double> powers;  // of each sample
 
+    // Elements of a pixel.
+    static int64_t pixel_of(const Images &x, Reading reading) {
+        return reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD;
+    }
+
     // `layout`: of the words of vectors, which those of pixels are where these are `whole`.
     DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int bytes,
                 int threads)
-        : Base(x, around, reading, reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD,
+        : Base(x, around, reading, pixel_of(x, reading),
                  MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
           powers(x.samples),
           order(whole ? layout : Layout::PLAIN, PAIRS<DIGITS>),

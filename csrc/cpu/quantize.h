@@ -1,4 +1,4 @@
-// A matrix in digits, a fixed point for each row.
+// A matrix in digits, a fixed point for each row; some rows at a time, so that memory does not grow with a batch.
 #pragma once
 
 #include "digits.h"
@@ -10,14 +10,18 @@ namespace {
 
 template <int DIGITS>
 struct Quantized {
+    const int64_t pitch;
     Scratch<DigitOf<DIGITS>> digits;  // [batch][DIGITS][pitch]
     Scratch<double> powers;
     Scratch<int64_t> corrections;  // zero * the sum of a row's integers
 
+    // Room for `batch` rows of `padded` digits. Their pitch is no power of two: rows must not share cache sets.
+    Quantized(int64_t batch, int64_t padded)
+        : pitch(pitch_of(padded)), digits(batch * DIGITS * pitch), powers(batch), corrections(batch) {}
+
     // Each row of `count` stands `skipped` digits in, with zeros around it up to `padded`; see `Layout`.
-    Quantized(const Input x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, int64_t pitch,
-              Layout layout, int bytes, int zero, int threads)
-        : digits(batch * DIGITS * pitch), powers(batch), corrections(batch) {
+    void write(const Input x, int64_t batch, int64_t count, int64_t skipped, int64_t padded, Layout layout, int bytes,
+               int zero, int threads) {
         const Order order(layout, PAIRS<DIGITS>);
         const int64_t rows = ceil_div(16384, padded);  // a piece of work
         parallel_for(threads, ceil_div(batch, rows), [&](int64_t piece) {
@@ -29,6 +33,16 @@ struct Quantized {
             }
         });
     }
+
+    // Rows of a batch to make at a time, in nearly equal parts: 24 MB, a block that the allocator keeps, but at least 256
+    // rows, which are worth making the weights for.
+    static int64_t rows_at_once(int64_t batch, int64_t padded) {
+        const int64_t bytes = DIGITS * pitch_of(padded) * int64_t(sizeof(DigitOf<DIGITS>));
+        return ceil_div(batch, greatest(ceil_div(batch, greatest((24 << 20) / bytes, 256)), 1));
+    }
+
+  private:
+    static int64_t pitch_of(int64_t padded) { return padded + 64 / int64_t(sizeof(DigitOf<DIGITS>)); }
 };
 
 }  // namespace

@@ -17,7 +17,8 @@ class Scratch {
     T *const data;
 
     explicit Scratch(int64_t count)
-        : data(static_cast<T *>(aligned_alloc(64, (uint64_t(count) * sizeof(T) + 127) / 64 * 64))) {
+        : data(count < 0 || count > MOST ? nullptr
+                                         : static_cast<T *>(aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
         if (!data) out_of_memory();
         const int64_t bytes = count * int64_t(sizeof(T));
         if (bytes > 32 << 20) want_large_pages(data, bytes);
@@ -26,6 +27,9 @@ class Scratch {
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
     operator T *() const { return data; }
+
+  private:
+    static constexpr int64_t MOST = (INT64_MAX - 127) / sizeof(T);
 };
 
 }  // namespace

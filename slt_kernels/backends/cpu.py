@@ -99,7 +99,7 @@ def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, 
         mask.data_ptr(),
         _typed(inputs),
         len(x),
-        scale.item(),
+        scale.data_ptr(),
         _pointer(offset),
         _typed(y),
         _bytes(x),
@@ -114,7 +114,7 @@ def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -
     mask, inputs = _resolved(mask, source), dy.detach().contiguous()
     dx = torch.empty(len(dy), source.fan, dtype=dy.dtype)
     _cpu.linear_grad_input(
-        source, mask.data_ptr(), _typed(inputs), len(dy), scale.item(), _typed(dx), _bytes(dy), _threads()
+        source, mask.data_ptr(), _typed(inputs), len(dy), scale.data_ptr(), _typed(dx), _bytes(dy), _threads()
     )
     return dx
 
@@ -136,7 +136,7 @@ def conv2d_forward(
         return reference.conv2d_forward(x, mask, scale, bias, source, window)
     mask, images, offset = _resolved(mask, source), _dense(x), _floats(bias)
     y = torch.empty(len(x), source.rows, *window.output_size(*x.shape[2:]), dtype=x.dtype, memory_format=_format(x))
-    pointers = scale.item(), _pointer(offset), *_images(y)
+    pointers = scale.data_ptr(), _pointer(offset), *_images(y)
     _cpu.conv2d_forward(source, window, mask.data_ptr(), *_images(images), *pointers, _bytes(x), _threads())
     return y
 
@@ -149,7 +149,7 @@ def conv2d_grad_input(
     mask, images = _resolved(mask, source), _dense(dy)
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
     dx = torch.empty(len(dy), channels, *size, dtype=dy.dtype, memory_format=_format(dy))
-    pointers = *_images(images), scale.item(), *_images(dx)
+    pointers = *_images(images), scale.data_ptr(), *_images(dx)
     _cpu.conv2d_grad_input(source, window, mask.data_ptr(), *pointers, _bytes(dy), _threads())
     return dx
 
@@ -170,7 +170,7 @@ def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source
     mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
     y = torch.empty(len(index), source.fan, dtype=dtype)
     pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
-    _cpu.embedding_forward(source, *pointers, scale.item(), _typed(y), _threads())
+    _cpu.embedding_forward(source, *pointers, scale.data_ptr(), _typed(y), _threads())
     return y
 
 
@@ -186,9 +186,8 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
     dy, scores = dy.detach().contiguous(), scores.detach().contiguous()
     out = torch.zeros(scores.numel(), dtype=torch.float32)
     pointers = starts.data_ptr(), order.data_ptr(), _typed(dy), scores.data_ptr()
-    _cpu.embedding_grad_scores(
-        source, index.data_ptr(), len(index), *pointers, scale.item(), offsets.data_ptr(), out.data_ptr(), _threads()
-    )
+    pointers = index.data_ptr(), len(index), *pointers, scale.data_ptr(), offsets.data_ptr(), out.data_ptr()
+    _cpu.embedding_grad_scores(source, *pointers, _threads())
     return out
 
 
@@ -212,7 +211,8 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
     scores = scores.detach().contiguous()
     mask = torch.empty(bits.words_for(len(scores)) if compact else (source.rows, source.words), dtype=torch.int32)
     kept = torch.empty((), dtype=torch.int64)
-    pointers = scores.data_ptr(), float(threshold), offsets.data_ptr(), locked, compact
+    above = threshold.detach().view(torch.int32).item() & 0xFFFFFFFF  # its bits: a float might become 0
+    pointers = scores.data_ptr(), above, offsets.data_ptr(), locked, compact
     _cpu.pack(source, *pointers, mask.data_ptr(), kept.data_ptr(), _threads())
     return mask, kept
 
@@ -249,7 +249,7 @@ def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: S
     scores, bytes_ = scores.detach().contiguous(), _bytes(x)
     dy, x = _dense(dy), _dense(x)
     out = torch.empty(scores.numel(), dtype=torch.float32)
-    pointers = scores.data_ptr(), scale.item(), offsets.data_ptr(), out.data_ptr()
+    pointers = scores.data_ptr(), scale.data_ptr(), offsets.data_ptr(), out.data_ptr()
     _cpu.grad_scores(source, window, *_images(dy), *_images(x), *pointers, bytes_, _threads())
     return out
 

@@ -8,6 +8,7 @@ from ..window import Window, channels_last
 from ._operation import (
     autocast,
     check_floating,
+    check_images,
     check_layer,
     check_tensor,
     check_window,
@@ -86,14 +87,7 @@ def conv2d(
     check_floating("x.dtype", x.dtype)
     check_layer(x, scores, mask, scale, bias, source)
     check_window(window, source)
-    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
-    if x.dim() not in (3, 4) or x.shape[-3] != channels:
-        raise ValueError(f"x.shape={list(x.shape)}: expected [B, {channels}, H, W] or [{channels}, H, W]")
-    if min(*x.shape[-2:], *window.output_size(*x.shape[-2:])) < 1:
-        raise ValueError(
-            f"x.shape={list(x.shape)}: the image is empty, or with padding={window.padding} smaller than "
-            f"kernel_size={window.kernel} with dilation={window.dilation}"
-        )
+    check_images(x, source, window)
     images = x.unsqueeze(0) if x.dim() == 3 else x
     if differentiates():
         y = _Conv2d.apply(images, scores, mask, scale, bias, source, window)

@@ -1,5 +1,8 @@
 """Select: the threshold, an exact order statistic of the scores' magnitudes."""
 
+from operator import index
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor
 
@@ -24,8 +27,11 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
         counts as the largest, and is never kept.
 
     Raises:
-        TypeError, ValueError: no tensor, or dtypes or devices that differ.
+        TypeError, ValueError: a rank that is no integer; no tensor, or dtypes or devices that differ.
     """
+    if isinstance(rank, bool) or not isinstance(rank, SupportsIndex):
+        raise TypeError(f"rank={rank!r}: expected an integer")
+    rank = min(max(index(rank), 0), 2**62)  # no tensors hold so many: it means the same, and fits 64 bits
     if not scores:
         raise ValueError("scores=[]: expected at least one tensor")
     for i, s in enumerate(scores):

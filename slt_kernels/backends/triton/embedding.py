@@ -115,8 +115,9 @@ def embedding_forward_kernel(
     else:
         keep = resolved_words(mask, layer, row, word)
     sign = sign_words(layer, row, call) if WEIGHT == SIGNED_CONSTANT else keep
-    v = integer_weight(layer, row, word, sign, table, WEIGHT) * spread_bits(keep)  # [N, 128]
-    value = tl.where(there[:, None], v.to(tl.float32) * tl.load(scale), float("nan"))
+    v = integer_weight(layer, row, word, sign, table, WEIGHT)  # [N, 128]
+    value = tl.where(spread_bits(keep) != 0, v.to(tl.float32) * tl.load(scale), 0)  # +0, whatever the scale's sign
+    value = tl.where(there[:, None], value, float("nan"))
     k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
     inside = (at < count)[:, None] & ((k >= 0) & (k < layer.fan))[None, :]
     tl.store(y + at[:, None] * layer.fan + k[None, :], value, mask=inside)

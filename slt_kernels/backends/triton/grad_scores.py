@@ -30,6 +30,7 @@ from .contract import (
 )
 from .images import NO_IMAGE, Image, flat, patches
 from .launch import blocks, free_starts, generation, launch, normal_table
+from .magnitudes import is_negative
 from .tiles import Tile, choose, split
 
 
@@ -271,4 +272,4 @@ def _store_word(
     v = integer_weight(layer, n, word, part_of(sign, WORD, 1), table, WEIGHT).to(tl.float32)
     grad = grad * v * tl.load(scale)
     score = tl.load(scores + at, mask=inside, other=0)
-    tl.store(out + at, tl.where(score < 0, -grad, grad), mask=inside)
+    tl.store(out + at, tl.where(is_negative(score), -grad, grad), mask=inside)

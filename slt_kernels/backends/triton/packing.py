@@ -9,6 +9,7 @@ from ...source import Source
 from .contract import popcount
 from .expanding import expand
 from .launch import blocks, free_starts, launch
+from .magnitudes import exceeds
 
 _WORDS = 128  # of a program
 
@@ -31,7 +32,7 @@ def pack_kernel(scores, threshold, mask, kept, count: "i64", W: tl.constexpr):
     bit = tl.arange(0, 32)
     at = 32 * word[:, None] + bit[None, :]
     score = tl.load(scores + at, mask=at < count, other=0)  # [W, 32]
-    keep = (tl.abs(score) > tl.load(threshold)) & (at < count)
+    keep = exceeds(score, tl.load(threshold)) & (at < count)
     words = tl.sum(keep.to(tl.uint32) << bit[None, :].to(tl.uint32), axis=1)  # no two bits meet: the sum is an OR
     tl.store(mask + word, words.to(tl.int32, bitcast=True), mask=32 * word < count)
     tl.store(kept + tl.program_id(0), tl.sum(popcount(words)).to(tl.int64))

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import blocks, launch
+from .magnitudes import magnitude
 
 _BLOCK = 4096
 # A warp counts by votes, one a value: 11 bits at a time would be a pass less, of several times the instructions each.
@@ -46,10 +47,7 @@ def histogram_kernel(scores, counts, state, count: "i64", SHIFT: tl.constexpr, B
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(scores + at, mask=at < count, other=0)
-    if score.dtype == tl.float64:
-        digit = (score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF) >> SHIFT
-    else:
-        digit = (score.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >> SHIFT
+    digit = magnitude(score) >> SHIFT
     inside = (at < count) & (digit >> BITS == tl.load(state))
     found = tl.histogram((digit & (1 << BITS) - 1).to(tl.int32), 1 << BITS, mask=inside).to(tl.int64)
     tl.atomic_add(counts + tl.arange(0, 1 << BITS), found, mask=found > 0, sem="relaxed")
