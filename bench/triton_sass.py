@@ -31,18 +31,18 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slt_kernels.backends.triton.contract import Layer
-from slt_kernels.backends.triton.digits import to_digits_kernel
+from slt_kernels.backends.triton.words import Layer
+from slt_kernels.backends.triton.fixed_point import to_digits_kernel
 from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
-from slt_kernels.backends.triton.expanding import expand_kernel
+from slt_kernels.backends.triton.expand import expand_kernel
 from slt_kernels.backends.triton.forward import forward_kernel
 from slt_kernels.backends.triton.grad_input import grad_input_kernel
 from slt_kernels.backends.triton.grad_scores import grad_scores_kernel, sum_grads_kernel
 from slt_kernels.backends.triton.images import Image
 from slt_kernels.backends.triton.launch import count_kernel
-from slt_kernels.backends.triton.materializing import materialize_kernel
-from slt_kernels.backends.triton.packing import pack_kernel
-from slt_kernels.backends.triton.selecting import descend_kernel, histogram_kernel
+from slt_kernels.backends.triton.materialize import materialize_kernel
+from slt_kernels.backends.triton.pack import pack_kernel
+from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
 from slt_kernels.backends.triton.tiles import REGISTERS, Tile, resident
 
 _BF16, _FP32 = "*bf16", "*fp32"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...source import Source
 from .. import reference
-from .contract import (
+from .words import (
     SIGNED_CONSTANT,
     Layer,
     compact_words,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...source import Source
 from ...window import Window
 from .. import reference
-from .contract import (
+from .words import (
     NORMAL,
     SIGNED_CONSTANT,
     Layer,
@@ -30,8 +30,8 @@ from .contract import (
     sign_words,
     words_of,
 )
-from .digits import digits_of, sum_of, to_digits
-from .expanding import resolved
+from .fixed_point import digits_of, sum_of, to_digits
+from .expand import resolved
 from .images import NO_IMAGE, Image, flat, images, padded, patches
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table
 from .tiles import Tile, choose, narrowed, pieces, resident, room, split, store_product

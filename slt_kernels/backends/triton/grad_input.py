@@ -14,7 +14,7 @@ from torch import Tensor
 from ...source import Source
 from ...window import Window
 from .. import reference
-from .contract import (
+from .words import (
     NORMAL,
     SIGNED_CONSTANT,
     Layer,
@@ -35,8 +35,8 @@ from .contract import (
     spread_bits,
     words_of,
 )
-from .digits import digits_of, sum_of, to_digits
-from .expanding import resolved
+from .fixed_point import digits_of, sum_of, to_digits
+from .expand import resolved
 from .forward import COMPACT_COLUMNS, add_product, pieces_of, uses_digits, waited_for
 from .images import NO_IMAGE, Image, flat, images, padded
 from .launch import blocks, free_start, free_starts, generation, launch, normal_table

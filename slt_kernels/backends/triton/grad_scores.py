@@ -15,7 +15,7 @@ from torch import Tensor
 from ...source import Source
 from ...window import Window
 from .. import reference
-from .contract import (
+from .words import (
     SIGNED_CONSTANT,
     Layer,
     bit_of,

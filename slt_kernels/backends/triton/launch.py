@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from .contract import Layer, decoded, frozen_words, popcount, words_of
+from .words import Layer, decoded, frozen_words, popcount, words_of
 
 T = TypeVar("T")
 

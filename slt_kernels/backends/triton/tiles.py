@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .contract import SIGNED_CONSTANT
-from .digits import SUMMANDS, finish
+from .words import SIGNED_CONSTANT
+from .fixed_point import SUMMANDS, finish
 from .launch import blocks, capturing, generation, processors
 
 FILE = os.environ.get("SLT_AUTOTUNE") or None

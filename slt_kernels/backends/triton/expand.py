@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
-from .contract import Layer, compact_words, decoded, frozen_words, words_of
+from .words import Layer, compact_words, decoded, frozen_words, words_of
 from .launch import blocks, free_start, free_starts, launch
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .contract import SIGNED_CONSTANT
+from .words import SIGNED_CONSTANT
 from .launch import blocks, launch
 
 SUMMANDS = 1024 * 128

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
-from .contract import popcount
-from .expanding import expand
+from .words import popcount
+from .expand import expand
 from .launch import blocks, free_starts, launch
 from .magnitudes import exceeds
 

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
-from .contract import Layer, decoded, integer_weight, resolved_words, sign_words, spread_bits, words_of
-from .expanding import resolved
+from .words import Layer, decoded, integer_weight, resolved_words, sign_words, spread_bits, words_of
+from .expand import resolved
 from .launch import blocks, launch, normal_table
 
 
