@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .words import SIGNED_CONSTANT
 from .launch import blocks, launch
+from .words import SIGNED_CONSTANT
 
 SUMMANDS = 1024 * 128
 """How many products of an int8 weight and a digit an int32 sum holds: 127 * 128 * SUMMANDS < 2**31."""

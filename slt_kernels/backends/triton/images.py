@@ -4,8 +4,11 @@ Images are channels-last, [B, H, W, C]. A product's columns m are output pixels,
 (kh, kw, c) as the weight's rows do. A Linear is the same product with a vector for each patch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -41,15 +44,25 @@ class Image(NamedTuple):
 NO_IMAGE = Image(*[1] * 8, 0, 0, 1, 1)  # of a Linear
 
 
+_DENSE = {"memory_format": torch.contiguous_format}
+
+
 def flat(x: Tensor) -> Tensor:
     """Images [B, C, H, W] as vectors [B, H * W * C], channels-last; a copy unless they are so already."""
     return x.permute(0, 2, 3, 1).contiguous().flatten(1)
 
 
-def images(y: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
-    """A matrix [pixels, C] as images [B, C, H, W], in the wanted memory format."""
-    y = y.view(len(y) // (height * width), height, width, y.shape[1]).permute(0, 3, 1, 2)
-    return y if channels_last else y.contiguous()
+@contextmanager
+def write_images(images: Tensor) -> Iterator[Tensor]:
+    """The matrix [pixels, C] for a product to write; after the ``with`` block, ``images`` [B, C, H, W] hold it.
+
+    It is their own memory if they are channels-last, and a copy otherwise.
+    """
+    channels_last = images.permute(0, 2, 3, 1)
+    dense = channels_last if channels_last.is_contiguous() else torch.empty_like(channels_last, **_DENSE)
+    yield dense.flatten(0, 2)
+    if dense is not channels_last:
+        channels_last.copy_(dense)
 
 
 def padded(x: Tensor, length: int) -> tuple[Tensor, int]:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from .words import Layer, decoded, frozen_words, popcount, words_of
+from .words import KernelSource, decoded, frozen_words, popcount, words_of
 
 T = TypeVar("T")
 
@@ -46,23 +46,26 @@ def blocks(count: int, size: int) -> int:
     return (count + size - 1) // size
 
 
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+class Machine(NamedTuple):
+    """The properties of a device that tiles depend on."""
+
+    generation: int  # the major number of the compute capability; 8: none of the below
+    processors: int  # multiprocessors
 
 
 @cache
-def generation(device: torch.device) -> int:
-    """The major number of a device's compute capability, as tiles depend on it; Hopper is 9.
+def machine(device: torch.device) -> Machine:
+    """A device's properties. The interpreter's CPU counts as a Hopper of one multiprocessor.
 
-    Hopper's tiles need products that take W from registers or tensor memory, and more than 64 KiB of shared memory.
-    GeForce Blackwell (12) lacks the former; AMD's processors, whose MI300 also calls itself 9, lack both.
+    The tiles of generations 9 (Hopper) and 10 (Blackwell) need products that take W from registers or tensor memory,
+    and more than 64 KiB of shared memory. GeForce Blackwell (12) lacks the former; AMD's processors, whose MI300 also
+    reports 9, lack both.
     """
     if device.type != "cuda":
-        return 9
+        return Machine(9, 1)
     major, _ = torch.cuda.get_device_capability(device)
-    return major if major < 12 and not torch.version.hip else 8
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return Machine(major if major < 12 and not torch.version.hip else 8, processors)
 
 
 def capturing(device: torch.device) -> bool:
@@ -123,30 +126,30 @@ def free_starts(source: Source, device: torch.device) -> FreeStarts:
 
 
 def _counted(source: Source, device: torch.device) -> FreeStarts:
-    layer = Layer.of(source)
-    free = torch.empty(layer.calls, layer.rows, dtype=torch.int32, device=device)
+    numbers = KernelSource.of(source)
+    free = torch.empty(numbers.calls, numbers.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)
     n = 128
-    launch(count_kernel, layer.calls * blocks(layer.rows, n), device, free, locked, Layer.coded(source), N=n)
+    launch(count_kernel, numbers.calls * blocks(numbers.rows, n), device, free, locked, KernelSource.coded(source), N=n)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 
 
 @triton.jit
-def count_kernel(free_counts, locked_counts, layer, N: tl.constexpr):
+def count_kernel(free_counts, locked_counts, source, N: tl.constexpr):
     """A program counts the free and the locked weights of one call of N rows."""
-    layer = decoded(layer)
-    call = tl.program_id(0) % layer.calls
-    row = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
-    free, locked = frozen_words(layer, row, words_of(layer, call))
-    at = tl.cast(call, tl.int64) * layer.rows + row
-    tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < layer.rows)
-    tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < layer.rows)
+    source = decoded(source)
+    call = tl.program_id(0) % source.calls
+    row = tl.program_id(0) // source.calls * N + tl.arange(0, N)
+    free, locked = frozen_words(source, row, words_of(source, call))
+    at = tl.cast(call, tl.int64) * source.rows + row
+    tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < source.rows)
+    tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < source.rows)
 
 
 @triton.jit
-def free_start(row_starts, call_starts, layer, row, call):
+def free_start(row_starts, call_starts, source, row, call):
     """The number of the first free weight of a call of each row: row [N] -> int64 [N]; 0 past the last row."""
-    inside = row < layer.rows
-    at = tl.cast(call, tl.int64) * layer.rows + row
+    inside = row < source.rows
+    at = tl.cast(call, tl.int64) * source.rows + row
     return tl.load(row_starts + row, mask=inside, other=0) + tl.load(call_starts + at, mask=inside, other=0)

@@ -1,22 +1,10 @@
-"""The weight contract in Triton: what a seed means, for tiles of weights in registers.
+"""The weight contract's words in Triton: Philox, sign words, frozen patterns, masks.
 
-Everything random in this backend comes from this file. It states `docs/contract.md` once more, for tensors of 32-bit
-words (uint32); its oracle is `slt_kernels.source`. Shapes: N rows, and tiles of 128 weights of each, since one call of
-signs is 128 weights of a row, so that a tile of N rows is N calls, one a thread in the common case. What is random is
-made and combined as words, [N, 4], and expanded to weights last: a change of layout on the way to a tensor core then
-moves words.
-
-**Two bits, one weight.** A weight of ``signed_constant`` is the two bits (sign, keep). Where they are the sign and the
-top exponent bit of a float they are 2 * v, and where they are the two top bits of an int8 they are 64 * v:
-
-    bits 15 and 14 of bfloat16, float16:  00 -> 0   01 -> 2    11 -> -2
-    bits  7 and  6 of int8:               00 -> 0   01 -> 64   11 -> -64
-
-A word of such fields gives two floats, or four int8, for a shift and an AND. The factor is taken out of the sums.
-
-**Quad order.** Four int8 of one register then stand 8 bits apart in their word: quad s (0 to 7) of a word holds bits
-s, s + 8, s + 16 and s + 24, which are k = 2 s, 2 s + 16, 2 s + 1 and 2 s + 17. The order of a sum is free, so the
-other operand is put in that order once (`digits.py`), and the weights never are.
+Everything random in this backend comes from this file and `weights`. They state `docs/contract.md` for tensors of
+32-bit words (uint32); the oracle is `slt_kernels.source`. Shapes: N rows and W words of each. One Philox call of signs
+is 128 weights of a row, so a tile of 128 weights of N rows is N calls, one per thread in the common case. Words are
+combined as words, [N, 4], and expanded to weights last: a change of layout on the way to a tensor core then moves
+words.
 """
 
 from functools import lru_cache
@@ -36,7 +24,7 @@ UNIFORM: tl.constexpr = tl.constexpr(1)
 NORMAL: tl.constexpr = tl.constexpr(2)
 
 
-class Layer(NamedTuple):
+class KernelSource(NamedTuple):
     """A `Source` in 32-bit integers.
 
     The calls of a row are counted from the one that holds the source's first word, of which ``skipped`` words are not
@@ -59,7 +47,7 @@ class Layer(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=4096)
-    def of(cls, source: Source) -> "Layer":
+    def of(cls, source: Source) -> "KernelSource":
         skipped = source.first_word % 4
         return cls(
             _signed(source.seed),
@@ -79,7 +67,7 @@ class Layer(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=4096)
-    def coded(cls, source: Source) -> "Layer":
+    def coded(cls, source: Source) -> "KernelSource":
         """As kernels take it, and `decoded` reads it: but for the seed, a number is the upper half of one of 64 bits.
 
         Triton compiles anew where a number is 1 or a multiple of 16 or needs 64 bits, or no longer does. Here all of
@@ -106,39 +94,36 @@ def _upper(number):
 
 
 @triton.jit
-def decoded(layer):
-    """The numbers of a `Layer.coded`, int32."""
-    return Layer(
-        tl.cast(layer.seed_low, tl.int32),
-        tl.cast(layer.seed_high, tl.int32),
-        _upper(layer.layer),
-        _upper(layer.first_row),
-        _upper(layer.row_calls),
-        _upper(layer.first_call),
-        _upper(layer.skipped),
-        _upper(layer.calls),
-        _upper(layer.rows),
-        _upper(layer.fan),
-        _upper(layer.words),
-        _upper(layer.prune_below),
-        _upper(layer.lock_from),
+def decoded(source):
+    """The numbers of a `KernelSource.coded`, int32."""
+    return KernelSource(
+        tl.cast(source.seed_low, tl.int32),
+        tl.cast(source.seed_high, tl.int32),
+        _upper(source.layer),
+        _upper(source.first_row),
+        _upper(source.row_calls),
+        _upper(source.first_call),
+        _upper(source.skipped),
+        _upper(source.calls),
+        _upper(source.rows),
+        _upper(source.fan),
+        _upper(source.words),
+        _upper(source.prune_below),
+        _upper(source.lock_from),
     )
 
 
-# Words
-
-
 @triton.jit
-def philox(layer, stream: tl.constexpr, index):
+def philox(source, stream: tl.constexpr, index):
     """``call(stream, index)``: four uint32 of the shape of ``index`` (int64).
 
     Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs: 40 instructions, and the additions to the
     key, which leave any loop over calls.
     """
-    k0 = layer.seed_low.to(tl.uint32, bitcast=True)
-    k1 = layer.seed_high.to(tl.uint32, bitcast=True)
+    k0 = source.seed_low.to(tl.uint32, bitcast=True)
+    k1 = source.seed_high.to(tl.uint32, bitcast=True)
     c0 = index.to(tl.uint32)
-    c1 = layer.layer.to(tl.uint32, bitcast=True)
+    c1 = source.layer.to(tl.uint32, bitcast=True)
     c2 = tl.full((), stream, tl.uint32)
     c3 = (index >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -154,9 +139,9 @@ def philox(layer, stream: tl.constexpr, index):
 
 
 @triton.jit
-def first_index(layer, row):
+def first_index(source, row):
     """The index of a row's first call, int64; the next ones follow it. ``row`` counts from the source's first."""
-    return (row.to(tl.int64) + layer.first_row) * layer.row_calls + layer.first_call
+    return (row.to(tl.int64) + source.first_row) * source.row_calls + source.first_call
 
 
 @triton.jit
@@ -167,18 +152,25 @@ def join4(a, b, c, d):
 
 
 @triton.jit
-def sign_words(layer, row, call):
+def one_of_four(i, a, b, c, d):
+    """``(a, b, c, d)[i]``: i [W], the others [N, W]."""
+    i = i[None, :]
+    return tl.where(i < 2, tl.where(i == 0, a, b), tl.where(i == 2, c, d))
+
+
+@triton.jit
+def sign_words(source, row, call):
     """The four sign words of a call: row [N] -> [N, 4]. A set bit is a -1."""
-    a, b, c, d = philox(layer, SIGN, first_index(layer, row) + call)
+    a, b, c, d = philox(source, SIGN, first_index(source, row) + call)
     return join4(a, b, c, d)
 
 
 @triton.jit
-def sign_words_at(layer, row, word):
+def sign_words_at(source, row, word):
     """The sign words of any words, a call each: row [N], word [W] -> [N, W]."""
-    word = word + layer.skipped
-    a, b, c, d = philox(layer, SIGN, first_index(layer, row)[:, None] + (word >> 2)[None, :])
-    return _one_of(word & 3, a, b, c, d)
+    word = word + source.skipped
+    a, b, c, d = philox(source, SIGN, first_index(source, row)[:, None] + (word >> 2)[None, :])
+    return one_of_four(word & 3, a, b, c, d)
 
 
 @triton.jit
@@ -194,7 +186,7 @@ def aligned(words, shift):
 
 
 @triton.jit
-def part_of(words, part, W: tl.constexpr):
+def take_words(words, part, W: tl.constexpr):
     """W of a call's four words, from number W * part on: [N, 4] -> [N, W]."""
     if W == 4:
         return words
@@ -205,26 +197,26 @@ def part_of(words, part, W: tl.constexpr):
 
 
 @triton.jit
-def frozen_words(layer, row, word):
+def frozen_words(source, row, word):
     """The free and the locked weights of words: row [N], word [W] -> [N, W] and [N, W]. Padding is 0 in both.
 
     Two calls of Philox a word give eight bit planes of a byte a weight, and a comparison with a threshold is one
     three-input logic operation a plane: (2 * 45 + 2 * 8 + 8) / 32 = 3.6 instructions a weight.
     """
-    q = _word_index(layer, row, word)
-    p0, p1, p2, p3 = philox(layer, FREEZE, 2 * q)
-    p4, p5, p6, p7 = philox(layer, FREEZE, 2 * q + 1)
+    q = word_index(source, row, word)
+    p0, p1, p2, p3 = philox(source, FREEZE, 2 * q)
+    p4, p5, p6, p7 = philox(source, FREEZE, 2 * q + 1)
     planes = (p7, p6, p5, p4, p3, p2, p1, p0)
-    pruned = _below(planes, layer.prune_below)
-    unlocked = _below(planes, layer.lock_from)
-    weights = tl.where((row < layer.rows)[:, None], valid_bits(layer, word)[None, :], 0)
+    pruned = _below(planes, source.prune_below)
+    unlocked = _below(planes, source.lock_from)
+    weights = tl.where((row < source.rows)[:, None], valid_bits(source, word)[None, :], 0)
     return unlocked & invert(pruned) & weights, invert(unlocked | pruned) & weights
 
 
 @triton.jit
-def _word_index(layer, row, word):
+def word_index(source, row, word):
     """q of the contract, int64 [N, W]."""
-    return 4 * first_index(layer, row)[:, None] + (word + layer.skipped)[None, :]
+    return 4 * first_index(source, row)[:, None] + (word + source.skipped)[None, :]
 
 
 @triton.jit
@@ -239,7 +231,7 @@ def _below(planes, threshold):
 
 
 @triton.jit
-def words_of(layer, call, FULL: tl.constexpr = False):
+def words_of(source, call, FULL: tl.constexpr = False):
     """The four words of a call, counted from the source's first; [4], and in the first and last call some outside.
 
     FULL: rows are whole calls (`full`), so none is outside.
@@ -247,13 +239,13 @@ def words_of(layer, call, FULL: tl.constexpr = False):
     if FULL:
         return 4 * call + tl.arange(0, 4)
     else:
-        return 4 * call - layer.skipped + tl.arange(0, 4)
+        return 4 * call - source.skipped + tl.arange(0, 4)
 
 
 @triton.jit
-def valid_bits(layer, word):
+def valid_bits(source, word):
     """The bits of a word that are weights: those of k < fan, uint32 of the shape of ``word``. 0 outside the source."""
-    left = tl.minimum(tl.maximum(layer.fan - 32 * word, 0), 32)
+    left = tl.minimum(tl.maximum(source.fan - 32 * word, 0), 32)
     even = (1 << ((left + 1) >> 1)) - 1
     odd = (1 << (left >> 1)) - 1
     return tl.where(word >= 0, even | odd << 16, 0).to(tl.uint32, bitcast=True)
@@ -275,18 +267,18 @@ def popcount(words):
 
 
 @triton.jit
-def resolved_words(mask, layer, row, word, FULL: tl.constexpr = False):
+def resolved_words(mask, source, row, word, FULL: tl.constexpr = False):
     """Words of a resolved mask: row [N], word [W] -> [N, W]; 0 where there are none, garbage in the padding.
 
     FULL: a row's words are a multiple of four (which the division tells the compiler), so the four of a call are one
     16-byte load of the thread that makes the call, and none needs a mask.
     """
     if FULL:
-        at = row.to(tl.int64)[:, None] * (4 * (layer.words // 4)) + word[None, :]
+        at = row.to(tl.int64)[:, None] * (4 * (source.words // 4)) + word[None, :]
         return tl.load(mask + at).to(tl.uint32, bitcast=True)
     else:
-        inside = (row < layer.rows)[:, None] & ((word >= 0) & (word < layer.words))[None, :]
-        at = row.to(tl.int64)[:, None] * layer.words + word[None, :]
+        inside = (row < source.rows)[:, None] & ((word >= 0) & (word < source.words))[None, :]
+        at = row.to(tl.int64)[:, None] * source.words + word[None, :]
         return tl.load(mask + at, mask=inside, other=0).to(tl.uint32, bitcast=True)
 
 
@@ -335,182 +327,3 @@ def _moves(at, left, step: tl.constexpr):
         parity = parity ^ parity << (1 << i)
     moved = parity & at
     return moved, (at ^ moved) | moved >> (1 << step), left & invert(parity)
-
-
-# Words to weights. For a tile of W words, [N, W], the weights are [N, 32 W].
-
-
-@triton.jit
-def coded_words(keep, sign):
-    """The two-bit fields (sign, keep) of words [N, W]: [N, W, 2], the fields of even bits and those of odd bits.
-
-    Five instructions a word. The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where
-    nothing is kept.
-    """
-    sign = sign & keep
-    even = (sign << 1 & 0xAAAAAAAA) | (keep & 0x55555555)
-    odd = (sign & 0xAAAAAAAA) | (keep >> 1 & 0x55555555)
-    return tl.join(even, odd)
-
-
-@triton.jit
-def sign_floats(coded, dtype: tl.constexpr):
-    """2 * v in bfloat16 or float16, in plain order of k. A shift and an AND are a pair (k, k + 1)."""
-    f = tl.arange(0, 8)[None, None, :, None]
-    pairs = (coded[:, :, None, :] << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N, W, 8, 2]
-    low = pairs.to(tl.uint16).to(dtype, bitcast=True)
-    high = (pairs >> 16).to(tl.uint16).to(dtype, bitcast=True)
-    return tl.join(low, high).reshape([coded.shape[0], 32 * coded.shape[1]])
-
-
-@triton.jit
-def sign_floats_by_rows(coded, dtype: tl.constexpr):
-    """2 * v in bfloat16 or float16, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
-
-    Halves of the words of two rows are put together first; then a shift and an AND are two weights here too.
-    """
-    n: tl.constexpr = coded.shape[0]
-    w: tl.constexpr = coded.shape[1]
-    first, second = coded.reshape([n // 2, 2, w, 2]).permute(0, 2, 3, 1).split()  # [N / 2, W, 2] of each
-    even = (first & 0xFFFF) | second << 16  # the even k of both rows
-    odd = first >> 16 | (second & 0xFFFF0000)
-    halves = tl.join(even, odd)[:, :, None, :, :]
-    f = tl.arange(0, 8)[None, None, :, None, None]
-    pairs = (halves << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N / 2, W, 8, 2, 2]: k = 32 w + 4 f + 2 parity + odd
-    pairs = pairs.reshape([n // 2, 32 * w])
-    low = pairs.to(tl.uint16).to(dtype, bitcast=True)
-    high = (pairs >> 16).to(tl.uint16).to(dtype, bitcast=True)
-    return tl.join(low, high).permute(1, 0, 2).reshape([32 * w, n])
-
-
-@triton.jit
-def sign_quads(coded):
-    """64 * v in int8, in quad order. A shift and an AND are four weights."""
-    f = tl.arange(0, 4)[None, None, :, None]
-    quads = (coded[:, :, None, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N, W, 4, 2]
-    return _bytes_of(quads.reshape([coded.shape[0], 8 * coded.shape[1]]))
-
-
-@triton.jit
-def sign_quads_by_rows(coded):
-    """64 * v in int8, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
-
-    Bytes of the words of four rows are put together first; then a shift and an AND are four weights here too.
-    """
-    n: tl.constexpr = coded.shape[0]
-    w: tl.constexpr = coded.shape[1]
-    rows = coded.reshape([n // 4, 2, 2, w, 2]).permute(0, 3, 4, 1, 2)  # [N / 4, W, 2, 2, 2]
-    even, odd = rows.split()
-    a, c = even.split()  # [N / 4, W, 2] of each row
-    b, d = odd.split()
-    # Byte j of a word is half j >> 1 (the odd k), and there the fields from 4 (j & 1) on.
-    j = tl.arange(0, 2)[None, None, :, None, None] + 2 * tl.arange(0, 2)[None, None, None, None, :]
-    at = (8 * j).to(tl.uint32)
-    quad = (a[:, :, None, :, None] >> at & 0xFF) | (b[:, :, None, :, None] >> at & 0xFF) << 8
-    quad |= (c[:, :, None, :, None] >> at & 0xFF) << 16 | (d[:, :, None, :, None] >> at & 0xFF) << 24
-    f = tl.arange(0, 4)[None, None, None, :, None, None]
-    quads = (quad[:, :, :, None, :, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N / 4, W, 2, 4, 2, 2]
-    weights = _bytes_of(quads.reshape([n // 4, 32 * w]))
-    return weights.reshape([n // 4, 32 * w, 4]).permute(1, 0, 2).reshape([32 * w, n])
-
-
-@triton.jit
-def spread(words):
-    """Each word once for each of its weights: [N, W] -> [N, 32 W]."""
-    n: tl.constexpr = words.shape[0]
-    w: tl.constexpr = words.shape[1]
-    return tl.broadcast_to(words[:, :, None], [n, w, 32]).reshape([n, 32 * w])
-
-
-@triton.jit
-def bit_of(k):
-    """The bit of its word that a weight is."""
-    return (k & 31) >> 1 | (k & 1) << 4
-
-
-@triton.jit
-def spread_bits(words):
-    """The bits of words in plain order of k, int32."""
-    shift = bit_of(tl.arange(0, 32 * words.shape[1]))[None, :].to(tl.uint32)
-    return (spread(words) >> shift & 1).to(tl.int32)
-
-
-@triton.jit
-def _value_words(layer, row, word):
-    """The bytes of VALUE as words: two of [N, W, 4], those of k mod 32 < 16 and those of the others."""
-    q = _word_index(layer, row, word)
-    a, b, c, d = philox(layer, VALUE, 2 * q)
-    e, f, g, h = philox(layer, VALUE, 2 * q + 1)
-    return join4(a, b, c, d), join4(e, f, g, h)
-
-
-@triton.jit
-def _bytes_of(words):
-    """Words [N, W] to their bytes, int8 [N, 4 W], the lowest first."""
-    a = words.to(tl.uint8)
-    b = (words >> 8).to(tl.uint8)
-    c = (words >> 16).to(tl.uint8)
-    d = (words >> 24).to(tl.uint8)
-    return join4(a, b, c, d).reshape([words.shape[0], 4 * words.shape[1]]).to(tl.int8, bitcast=True)
-
-
-@triton.jit
-def _byte_values(u, table, WEIGHT: tl.constexpr):
-    """v of the bytes of ``uniform`` or ``normal``, both int8; ``table`` points to T."""
-    if WEIGHT == UNIFORM:
-        return (u ^ -128) | 1
-    else:
-        return tl.load(table + (u.to(tl.int32) & 255))
-
-
-@triton.jit
-def byte_quads(layer, row, word, keep, table, WEIGHT: tl.constexpr):
-    """v * keep of ``uniform`` and ``normal`` in int8, in quad order: row [N], word [W], keep [N, W].
-
-    Philox is 2 * 45 / 32 = 2.8 instructions a weight, what follows about 12 for four.
-    """
-    n: tl.constexpr = keep.shape[0]
-    w: tl.constexpr = keep.shape[1]
-    low, high = _value_words(layer, row, word)
-    shift = 16 * tl.arange(0, 2)[None, None, None, :].to(tl.uint32)
-    low = low[:, :, :, None] >> shift  # [N, W, 4, 2]: for quad s, k = 2 s and 2 s + 1 in the low half
-    high = high[:, :, :, None] >> shift  # k = 2 s + 16 and 2 s + 17
-    quads = (low & 0xFF) | (high & 0xFF) << 8 | (low & 0xFF00) << 8 | (high & 0xFF00) << 16
-    values = _byte_values(_bytes_of(quads.reshape([n, 8 * w])), table, WEIGHT)
-    s = tl.arange(0, 8)[None, None, :].to(tl.uint32)
-    kept = (keep[:, :, None] >> s & 0x01010101) * 0xFF
-    return values & _bytes_of(kept.reshape([n, 8 * w]))
-
-
-@triton.jit
-def integer_weight(layer, row, word, sign, table, WEIGHT: tl.constexpr):
-    """v, unmasked, in plain order, int8. ``sign`` [N, W] are the sign words, where the weights are signs."""
-    if WEIGHT == SIGNED_CONSTANT:
-        return (1 - 2 * spread_bits(sign)).to(tl.int8)
-    else:
-        low, high = _value_words(layer, row, word)
-        words = tl.join(low, high).permute(0, 1, 3, 2).reshape([row.shape[0], 8 * word.shape[0]])
-        return _byte_values(_bytes_of(words), table, WEIGHT)
-
-
-@triton.jit
-def byte_weight_from(layer, row, k, table, WEIGHT: tl.constexpr):
-    """v of 32 weights from any k on, unmasked, in plain order: row [N] -> int8 [N, 32]. A call is made for four."""
-    at = k // 4 + 8 * layer.skipped + tl.arange(0, 8)
-    shift = (8 * (k & 3)).to(tl.uint32)
-    words = _value_word(layer, row, at) >> shift | _value_word(layer, row, at + 1) << 1 << (31 - shift)
-    return _byte_values(_bytes_of(words), table, WEIGHT)
-
-
-@triton.jit
-def _value_word(layer, row, at):
-    """The words of VALUE, each of four weights, a call each: row [N], at [W] -> [N, W]."""
-    a, b, c, d = philox(layer, VALUE, 8 * first_index(layer, row)[:, None] + (at >> 2)[None, :])
-    return _one_of(at & 3, a, b, c, d)
-
-
-@triton.jit
-def _one_of(i, a, b, c, d):
-    """i [W], the others [N, W]."""
-    i = i[None, :]
-    return tl.where(i < 2, tl.where(i == 0, a, b), tl.where(i == 2, c, d))
