@@ -129,7 +129,7 @@ def _forward(
     def make(machine: Machine) -> Case:
         plain = flags["FULL"] and not flags["CONV"]
         shape = (columns, rows, 1, d, weight, flags["COMPACT"], plain, flags["CONV"], scattered)
-        pointers = {"x": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
+        pointers = {"x": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = forward.tiles(*shape, machine)[0]
         constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, **flags}
         return _product(forward.forward_kernel, tile, constants, pointers, 128 * tile.BN, odd)
@@ -148,12 +148,12 @@ def _grad_input(
     strided: bool = False,
     **flags: bool,
 ) -> MakeCase:
-    flags = {"CONV": False, "SHARED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
+    flags = {"CONV": False, "UNALIGNED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
 
     def make(machine: Machine) -> Case:
         plain = flags["FULL"] and not flags["CONV"]
         shape = (columns, rows, SIZE // bc, d, weight, flags["COMPACT"], plain, flags["CONV"])
-        pointers = {"dy": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
+        pointers = {"dy": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = grad_input.tiles(*shape, machine)[0]
         constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": tile.pieces, **flags}
         return _product(grad_input.grad_input_kernel, tile, constants, pointers, tile.BN * bc, odd, strided)
@@ -240,9 +240,9 @@ CASES: dict[str, MakeCase] = {
         _BF16, 0, 4096, odd=_ODD_ROWS, strided=True, CONV=True
     ),
     "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, 4096, bc=64, CONV=True),
-    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, 4096, bc=32, CONV=True, SHARED=True),
+    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, 4096, bc=32, CONV=True, UNALIGNED=True),
     "grad_input bf16, convolution, 48 channels, normal": _grad_input(
-        _BF16, 2, 4096, weight=2, bc=32, CONV=True, SHARED=True
+        _BF16, 2, 4096, weight=2, bc=32, CONV=True, UNALIGNED=True
     ),
     "grad_input fp32, 3 digits": _grad_input(_FP32, 3, 4096),
     "grad_input fp32, 3 digits, in parts": _grad_input(_FP32, 3, 64, SPLIT=True),

@@ -1,4 +1,4 @@
-"""Embedding: the rows that are looked up, each made where it is wanted, and the gradient of their scores."""
+"""Embedding: rows generated as they are looked up, and the gradient of their scores."""
 
 import torch
 import triton
@@ -98,13 +98,13 @@ def embedding_forward_kernel(
     COMPACT: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program makes the 128 weights of one call of N rows that are looked up."""
+    """A program computes the 128 weights of one call for N look-ups."""
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     at = (tl.program_id(0) // source.calls).to(tl.int64) * N + tl.arange(0, N)
     wanted = tl.load(index + at, mask=at < count, other=0)
-    there = (wanted >= 0) & (wanted < source.rows)
-    row = tl.where(there, wanted, source.rows).to(tl.int32)  # source.rows: none
+    valid = (wanted >= 0) & (wanted < source.rows)
+    row = tl.where(valid, wanted, source.rows).to(tl.int32)  # source.rows: no row
     word = words_of(source, call)
     if COMPACT:
         free, locked = frozen_words(source, row, word)
@@ -114,7 +114,7 @@ def embedding_forward_kernel(
     sign = sign_words(source, row, call) if WEIGHT == SIGNED_CONSTANT else keep
     v = integer_weight(source, row, word, sign, table, WEIGHT)  # [N, 128]
     value = tl.where(spread_bits(keep) != 0, v.to(tl.float32) * tl.load(scale), 0)  # +0, whatever the scale's sign
-    value = tl.where(there[:, None], value, float("nan"))
+    value = tl.where(valid[:, None], value, float("nan"))
     k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
     inside = (at < count)[:, None] & ((k >= 0) & (k < source.fan))[None, :]
     tl.store(y + at[:, None] * source.fan + k[None, :], value, mask=inside)
@@ -137,16 +137,17 @@ def embedding_grad_scores_kernel(
     WEIGHT: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program takes one call of N of the sorted look-ups, and finishes the rows that begin among them.
+    """A program takes one call of N of the sorted look-ups, and computes the rows whose first look-up is among them.
 
-    ``order`` sorts the look-ups by row, and a row's end before number ``ends`` of that order. They are added in it.
+    ``order`` sorts the look-ups by row, and ``ends`` is the end of the run of the same row. A run is added in
+    order.
     """
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     at = (tl.program_id(0) // source.calls).to(tl.int64) * N + tl.arange(0, N)
     row = tl.load(index + at, mask=at < count, other=-1)
     begins = (at < count) & (row != tl.load(index + at - 1, mask=(at > 0) & (at < count), other=-1))
-    begins = begins & (row >= 0) & (row < source.rows)  # a row that is not there has no scores
+    begins = begins & (row >= 0) & (row < source.rows)  # an index outside the rows has no scores
     times = tl.where(begins, tl.load(ends + at, mask=begins, other=0) - at, 0)
     k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
     grad = tl.zeros([N, 128], tl.float32)
@@ -154,5 +155,5 @@ def embedding_grad_scores_kernel(
         here = tl.load(order + at + i, mask=i < times, other=0)
         inside = (i < times)[:, None] & ((k >= 0) & (k < source.fan))[None, :]
         grad += tl.load(dy + here[:, None] * source.fan + k[None, :], mask=inside, other=0).to(tl.float32)
-    n = tl.where(begins, row, source.rows).to(tl.int32)  # source.rows: none
+    n = tl.where(begins, row, source.rows).to(tl.int32)  # source.rows: no row
     store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)

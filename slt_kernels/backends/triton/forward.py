@@ -1,7 +1,7 @@
-"""Forward of Linear and Conv2d: y = x W^T, with W made where it is used.
+"""Forward of Linear and Conv2d: y = x W^T, with W generated where it is used.
 
-The product is taken as y^T = W x^T: W is the first operand of the tensor core's product, which Hopper takes from
-registers, so a weight goes from Philox to the product without passing through shared memory.
+The product is y^T = W x^T. W is the first operand of the tensor cores, which Hopper reads from registers, so weights go
+from Philox to the product without shared memory.
 """
 
 from functools import lru_cache
@@ -196,7 +196,7 @@ def forward_kernel(
     scale,
     bias,
     out,
-    parts_sums,
+    partial_sums,
     arrived,
     source,
     image,
@@ -222,16 +222,15 @@ def forward_kernel(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """A program makes BN rows of y^T for BM columns, over one part of k, 128 of them a step.
+    """A program computes BN rows of y^T for BM columns, over one part of k, 128 k per step.
 
-    Programs that follow each other take the next rows of the same columns: they share x in the L2 cache. A step, for
-    a thread of 128 that has one row's call: Philox, 45 instructions; its words through shared memory to the threads
-    that hold that row in the product's layout (four words for each row, where the weights are 128); then expansion
-    in registers, an instruction a weight in 16-bit floats, half of one in int8. x comes through shared memory,
-    by asynchronous copies some steps ahead.
+    Consecutive programs compute the next rows of the same columns, and share x in the L2 cache. In a step each of 128
+    threads computes one row's call: Philox, 45 instructions. The four words of a row go through shared memory to the
+    threads that hold the row in the product's layout. Those expand them to 128 weights in registers, at one instruction
+    per weight in 16-bit floats and half of one in int8. Asynchronous copies bring x to shared memory some steps ahead.
 
-    D = 0: x is bfloat16 or float16 and the sums are float32. Else x is D planes of int8 digits, W is expanded once
-    for all of them, and the sums are int32, each its own accumulator.
+    D = 0: x is bfloat16 or float16, and the sums are float32. Otherwise x is D planes of int8 digits, W is expanded
+    once for all of them, and each plane has its own int32 accumulator.
     """
     source = decoded(source)
     row_blocks = tl.cdiv(group_rows, BN)
@@ -245,7 +244,7 @@ def forward_kernel(
     group = pid // parts
 
     in_group = row_block * BN + tl.arange(0, BN)
-    # Past the end: the last one once more, so that nothing is outside, and what is computed twice is stored once.
+    # Rows and columns past the end repeat the last one, so that no load is out of bounds; they are not stored.
     n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
     m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     first = part * steps
@@ -254,7 +253,7 @@ def forward_kernel(
         start = free_start(row_starts, call_starts, source, n, first)
     SIZE: tl.constexpr = 128 // PIECES
     at = tl.arange(0, SIZE)
-    if not ORDERED:  # the k at each place of a call in quad order
+    if not ORDERED:  # the k at each place of quad order
         bit = (at & 31) >> 2 | (at & 3) << 3
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
 
@@ -262,7 +261,7 @@ def forward_kernel(
     acc0 = tl.zeros([BN, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
-    for step in range(steps):  # a call past the last has no words and no k
+    for step in range(steps):  # calls past the last have no words, and no k inside [0, fan)
         call = first + step
         word = words_of(source, call, FULL)
         if COMPACT:
@@ -300,7 +299,7 @@ def forward_kernel(
         image.out_height * image.out_width,
         sums,
         bias,
-        parts_sums,
+        partial_sums,
         arrived,
         (group * column_blocks + column_block) * row_blocks + row_block,
         part,
@@ -316,14 +315,14 @@ def forward_kernel(
 
 @triton.jit
 def add_product(acc, w, x, inside, MASKED: tl.constexpr):
-    """acc + w x^T: w [N, K] in registers, x points to [M, K]."""
+    """acc + w x^T: w [N, K] in registers, x pointers [M, K]."""
     value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
     return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
 
 
 @triton.jit
 def pieces_of(w, PIECES: tl.constexpr):
-    """W [N, K] in a tuple of pieces [N, K / PIECES]; no weight leaves its thread."""
+    """W [N, K] as a tuple of pieces [N, K / PIECES]; every weight stays in its thread."""
     tl.static_assert(PIECES <= 2)
     if PIECES == 1:
         return (w,)
@@ -333,10 +332,10 @@ def pieces_of(w, PIECES: tl.constexpr):
 
 @triton.jit
 def touched(acc, PIECES: tl.constexpr):
-    """Sums that are seen to be used are waited for once a piece.
+    """Uses the accumulator without changing it, so that ptxas inserts one wait per piece on Hopper.
 
-    Else Hopper's compiler means to let products run on, finds that it may not (ptxas: C7515), and has them waited for
-    after each 16 k. Where the sums of one piece are large they stay as they are: in Blackwell's tensor memory.
+    Otherwise ptxas serializes the product and waits after every 16 k (warning C7515). Large sums of one piece are
+    left alone: they are in Blackwell's tensor memory.
     """
     if acc.shape[1] > 32 and PIECES == 1:
         return acc

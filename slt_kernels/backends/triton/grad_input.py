@@ -67,12 +67,12 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     groups, taps = (window.groups, window.kernel_h * window.kernel_w) if window else (1, 1)
     group_channels, group_rows = channels // groups, source.rows // groups
 
-    # A tile is BC weights of one call at one tap. SHARED: 32 weights of two neighbouring words, which taps may share.
+    # A tile is BC weights of one call at one tap. UNALIGNED: 32 weights of two neighbouring words, shared by taps.
     bc = next((size for size in (128, 64, 32) if group_channels % size == 0), 0) if window else 128
-    shared = bc == 0 or (window is not None and numbers.skipped != 0)
-    if shared:
+    unaligned = bc == 0 or (window is not None and numbers.skipped != 0)
+    if unaligned:
         bc = 32
-    if shared or columns > COMPACT_COLUMNS:
+    if unaligned or columns > COMPACT_COLUMNS:
         mask = resolved(mask, source)
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
@@ -126,7 +126,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
             WEIGHT=source.weight,
             D=d,
             CONV=window is not None,
-            SHARED=shared,
+            UNALIGNED=unaligned,
             FULL=full(source),
             COMPACT=compact,
             SPLIT=parts > 1,
@@ -190,7 +190,7 @@ def grad_input_kernel(
     table,
     scale,
     out,
-    parts_sums,
+    partial_sums,
     arrived,
     source,
     image,
@@ -207,7 +207,7 @@ def grad_input_kernel(
     WEIGHT: tl.constexpr,
     D: tl.constexpr,
     CONV: tl.constexpr,
-    SHARED: tl.constexpr,
+    UNALIGNED: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -216,12 +216,12 @@ def grad_input_kernel(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """A program makes BC channels (of a Linear: the 128 k of one call) of dx^T for BM columns.
+    """A program computes BC channels (of a Linear: the 128 k of one call) of dx^T for BM columns.
 
-    A step is BN rows at one tap; it makes one call a row, of which it uses BC weights. Four rows of one k are
-    neighbours in an int8 operand and two in a 16-bit one: the words of so many rows are put together by bytes or
-    halves, and then expanded as in `forward`. SHARED: BC weights may begin anywhere in a word, so a word is put
-    together from two, of a call each.
+    A step is BN rows at one tap. It computes one call per row and uses BC of its weights. A register of the operand
+    holds one k of four rows in int8, or of two in 16-bit floats: the words of these rows are first combined by bytes or
+    halves, and then expanded as in `forward`. UNALIGNED: the BC weights may start anywhere in a word, so each word is
+    assembled from two, with one call each.
     """
     source = decoded(source)
     column_blocks = tl.cdiv(columns, BM)
@@ -234,7 +234,7 @@ def grad_input_kernel(
     part = pid % parts
     group = pid // parts
 
-    # Past the end: the last one once more, and not stored.
+    # Columns past the end repeat the last one; they are not stored.
     m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     c = channel_block * BC + tl.arange(0, BC)  # [BC], in the group
     if not CONV:
@@ -242,8 +242,8 @@ def grad_input_kernel(
     b = m // (image.height * image.width)
     y = m % (image.height * image.width) // image.width + image.padding_h
     x = m % image.width + image.padding_w
-    # The output pixel that a tap takes to a column is this one, moved by what the tap alone decides, so that nothing
-    # is divided in the loop; there is one where the remainders are the tap's.
+    # The output pixel that contributes to a column at a tap is (oy, ox) minus an offset of the tap alone, so that the
+    # loop has no division by column. It exists where the remainders equal the tap's.
     oy, left_y = y // image.stride_h, y % image.stride_h
     ox, left_x = x // image.stride_w, x % image.stride_w
     pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
@@ -259,7 +259,7 @@ def grad_input_kernel(
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
         first_k = tap * group_channels + channel_block * BC
-        if SHARED:
+        if UNALIGNED:
             word = first_k // 32 + tl.arange(0, 2)
             keep = aligned(resolved_words(mask, source, n, word), first_k & 31)
             if WEIGHT == SIGNED_CONSTANT:
@@ -268,7 +268,7 @@ def grad_input_kernel(
                 v = byte_weight_from(source, n, first_k, table, WEIGHT)
         else:
             call = first_k // 128
-            here = first_k // BC % (128 // BC)  # of the parts of a call
+            here = first_k // BC % (128 // BC)  # which BC weights of the call
             first_word = first_k // 32 - source.skipped
             word = words_of(source, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
             if COMPACT:
@@ -286,22 +286,22 @@ def grad_input_kernel(
         else:
             w = (v * spread_bits(keep).to(tl.int8)).trans()
 
-        there = m >= 0
+        valid = m >= 0
         moved = 0
         if CONV:
             tap_y = tap // image.kernel_w * image.dilation_h
             tap_x = tap % image.kernel_w * image.dilation_w
             up, left = tap_y // image.stride_h, tap_x // image.stride_w
-            there = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
-            there = there & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
+            valid = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
+            valid = valid & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
-        # What is not inside meets a dy of 0; so do rows past the group's last, as far as dy is padded with them.
+        # Masked elements of dy are 0, and so is dy's padding past the group's last row.
         rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)
         weights = pieces_of(w, PIECES)
         for j in tl.static_range(PIECES):
             row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
             offset = (start - moved)[:, None] + row[None, :]
-            inside = there[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
+            inside = valid[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
             acc0 = add_product(acc0, weights[j], dy + offset, inside, True)
             if D > 1:
                 acc1 = add_product(acc1, weights[j], dy + plane + offset, inside, True)
@@ -320,7 +320,7 @@ def grad_input_kernel(
         image.height * image.width,
         sums,
         scale,
-        parts_sums,
+        partial_sums,
         arrived,
         (group * column_blocks + column_block) * channel_blocks + channel_block,
         part,

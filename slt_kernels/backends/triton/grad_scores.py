@@ -107,7 +107,7 @@ def tiles(rows: int, dtype: torch.dtype, weight: int, scattered: bool, machine: 
     ]
     if bn > 32:
         choices.append(first._replace(BN=bn // 2))
-    if light and rows >= 256:  # dy and x are read less often
+    if light and rows >= 256:  # reads dy and x less often
         choices.append(Tile(256, 64, 16, 3, 1))
     return choices
 
@@ -147,10 +147,10 @@ def grad_scores_kernel(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """A program makes dL/dW of BN rows x the 128 weights of one call, over one part of the columns, BM a step.
+    """A program computes dL/dW of BN rows by the 128 weights of one call, over one part of the columns, BM per step.
 
-    Programs that follow each other take the next rows of the same call: they share x in the L2 cache. Both operands
-    come through shared memory by asynchronous copies. The epilogue is `store_grads`.
+    Consecutive programs compute the next rows of the same call, and share x in the L2 cache. Asynchronous copies bring
+    both operands to shared memory. The epilogue is `store_grads`.
     """
     source = decoded(source)
     row_blocks = tl.cdiv(group_rows, BN)
@@ -161,7 +161,7 @@ def grad_scores_kernel(
     pid = pid // source.calls
     part = pid % parts
     group = pid // parts
-    n = tl.where(in_group < group_rows, group * group_rows + in_group, source.rows)  # [BN]; source.rows: none
+    n = tl.where(in_group < group_rows, group * group_rows + in_group, source.rows)  # [BN]; source.rows: no row
     k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
 
     acc = tl.zeros([BN, 128], tl.float32)
@@ -197,7 +197,7 @@ def sum_grads_kernel(
     WEIGHT: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program adds the parts of N rows of one call, always in the same order."""
+    """A program adds the partial sums of N rows of one call, always in the same order."""
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     n = tl.program_id(0) // source.calls * N + tl.arange(0, N)
@@ -211,15 +211,15 @@ def sum_grads_kernel(
 
 @triton.jit
 def store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT: tl.constexpr):
-    """dL/dW [N, 128] of rows n and one call, to the free weights' places: times v, scale and the score's sign."""
+    """Stores dL/dW [N, 128] of rows n and one call, times v, scale and the score's sign, for the free weights."""
     free, _ = frozen_words(source, n, words_of(source, call))  # [N, 4]
     counts = popcount(free)
     inside = n < source.rows
     base = tl.load(row_starts + n, mask=inside, other=0)
     start = tl.load(call_starts + tl.cast(call, tl.int64) * source.rows + n, mask=inside, other=0)
-    first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: of each word, in its row
+    first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: each word's offset in its row
     sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else free
-    # A word at a time: addresses and indices of a whole call would not fit in the registers.
+    # One word at a time: the addresses of a whole call would not fit in registers.
     halves = grad.reshape([grad.shape[0], 2, 2, 32]).permute(0, 3, 2, 1).split()  # of [N, 32, 2]
     first_word, second_word = halves[0].split()
     third_word, fourth_word = halves[1].split()
@@ -246,7 +246,7 @@ def _store_word(
     WORD: tl.constexpr,
     WEIGHT: tl.constexpr,
 ):
-    """dL/dW [N, 32] of one word. A weight's place is its word's first and the free bits below its own.
+    """Stores dL/dW [N, 32] of one word. A weight's offset is its word's plus the number of free bits below its own.
 
     A score of 0 counts as positive.
     """

@@ -54,14 +54,14 @@ COLUMNS_PER_STORE: tl.constexpr = tl.constexpr(32)
 def store_product(
     out,
     row,
-    rows_there,
+    row_mask,
     first_column,
     columns,
     pitch,
     pixels,
     sums,
     bias,
-    parts_sums,
+    partial_sums,
     arrived,
     tile,
     part,
@@ -84,24 +84,24 @@ def store_product(
         bm: tl.constexpr = sums.shape[1]
         m: tl.constexpr = COLUMNS_PER_ADD if bm > COLUMNS_PER_ADD else bm
         together: tl.constexpr = 4 if D == 0 else 2
-        parts_sums += tl.cast(tile, tl.int64) * parts * (bn * bm)
-        _store_part(parts_sums + part * (bn * bm), sums, columns - first_column)
+        partial_sums += tl.cast(tile, tl.int64) * parts * (bn * bm)
+        _store_part(partial_sums + part * (bn * bm), sums, columns - first_column)
         if HIP:  # a barrier does not wait for stores there; a release atomic of each thread, at most 512, does
             tl.atomic_add(arrived + tile + tl.zeros([512], tl.int32), 0, sem="release")
         tl.debug_barrier()  # all threads have stored before the count rises
         if tl.atomic_add(arrived + tile, 1) == parts - 1:
             for first in range(0, bm, m):
                 column = first_column + first
-                there = (column + tl.arange(0, m) < columns)[None, :]
+                valid = (column + tl.arange(0, m) < columns)[None, :]
                 at = tl.arange(0, bn)[:, None] + bn * (first + tl.arange(0, m))[None, :]
                 total = tl.zeros([bn, m], sums.dtype)
                 for i in range(0, parts, together):
                     for j in tl.static_range(together):
-                        inside = there & (tl.full([1, m], i + j, tl.int32) < parts)
-                        total += tl.load(parts_sums + (i + j) * (bn * bm) + at, mask=inside, other=0)
-                _store(out, row, rows_there, column, columns, pitch, pixels, total, bias, unit, scale, D, WEIGHT, BIAS)
+                        inside = valid & (tl.full([1, m], i + j, tl.int32) < parts)
+                        total += tl.load(partial_sums + (i + j) * (bn * bm) + at, mask=inside, other=0)
+                _store(out, row, row_mask, column, columns, pitch, pixels, total, bias, unit, scale, D, WEIGHT, BIAS)
     else:
-        _store(out, row, rows_there, first_column, columns, pitch, pixels, sums, bias, unit, scale, D, WEIGHT, BIAS)
+        _store(out, row, row_mask, first_column, columns, pitch, pixels, sums, bias, unit, scale, D, WEIGHT, BIAS)
 
 
 @triton.jit
@@ -122,7 +122,7 @@ def _store_part(place, sums, columns):
 def _store(
     out,
     row,
-    rows_there,
+    row_mask,
     first_column,
     columns,
     pitch,
@@ -140,16 +140,16 @@ def _store(
     if bm > COLUMNS_PER_STORE:
         left, right = _halves(sums)
         middle = first_column + bm // 2
-        _store(out, row, rows_there, first_column, columns, pitch, pixels, left, bias, unit, scale, D, WEIGHT, BIAS)
-        _store(out, row, rows_there, middle, columns, pitch, pixels, right, bias, unit, scale, D, WEIGHT, BIAS)
+        _store(out, row, row_mask, first_column, columns, pitch, pixels, left, bias, unit, scale, D, WEIGHT, BIAS)
+        _store(out, row, row_mask, middle, columns, pitch, pixels, right, bias, unit, scale, D, WEIGHT, BIAS)
     else:
         column = first_column + tl.arange(0, bm)
         vector = tl.minimum(column, columns - 1) // pixels
         y = finish(sums, unit, vector[None, :], scale, D, WEIGHT)
         if BIAS:
-            y += tl.load(bias + row, mask=rows_there, other=0).to(tl.float32)[:, None]
+            y += tl.load(bias + row, mask=row_mask, other=0).to(tl.float32)[:, None]
         at = column.to(tl.int64)[None, :] * pitch + row[:, None]
-        tl.store(out + at, y, mask=rows_there[:, None] & (column < columns)[None, :])
+        tl.store(out + at, y, mask=row_mask[:, None] & (column < columns)[None, :])
 
 
 @triton.jit

@@ -24,8 +24,8 @@ from .words import SIGNED_CONSTANT, UNIFORM, VALUE, first_index, join4, one_of_f
 def coded_words(keep, sign):
     """The two-bit fields (sign, keep) of words [N, W]: [N, W, 2], the fields of even bits and those of odd bits.
 
-    Five instructions a word. The field of bit b stands at bits b & ~1 and b | 1, its sign above; the sign is 0 where
-    nothing is kept.
+    The field of bit b is at bits b & ~1 and b | 1, with the sign in the upper one; the sign of a pruned weight is 0.
+    Five instructions per word.
     """
     sign = sign & keep
     even = (sign << 1 & 0xAAAAAAAA) | (keep & 0x55555555)
@@ -35,7 +35,7 @@ def coded_words(keep, sign):
 
 @triton.jit
 def sign_floats(coded, dtype: tl.constexpr):
-    """2 * v in bfloat16 or float16, in plain order of k. A shift and an AND are a pair (k, k + 1)."""
+    """2 * v in bfloat16 or float16, in plain order of k. A shift and an AND give a pair (k, k + 1)."""
     f = tl.arange(0, 8)[None, None, :, None]
     pairs = (coded[:, :, None, :] << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N, W, 8, 2]
     low = pairs.to(tl.uint16).to(dtype, bitcast=True)
@@ -45,9 +45,9 @@ def sign_floats(coded, dtype: tl.constexpr):
 
 @triton.jit
 def sign_floats_by_rows(coded, dtype: tl.constexpr):
-    """2 * v in bfloat16 or float16, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
+    """2 * v in bfloat16 or float16, transposed: [N, W, 2] -> [32 W, N], where rows are neighbours in a register.
 
-    Halves of the words of two rows are put together first; then a shift and an AND are two weights here too.
+    The halves of two rows' words are combined first, so that a shift and an AND give two weights here too.
     """
     n: tl.constexpr = coded.shape[0]
     w: tl.constexpr = coded.shape[1]
@@ -65,7 +65,7 @@ def sign_floats_by_rows(coded, dtype: tl.constexpr):
 
 @triton.jit
 def sign_quads(coded):
-    """64 * v in int8, in quad order. A shift and an AND are four weights."""
+    """64 * v in int8, in quad order. A shift and an AND give four weights."""
     f = tl.arange(0, 4)[None, None, :, None]
     quads = (coded[:, :, None, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N, W, 4, 2]
     return _bytes_of(quads.reshape([coded.shape[0], 8 * coded.shape[1]]))
@@ -73,9 +73,9 @@ def sign_quads(coded):
 
 @triton.jit
 def sign_quads_by_rows(coded):
-    """64 * v in int8, transposed: [N, W, 2] -> [32 W, N], where neighbours are rows.
+    """64 * v in int8, transposed: [N, W, 2] -> [32 W, N], where rows are neighbours in a register.
 
-    Bytes of the words of four rows are put together first; then a shift and an AND are four weights here too.
+    The bytes of four rows' words are combined first, so that a shift and an AND give four weights here too.
     """
     n: tl.constexpr = coded.shape[0]
     w: tl.constexpr = coded.shape[1]
@@ -83,7 +83,7 @@ def sign_quads_by_rows(coded):
     even, odd = rows.split()
     a, c = even.split()  # [N / 4, W, 2] of each row
     b, d = odd.split()
-    # Byte j of a word is half j >> 1 (the odd k), and there the fields from 4 (j & 1) on.
+    # Byte j of a word holds fields 4 (j & 1) to 4 (j & 1) + 3 of half j >> 1; the upper half is the odd k.
     j = tl.arange(0, 2)[None, None, :, None, None] + 2 * tl.arange(0, 2)[None, None, None, None, :]
     at = (8 * j).to(tl.uint32)
     quad = (a[:, :, None, :, None] >> at & 0xFF) | (b[:, :, None, :, None] >> at & 0xFF) << 8
@@ -96,7 +96,7 @@ def sign_quads_by_rows(coded):
 
 @triton.jit
 def spread(words):
-    """Each word once for each of its weights: [N, W] -> [N, 32 W]."""
+    """Each word repeated for each of its weights: [N, W] -> [N, 32 W]."""
     n: tl.constexpr = words.shape[0]
     w: tl.constexpr = words.shape[1]
     return tl.broadcast_to(words[:, :, None], [n, w, 32]).reshape([n, 32 * w])
@@ -104,7 +104,7 @@ def spread(words):
 
 @triton.jit
 def bit_of(k):
-    """The bit of its word that a weight is."""
+    """The bit of weight k in its word."""
     return (k & 31) >> 1 | (k & 1) << 4
 
 
@@ -117,7 +117,7 @@ def spread_bits(words):
 
 @triton.jit
 def _value_words(source, row, word):
-    """The bytes of VALUE as words: two of [N, W, 4], those of k mod 32 < 16 and those of the others."""
+    """The bytes of stream VALUE as words, twice [N, W, 4]: of k mod 32 < 16, and of the other k."""
     q = word_index(source, row, word)
     a, b, c, d = philox(source, VALUE, 2 * q)
     e, f, g, h = philox(source, VALUE, 2 * q + 1)
@@ -126,7 +126,7 @@ def _value_words(source, row, word):
 
 @triton.jit
 def _bytes_of(words):
-    """Words [N, W] to their bytes, int8 [N, 4 W], the lowest first."""
+    """The bytes of words [N, W], the lowest first: int8 [N, 4 W]."""
     a = words.to(tl.uint8)
     b = (words >> 8).to(tl.uint8)
     c = (words >> 16).to(tl.uint8)
@@ -136,7 +136,7 @@ def _bytes_of(words):
 
 @triton.jit
 def _byte_values(u, table, WEIGHT: tl.constexpr):
-    """v of the bytes of ``uniform`` or ``normal``, both int8; ``table`` points to T."""
+    """v of random bytes, for ``uniform`` or ``normal``; both int8. ``table`` points to T of the contract."""
     if WEIGHT == UNIFORM:
         return (u ^ -128) | 1
     else:
@@ -147,7 +147,7 @@ def _byte_values(u, table, WEIGHT: tl.constexpr):
 def byte_quads(source, row, word, keep, table, WEIGHT: tl.constexpr):
     """v * keep of ``uniform`` and ``normal`` in int8, in quad order: row [N], word [W], keep [N, W].
 
-    Philox is 2 * 45 / 32 = 2.8 instructions a weight, what follows about 12 for four.
+    Philox costs 2 * 45 / 32 = 2.8 instructions per weight, the rest about 12 for four weights.
     """
     n: tl.constexpr = keep.shape[0]
     w: tl.constexpr = keep.shape[1]
@@ -164,7 +164,7 @@ def byte_quads(source, row, word, keep, table, WEIGHT: tl.constexpr):
 
 @triton.jit
 def integer_weight(source, row, word, sign, table, WEIGHT: tl.constexpr):
-    """v, unmasked, in plain order, int8. ``sign`` [N, W] are the sign words, where the weights are signs."""
+    """v, unmasked, in plain order of k, int8. ``sign`` [N, W] are the sign words of ``signed_constant``."""
     if WEIGHT == SIGNED_CONSTANT:
         return (1 - 2 * spread_bits(sign)).to(tl.int8)
     else:
@@ -175,7 +175,7 @@ def integer_weight(source, row, word, sign, table, WEIGHT: tl.constexpr):
 
 @triton.jit
 def byte_weight_from(source, row, k, table, WEIGHT: tl.constexpr):
-    """v of 32 weights from any k on, unmasked, in plain order: row [N] -> int8 [N, 32]. A call is made for four."""
+    """v of the 32 weights from any k on, unmasked, in plain order: row [N] -> int8 [N, 32]; a call per four weights."""
     at = k // 4 + 8 * source.skipped + tl.arange(0, 8)
     shift = (8 * (k & 3)).to(tl.uint32)
     words = _value_word(source, row, at) >> shift | _value_word(source, row, at + 1) << 1 << (31 - shift)
@@ -184,6 +184,6 @@ def byte_weight_from(source, row, k, table, WEIGHT: tl.constexpr):
 
 @triton.jit
 def _value_word(source, row, at):
-    """The words of VALUE, each of four weights, a call each: row [N], at [W] -> [N, W]."""
+    """Words of stream VALUE, four weights each, one call per word: row [N], at [W] -> [N, W]."""
     a, b, c, d = philox(source, VALUE, 8 * first_index(source, row)[:, None] + (at >> 2)[None, :])
     return one_of_four(at & 3, a, b, c, d)

@@ -25,11 +25,7 @@ NORMAL: tl.constexpr = tl.constexpr(2)
 
 
 class KernelSource(NamedTuple):
-    """A `Source` in 32-bit integers.
-
-    The calls of a row are counted from the one that holds the source's first word, of which ``skipped`` words are not
-    the source's; ``calls`` of them hold its words.
-    """
+    """A `Source` as kernels take it: 32-bit integers, and calls counted from the one with the source's first word."""
 
     seed_low: int
     seed_high: int
@@ -37,8 +33,8 @@ class KernelSource(NamedTuple):
     first_row: int
     row_calls: int
     first_call: int
-    skipped: int
-    calls: int
+    skipped: int  # words of the first call that come before the source's
+    calls: int  # per row, that hold words of the source
     rows: int
     fan: int
     words: int
@@ -68,11 +64,11 @@ class KernelSource(NamedTuple):
     @classmethod
     @lru_cache(maxsize=4096)
     def coded(cls, source: Source) -> "KernelSource":
-        """As kernels take it, and `decoded` reads it: but for the seed, a number is the upper half of one of 64 bits.
+        """The launch's argument, read by `decoded`: each number except the seed is the upper half of an int64.
 
-        Triton compiles anew where a number is 1 or a multiple of 16 or needs 64 bits, or no longer does. Here all of
-        them need 64 bits (but -1) and end in 3: few compiled kernels serve all layers. A network has one seed, and
-        its halves are used in each round.
+        Triton specializes a kernel on whether an integer is 1, a multiple of 16, or fits in 32 bits. These all need
+        64 bits (except -1) and end in 3, so few compiled kernels serve all sources. The seed's halves are left as they
+        are: every Philox round uses them, and a network has one seed.
         """
         low, high, *others = cls.of(source)
         return cls(low, high, *((number << 32) + 2**31 + 3 for number in others))
@@ -90,7 +86,7 @@ def _signed(word: int) -> int:
 
 @triton.jit
 def _upper(number):
-    return (tl.cast(number, tl.int64) + 0 >> 32).to(tl.int32)  # + 0: the interpreter has 2**31 to 2**32 in 32 bits
+    return (tl.cast(number, tl.int64) + 0 >> 32).to(tl.int32)  # + 0: the interpreter keeps 2**31 to 2**32 in 32 bits
 
 
 @triton.jit
@@ -117,8 +113,8 @@ def decoded(source):
 def philox(source, stream: tl.constexpr, index):
     """``call(stream, index)``: four uint32 of the shape of ``index`` (int64).
 
-    Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs: 40 instructions, and the additions to the
-    key, which leave any loop over calls.
+    Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs are 40 instructions. The additions to the key
+    are hoisted out of loops over calls.
     """
     k0 = source.seed_low.to(tl.uint32, bitcast=True)
     k1 = source.seed_high.to(tl.uint32, bitcast=True)
@@ -140,7 +136,7 @@ def philox(source, stream: tl.constexpr, index):
 
 @triton.jit
 def first_index(source, row):
-    """The index of a row's first call, int64; the next ones follow it. ``row`` counts from the source's first."""
+    """The index of a row's first call, int64; its other calls follow. ``row`` counts from the source's first row."""
     return (row.to(tl.int64) + source.first_row) * source.row_calls + source.first_call
 
 
@@ -160,14 +156,14 @@ def one_of_four(i, a, b, c, d):
 
 @triton.jit
 def sign_words(source, row, call):
-    """The four sign words of a call: row [N] -> [N, 4]. A set bit is a -1."""
+    """The four sign words of a call: row [N] -> [N, 4]. A set bit means -1."""
     a, b, c, d = philox(source, SIGN, first_index(source, row) + call)
     return join4(a, b, c, d)
 
 
 @triton.jit
 def sign_words_at(source, row, word):
-    """The sign words of any words, a call each: row [N], word [W] -> [N, W]."""
+    """The sign words of arbitrary words, one call per word: row [N], word [W] -> [N, W]."""
     word = word + source.skipped
     a, b, c, d = philox(source, SIGN, first_index(source, row)[:, None] + (word >> 2)[None, :])
     return one_of_four(word & 3, a, b, c, d)
@@ -175,7 +171,7 @@ def sign_words_at(source, row, word):
 
 @triton.jit
 def aligned(words, shift):
-    """The 32 weights from number ``shift`` (0 to 31) on of two neighbouring words, as a word: [N, 2] -> [N, 1]."""
+    """The word of 32 weights that starts at weight ``shift`` (0 to 31) of two neighbouring words: [N, 2] -> [N, 1]."""
     first, second = words.split()
     even = (first & 0xFFFF) | second << 16  # the even k of both
     odd = first >> 16 | (second & 0xFFFF0000)
@@ -186,22 +182,22 @@ def aligned(words, shift):
 
 
 @triton.jit
-def take_words(words, part, W: tl.constexpr):
-    """W of a call's four words, from number W * part on: [N, 4] -> [N, W]."""
+def take_words(words, index, W: tl.constexpr):
+    """Words [W * index, W * index + W) of a call's four: [N, 4] -> [N, W]."""
     if W == 4:
         return words
     else:
-        parts = words.reshape([words.shape[0], 4 // W, W])
-        wanted = tl.arange(0, 4 // W)[None, :, None] == part
-        return tl.sum(tl.where(wanted, parts, 0), axis=1)  # one of them and zeros
+        runs = words.reshape([words.shape[0], 4 // W, W])
+        wanted = tl.arange(0, 4 // W)[None, :, None] == index
+        return tl.sum(tl.where(wanted, runs, 0), axis=1)  # the wanted run, and zeros
 
 
 @triton.jit
 def frozen_words(source, row, word):
     """The free and the locked weights of words: row [N], word [W] -> [N, W] and [N, W]. Padding is 0 in both.
 
-    Two calls of Philox a word give eight bit planes of a byte a weight, and a comparison with a threshold is one
-    three-input logic operation a plane: (2 * 45 + 2 * 8 + 8) / 32 = 3.6 instructions a weight.
+    Two Philox calls per word give the eight bit planes of one byte per weight. A comparison with a threshold is one
+    three-input logic operation per plane: (2 * 45 + 2 * 8 + 8) / 32 = 3.6 instructions per weight.
     """
     q = word_index(source, row, word)
     p0, p1, p2, p3 = philox(source, FREEZE, 2 * q)
@@ -221,8 +217,8 @@ def word_index(source, row, word):
 
 @triton.jit
 def _below(planes, threshold):
-    """Where the byte of eight bit planes, the least significant first, is under a threshold from 0 to 256."""
-    always = -(threshold >> 8)  # all ones for 256, under which every byte is
+    """The bits whose byte, given as eight bit planes from the least significant, is below a threshold (0 to 256)."""
+    always = -(threshold >> 8)  # all ones for 256, which is above every byte
     result = (tl.zeros_like(planes[0]).to(tl.int32, bitcast=True) + always).to(tl.uint32, bitcast=True)
     for i in tl.static_range(8):
         bit = (-(threshold >> i & 1) | always).to(tl.uint32, bitcast=True)
@@ -232,10 +228,8 @@ def _below(planes, threshold):
 
 @triton.jit
 def words_of(source, call, FULL: tl.constexpr = False):
-    """The four words of a call, counted from the source's first; [4], and in the first and last call some outside.
-
-    FULL: rows are whole calls (`full`), so none is outside.
-    """
+    """The numbers of a call's four words, counted from the source's first; [4]. The first and the last call may have
+    some outside the source, unless rows are whole calls (FULL, see `full`)."""
     if FULL:
         return 4 * call + tl.arange(0, 4)
     else:
@@ -244,7 +238,7 @@ def words_of(source, call, FULL: tl.constexpr = False):
 
 @triton.jit
 def valid_bits(source, word):
-    """The bits of a word that are weights: those of k < fan, uint32 of the shape of ``word``. 0 outside the source."""
+    """The bits of a word that are weights, k < fan: uint32 of the shape of ``word``. 0 outside the source."""
     left = tl.minimum(tl.maximum(source.fan - 32 * word, 0), 32)
     even = (1 << ((left + 1) >> 1)) - 1
     odd = (1 << (left >> 1)) - 1
@@ -253,7 +247,7 @@ def valid_bits(source, word):
 
 @triton.jit
 def invert(words):
-    """``~words``, which the interpreter does not take for uint32."""
+    """``~words``, which the interpreter does not support for uint32."""
     return words ^ 0xFFFFFFFF
 
 
@@ -268,10 +262,10 @@ def popcount(words):
 
 @triton.jit
 def resolved_words(mask, source, row, word, FULL: tl.constexpr = False):
-    """Words of a resolved mask: row [N], word [W] -> [N, W]; 0 where there are none, garbage in the padding.
+    """Words of a resolved mask: row [N], word [W] -> [N, W]. 0 outside the source, garbage in the padding.
 
-    FULL: a row's words are a multiple of four (which the division tells the compiler), so the four of a call are one
-    16-byte load of the thread that makes the call, and none needs a mask.
+    FULL: a row's words are a multiple of four, and the division by four shows that to the compiler. The thread that
+    computes a call then loads its four words as 16 bytes, without a mask.
     """
     if FULL:
         at = row.to(tl.int64)[:, None] * (4 * (source.words // 4)) + word[None, :]
@@ -284,15 +278,15 @@ def resolved_words(mask, source, row, word, FULL: tl.constexpr = False):
 
 @triton.jit
 def compact_words(mask, free, locked, start):
-    """The resolved words [N, W] of a compact mask, and where the next words' free weights start in it.
+    """The resolved words [N, W] of a compact mask, and the offset of the next words' first free weight in it.
 
-    ``start`` [N] is the number of the first free weight of each row's words ``free`` [N, W].
+    ``start`` [N] is the offset of the first free weight of each row's words ``free`` [N, W].
     """
     counts = popcount(free)
     first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)
     at, shift = first >> 5, (first & 31).to(tl.uint32)
     low = tl.load(mask + at, mask=counts > 0, other=0).to(tl.uint32, bitcast=True)
-    # The next word only where the bits reach into it: the mask may end before it.
+    # The next word is loaded only if the bits reach into it: the mask may end before it.
     high = tl.load(mask + at + 1, mask=(first & 31) + counts > 32, other=0).to(tl.uint32, bitcast=True)
     bits = low >> shift | high << 1 << (31 - shift)
     return deposit(bits, free) | locked, start + tl.sum(counts, axis=1)
@@ -300,10 +294,10 @@ def compact_words(mask, free, locked, start):
 
 @triton.jit
 def deposit(bits, at):
-    """The lowest bits of ``bits``, in order, at the set bits of ``at`` (x86's pdep), for each uint32.
+    """The lowest bits of ``bits``, in order, at the set bits of ``at``, for each uint32: x86's pdep.
 
-    Hacker's Delight 7-5: where a bit of ``at`` has n clear ones below it, its bit moves up by n, a power of two at a
-    time. About 80 instructions, two or three a weight.
+    Hacker's Delight 7-5: a bit moves up by the number of clear bits of ``at`` below its place, one power of two at a
+    time. About 80 instructions per word, two or three per weight.
     """
     left = invert(at) << 1
     m1, rest, left = _moves(at, left, 0)
@@ -321,7 +315,7 @@ def deposit(bits, at):
 
 @triton.jit
 def _moves(at, left, step: tl.constexpr):
-    """Which bits of ``at`` move down by 2**step, ``at`` with them moved, and what is left to count."""
+    """The bits of ``at`` that move down by 2**step, ``at`` after the move, and the clear bits left to count."""
     parity = left
     for i in tl.static_range(5):
         parity = parity ^ parity << (1 << i)
