@@ -1,15 +1,21 @@
-"""The Triton kernels, compiled ahead of time to machine code, and what it says about them. Needs triton and no GPU.
+"""Machine code of the Triton kernels, compiled ahead of time, and its statistics. Needs triton, but no GPU.
 
-    python bench/triton_sass.py                     a report of every kernel on sm_80, sm_90 and sm_100
-    python bench/triton_sass.py --check             fails where a kernel is over its budget, bench/triton_budget.json
-    python bench/triton_sass.py --write             tightens the budget to what was reached
+    python bench/triton_sass.py                     reports every kernel on sm_80, sm_90 and sm_100
+    python bench/triton_sass.py --check             fails if a kernel exceeds its budget, bench/triton_budget.json
+    python bench/triton_sass.py --write             tightens the budget to the results
     python bench/triton_sass.py --arch 90 --only "forward bf16*"
-    python bench/triton_sass.py --bounds            what that allows on an H200, computed and not measured
+    python bench/triton_sass.py --bounds            bounds for an H200, computed from the code, not measured
 
-Columns: registers a thread; programs that a multiprocessor has the registers for; spills (local loads and stores), and
-those of the main loop; shared memory; tensor-core instructions of the main loop, how many of them take their first
-operand from registers, and (on sm_90) how often the loop waits for them; other instructions of the main loop, and for
-products how many of them a weight costs: instructions x threads / weights of a step.
+Columns:
+    registers           per thread
+    programs            that fit on a multiprocessor by their registers
+    spills              local loads and stores; and those in the main loop
+    shared              bytes of shared memory
+    tensor              tensor-core instructions in the main loop
+    from registers      of these, with the first operand in registers
+    waits               for tensor cores in the main loop (sm_90)
+    other               other instructions in the main loop
+    per weight          of products: other x threads / weights of a step
 """
 
 import argparse
@@ -60,7 +66,7 @@ _COLUMNS = (
     "other",
     "per_weight",
 )
-VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
+VERSION = ".".join(triton.__version__.split(".")[:2])  # each compiler version has its own budget
 
 _ONES = (
     "stride_h",
@@ -69,7 +75,7 @@ _ONES = (
     "padding_w",
     "dilation_h",
     "dilation_w",
-)  # of an image, as launched for it
+)  # fields of `Image` that are 1, as which Triton specializes them
 _SOURCE = KernelSource("i32", "i32", *["i64"] * (len(KernelSource._fields) - 2))
 _POINTERS = {
     "mask": "*i32",
@@ -94,8 +100,19 @@ _POINTERS = {
     "order": "*i64",
     "ends": "*i64",
 }
-_LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
-_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", "source", "image")
+_LONG = ("plane", "count", "rank", "length", "padded")  # int64; all other numbers are int32
+_NOT_SPECIALIZED = (
+    "columns",
+    "count",
+    "rank",
+    "length",
+    "padded",
+    "parts",
+    "steps",
+    "channel_blocks",
+    "source",
+    "image",
+)
 
 
 class Case(NamedTuple):
@@ -236,7 +253,7 @@ CASES: dict[str, MakeCase] = {
     ),
     "grad_input bf16, compact": _grad_input(_BF16, 0, 4096, COMPACT=True),
     "grad_input bf16, convolution": _grad_input(_BF16, 0, 4096, CONV=True),
-    "grad_input bf16, convolution, strides, 65 rows a group": _grad_input(
+    "grad_input bf16, convolution, strides, 65 rows per group": _grad_input(
         _BF16, 0, 4096, odd=_ODD_ROWS, strided=True, CONV=True
     ),
     "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, 4096, bc=64, CONV=True),
@@ -272,7 +289,7 @@ CASES: dict[str, MakeCase] = {
 
 
 def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.CompiledKernel:
-    """For that compute capability, or any other target."""
+    """Compiles for a compute capability or another target."""
     target = architecture if isinstance(architecture, GPUTarget) else GPUTarget("cuda", architecture, 32)
     ones = [name for name in _ONES if not (case.strided and name.startswith("stride"))]
     names = case.kernel.arg_names
@@ -287,7 +304,7 @@ def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.C
             types[name] = Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(ones, "constexpr"))
         else:
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
-    aligned = [name for name in names if name not in constants and name not in (*_UNALIGNED, *case.odd)]
+    aligned = [name for name in names if name not in constants and name not in (*_NOT_SPECIALIZED, *case.odd)]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     if "image" in names:
         constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in ones}
@@ -358,7 +375,7 @@ def _run(*command: str) -> str:
 
 
 def over_budget(name: str, result: dict, budget: dict) -> list[str]:
-    """What is worse than the budget allows; more registers or shared memory are not, spills and instructions are."""
+    """The results that exceed the budget. Registers and shared memory have none; spills and instructions do."""
     limits = budget.get(name)
     if limits is None:
         return ["is not in the budget"]
@@ -376,7 +393,7 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
 
 
 def tightened(limits: dict, result: dict) -> dict:
-    """A kernel's budget with what was reached: it never loosens. One that is launched in another way begins anew."""
+    """A kernel's budget, tightened to the result. It never loosens: delete an entry to measure it anew."""
     best = {
         "spills": min,
         "spills_in_loop": min,
@@ -388,13 +405,12 @@ def tightened(limits: dict, result: dict) -> dict:
     return {key: of(result[key], limits.get(key, result[key])) for key, of in best.items() if key in result}
 
 
-# An H200: multiprocessors x lanes x clock under load; and what a copy, and dense products in each type, were seen to
-# reach there. All but the first are rounded; so is what follows from them.
+# Of an H200: multiprocessors x lanes x clock under load, and the rounded rates that copies and dense products reach.
 LANES = 132 * 128 * 1.755e9
 BYTES = 4.3e12
 FLOPS = {0: 790e12, 3: 2 * 790e12}  # of D: bfloat16, int8
 FP32_FLOPS = 60e12
-AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast as the dense product it should be
+AIMS = {  # for an 8192 x 8192 layer: case, batch, and the wanted speed relative to the dense product
     "forward, batch 1 to 16": ("forward bf16, batch 1 to 16", 16, 4),
     "forward, batch 256": ("forward bf16, 64 columns", 256, 0.75),
     "forward, batch 4096": ("forward bf16", 4096, 0.75),
@@ -405,8 +421,8 @@ AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast a
 
 
 def print_bounds() -> None:
-    """For each aim: what instructions, bytes and tensor cores take; and the ratio to the dense product's own bound
-    where they overlap wholly, and where not at all."""
+    """Prints for each aim the times of instructions, bytes and tensor cores, and the speed relative to the dense
+    product's bound: with full overlap of the three, and with none."""
     print(f"H200, computed from sm_90 code of Triton {triton.__version__}: not measured\n")
     print("| case | issue us | bytes us | tensor us | dense us | overlapped | one by one | aim |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
