@@ -1,83 +1,11 @@
-"""How an operation is declared: its schema, its fake implementation, and dispatch to a backend."""
-
-import functools
-from collections.abc import Callable
-from typing import Any
+"""Checks of the operations' arguments, before anything runs."""
 
 import torch
 from torch import Tensor
 
-from ..backends import backend_for
 from ..bits import words_for
 from ..source import MAX_FAN, MAX_ROWS, WEIGHTS, Source
 from ..window import Window
-
-_library = torch.library.Library("slt_kernels", "DEF")
-_TYPES = {"source": Source, "window": Window}
-
-
-def operation(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
-    """Declares ``torch.ops.slt_kernels.<name>``; the decorated function is its fake implementation.
-
-    The operation calls the function of its name in the backend of its first tensor, with ``source`` and ``window``
-    as `Source` and `Window`. Operations have no autograd formula of their own: a plain ``autograd.Function`` around
-    them costs half of what ``torch.library.custom_op`` does a call.
-    """
-
-    def declare(fake: Callable) -> torch._ops.OpOverload:
-        name = schema.partition("(")[0]
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        op = getattr(torch.ops.slt_kernels, name).default
-        typed = [(i, _TYPES[a.name]) for i, a in enumerate(op._schema.arguments) if a.name in _TYPES]
-
-        def dispatch(*args):
-            first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-            args = list(args)
-            for i, type_ in typed:
-                args[i] = type_(*args[i])
-            return getattr(backend_for(first.device), name)(*args)
-
-        _library.impl(name, dispatch, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"slt_kernels::{name}", fake, lib=_library)
-        return op
-
-    return declare
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Hands on ``grads``, which come of ``tensors``: to differentiate one by the other raises."""
-
-    @staticmethod
-    def forward(ctx, grads, *tensors):
-        return tuple(None if g is None else g.detach() for g in grads)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("a supermask layer has no second derivative")
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """A ``backward(ctx, dy, *saved_tensors)`` whose gradients raise where they are differentiated in turn.
-
-    PyTorch's own decorator cuts them off from what they come of: where zeros are taken for what cannot be reached, as
-    by ``torch.autograd.functional.hessian``, a second derivative would be zero, silently.
-    """
-
-    @functools.wraps(backward)
-    def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
-        with torch.no_grad():
-            grads = backward(ctx, dy, *saved)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
-            return grads
-        return _NoSecondDerivative.apply(grads, dy, *(t for t in saved if t is not None))
-
-    return wrapper
-
-
-def differentiates() -> bool:
-    """Whether gradients may be asked for, in backward mode or in forward mode (which the operations refuse)."""
-    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -216,11 +144,3 @@ def check_images(x: Tensor, source: Source, window: Window) -> None:
 
 
 _MOST_NUMBERS = 2**53  # several bytes each, and some padding, stay far below 2**63
-
-
-def autocast(x: Tensor) -> Tensor:
-    """``x`` as ``F.linear`` would take it under autocast: in the lower precision, unless it is float64."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
-    return x
