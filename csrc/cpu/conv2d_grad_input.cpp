@@ -62,9 +62,10 @@ void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, i
                 store(panel + g * pitch + i / rows_a_lane * LANES, U32{});
     for (int64_t t = 0; t < c.count; ++t) {
         const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
-        for (int64_t row = 0; row < size.rows; row += COLUMN_ROWS) {
-            const int64_t depth_at = t * size.tap_length + row - from;
-            if (depth_at + COLUMN_ROWS <= 0 || depth_at >= depth) continue;
+        const int64_t start = t * size.tap_length - from;  // of the tap, in this depth
+        const int64_t first_row = greatest(-start, 0) / COLUMN_ROWS * COLUMN_ROWS, end_row = least(size.rows, depth - start);
+        for (int64_t row = first_row; row < end_row; row += COLUMN_ROWS) {
+            const int64_t depth_at = start + row;
             for (int64_t call = k / CALL; call * CALL < k + lanes; ++call) {
                 alignas(64) uint32_t columns[COLUMN_ROWS / rows_a_lane * CALL];
                 Product::make_columns(weights, group * size.rows + row, call, columns);
