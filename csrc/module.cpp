@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/float_control.h"
-#include "cpu/operations.h"
+#include "cpu/machine/float_control.h"
+#include "operations.h"
 
 namespace py = pybind11;
 

@@ -1,5 +1,5 @@
 // Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
-#include "float_control.h"
+#include "cpu/machine/float_control.h"
 #include "operations.h"
 
 #include <new>
