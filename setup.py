@@ -24,7 +24,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi "
+    "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi "
     # gcc 12's own headers of intrinsics start from uninitialized registers
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
@@ -52,7 +52,7 @@ class NinjaBuild(build_ext):
 
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         if not compiles(compiler, []):
-            raise CompileError(f"no working C++17 compiler ({shlex.join(compiler)})")
+            raise CompileError(f"no working C++20 compiler ({shlex.join(compiler)})")
         openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
         sets = {
             name: flags
@@ -101,7 +101,7 @@ def compiles(compiler: list[str], flags: list[str], source: str = "") -> bool:
     """Whether the compiler makes a shared library of a small program with those flags."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.cpp").write_text(f"{source}\nint probe() {{ return 0; }}\n")
-        command = [*compiler, "-std=c++17", "-fPIC", "-shared", *flags, "probe.cpp", "-o", "probe.so"]
+        command = [*compiler, "-std=c++20", "-fPIC", "-shared", *flags, "probe.cpp", "-o", "probe.so"]
         try:
             return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
         except OSError:

@@ -1,19 +1,16 @@
-// The operations of the CPU backend, as the functions over raw pointers that each instruction set implements.
-// Matrices are contiguous, rows by columns; masks are resolved words unless said otherwise.
+// The operations and their arguments, the same for every backend in C++. A backend passes what its machine needs (a
+// number of threads, a stream) beside them.
+//
+// Pointers are to memory of the backend's device. Matrices are contiguous, rows by columns; masks are resolved words
+// unless said otherwise.
 #pragma once
 
 #include "contract/source.h"
+#include "contract/window.h"
 
 namespace slt {
 
-// Throws std::bad_alloc: the only exception of the kernels, which frees what they have allocated.
-[[noreturn]] void out_of_memory();
-
-// work(context, i) with the default floating-point control. Returns whether there was memory enough: no exception may
-// leave a thread's part of a loop.
-bool run_piece(void (*work)(const void *context, int64_t i), const void *context, int64_t i);
-
-// Numbers as tensors hold them. As values all of them are float32, which kernels compute with.
+// Element types of tensors. Kernels compute in float32.
 enum class Type : int { FLOAT32, BFLOAT16, FLOAT16 };
 
 template <class Byte>
@@ -21,14 +18,14 @@ struct Numbers {
     Byte *data;
     Type type;
 
-    int64_t size() const { return type == Type::FLOAT32 ? 4 : 2; }
+    int64_t size() const { return type == Type::FLOAT32 ? 4 : 2; }  // bytes of an element
     Numbers operator+(int64_t n) const { return {data + n * size(), type}; }
 };
 using Input = Numbers<const char>;
 using Result = Numbers<char>;
 
-// A batch of images: [samples, channels, height, width], or its channels-last form; height and width are at least 1. A
-// matrix is images of one pixel.
+// A batch of images, [samples, channels, height, width] or channels-last; height and width are at least 1. A matrix is
+// images of one pixel.
 template <class Byte>
 struct ImagesOf {
     Numbers<Byte> data;
@@ -38,7 +35,7 @@ struct ImagesOf {
     int64_t pixels() const { return height * width; }
     int64_t bytes() const { return samples * channels * pixels() * data.size(); }
 
-    // At most `count` samples from `first` on.
+    // At most `count` samples, beginning with `first`.
     ImagesOf part(int64_t first, int64_t count) const {
         return {data + first * channels * pixels(), least(samples - first, count), channels, height, width, channels_last};
     }
@@ -51,10 +48,9 @@ struct Materialize {
     Source source;
     const uint32_t *mask;
     int8_t *out;
-    int threads;
 };
 
-// y = x W^T + bias: x [batch, fan], y [batch, rows] of any types. `bytes` of fixed point: 3 for "highest", 2 for "high".
+// y = x W^T + bias: x [batch, fan], y [batch, rows], each of any type.
 struct LinearForward {
     Source source;
     const uint32_t *mask;
@@ -63,8 +59,7 @@ struct LinearForward {
     float scale;
     const float *bias;  // [rows] or null
     Result y;
-    int bytes;
-    int threads;
+    int digits;  // of fixed point, base 256: 3 for "highest", 2 for "high"; here and below
 };
 
 // dx = dy W: dy [batch, rows], dx [batch, fan].
@@ -75,11 +70,10 @@ struct LinearGradInput {
     int64_t batch;
     float scale;
     Result dx;
-    int bytes;
-    int threads;
+    int digits;
 };
 
-// y, whose channels are the source's rows, from as many samples x.
+// y, whose channels are the source's rows, from x.
 struct Conv2dForward {
     Source source;
     Window window;
@@ -88,8 +82,7 @@ struct Conv2dForward {
     float scale;
     const float *bias;  // [rows] or null
     ResultImages y;
-    int bytes;
-    int threads;
+    int digits;
 };
 
 // dx from dy, whose channels are the source's rows.
@@ -100,24 +93,22 @@ struct Conv2dGradInput {
     Images dy;
     float scale;
     ResultImages dx;
-    int bytes;
-    int threads;
+    int digits;
 };
 
-// dL/dW * v * scale * sign(score) at each free weight, from dy, whose channels are the source's rows, and x.
+// dL/dW * v * scale * sign(score) at each free weight, from x and dy, whose channels are the source's rows.
 struct GradScores {
     Source source;
     Window window;
     Images dy, x;
     const float *scores;
     float scale;
-    const int64_t *offsets;  // as of CountFrozen, here and below
+    const int64_t *offsets;  // as CountFrozen makes them; here and below
     float *out;
-    int bytes;  // of fixed point, where that is used: 3 for "highest", 2 for "high"
-    int threads;
+    int digits;  // where the backend uses fixed point
 };
 
-// y [count, fan]: scale * v * mask of the rows `index` [count]. The mask is compact where there are `offsets`.
+// y [count, fan]: scale * v * mask of the rows `index` [count]. The mask is compact if there are `offsets`.
 struct EmbeddingForward {
     Source source;
     const uint32_t *mask;
@@ -126,11 +117,11 @@ struct EmbeddingForward {
     int64_t count;
     float scale;
     Result y;
-    int threads;
 };
 
-// dL/dW * v * scale * sign(score) at the free weights of the rows `index` [count], each once; others are not written.
-// Their gradients are rows order[starts[n]] to order[starts[n + 1] - 1] of dy, added in that order, in double.
+// dL/dW * v * scale * sign(score) at the free weights of the rows `index` [count], which are distinct; other rows are
+// not written. The gradients of row index[n] are rows order[starts[n]] to order[starts[n + 1] - 1] of dy, added in that
+// order, in double.
 struct EmbeddingGradScores {
     Source source;
     const int64_t *index;
@@ -141,14 +132,13 @@ struct EmbeddingGradScores {
     float scale;
     const int64_t *offsets;
     float *out;
-    int threads;
 };
 
-// Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and one number of locked ones.
+// Where the free weights of each row start in the layer's enumeration: offsets [rows + 1]; and the number of locked
+// weights.
 struct CountFrozen {
     Source source;
     int64_t *offsets, *locked;
-    int threads;
 };
 
 // A compact mask to a resolved one.
@@ -157,32 +147,30 @@ struct Expand {
     const uint32_t *compact;
     const int64_t *offsets;
     uint32_t *out;
-    int threads;
 };
 
-// The bits of the rank-th smallest magnitude of `tensors` tensors with `counts` float32 scores each; 1 <= rank <= all.
+// The bits of the rank-th smallest magnitude of `tensors` tensors with `counts` float32 scores each; 1 <= rank <= the
+// number of all scores.
 struct Select {
     const uint32_t *const *scores;
     const int64_t *counts;
     int64_t tensors, rank;
     uint32_t *out;
-    int threads;
 };
 
-// The mask of the scores above a threshold, resolved or compact, and how many weights it keeps.
+// The mask of the scores above a threshold, resolved or compact, and the number of weights that it keeps.
 struct Pack {
     Source source;
-    const uint32_t *scores;  // the bits of float32
-    uint32_t threshold;      // the same
+    const uint32_t *scores;  // bits of float32
+    uint32_t threshold;      // bits of a float32
     const int64_t *offsets;
     int64_t locked;
     bool compact;
     uint32_t *out;
     int64_t *kept;
-    int threads;
 };
 
-// Every operation: the name of its function, and of the structure that it takes.
+// Every operation: the name of its function, and its arguments.
 #define SLT_OPERATIONS(X) \
     X(materialize, Materialize) \
     X(linear_forward, LinearForward) \
@@ -196,19 +184,5 @@ struct Pack {
     X(expand, Expand) \
     X(select, Select) \
     X(pack, Pack)
-
-// The functions of one instruction set.
-struct Operations {
-#define SLT_MEMBER(name, Arguments) void (*name)(const Arguments &);
-    SLT_OPERATIONS(SLT_MEMBER)
-#undef SLT_MEMBER
-};
-
-// The instruction sets compiled in that run here, the best last.
-struct InstructionSet {
-    const char *name;
-    const Operations *operations;
-};
-int instruction_sets(InstructionSet out[8]);
 
 }  // namespace slt

@@ -18,11 +18,6 @@ struct Source {
     int64_t row_calls;              // Philox calls a row of the whole layer
 };
 
-// The nine integers of slt_kernels.window.Window, in its order.
-struct Window {
-    int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
-};
-
 constexpr int64_t WORD = 32;          // weights a word
 constexpr int64_t WORDS_A_CALL = 4;   // words of one Philox call of signs
 constexpr int64_t CALL = 128;         // weights a call of signs

@@ -1,9 +1,9 @@
-// The functions of one instruction set, gathered.
-#include "operations.h"
+// The table of one instruction set's functions.
+#include "cpu/dispatch.h"
 
 namespace slt::SLT_ISA {
 
-#define SLT_DECLARE(name, Arguments) void name(const Arguments &);
+#define SLT_DECLARE(name, Arguments) void name(const Arguments &, int threads);
 SLT_OPERATIONS(SLT_DECLARE)
 
 extern const Operations operations;

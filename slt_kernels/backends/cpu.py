@@ -95,15 +95,15 @@ def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, 
     mask, inputs, offset = _resolved(mask, source), x.detach().contiguous(), _floats(bias)
     y = torch.empty(len(x), source.rows, dtype=x.dtype)
     _cpu.linear_forward(
-        source,
-        mask.data_ptr(),
-        _typed(inputs),
-        len(x),
-        scale.data_ptr(),
-        _pointer(offset),
-        _typed(y),
-        _bytes(x),
-        _threads(),
+        source=source,
+        mask=mask.data_ptr(),
+        x=_typed(inputs),
+        batch=len(x),
+        scale=scale.data_ptr(),
+        bias=_pointer(offset),
+        y=_typed(y),
+        digits=_digits(x),
+        threads=_threads(),
     )
     return y
 
@@ -114,7 +114,14 @@ def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -
     mask, inputs = _resolved(mask, source), dy.detach().contiguous()
     dx = torch.empty(len(dy), source.fan, dtype=dy.dtype)
     _cpu.linear_grad_input(
-        source, mask.data_ptr(), _typed(inputs), len(dy), scale.data_ptr(), _typed(dx), _bytes(dy), _threads()
+        source=source,
+        mask=mask.data_ptr(),
+        dy=_typed(inputs),
+        batch=len(dy),
+        scale=scale.data_ptr(),
+        dx=_typed(dx),
+        digits=_digits(dy),
+        threads=_threads(),
     )
     return dx
 
@@ -136,8 +143,17 @@ def conv2d_forward(
         return reference.conv2d_forward(x, mask, scale, bias, source, window)
     mask, images, offset = _resolved(mask, source), _dense(x), _floats(bias)
     y = torch.empty(len(x), source.rows, *window.output_size(*x.shape[2:]), dtype=x.dtype, memory_format=_format(x))
-    pointers = scale.data_ptr(), _pointer(offset), *_images(y)
-    _cpu.conv2d_forward(source, window, mask.data_ptr(), *_images(images), *pointers, _bytes(x), _threads())
+    _cpu.conv2d_forward(
+        source=source,
+        window=window,
+        mask=mask.data_ptr(),
+        x=_images(images),
+        scale=scale.data_ptr(),
+        bias=_pointer(offset),
+        y=_images(y),
+        digits=_digits(x),
+        threads=_threads(),
+    )
     return y
 
 
@@ -149,8 +165,16 @@ def conv2d_grad_input(
     mask, images = _resolved(mask, source), _dense(dy)
     channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
     dx = torch.empty(len(dy), channels, *size, dtype=dy.dtype, memory_format=_format(dy))
-    pointers = *_images(images), scale.data_ptr(), *_images(dx)
-    _cpu.conv2d_grad_input(source, window, mask.data_ptr(), *pointers, _bytes(dy), _threads())
+    _cpu.conv2d_grad_input(
+        source=source,
+        window=window,
+        mask=mask.data_ptr(),
+        dy=_images(images),
+        scale=scale.data_ptr(),
+        dx=_images(dx),
+        digits=_digits(dy),
+        threads=_threads(),
+    )
     return dx
 
 
@@ -169,8 +193,16 @@ def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source
         return reference.embedding_forward(index, mask, scale, source, dtype)
     mask, offsets = mask.contiguous(), free_offsets(source) if mask.dim() == 1 else None
     y = torch.empty(len(index), source.fan, dtype=dtype)
-    pointers = mask.data_ptr(), _pointer(offsets), index.data_ptr(), len(index)
-    _cpu.embedding_forward(source, *pointers, scale.data_ptr(), _typed(y), _threads())
+    _cpu.embedding_forward(
+        source=source,
+        mask=mask.data_ptr(),
+        offsets=_pointer(offsets),
+        index=index.data_ptr(),
+        count=len(index),
+        scale=scale.data_ptr(),
+        y=_typed(y),
+        threads=_threads(),
+    )
     return y
 
 
@@ -185,9 +217,19 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
     starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     dy, scores = dy.detach().contiguous(), scores.detach().contiguous()
     out = torch.zeros(scores.numel(), dtype=torch.float32)
-    pointers = starts.data_ptr(), order.data_ptr(), _typed(dy), scores.data_ptr()
-    pointers = index.data_ptr(), len(index), *pointers, scale.data_ptr(), offsets.data_ptr(), out.data_ptr()
-    _cpu.embedding_grad_scores(source, *pointers, _threads())
+    _cpu.embedding_grad_scores(
+        source=source,
+        index=index.data_ptr(),
+        count=len(index),
+        starts=starts.data_ptr(),
+        order=order.data_ptr(),
+        dy=_typed(dy),
+        scores=scores.data_ptr(),
+        scale=scale.data_ptr(),
+        offsets=offsets.data_ptr(),
+        out=out.data_ptr(),
+        threads=_threads(),
+    )
     return out
 
 
@@ -199,7 +241,13 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
         return reference.select(scores, rank)
     scores = [s.detach().contiguous() for s in scores]
     out = torch.empty((), dtype=torch.float32)
-    _cpu.select([s.data_ptr() for s in scores], [s.numel() for s in scores], rank, out.data_ptr(), _threads())
+    _cpu.select(
+        scores=[s.data_ptr() for s in scores],
+        counts=[s.numel() for s in scores],
+        rank=rank,
+        out=out.data_ptr(),
+        threads=_threads(),
+    )
     return out
 
 
@@ -212,8 +260,17 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
     mask = torch.empty(bits.words_for(len(scores)) if compact else (source.rows, source.words), dtype=torch.int32)
     kept = torch.empty((), dtype=torch.int64)
     above = threshold.detach().view(torch.int32).item() & 0xFFFFFFFF  # its bits: a float might become 0
-    pointers = scores.data_ptr(), above, offsets.data_ptr(), locked, compact
-    _cpu.pack(source, *pointers, mask.data_ptr(), kept.data_ptr(), _threads())
+    _cpu.pack(
+        source=source,
+        scores=scores.data_ptr(),
+        threshold=above,
+        offsets=offsets.data_ptr(),
+        locked=locked,
+        compact=compact,
+        out=mask.data_ptr(),
+        kept=kept.data_ptr(),
+        threads=_threads(),
+    )
     return mask, kept
 
 
@@ -222,14 +279,20 @@ def expand(mask: Tensor, source: Source) -> Tensor:
     _check_count("mask", mask.numel(), bits.words_for(int(offsets[-1])), source)
     mask = mask.contiguous()
     out = torch.empty(source.rows, source.words, dtype=torch.int32)
-    _cpu.expand(source, mask.data_ptr(), offsets.data_ptr(), out.data_ptr(), _threads())
+    _cpu.expand(
+        source=source,
+        compact=mask.data_ptr(),
+        offsets=offsets.data_ptr(),
+        out=out.data_ptr(),
+        threads=_threads(),
+    )
     return out
 
 
 def materialize(mask: Tensor, source: Source) -> Tensor:
     mask = _resolved(mask, source)
     out = torch.empty(source.rows, source.fan, dtype=torch.int8)
-    _cpu.materialize(source, mask.data_ptr(), out.data_ptr(), _threads())
+    _cpu.materialize(source=source, mask=mask.data_ptr(), out=out.data_ptr(), threads=_threads())
     return out
 
 
@@ -246,18 +309,28 @@ def _grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: S
     _check_count("scores", scores.numel(), int(offsets[-1]), source)
     if 0 in dy.shape:
         return torch.zeros(scores.numel(), dtype=torch.float32)
-    scores, bytes_ = scores.detach().contiguous(), _bytes(x)
+    scores, digits = scores.detach().contiguous(), _digits(x)
     dy, x = _dense(dy), _dense(x)
     out = torch.empty(scores.numel(), dtype=torch.float32)
-    pointers = scores.data_ptr(), scale.data_ptr(), offsets.data_ptr(), out.data_ptr()
-    _cpu.grad_scores(source, window, *_images(dy), *_images(x), *pointers, bytes_, _threads())
+    _cpu.grad_scores(
+        source=source,
+        window=window,
+        dy=_images(dy),
+        x=_images(x),
+        scores=scores.data_ptr(),
+        scale=scale.data_ptr(),
+        offsets=offsets.data_ptr(),
+        out=out.data_ptr(),
+        digits=digits,
+        threads=_threads(),
+    )
     return out
 
 
 @lru_cache(maxsize=4096)
 def _count_frozen(source: Source) -> tuple[Tensor, int]:
     offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
-    _cpu.count_frozen(source, offsets.data_ptr(), locked.data_ptr(), _threads())
+    _cpu.count_frozen(source=source, offsets=offsets.data_ptr(), locked=locked.data_ptr(), threads=_threads())
     return offsets, int(locked)
 
 
@@ -311,8 +384,8 @@ def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _bytes(x: Tensor) -> int:
-    """Of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
+def _digits(x: Tensor) -> int:
+    """Of fixed point, base 256: three for float32 accuracy; two for lower precision or 16-bit inputs."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 

@@ -2,7 +2,7 @@
 // on who does what, nor on the floating-point control of the threads.
 #pragma once
 
-#include "operations.h"
+#include "cpu/machine/errors.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -14,7 +14,7 @@ void parallel_for(int threads, int64_t count, const Body &body) {
     if (threads > 1 && count > 1) {
         const auto work = [](const void *context, int64_t i) { (*static_cast<const Body *>(context))(i); };
         bool failed = false;
-#pragma omp parallel for num_threads(int(least(count, threads))) schedule(dynamic) reduction(|| : failed)
+#pragma omp parallel for num_threads(int(count < threads ? count : threads)) schedule(dynamic) reduction(|| : failed)
         for (int64_t i = 0; i < count; ++i) failed = failed || !run_piece(work, &body, i);
         if (failed) out_of_memory();
         return;

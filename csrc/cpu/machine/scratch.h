@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "cpu/machine/errors.h"
 #include "cpu/machine/huge_pages.h"
-#include "operations.h"
 
 namespace slt::SLT_ISA {
 namespace {

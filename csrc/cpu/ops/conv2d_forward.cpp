@@ -11,7 +11,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 template <class Planes>
-void forward(const Conv2dForward &a) {
+void forward(const Conv2dForward &a, int threads) {
     typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
@@ -52,11 +52,11 @@ void forward(const Conv2dForward &a) {
     convolution.scale = Product::scale_of(weights, a.scale);
     convolution.bias = a.bias;
     convolution.zero = zero_of(s.weight);
-    convolution.small = small_sums(s.fan, s.weight, a.bytes);
-    convolution.threads = a.threads;
-    const int64_t step = samples_at_once<Planes>(x, border, reading, a.threads);
+    convolution.small = small_sums(s.fan, s.weight, a.digits);
+    convolution.threads = threads;
+    const int64_t step = samples_at_once<Planes>(x, border, reading, threads);
     for (int64_t first = 0; first < x.samples; first += step) {
-        const Planes planes(x.part(first, step), border, reading, layout_of(s.weight), whole, a.bytes, a.threads);
+        const Planes planes(x.part(first, step), border, reading, layout_of(s.weight), whole, a.digits, threads);
         convolution.y = a.y.part(first, step);
         convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
                                           uint32_t *panel) {
@@ -68,17 +68,17 @@ void forward(const Conv2dForward &a) {
 
 }  // namespace
 
-void conv2d_forward(const Conv2dForward &a) {
+void conv2d_forward(const Conv2dForward &a, int threads) {
     if (a.y.bytes() == 0) return;
     want_large_pages(a.y.data.data, a.y.bytes());
 #if defined(SLT_AMX)
     const Frame frame(a.source);
     if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
         (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
-        return forward<Bfloat16Planes>(a);
+        return forward<Bfloat16Planes>(a, threads);
 #endif
-    with_digits(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.bytes,
-                [&](auto digits) { forward<DigitPlanes<digits>>(a); });
+    with_digits(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits,
+                [&](auto digits) { forward<DigitPlanes<digits>>(a, threads); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -87,7 +87,7 @@ void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, i
 }
 
 template <class Planes>
-void grad_input(const Conv2dGradInput &a) {
+void grad_input(const Conv2dGradInput &a, int threads) {
     typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
@@ -105,9 +105,9 @@ void grad_input(const Conv2dGradInput &a) {
     }
     const Reading reading = in_place ? Reading::IN_PLACE : Reading::COPIED;
     const bool whole = rows % WORD == 0;  // words, put in order once, in the planes
-    const int64_t step = samples_at_once<Planes>(a.dy, border, reading, a.threads);
+    const int64_t step = samples_at_once<Planes>(a.dy, border, reading, threads);
     for (int64_t first = 0; first < a.dy.samples; first += step) {
-        const Planes planes(a.dy.part(first, step), border, reading, Layout::BYTE_QUADS, whole, a.bytes, a.threads);
+        const Planes planes(a.dy.part(first, step), border, reading, Layout::BYTE_QUADS, whole, a.digits, threads);
         for (int64_t i = 0; i < remainders_h * remainders_w; ++i) {
             const Remainder c(a, i / remainders_w, i % remainders_w);
             Convolution convolution;
@@ -122,8 +122,8 @@ void grad_input(const Conv2dGradInput &a) {
             convolution.step_right = w.stride_w;
             convolution.scale = Product::scale_of(weights, a.scale);
             convolution.zero = zero_of(s.weight);
-            convolution.small = small_sums(c.count * rows, s.weight, a.bytes);
-            convolution.threads = a.threads;
+            convolution.small = small_sums(c.count * rows, s.weight, a.digits);
+            convolution.threads = threads;
             convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
                                               uint32_t *panel) {
                 make_panel<Product>(weights, c, size, group, lane, lanes, from, depth, panel);
@@ -134,16 +134,16 @@ void grad_input(const Conv2dGradInput &a) {
 
 }  // namespace
 
-void conv2d_grad_input(const Conv2dGradInput &a) {
+void conv2d_grad_input(const Conv2dGradInput &a, int threads) {
     const int64_t taps = a.window.kernel_h * a.window.kernel_w;
     want_large_pages(a.dx.data.data, a.dx.bytes());
 #if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
     if (a.dy.data.type == Type::BFLOAT16 && a.dx.data.type == a.dy.data.type && most_depth <= Bfloat16Product::LONGEST_DEPTH)
-        return grad_input<Bfloat16Planes>(a);
+        return grad_input<Bfloat16Planes>(a, threads);
 #endif
-    with_digits(a.source.weight, a.source.fan / taps, a.dx.samples * a.dx.pixels(), a.bytes,
-                [&](auto digits) { grad_input<DigitPlanes<digits>>(a); });
+    with_digits(a.source.weight, a.source.fan / taps, a.dx.samples * a.dx.pixels(), a.digits,
+                [&](auto digits) { grad_input<DigitPlanes<digits>>(a, threads); });
 }
 
 }  // namespace slt::SLT_ISA

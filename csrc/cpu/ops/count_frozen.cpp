@@ -6,12 +6,12 @@
 
 namespace slt::SLT_ISA {
 
-void count_frozen(const CountFrozen &a) {
+void count_frozen(const CountFrozen &a, int threads) {
     const Source &s = a.source;
     const int64_t words = words_of(s);
     *a.locked = 0;
     const int64_t rows = rows_a_piece(s);
-    parallel_for(a.threads, ceil_div(s.rows, rows), [&](int64_t piece) {
+    parallel_for(threads, ceil_div(s.rows, rows), [&](int64_t piece) {
         const Pattern pattern(s);
         PatternTile tile;
         int64_t locked = 0;

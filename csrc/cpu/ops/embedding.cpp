@@ -115,9 +115,9 @@ SLT_INLINE void each_word(const Source &s, const int64_t *index, int64_t count, 
 
 }  // namespace
 
-void embedding_forward(const EmbeddingForward &a) {
+void embedding_forward(const EmbeddingForward &a, int threads) {
     const Source &s = a.source;
-    each_word(s, a.index, a.count, a.offsets, a.threads, [&](int64_t n, const Word &word) {
+    each_word(s, a.index, a.count, a.offsets, threads, [&](int64_t n, const Word &word) {
         const uint32_t keep = a.offsets
                                   ? deposit(compact_bits(a.mask, a.offsets[s.rows], word.first), word.free) | word.locked
                                   : a.mask[a.index[n] * words_of(s) + word.number];
@@ -127,9 +127,9 @@ void embedding_forward(const EmbeddingForward &a) {
     });
 }
 
-void embedding_grad_scores(const EmbeddingGradScores &a) {
+void embedding_grad_scores(const EmbeddingGradScores &a, int threads) {
     const Source &s = a.source;
-    each_word(s, a.index, a.count, a.offsets, a.threads, [&](int64_t n, const Word &word) {
+    each_word(s, a.index, a.count, a.offsets, threads, [&](int64_t n, const Word &word) {
         double sum[WORD] = {};
         for (int64_t i = a.starts[n]; i < a.starts[n + 1]; ++i) {
             float dy[WORD];

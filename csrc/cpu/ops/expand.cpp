@@ -58,10 +58,10 @@ void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes
 
 }  // namespace
 
-void expand(const Expand &a) {
+void expand(const Expand &a, int threads) {
     const int64_t rows = rows_a_piece(a.source), all = a.source.rows;
     const int64_t inside = a.offsets[all] - 64;  // a read that begins here ends inside
-    parallel_for(a.threads, ceil_div(all, rows), [&](int64_t piece) {
+    parallel_for(threads, ceil_div(all, rows), [&](int64_t piece) {
         const Pattern pattern(a.source);
         for (int64_t row = piece * rows; row < (piece + 1) * rows && row < all; row += LANES) {
             const int lanes = int(least(all - row, LANES));

@@ -175,17 +175,17 @@ class Prefetch {
 };
 
 template <class Contraction>
-void run(const GradScores &a, const Contraction &contraction, bool add) {
+void run(const GradScores &a, int threads, const Contraction &contraction, bool add) {
     const Source &s = a.source;
     const Frame frame(s);
     const Network network(s);
     const int64_t group_rows = s.rows / a.window.groups, blocks = ceil_div(group_rows, Contraction::ROWS);
     const int64_t block = ceil_div(ceil_div(group_rows, blocks), Contraction::ROW_STEP) * Contraction::ROW_STEP;
     const int64_t row_blocks = blocks * a.window.groups;
-    const int64_t wanted = a.threads == 1 ? 1 : ceil_div(4 * a.threads, row_blocks);
+    const int64_t wanted = threads == 1 ? 1 : ceil_div(4 * threads, row_blocks);
     const int64_t calls = ceil_div(frame.calls, wanted), parts = ceil_div(frame.calls, calls);  // calls of a part
 
-    parallel_for(a.threads, row_blocks * parts, [&](int64_t piece) {
+    parallel_for(threads, row_blocks * parts, [&](int64_t piece) {
         const int64_t group = piece / parts / blocks, in_group = piece / parts % blocks * block;
         const int64_t row = group * group_rows + in_group;
         const int64_t rows = least(group_rows - in_group, block);
@@ -224,11 +224,11 @@ void run(const GradScores &a, const Contraction &contraction, bool add) {
 #if defined(SLT_AMX)
 // Runs on digits where they suit; returns whether it did.
 template <int DIGITS>
-bool run_digits(const GradScores &a, bool add) {
+bool run_digits(const GradScores &a, int threads, bool add) {
     if (!TileContraction<Digits<DIGITS>>::suits(a)) return false;
-    const Digits<DIGITS> digits(a);
+    const Digits<DIGITS> digits(a, threads);
     if (!digits.exist()) return false;
-    run(a, TileContraction<Digits<DIGITS>>(a, digits), add);
+    run(a, threads, TileContraction<Digits<DIGITS>>(a, threads, digits), add);
     return true;
 }
 #endif
@@ -250,45 +250,45 @@ int64_t samples_at_once(const GradScores &a) {
 
 // Returns whether what is not finite in x may have gone too far: to taps of its channel that do not see it. It does so
 // only where x is read in place.
-bool run_some(const GradScores &a, bool add, [[maybe_unused]] bool may_read_in_place) {
+bool run_some(const GradScores &a, int threads, bool add, [[maybe_unused]] bool may_read_in_place) {
 #if defined(SLT_AMX)
     if (TileContraction<Bfloat16>::suits(a)) {
         const Bfloat16 number;
-        const TileContraction<Bfloat16> contraction(a, number, may_read_in_place);
-        run(a, contraction, add);
+        const TileContraction<Bfloat16> contraction(a, threads, number, may_read_in_place);
+        run(a, threads, contraction, add);
         return contraction.adds_zeros();
     }
-    if (a.bytes == 3 ? run_digits<3>(a, add) : run_digits<2>(a, add)) return false;
+    if (a.digits == 3 ? run_digits<3>(a, threads, add) : run_digits<2>(a, threads, add)) return false;
 #endif
 #if defined(__AVX512BF16__)
     if (a.x.data.type == Type::BFLOAT16 && a.dy.data.type == Type::BFLOAT16) {
-        run(a, RegisterContraction<Bfloat16Pairs>(a), add);
+        run(a, threads, RegisterContraction<Bfloat16Pairs>(a, threads), add);
         return false;
     }
 #endif
-    run(a, RegisterContraction<Floats>(a), add);
+    run(a, threads, RegisterContraction<Floats>(a, threads), add);
     return false;
 }
 
-bool run_all(const GradScores &a, bool may_read_in_place) {
+bool run_all(const GradScores &a, int threads, bool may_read_in_place) {
     bool too_far = false;
     for (int64_t first = 0, step = samples_at_once(a); first < a.x.samples; first += step) {
         GradScores some = a;
         some.x = a.x.part(first, step);
         some.dy = a.dy.part(first, step);
-        too_far |= run_some(some, first > 0, may_read_in_place);
+        too_far |= run_some(some, threads, first > 0, may_read_in_place);
     }
     return too_far;
 }
 
 }  // namespace
 
-void grad_scores(const GradScores &a) {
+void grad_scores(const GradScores &a, int threads) {
     const int64_t count = a.offsets[a.source.rows];
     want_large_pages(a.out, count * int64_t(sizeof *a.out));
-    const bool too_far = run_all(a, true);
+    const bool too_far = run_all(a, threads, true);
     if (too_far && largest_bits({reinterpret_cast<const char *>(a.out), Type::FLOAT32}, count) >= NOT_FINITE)
-        run_all(a, false);
+        run_all(a, threads, false);
 }
 
 }  // namespace slt::SLT_ISA

@@ -16,12 +16,12 @@ namespace {
 constexpr int64_t FEW_CALLS = 2, MOST_CALLS = 64;
 
 template <int DIGITS>
-void forward_some(const LinearForward &a, Quantized<DIGITS> &x) {
+void forward_some(const LinearForward &a, int threads, Quantized<DIGITS> &x) {
     const Source &s = a.source;
     const Frame frame(s);
     const int64_t pitch = x.pitch;
-    x.write(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, layout_of(s.weight), a.bytes, zero_of(s.weight),
-            a.threads);
+    x.write(a.x, a.batch, s.fan, frame.skipped * WORD, frame.k, layout_of(s.weight), a.digits, zero_of(s.weight),
+            threads);
     Output all;
     all.y = a.y;
     all.vector_stride = s.rows;
@@ -30,12 +30,12 @@ void forward_some(const LinearForward &a, Quantized<DIGITS> &x) {
     all.corrections = x.corrections;
     all.scale = a.scale;
     all.bias = a.bias;
-    all.small = small_sums(s.fan, s.weight, a.bytes);
+    all.small = small_sums(s.fan, s.weight, a.digits);
 
 #if defined(__AVX512VNNI__)
     if constexpr (DIGITS != WHOLE) {
         if (a.batch * DIGITS <= FEW_DIGITS) {
-            return parallel_for(a.threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
+            return parallel_for(threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
                 const Weights weights(s, a.mask);
                 Workspace workspace;
                 multiply_few<DIGITS>(workspace, weights, piece * BLOCK, x.digits, pitch, a.batch,
@@ -57,9 +57,9 @@ void forward_some(const LinearForward &a, Quantized<DIGITS> &x) {
         bytes += SUM_BYTES + (parts ? MOST_SUMMED * int64_t(sizeof(int64_t)) : 0);
         panel_bytes = SCRATCH_BYTES - LANES * calls * CALL;
     }
-    const Cut cut(s.rows, panel_bytes, bytes, a.batch, a.threads, tables ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS,
+    const Cut cut(s.rows, panel_bytes, bytes, a.batch, threads, tables ? TABLE_OUTPUTS : BLOCK, MOST_VECTORS,
                   parts ? MOST_SUMMED : a.batch);
-    parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
+    parallel_for(threads, cut.pieces, [&](int64_t piece) {
         const int64_t row = cut.lane(piece), rows = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const Weights weights(s, a.mask);
         Scratch<uint32_t> panel(cut.most_lanes / LANES * group_words);
@@ -84,7 +84,7 @@ void forward_some(const LinearForward &a, Quantized<DIGITS> &x) {
 }
 
 template <int DIGITS>
-void forward(const LinearForward &a) {
+void forward(const LinearForward &a, int threads) {
     const int64_t padded = Frame(a.source).k, step = Quantized<DIGITS>::rows_at_once(a.batch, padded);
     Quantized<DIGITS> x(step, padded);
     for (int64_t first = 0; first < a.batch; first += step) {
@@ -92,15 +92,15 @@ void forward(const LinearForward &a) {
         some.x = a.x + first * a.source.fan;
         some.y = a.y + first * a.source.rows;
         some.batch = least(a.batch - first, step);
-        forward_some<DIGITS>(some, x);
+        forward_some<DIGITS>(some, threads, x);
     }
 }
 
 }  // namespace
 
-void linear_forward(const LinearForward &a) {
+void linear_forward(const LinearForward &a, int threads) {
     want_large_pages(a.y.data, a.batch * a.source.rows * a.y.size());
-    with_digits(a.source.weight, a.source.rows, a.batch, a.bytes, [&](auto digits) { forward<digits>(a); });
+    with_digits(a.source.weight, a.source.rows, a.batch, a.digits, [&](auto digits) { forward<digits>(a, threads); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -40,11 +40,11 @@ void make_panel(const Weights &weights, int64_t first, int64_t rows, int64_t cal
 
 // `depth`: rows of the weight in whole steps.
 template <int DIGITS>
-void grad_input_of_some(const LinearGradInput &a, int64_t depth, Quantized<DIGITS> &dy) {
+void grad_input_of_some(const LinearGradInput &a, int threads, int64_t depth, Quantized<DIGITS> &dy) {
     const Source &s = a.source;
     const Weights weights(s, a.mask);
     const int64_t pitch = dy.pitch;
-    dy.write(a.dy, a.batch, s.rows, 0, depth, Layout::BYTE_QUADS, a.bytes, zero_of(s.weight), a.threads);
+    dy.write(a.dy, a.batch, s.rows, 0, depth, Layout::BYTE_QUADS, a.digits, zero_of(s.weight), threads);
 
     Output all;
     all.y = a.dx;
@@ -53,7 +53,7 @@ void grad_input_of_some(const LinearGradInput &a, int64_t depth, Quantized<DIGIT
     all.powers = dy.powers;
     all.corrections = dy.corrections;
     all.scale = a.scale;
-    all.small = small_sums(s.rows, s.weight, a.bytes);
+    all.small = small_sums(s.rows, s.weight, a.digits);
 
     constexpr bool tables = DIGITS == WHOLE;
     const int64_t rows = least(depth, !tables && a.batch <= FEW_VECTORS ? FEW_ROWS : MOST_ROWS);
@@ -62,10 +62,10 @@ void grad_input_of_some(const LinearGradInput &a, int64_t depth, Quantized<DIGIT
     const int64_t slice_words = tables ? SLICE_ROWS / 4 * CALL : 0;
     // Of tables, the more outputs share them the better.
     const int64_t bytes = group_words / LANES * 4 + SUM_BYTES + kept_sums;
-    const Cut cut(weights.frame.k, tables ? SCRATCH_BYTES - 4 * slice_words : CALL * bytes, bytes, a.batch, a.threads,
+    const Cut cut(weights.frame.k, tables ? SCRATCH_BYTES - 4 * slice_words : CALL * bytes, bytes, a.batch, threads,
                   CALL, MOST_VECTORS, parts ? MOST_SUMMED : a.batch);
     const int64_t panel_lanes = ceil_div(cut.most_lanes, BLOCK) * BLOCK;
-    parallel_for(a.threads, cut.pieces, [&](int64_t piece) {
+    parallel_for(threads, cut.pieces, [&](int64_t piece) {
         const int64_t lanes = cut.lanes(piece), b = cut.vector(piece), batch = cut.vectors(piece);
         const int64_t call = cut.lane(piece) / CALL, k = call * CALL - weights.frame.skipped * WORD;
         Scratch<uint32_t> panel(panel_lanes / LANES * group_words), slice(slice_words);
@@ -90,7 +90,7 @@ void grad_input_of_some(const LinearGradInput &a, int64_t depth, Quantized<DIGIT
 }
 
 template <int DIGITS>
-void grad_input(const LinearGradInput &a) {
+void grad_input(const LinearGradInput &a, int threads) {
     const int64_t depth = ceil_div(a.source.rows, ROWS_A_STEP) * ROWS_A_STEP;
     const int64_t step = Quantized<DIGITS>::rows_at_once(a.batch, depth);
     Quantized<DIGITS> dy(step, depth);
@@ -99,15 +99,15 @@ void grad_input(const LinearGradInput &a) {
         some.dy = a.dy + first * a.source.rows;
         some.dx = a.dx + first * a.source.fan;
         some.batch = least(a.batch - first, step);
-        grad_input_of_some<DIGITS>(some, depth, dy);
+        grad_input_of_some<DIGITS>(some, threads, depth, dy);
     }
 }
 
 }  // namespace
 
-void linear_grad_input(const LinearGradInput &a) {
+void linear_grad_input(const LinearGradInput &a, int threads) {
     want_large_pages(a.dx.data, a.batch * a.source.fan * a.dx.size());
-    with_digits(a.source.weight, a.source.fan, a.batch, a.bytes, [&](auto digits) { grad_input<digits>(a); });
+    with_digits(a.source.weight, a.source.fan, a.batch, a.digits, [&](auto digits) { grad_input<digits>(a, threads); });
 }
 
 }  // namespace slt::SLT_ISA

@@ -6,11 +6,11 @@
 
 namespace slt::SLT_ISA {
 
-void materialize(const Materialize &a) {
+void materialize(const Materialize &a, int threads) {
     const Source &s = a.source;
     const Weights weights(s, a.mask);
     const int zero = zero_of(s.weight);
-    parallel_for(a.threads, ceil_div(s.rows, LANES), [&](int64_t piece) {
+    parallel_for(threads, ceil_div(s.rows, LANES), [&](int64_t piece) {
         const int64_t row = piece * LANES;
         alignas(64) uint32_t quads[QUADS * LANES];
         const uint8_t(*bytes)[LANES][4] = reinterpret_cast<const uint8_t(*)[LANES][4]>(quads);

@@ -66,13 +66,13 @@ struct Comparison {
 
 }  // namespace
 
-void pack(const Pack &a) {
+void pack(const Pack &a, int threads) {
     const Source &s = a.source;
     const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
     const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_a_piece(s);
     const int64_t pieces = a.compact ? ceil_div(words, PIECE) : ceil_div(s.rows, rows);
     *a.kept = a.compact ? a.locked : 0;
-    parallel_for(a.threads, pieces, [&](int64_t piece) {
+    parallel_for(threads, pieces, [&](int64_t piece) {
         int64_t kept = 0;
         if (a.compact) {
             const int64_t end = least((piece + 1) * PIECE, words);

@@ -67,10 +67,10 @@ class Counts {
   public:
     int64_t parts[PARTS] = {}, below = 0;
 
-    Counts(const Select &a, const Interval &interval) {
+    Counts(const Select &a, const Interval &interval, int threads) {
         int64_t pieces = 0;
         for (int64_t t = 0; t < a.tensors; ++t) pieces += ceil_div(a.counts[t], PIECE);
-        parallel_for(a.threads, pieces, [&](int64_t piece) {
+        parallel_for(threads, pieces, [&](int64_t piece) {
             int64_t t = 0;
             for (; piece >= ceil_div(a.counts[t], PIECE); ++t) piece -= ceil_div(a.counts[t], PIECE);
             const int64_t left = a.counts[t] - piece * PIECE;
@@ -102,9 +102,9 @@ class Counts {
 };
 
 // The rank-th smallest magnitude, looked for in an interval first.
-uint32_t find(const Select &a, Interval interval) {
+uint32_t find(const Select &a, Interval interval, int threads) {
     for (;;) {
-        const Counts counts(a, interval);
+        const Counts counts(a, interval, threads);
         int64_t rest = a.rank - counts.below;
         int part = 0;
         while (part < PARTS && rest > counts.parts[part]) rest -= counts.parts[part++];
@@ -132,7 +132,7 @@ Interval guess(const Select &a) {
     const int64_t middle = int64_t((unsigned __int128)a.rank * SAMPLE / all);
     const auto magnitude = [&](int64_t rank) {
         const uint32_t *scores = sample;
-        return find({&scores, &SAMPLE, 1, rank, nullptr, 1}, Interval());
+        return find({.scores = &scores, .counts = &SAMPLE, .tensors = 1, .rank = rank, .out = nullptr}, Interval(), 1);
     };
     return between(middle > MARGIN ? magnitude(middle - MARGIN) : 0,
                    middle + MARGIN <= SAMPLE ? magnitude(middle + MARGIN) : MAGNITUDE);
@@ -140,6 +140,6 @@ Interval guess(const Select &a) {
 
 }  // namespace
 
-void select(const Select &a) { *a.out = find(a, guess(a)); }
+void select(const Select &a, int threads) { *a.out = find(a, guess(a), threads); }
 
 }  // namespace slt::SLT_ISA

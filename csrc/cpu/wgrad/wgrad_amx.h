@@ -47,8 +47,9 @@ class TileContraction {
                (a.x.channels + 16) * PLANES * ((a.x.samples / SAMPLES + 3) * height * width + 2 * STEP) < INT32_MAX;
     }
 
-    TileContraction(const GradScores &a, const Number &number, bool may_read_in_place = true)
+    TileContraction(const GradScores &a, int threads, const Number &number, bool may_read_in_place = true)
         : a(a),
+          threads(threads),
           number(number),
           in_place(may_read_in_place && pays_in_place(a)),
           height(in_place ? padded_height(a) : a.dy.height),
@@ -105,6 +106,7 @@ class TileContraction {
 
   private:
     const GradScores &a;
+    const int threads;
     const Number &number;
     const bool in_place;
     const int64_t height, width;  // of what the contraction goes over in an image: dy, or x with the zeros before it
@@ -138,7 +140,7 @@ class TileContraction {
 
     void write_x() {
         const int64_t above = a.window.padding_h, before = a.window.padding_w * line;
-        parallel_for(a.threads, ceil_div(a.x.channels, 16) * PLANES, [&](int64_t i) {
+        parallel_for(threads, ceil_div(a.x.channels, 16) * PLANES, [&](int64_t i) {
             uint32_t *at = x + i * plane;
             const auto clear = [&](int64_t first, int64_t count) { memset(at + first, 0, size_t(count) * sizeof *at); };
             for (int64_t r = 0; r < bundles * padded_height(a) && above + before > 0; ++r)
@@ -146,7 +148,7 @@ class TileContraction {
             clear(bundles * image, plane - bundles * image);
         });
         const int64_t at_once = pixels_at_once(a.x), pieces = ceil_div(a.x.pixels(), at_once);
-        parallel_for(a.threads, bundles * pieces, [&](int64_t piece) {
+        parallel_for(threads, bundles * pieces, [&](int64_t piece) {
             const int64_t bundle = piece / pieces, from = piece % pieces * at_once;
             const int64_t end = least(from + at_once, a.x.pixels());
             uint32_t *out = x + bundle * image + above * row + before;
@@ -201,7 +203,7 @@ class TileContraction {
     // Tiles of 16 rows x 16 pixels: [tile of rows][step][plane][row][pixel], zeros where there is no row or pixel.
     void write_dy() {
         const int64_t at_once = pixels_at_once(a.dy) / STEP;  // steps
-        parallel_for(a.threads, ceil_div(steps, at_once), [&](int64_t piece) {
+        parallel_for(threads, ceil_div(steps, at_once), [&](int64_t piece) {
             const int64_t end = least((piece + 1) * at_once, steps);
             for (int64_t first = 0; first < a.source.rows; first += group_rows)
                 for (int64_t r = first; r < first + group_rows; r += 16)

@@ -81,7 +81,7 @@ class Digits {
     // Fewer samples leave most of a dword empty.
     static bool suits(const GradScores &a) { return a.dy.samples >= 3; }
 
-    explicit Digits(const GradScores &a) : x(a.x, DIGITS, a.threads), dy(a.dy, DIGITS, a.threads) {}
+    Digits(const GradScores &a, int threads) : x(a.x, DIGITS, threads), dy(a.dy, DIGITS, threads) {}
 
     // NaN and infinity have no digits.
     bool exist() const { return x.finite && dy.finite; }

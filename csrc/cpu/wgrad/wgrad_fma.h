@@ -66,8 +66,9 @@ class RegisterContraction {
     static constexpr int EIGHT = MR < 8 ? MR : 8;
     static_assert(ROWS % MR == 0 && ROWS % LANES == 0);
 
-    explicit RegisterContraction(const GradScores &a)
+    RegisterContraction(const GradScores &a, int threads)
         : a(a),
+          threads(threads),
           in_place(words_are_channels(a)),
           bundles(ceil_div(a.dy.samples, SAMPLES)),
           steps(bundles * a.dy.pixels()),
@@ -118,6 +119,7 @@ class RegisterContraction {
 
   private:
     const GradScores &a;
+    const int threads;
     const bool in_place;
     const int64_t bundles;       // of SAMPLES samples
     const int64_t steps, depth;  // all of them, and those of a block
@@ -155,7 +157,7 @@ class RegisterContraction {
 
     void write_x() {
         const Images from = together(a.x);
-        parallel_for(a.threads, ceil_div(from.channels, line) * bundles, [&](int64_t i) {
+        parallel_for(threads, ceil_div(from.channels, line) * bundles, [&](int64_t i) {
             clear_around(x + i * image, from.height, from.width, a.window.padding_h, a.window.padding_w, line);
         });
         in_pieces(from, [&](int64_t bundle, int64_t end_bundle, int64_t begin, int64_t end) {
@@ -232,7 +234,7 @@ class RegisterContraction {
     void in_pieces(const Images &from, const Body &body) const {
         const int64_t at_once = pixels_at_once(from), pieces = ceil_div(from.pixels(), at_once);
         const int64_t few = ceil_div(8, from.pixels()), run = from.channels_last ? 4 : at_once;
-        parallel_for(a.threads, ceil_div(bundles, few) * pieces, [&](int64_t piece) {
+        parallel_for(threads, ceil_div(bundles, few) * pieces, [&](int64_t piece) {
             const int64_t bundle = piece / pieces * few, begin = piece % pieces * at_once;
             const int64_t end = least(begin + at_once, from.pixels());
             for (int64_t first = begin; first < end; first += run)
