@@ -46,12 +46,12 @@ class GeneratedWeight(Tensor):
         RuntimeError: an operation that would write to it.
     """
 
-    _is_param = True  # what isinstance(weight, nn.Parameter) asks
+    _is_param = True  # isinstance(weight, nn.Parameter) is True
     _layer: Layer
 
     @staticmethod
     def __new__(cls, layer: Layer) -> "GeneratedWeight":
-        # One element, expanded; NaN, so that no code that goes around __torch_function__ takes it for a value.
+        # One element, expanded. It is NaN, so that code that bypasses __torch_function__ does not use it unnoticed.
         one = torch.full((), torch.nan, dtype=layer.dtype, device=layer.mask_words.device)
         weight = torch.Tensor._make_subclass(cls, one.expand(layer.weight_shape))
         weight._layer = layer

@@ -1,8 +1,8 @@
-"""Scores that are spread over processes, and what a mask needs of all of them.
+"""Scores that several processes hold: thresholds and masks without gathering them.
 
-FSDP2 (``torch.distributed.fsdp.fully_shard``) makes a layer's scores a DTensor, of which each process holds a run.
-Under tensor parallelism (`parallel`) each process has a shard of the layer, and that shard's scores. A threshold is an
-order statistic of all of them: processes add up histograms, and never gather scores.
+FSDP2 (``torch.distributed.fsdp.fully_shard``) makes a layer's scores a DTensor; each process holds a run of it. Under
+tensor parallelism (`parallel`) each process has a shard of the layer, and that shard's scores. A threshold is an order
+statistic of all scores: processes add their histograms.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Layer(Protocol):
 
 
 def is_dtensor(tensor: Tensor | None) -> bool:
-    """Whether it is a DTensor; torch.distributed.tensor is not imported to say no."""
+    """Whether it is a DTensor; without importing torch.distributed.tensor."""
     if tensor is None or type(tensor) in (Tensor, nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
@@ -36,17 +36,17 @@ def is_dtensor(tensor: Tensor | None) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a DTensor, every process has to ask."""
+    """All of a tensor; collective for a DTensor."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def copy_(tensor: Tensor, values: Tensor) -> None:
-    """``tensor.copy_(values)``; of a DTensor every process has to ask, and takes its part."""
+    """``tensor.copy_(values)``; collective for a DTensor, of which each process writes its part."""
     if is_dtensor(tensor):
         from torch.distributed.tensor import distribute_tensor
 

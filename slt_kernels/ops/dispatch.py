@@ -31,7 +31,7 @@ def operation(name: str) -> Callable[..., Any]:
     typed = [(i, _TYPES[a.name]) for i, a in enumerate(op._schema.arguments) if a.name in _TYPES]
 
     def with_types(arguments: tuple[Any, ...]) -> list[Any]:
-        """PyTorch hands over lists of integers."""
+        """`Source` and `Window` from the lists of integers that PyTorch passes."""
         arguments = list(arguments)
         for i, type_ in typed:
             arguments[i] = type_(*arguments[i])

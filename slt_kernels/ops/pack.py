@@ -17,7 +17,7 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
         scores: ``[free]``, float32 or float64, in the contract's order (row, word, bit).
         threshold: a scalar of that dtype and device.
         source: of the layer.
-        compact: one bit a free weight, ``[ceil(free / 32)]``, or else resolved, one bit a weight, ``[rows, words]``.
+        compact: one bit per free weight, ``[ceil(free / 32)]``; else resolved, one bit per weight, ``[rows, words]``.
 
     Returns:
         The mask, int32, 0 past the last weight; and how many weights it keeps, locked ones included, an int64 scalar.

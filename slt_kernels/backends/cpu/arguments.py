@@ -1,4 +1,4 @@
-"""What the CPU kernels share: tensors as the extension takes them, and the offsets of free weights."""
+"""Tensors as the extension takes them, and the offsets of free weights."""
 
 from functools import lru_cache, partial
 
@@ -21,12 +21,12 @@ def narrow(*tensors: Tensor) -> bool:
 
 
 def typed(x: Tensor) -> tuple[int, int]:
-    """Where its numbers are, and of which type."""
+    """Address and type of its elements."""
     return x.data_ptr(), TYPES[x.dtype]
 
 
 def images(x: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Dense images: their numbers, their sizes, and whether channels are last."""
+    """Dense images: address and type, then sizes, and whether channels are last."""
     return typed(x), (*x.shape, channels_last(x))
 
 
@@ -36,7 +36,7 @@ def dense(x: Tensor) -> Tensor:
 
 
 def floats(x: Tensor | None) -> Tensor | None:
-    """As contiguous float32: narrower floats are among them."""
+    """As contiguous float32, which holds every narrower float."""
     return None if x is None else x.detach().float().contiguous()
 
 
@@ -68,6 +68,6 @@ def free_offsets(source: Source) -> Tensor:
 
 
 def check_count(name: str, count: int, expected: int, source: Source) -> None:
-    """Kernels read as many as the source has free weights, so a shorter tensor must not reach them."""
+    """Raises ValueError for a tensor shorter or longer than the kernel reads."""
     if count != expected:
         raise ValueError(f"{name} has {count} elements: expected {expected} for {source}")

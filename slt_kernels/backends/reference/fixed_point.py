@@ -38,7 +38,7 @@ def integer_sums(
 
 
 def runs(rows: int, terms: int = 1) -> list[slice]:
-    """Rows in runs, each of less than 2**23 terms in a sum, where a row has so many."""
+    """Runs of rows with fewer than 2**23 terms each, of ``terms`` per row."""
     step = max(1, MAX_FAN // terms)
     return [slice(first, first + step) for first in range(0, rows, step)]
 

@@ -1,4 +1,4 @@
-"""The scores' gradient, from that of the weights."""
+"""The scores' gradient from the weights' gradient."""
 
 import torch
 from torch import Tensor
