@@ -104,9 +104,27 @@ os._exit(0)
     assert run(sys.executable, *launch, cwd=tmp_path).count("done") == 2
 
 
+def test_the_product_in_four_steps():
+    """Its last block compares the sum of digits with the layer, bit for bit; the steps before it agree with that."""
+    names = {}
+    exec(python(ROOT / "docs/kernels.md"), names)
+    for y in (names["y"], names["y_by_panels"]):
+        torch.testing.assert_close(y, names["y_exact"])
+
+
+def test_quoted_lines_of_cpp():
+    """Each stands in csrc/ as it is quoted."""
+    lines = {line for path in (ROOT / "csrc").rglob("*.h") for line in path.read_text().splitlines()}
+    quoted = [
+        block for document in DOCUMENTS for block in re.findall(r"```cpp\n(.*?)```", document.read_text(), re.DOTALL)
+    ]
+    assert quoted
+    assert set("".join(quoted).splitlines()) <= lines
+
+
 def test_every_python_block_is_run():
     """By one of the tests above."""
-    tested = {"README.md", "models.md", "tickets.md", "distributed.md"}
+    tested = {"README.md", "models.md", "tickets.md", "distributed.md", "kernels.md"}
     assert {document.name for document in DOCUMENTS if python(document)} == tested
     for document in DOCUMENTS:
         ast.parse(python(document))
