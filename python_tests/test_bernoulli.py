@@ -142,5 +142,5 @@ def test_refusals():
         masks.start_at(0.1)
     with pytest.raises(ValueError, match=r"sparsity=1\.5: expected a fraction"):
         masks.start_at(1.5)
-    with pytest.raises(ValueError, match="expected one that leaves the free weights a choice"):
+    with pytest.raises(ValueError, match="free weights would be kept with probability"):
         BernoulliMasks(network(freeze=Freeze())).start_at(1.0)

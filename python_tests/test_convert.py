@@ -164,7 +164,7 @@ def test_subclasses_and_attention_are_left_alone(caplog):
     assert type(model["a"]) is Special
     assert type(model["b"].out_proj) is not SupermaskLinear
     assert type(model["c"]) is SupermaskLinear
-    assert "left alone: a (Special)" in caplog.text
+    assert "not converted: a (Special)" in caplog.text
     assert "1 layers, 16 weights, 16 free bits" in caplog.text
     x = torch.randn(5, 1, 8)
     assert model["b"](x, x, x)[0].shape == x.shape
@@ -223,7 +223,7 @@ def test_converting_twice_numbers_on():
 
 def test_a_lazy_module_has_to_be_made_first():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"2: LazyLinear has no weight yet: run a forward first, or exclude it"):
+    with pytest.raises(ValueError, match=r"2: LazyLinear has no weight yet; run a forward first, or exclude it"):
         convert(model)
     assert type(model[0]) is nn.Conv2d
     assert type(convert(copy.deepcopy(model), exclude=["2"])[2]) is nn.LazyLinear
@@ -504,8 +504,8 @@ def test_fixed_weights_are_left_alone(caplog):
     assert model[1].bias.requires_grad
     assert type(model[2]) is SupermaskLinear
     assert model[2].source.layer == 0
-    assert "left alone: 0 (requires_grad=False)" in caplog.text
-    assert "left alone: 1 (requires_grad=False)" in caplog.text
+    assert "not converted: 0 (requires_grad=False)" in caplog.text
+    assert "not converted: 1 (requires_grad=False)" in caplog.text
     assert summary(model).dense_weights == (
         DenseSummary("0.weight", "Embedding", 20, False),
         DenseSummary("1.weight", "Linear", 16, False),
@@ -585,7 +585,7 @@ def test_what_was_added_to_a_module_is_not_lost(what):
     }
     add[what](model[1])
     before = list(model)
-    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\): exclude it"):
+    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\); exclude it"):
         convert(model)
     assert list(model) == before
     assert type(convert(model, exclude=["1"])[0]) is SupermaskLinear
@@ -595,7 +595,7 @@ def test_what_was_added_to_a_module_is_not_lost(what):
 @pytest.mark.parametrize("spread", ("uniform", "erk", "epl", "igq"))
 def test_an_empty_weight_is_named(spread):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(0, 4))
-    with pytest.raises(ValueError, match=r"1: its weight of shape \[4, 0\] is empty: exclude it"):
+    with pytest.raises(ValueError, match=r"1: its weight of shape \[4, 0\] is empty; exclude it"):
         convert(model, Freeze(0.2), spread=spread)
     assert type(convert(model, Freeze(0.2), exclude=["1"], spread=spread)[0]) is SupermaskLinear
 

@@ -74,7 +74,7 @@ def test_other_layers_are_not(use, tmp_path):
 def test_the_warning_names_a_few_of_many():
     model = nn.Sequential(*(SupermaskLinear(3, 3, layer=i // 4) for i in range(9)))
     with pytest.warns(
-        UserWarning, match=r"4 layers \(0, 1, 2, \.\.\.\) have seed=0 and layer=0, and 1 more such groups:"
+        UserWarning, match=r"4 layers \(0, 1, 2, \.\.\.\) have seed=0 and layer=0, and 1 more such sets:"
     ):
         summary(model)
 
