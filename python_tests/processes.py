@@ -1,4 +1,4 @@
-"""Runs one script in several processes that torch.distributed joins, on this machine."""
+"""Runs one script in several processes of torch.distributed on this machine."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""convert: which modules are replaced, what a replacement takes over, and what is refused."""
+"""convert: which modules are replaced, what a replacement takes over, and errors."""
 
 import copy
 import logging
@@ -173,7 +173,7 @@ def test_subclasses_and_attention_are_left_alone(caplog):
 @pytest.mark.parametrize("norm_first", (False, True))
 @pytest.mark.parametrize("activation", ("relu", "gelu", F.relu))
 def test_a_transformer_encoder_works(activation, norm_first):
-    """PyTorch's fused inference path would read the weights of the Linears that are gone."""
+    """PyTorch's fused inference path would read the weights of the replaced Linears."""
     block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation, norm_first=norm_first, batch_first=True)
     model = convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first))
     names = [s.name for s in summary(model).layers]
@@ -214,7 +214,7 @@ def test_converting_twice_finds_what_is_left():
 
 
 def test_converting_twice_numbers_on():
-    """Layers of one shape get weights and scores of their own, whatever was converted first."""
+    """Layers of the same shape get different weights and scores, in any order of conversion."""
     model = convert(nn.Sequential(*(nn.Linear(30, 30) for _ in range(3))), exclude=["0", "2"])
     convert(model)
     assert [m.source.layer for m in model] == [1, 0, 2]
@@ -342,7 +342,7 @@ def test_numpys_integers_are_integers():
 
 
 class Transposed(nn.Module):
-    """As the ``Conv1D`` of Hugging Face's GPT-2."""
+    """Like the ``Conv1D`` of Hugging Face's GPT-2."""
 
     def __init__(self, fan: int, rows: int) -> None:
         super().__init__()
@@ -351,7 +351,7 @@ class Transposed(nn.Module):
 
 
 class Experts(nn.Module):
-    """Fused: the weights of all experts are one parameter."""
+    """Fused experts: one parameter holds the weights of all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -429,7 +429,7 @@ def test_excluded_and_fixed_weights_are_no_surprise(kind, make, weights, strict)
 
 
 def test_the_weights_of_attention():
-    """Its in_proj_weight, and an output layer that is a subclass of nn.Linear."""
+    """in_proj_weight stays dense, and so does the output layer, a subclass of nn.Linear."""
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with pytest.warns(UserWarning, match=r"256 dense weights .*1 MultiheadAttention \(192 weights: 0.in_proj_weight\)"):
         convert(model)

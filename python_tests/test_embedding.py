@@ -239,7 +239,7 @@ def test_bad_arguments_are_refused(options, message):
 
 
 class Bag(nn.Module):
-    """Mean of embeddings, and a head."""
+    """A network: the mean of embeddings, and a linear layer."""
 
     def __init__(self, **options) -> None:
         super().__init__()

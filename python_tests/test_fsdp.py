@@ -1,4 +1,4 @@
-"""FSDP2: two processes that hold half of the scores each train as one process that holds all, and write its ticket."""
+"""FSDP2: two processes with half of the scores each train like one process, and write its ticket."""
 
 import pytest
 from processes import run_processes

@@ -1,4 +1,4 @@
-"""PyTorch's own sample inputs of Linear, Conv2d and Embedding: the shapes and values of the dense layer."""
+"""PyTorch's sample inputs of Linear, Conv2d and Embedding give the shapes and values of the dense layer."""
 
 import pytest
 import torch
