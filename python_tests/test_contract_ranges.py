@@ -155,7 +155,7 @@ def test_a_window_that_cannot_be(window, message):
 
 @pytest.mark.parametrize("stride", (2**31 - 1, 7))
 def test_strides_beyond_the_image(stride, backend):
-    """The output has one position. All pixels that it does not read have the gradient 0, for remainders of either sign."""
+    """The output has one position. Pixels that it does not read have the gradient 0, for remainders of either sign."""
     case, window = CASES["dense"], WINDOW._replace(stride_h=stride, stride_w=stride)
     x = torch.randn(2, 2, 5, 4).requires_grad_()
     y = ops.conv2d(x, None, case.mask(), torch.tensor(1.0), None, case.source, window)
