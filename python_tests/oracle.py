@@ -40,7 +40,7 @@ def call(seed: int, layer: int, stream: int, index: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the contract, one weight at a time. Slow; for small layers."""
+    """The contract's layer, one weight at a time: slow, and meant for small ones."""
 
     rows: int
     fan: int
