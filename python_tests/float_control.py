@@ -48,7 +48,7 @@ def results(name: str) -> Iterator[tuple[str, Tensor]]:
                 yield "grad_scores", backend.linear_grad_scores(dy, x, s, scale, source)
         for dtype in (torch.float16, torch.bfloat16):
             y = backend.linear_forward(x.to(dtype), mask, torch.tensor([0.37]), None, source)
-            yield "grad_scores of 16 bits", y  # as free as those
+            yield "grad_scores of 16 bits", y  # not exact either
         x, dy = numbers(6, 32, 3, 4), numbers(6, 35, 3, 4)
         scale = torch.tensor([0.37])
         yield "conv2d_forward", backend.conv2d_forward(x, mask, scale, bias, source, window)

@@ -1,7 +1,7 @@
 """A second implementation of the weight contract and of the paper's method, for comparison.
 
-It shares nothing with the package: NumPy and Python's integers for every bit, and for the products a materialized
-float64 weight, ``F.linear`` or ``F.conv2d``, and autograd. Each weight is derived alone, from its own (row, k).
+It shares no code with the package. Bits are computed with NumPy and Python's integers. Products use a materialized
+float64 weight, ``F.linear`` or ``F.conv2d``, and autograd. Each weight is derived alone, from its (row, k).
 """
 
 import json

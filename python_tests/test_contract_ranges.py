@@ -101,7 +101,7 @@ def check(case: Case, source: Source, window: Window) -> None:
 def test_any_source(kind, changed):
     source = CASES[kind].source._replace(**changed)
     if kind == "frozen" and source.rows == 2**31 - 1:
-        return  # a source that there is: to count its free weights takes long
+        return  # a valid source; counting its free weights would take long
     check(CASES[kind], source, WINDOW)
 
 

@@ -418,7 +418,7 @@ def test_excluded_and_fixed_weights_are_no_surprise(kind, make, weights, strict)
         assert all(d.trains for d in summary(model).dense_weights)
         fixed = make()
         for name, p in fixed.named_parameters():
-            if is_lazy(p):  # it takes no new requires_grad
+            if is_lazy(p):  # requires_grad cannot be set
                 fixed.register_parameter(name, UninitializedParameter(requires_grad=False))
             else:
                 p.requires_grad_(False)

@@ -301,7 +301,7 @@ def test_a_refused_popup_leaves_the_model_alone():
     assert all(torch.equal(layer.mask(), m) for layer, m in zip(layers_of(model), before, strict=True))
 
 
-# METHOD.md's traps: what other implementations of Edge-Popup get wrong
+# Known errors of other implementations of Edge-Popup
 
 
 @scopes

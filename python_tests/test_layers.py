@@ -112,7 +112,7 @@ def test_linear_is_its_dense_weight():
         assert torch.allclose(layer.dense_weight().double(), weight, rtol=1e-7, atol=0)
 
 
-# Looking
+# Inspection
 
 
 @kinds

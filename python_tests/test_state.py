@@ -45,7 +45,7 @@ def layers_of(model):
     return [m for m in model.modules() if hasattr(m, "mask_words")]
 
 
-# Who made the masks
+# The recorded maker of masks
 
 
 def by_layers_alone(model):
@@ -81,7 +81,7 @@ MAKERS = {
     "dropped": lambda model: drop_scores(EdgePopup(model, 0.8) and model),
 }
 
-# How the state comes into a fresh network
+# Ways to load a state into a new network
 
 
 def one_by_one(model, state):
@@ -210,7 +210,7 @@ def test_another_networks_state_is_an_error(load, change, search):
     with pytest.raises(RuntimeError, match="source_id is of another network"):
         load(other, state)
         other(examples())
-    if search and load is not key_by_key:  # which was refused, and left the network its own
+    if search and load is not key_by_key:  # an error, which left the network as it was
         with pytest.raises(RuntimeError, match="source_id is of another network"):
             EdgePopup(other, 0.8)
 
@@ -287,7 +287,7 @@ def test_functional_call_takes_a_whole_state():
     assert torch.equal(other(x), own)
 
 
-# Masks that are no masks
+# Invalid masks
 
 
 @pytest.mark.parametrize("compact", (False, True))
@@ -381,7 +381,7 @@ def test_what_to_empty_leaves_is_an_error():
     assert torch.equal(layers_of(model)[1].mask(), layers_of(network())[1].mask())
 
 
-# Masks that wait in vain
+# Masks without an EdgePopup that would update them
 
 
 def train(model, optimizer):
@@ -429,7 +429,7 @@ def test_scores_that_do_not_train_are_silent(tmp_path):
             train(model, optimizer)
 
 
-# A weight to look at
+# The generated weight
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -536,7 +536,7 @@ def test_tying_is_refused():
     for value in (embedding.weight, nn.Parameter(torch.randn(50, 32)), torch.randn(50, 32)):
         with pytest.raises(AttributeError, match=r"SupermaskLinear generates its own from its seed.*nor tied"):
             head.weight = value
-    head.weight = head.weight  # as a loader that sets what it got
+    head.weight = head.weight  # like a loader that sets what it read
     assert "weight" not in head.__dict__
 
 
