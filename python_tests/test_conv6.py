@@ -1,9 +1,9 @@
 """Five steps of Conv6 against a second implementation of the paper's method, in float64.
 
-The second implementation materializes everything, as the authors' code does: a dense weight, a ternary freezing pattern,
-a score for every weight of each layer, and masks by comparing sorted scores. It takes only random numbers from the
-package (weights, pattern, initial scores). The order of the free weights, the thresholds, the straight-through gradient,
-the optimizer and the network are its own.
+The second implementation materializes everything, as the authors' code does: a dense weight, a ternary freezing
+pattern, a score for every weight of each layer, and masks by comparing sorted scores. It takes only random numbers from
+the package (weights, pattern, initial scores). The order of the free weights, the thresholds, the straight-through
+gradient, the optimizer and the network are its own.
 """
 
 import itertools

@@ -340,9 +340,7 @@ def _is_fixed(m: nn.Module) -> bool:
 def _check_replaceable(name: str, m: nn.Module) -> None:
     """Raises ValueError for a module that a supermask layer cannot replace."""
     if "weight" not in m._parameters or is_parametrized(m):
-        raise ValueError(
-            f"{name}: its weight or bias is computed from others; remove the parametrization first"
-        )
+        raise ValueError(f"{name}: its weight or bias is computed from others; remove the parametrization first")
     if m.weight.numel() == 0:
         raise ValueError(f"{name}: its weight of shape {list(m.weight.shape)} is empty; exclude it")
     extra = sorted((m._parameters.keys() | m._buffers.keys() | m._modules.keys()) - {"weight", "bias"})
