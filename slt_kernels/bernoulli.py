@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import ops, philox
+from . import bits, ops, philox
 from .nn import SupermaskLayer, sharded_scores
 from .nn.checks import check_sparsity
 from .nn.network import layers_to_search
@@ -110,7 +110,7 @@ class _ThroughSigmoid(torch.autograd.Function):
     def backward(ctx, grad):
         (scores,) = ctx.saved_tensors
         keep = scores.sigmoid()
-        return torch.where(scores < 0, -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
+        return torch.where(bits.is_negative(scores), -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
 
 
 def _through_sigmoid(scores: Tensor) -> Tensor:

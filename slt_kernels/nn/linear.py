@@ -34,6 +34,8 @@ class SupermaskLinear(SupermaskLayer):
         ValueError, TypeError: an argument outside its range; the message names it.
     """
 
+    _plan: ops.LinearPlan | None = None
+
     def __init__(
         self,
         in_features: int,
@@ -66,9 +68,21 @@ class SupermaskLinear(SupermaskLayer):
         return matrix
 
     def forward(self, input: Tensor) -> Tensor:
+        plan = self._plan
+        if plan is not None and plan.takes(input) and self._is_fresh() and plan.is_of(*self._operands()):
+            return plan.call(input)
         self._refresh_mask()
-        bias = self.bias if self.source.fan == self.whole.fan else None  # a part of the sums: the bias comes after all
-        return ops.linear(input, self._scores_to_grade(), self.mask_words, self.weight_scale, bias, self.source)
+        if ops.is_plain(input) and not ops.differentiates():
+            self._plan = ops.LinearPlan(*self._operands())
+        return ops.linear(input, self._scores_to_grade(), *self._operands())
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source]:
+        buffers = self._buffers
+        bias = self._parameters.get("bias") if self.source.fan == self.whole.fan else None  # else added after all sums
+        return buffers["mask_words"], buffers["weight_scale"], bias, self.source
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_plan": None}  # a plan holds addresses
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

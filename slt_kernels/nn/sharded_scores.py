@@ -79,7 +79,7 @@ def _pack_dtensor(scores: Tensor, threshold: Tensor, source: Source, compact: bo
     (group,) = _mesh_groups(scores)
     processes = dist.get_world_size(group)
     run = -(-len(scores) // processes)  # as `torch.chunk` has it: the last ones may be shorter, or empty
-    mine = local(scores).abs() > threshold
+    mine = bits.exceeds(local(scores), threshold)
     mine = bits.pack_sequence(nn.functional.pad(mine, (0, run - len(mine))))
     runs = [torch.empty_like(mine) for _ in range(processes)]
     dist.all_gather(runs, mine, group=group)

@@ -4,13 +4,10 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_source, check_tensor, operation
+from .checks import check_source, check_tensor
+from .dispatch import operation
 
-
-@operation("pack(Tensor scores, Tensor threshold, int[] source, bool compact) -> (Tensor, Tensor)")
-def _pack(scores, threshold, source, compact):
-    shape = ((scores.numel() + 31) // 32,) if compact else (source[0], Source(*source).words)
-    return scores.new_empty(shape, dtype=torch.int32), scores.new_empty((), dtype=torch.int64)
+_pack = operation("pack")
 
 
 def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,10 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from ._operation import check_tensor, operation
+from .checks import check_tensor
+from .dispatch import operation
 
-
-@operation("select(Tensor[] scores, int rank) -> Tensor")
-def _select(scores, rank):
-    return scores[0].new_empty(())
+_select = operation("select")
 
 
 def select(scores: list[Tensor], rank: int) -> Tensor:
