@@ -364,3 +364,15 @@ def test_links_lead_somewhere():
             there = document.parent / target if target else document
             assert there.exists(), f"{document.name}: {target}"
             assert not anchor or anchor in anchors(there), f"{document.name}: {target}#{anchor}"
+
+
+def test_paths_in_running_text():
+    """Every path of a file or folder in inline code exists, from the root of the repository."""
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    found = 0
+    for document in DOCUMENTS:
+        for span in re.findall(r"`([\w./]+/[\w./]*)`", document.read_text()):
+            if span.split("/")[0] in folders:
+                found += 1
+                assert (ROOT / span).exists(), f"{document.name}: {span}"
+    assert found > 10
