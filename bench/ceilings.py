@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from rounds import timed
 
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+
+cpu = backends.on("cpu")
 
 # The flags of the programs that measure one bound each; the code of the first is of one instruction set at a time.
 _FLAGS = {

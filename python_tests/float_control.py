@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from slt_kernels import backends
-from slt_kernels.backends import cpu
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
+
+cpu = backends.on("cpu")
 
 
 def numbers(*shape: int) -> Tensor:
@@ -33,7 +34,7 @@ def scores(count: int) -> Tensor:
 
 def results(name: str) -> Iterator[tuple[str, Tensor]]:
     """Results of a backend, by name. Exactly those of the contract, except names that begin with "grad_scores"."""
-    backend = getattr(backends, name)
+    backend = backends.on(name)
     torch.manual_seed(0)
     tiny = torch.tensor([3 << 19], dtype=torch.int32).view(torch.float32)  # a denormal scale
     for weight in ("signed_constant", "normal"):

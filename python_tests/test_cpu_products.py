@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn import grad
 
-from slt_kernels.backends import cpu, reference
+from slt_kernels import backends
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
+
+cpu, reference = backends.on("cpu"), backends.on("reference")
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -194,7 +196,8 @@ def test_no_memory():
     """An error, not the end of the process."""
     script = """
 import resource, torch
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+cpu = backends.on("cpu")
 from slt_kernels.source import Source
 source = Source.of(1, 4096, seed=1, layer=1)
 x, mask = torch.zeros(1, 4096).expand(8192, -1).contiguous(), torch.zeros(1, 128, dtype=torch.int32)
@@ -214,7 +217,8 @@ def test_no_memory_in_a_thread():
     """However little there is, an error or the result: what each thread allocates may be what is missing."""
     script = """
 import resource, torch
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+cpu = backends.on("cpu")
 from slt_kernels.source import Source
 torch.set_num_threads(2)
 source = Source.of(4096, 4096, seed=1, layer=1)

@@ -7,7 +7,7 @@ have every operation, nor take every argument: what no other takes, the referenc
 
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -128,26 +128,49 @@ def run(operation: str, *arguments: Any) -> Any:
     return _run_first(operation, candidates, arguments)
 
 
-def run_on(backend: str, operation: str, *arguments: Any) -> Any:
-    """As `run`, on a backend's kernels alone; NotImplementedError where none of them takes the arguments."""
-    return _run_first(operation, kernels(backend, operation), arguments)
+class on:  # noqa: N801 (reads as a function)
+    """One backend's operations as functions of tensors: ``on("cpu").linear_forward(x, mask, ...)``.
+
+    What its kernels do not take, the reference's do. All other names are those of the backend's package.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        why_unavailable(name)
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in OUTPUTS:
+            return getattr(_backends[self.name], name)
+        return lambda *arguments: _run_first(name, _kernels_of((self.name, REFERENCE), name), arguments)
 
 
 def _run_first(operation: str, candidates: Sequence[Kernel], arguments: tuple[Any, ...]) -> Any:
     for function, when in candidates:
         if when is None or when(*arguments):
-            outputs = OUTPUTS[operation](*arguments)
+            outputs = make_outputs(operation, arguments)
             function(outputs, *arguments)
             return outputs
     raise NotImplementedError(f"{operation}: no kernel takes these arguments")
+
+
+def make_outputs(operation: str, arguments: tuple[Any, ...]) -> Any:
+    """An operation's outputs, not yet written."""
+    return OUTPUTS[operation](*arguments)
+
+
+def _kernels_of(order: Iterable[str], operation: str) -> tuple[Kernel, ...]:
+    """The kernels of some backends, each once, in that order."""
+    return tuple(k for name in dict.fromkeys(order) for k in kernels(name, operation))
 
 
 def _find_candidates(operation: str, device: torch.device) -> tuple[Kernel, ...]:
     """Kernels in the order in which they are tried."""
     first = name_for(device)
     order = [first, REFERENCE] if _forced else [n for n in available() if _backends[n].supports(device)]
-    found = tuple(k for name in dict.fromkeys(order) for k in kernels(name, operation))
-    _candidates[operation, device] = found
+    _candidates[operation, device] = found = _kernels_of(order, operation)
     return found
 
 

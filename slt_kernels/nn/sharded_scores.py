@@ -6,7 +6,7 @@ order statistic of all of them: processes add up histograms, and never gather sc
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from .. import bits, ops
 from ..source import Source
 
-if TYPE_CHECKING:
-    from .supermask import SupermaskLayer
+
+class Layer(Protocol):
+    """What a mask needs of a layer (`SupermaskLayer`)."""
+
+    scores: Tensor
+    source: Source
+    group: dist.ProcessGroup | None
+    free: int
+    compact: bool
 
 
 def is_dtensor(tensor: Tensor | None) -> bool:
@@ -48,7 +55,7 @@ def copy_(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
-def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
+def select(layers: Sequence[Layer], rank: int) -> Tensor:
     """`ops.select` over the scores of all layers in all processes; every process gets the threshold."""
     spread: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for layer in layers:
@@ -65,7 +72,7 @@ def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
     return bits.find_rank(counts, rank, scores[0].dtype)
 
 
-def pack(layer: "SupermaskLayer", threshold: Tensor) -> tuple[Tensor, Tensor]:
+def pack(layer: Layer, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """`ops.pack` of a layer's scores: the mask of what this process multiplies, and how many the whole layer keeps."""
     if is_dtensor(layer.scores):
         mask, kept = _pack_dtensor(layer.scores, threshold, layer.source, layer.compact)
@@ -88,7 +95,7 @@ def _pack_dtensor(scores: Tensor, threshold: Tensor, source: Source, compact: bo
     return (mask if compact else ops.expand(mask, source)), kept
 
 
-def _groups(layer: "SupermaskLayer") -> tuple[dist.ProcessGroup, ...]:
+def _groups(layer: Layer) -> tuple[dist.ProcessGroup, ...]:
     """The groups over which the layer's scores are spread: each score is in one process of them."""
     mesh = _mesh_groups(layer.scores) if is_dtensor(layer.scores) else ()
     return mesh if layer.group is None else (*mesh, layer.group)

@@ -44,8 +44,8 @@ def pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def precision(x: Tensor) -> int:
-    """Bytes of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
+def digit_count(x: Tensor) -> int:
+    """Digits of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from ...source import Source
 from ...window import Window
 from . import _cpu, threads
-from .arguments import dense, floats, images, kernel, narrow, pointer, precision, resolved
+from .arguments import dense, digit_count, floats, images, kernel, narrow, pointer, resolved
 from .grad_scores import write_grad_scores
 
 
@@ -22,7 +22,7 @@ def conv2d_forward(
         scale=scale.data_ptr(),
         bias=pointer(bias),
         y=images(y),
-        bytes=precision(x),
+        digits=digit_count(x),
         threads=threads(),
     )
 
@@ -39,7 +39,7 @@ def conv2d_grad_input(
         dy=images(dy),
         scale=scale.data_ptr(),
         dx=images(dx),
-        bytes=precision(dy),
+        digits=digit_count(dy),
         threads=threads(),
     )
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from ...source import Source
 from ...window import Window
 from . import _cpu, threads
-from .arguments import check_count, dense, free_offsets, images, precision
+from .arguments import check_count, dense, digit_count, free_offsets, images
 
 
 def write_grad_scores(
@@ -27,6 +27,6 @@ def write_grad_scores(
         scale=scale.data_ptr(),
         offsets=offsets.data_ptr(),
         out=out.data_ptr(),
-        bytes=precision(x),
+        digits=digit_count(x),
         threads=threads(),
     )

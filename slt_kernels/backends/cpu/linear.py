@@ -9,7 +9,7 @@ from ...source import Source
 from ...window import Window
 from .. import registry
 from . import _cpu, threads
-from .arguments import TYPES, floats, kernel, narrow, pointer, precision, resolved, typed
+from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed
 from .grad_scores import write_grad_scores
 
 
@@ -24,7 +24,7 @@ def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tens
         scale=scale.data_ptr(),
         bias=pointer(bias),
         y=typed(y),
-        bytes=precision(x),
+        digits=digit_count(x),
         threads=threads(),
     )
 
@@ -40,7 +40,7 @@ def plan_linear_forward(
 
     def call(x: Tensor) -> Tensor:
         y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
-        forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], precision(x), threads())
+        forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], digit_count(x), threads())
         return y
 
     return call
@@ -56,7 +56,7 @@ def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, sourc
         batch=len(dy),
         scale=scale.data_ptr(),
         dx=typed(dx),
-        bytes=precision(dy),
+        digits=digit_count(dy),
         threads=threads(),
     )
 
