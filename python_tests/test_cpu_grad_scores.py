@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
 from slt_kernels.backends import cpu, reference
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
 
+reference = ComputedOnce(reference)
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 BOUND = {"highest": 5e-7, "high": 3e-4, "medium": 3e-4}  # in relative norm, on normal inputs

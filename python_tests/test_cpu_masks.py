@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
 from slt_kernels import bits
 from slt_kernels.backends import cpu, reference
 from slt_kernels.source import Freeze, Source
 
+reference = ComputedOnce(reference)
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 SIZES = (1, 3, 17, 31, 32, 33, 63, 65, 127, 129, 131)
