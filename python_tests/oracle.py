@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def call(seed: int, layer: int, stream: int, index: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Layer:
-    """The contract's layer, one weight at a time: slow, and meant for small ones."""
+    """The contract's layer, one weight at a time, for small layers. Results are kept, and must not be written."""
 
     rows: int
     fan: int
@@ -58,6 +59,7 @@ class Layer:
         q = n * self.groups * 4 + w
         return call(self.seed, self.layer, stream, 2 * q) + call(self.seed, self.layer, stream, 2 * q + 1)
 
+    @cache  # noqa: B019 (equal layers share it)
     def integer_weight(self, normal_table: tuple[int, ...] | None = None) -> np.ndarray:
         """int8 [rows, fan]."""
         v = np.zeros((self.rows, self.fan), dtype=np.int8)
@@ -75,6 +77,7 @@ class Layer:
                     v[n, k] = 2 * (u >> 1) - 127 if self.weight == "uniform" else normal_table[u]
         return v
 
+    @cache  # noqa: B019 (equal layers share it)
     def frozen_state(self) -> np.ndarray:
         """int8 [rows, fan]: -1 pruned, 0 free, +1 locked."""
         prune_below = math.floor(256 * self.prune + 0.5)
@@ -88,6 +91,7 @@ class Layer:
                     state[n, k] = -1 if u < prune_below else 1 if u >= lock_from else 0
         return state
 
+    @cache  # noqa: B019 (equal layers share it)
     def free_positions(self) -> list[tuple[int, int]]:
         """(row, k) of the free weights, in the order of the scores."""
         state = self.frozen_state()

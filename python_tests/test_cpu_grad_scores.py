@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
 from slt_kernels import backends
 from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
 
-cpu, reference = backends.on("cpu"), backends.on("reference")
+cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
 from slt_kernels import backends, bits
 from slt_kernels.backends.cpu.arguments import count_frozen, free_offsets
 from slt_kernels.source import Freeze, Source
 
-cpu, reference = backends.on("cpu"), backends.on("reference")
+cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
