@@ -1,4 +1,4 @@
-"""Runs one script in several processes that torch.distributed joins, on this machine."""
+"""Runs one script in several processes of torch.distributed on this machine."""
 
 import os
 import subprocess
@@ -24,14 +24,14 @@ os._exit(0)
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: float = 100) -> list[str]:
-    """What each of `world` processes prints; `script` finds `rank`, `world` and a group of gloo's initialised.
+    """Returns what each of `world` processes prints. `script` has `rank`, `world` and an initialized gloo group.
 
     Args:
         script: Python text; `sys.argv[4:]` holds `arguments`.
-        folder: where the processes meet; one call's own.
+        folder: for the store of the processes; not shared with another call.
 
     Raises:
-        AssertionError: a process failed; with the outputs of all.
+        AssertionError: a process failed. The message has the outputs of all.
     """
     store = folder / f"store{len(list(folder.glob('store*')))}"
     command = [sys.executable, "-c", BEFORE + script + AFTER]
