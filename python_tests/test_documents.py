@@ -33,6 +33,7 @@ from slt_kernels.source import NORMAL_TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")  # whose links and paths are checked as well
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -359,7 +360,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_links_lead_somewhere():
-    for document in DOCUMENTS:
+    for document in PAGES:
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
             there = document.parent / target if target else document
             assert there.exists(), f"{document.name}: {target}"
@@ -370,7 +371,7 @@ def test_paths_in_running_text():
     """Every path of a file or folder in inline code exists, from the root of the repository."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
     found = 0
-    for document in DOCUMENTS:
+    for document in PAGES:
         for span in re.findall(r"`([\w./]+/[\w./]*)`", document.read_text()):
             if span.split("/")[0] in folders:
                 found += 1
