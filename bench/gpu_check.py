@@ -72,7 +72,7 @@ from slt_kernels import SupermaskLinear, backends
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
-by_triton = partial(backends.run_on, "triton")
+triton = backends.on("triton")
 L2_BYTES = 128 << 20  # more than any L2 cache; inputs and weights are rotated through this much memory
 RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of its 3x3 convolutions
 
@@ -141,30 +141,30 @@ def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1
 def linear_case(size: int, batch: int, dtype: torch.dtype, operation: str, compact: bool) -> Runs:
     source = Source.of(size, size, freeze=FROZEN if compact else Freeze())
     mask, one = random_mask(source, compact), scale()
-    weight = (by_triton("materialize", mask, source) * one).to(dtype)
+    weight = (triton.materialize(mask, source) * one).to(dtype)
     x = randn(batch, size, dtype=dtype)
     ours, dense = copies(mask, x), copies(weight, x)
 
     def masked(i: int) -> Tensor:
-        return by_triton("materialize", ours[i][0], source).to(dtype)
+        return triton.materialize(ours[i][0], source).to(dtype)
 
     if operation == "forward":
         scores = torch.randn_like(weight)
         return {
-            "ours": (len(ours), lambda i: by_triton("linear_forward", ours[i][1], ours[i][0], one, None, source)),
+            "ours": (len(ours), lambda i: triton.linear_forward(ours[i][1], ours[i][0], one, None, source)),
             "dense": (len(dense), lambda i: F.linear(dense[i][1], dense[i][0])),
             "materializing layer": (len(dense), lambda i: F.linear(x, dense[i][0] * (scores.abs() > 0.5))),
             "materialize, then dense": (len(ours), lambda i: F.linear(ours[i][1], masked(i)) * one),
         }
     if operation == "grad_input":
         return {
-            "ours": (len(ours), lambda i: by_triton("linear_grad_input", ours[i][1], ours[i][0], one, source)),
+            "ours": (len(ours), lambda i: triton.linear_grad_input(ours[i][1], ours[i][0], one, source)),
             "dense": (len(dense), lambda i: dense[i][1] @ dense[i][0]),
             "materialize, then dense": (len(ours), lambda i: (ours[i][1] @ masked(i)) * one),
         }
     pairs, scores = copies(torch.randn_like(x), x), randn(source.free)
     return {
-        "ours": (len(pairs), lambda i: by_triton("linear_grad_scores", *pairs[i], scores, one, source)),
+        "ours": (len(pairs), lambda i: triton.linear_grad_scores(*pairs[i], scores, one, source)),
         "dense": (len(pairs), lambda i: pairs[i][0].T @ pairs[i][1]),
     }
 
@@ -177,14 +177,14 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
     x = randn(batch, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     def kernel(mask: Tensor) -> Tensor:
-        return by_triton("materialize", mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
+        return triton.materialize(mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
 
     ours, dense = copies(mask, x), copies(kernel(mask) * one.to(dtype), x)
     if operation == "forward":
         return {
             "ours": (
                 len(ours),
-                lambda i: by_triton("conv2d_forward", ours[i][1], ours[i][0], one, None, *geometry),
+                lambda i: triton.conv2d_forward(ours[i][1], ours[i][0], one, None, *geometry),
             ),
             "dense": (len(dense), lambda i: F.conv2d(dense[i][1], dense[i][0], padding=1)),
             "materialize, then dense": (
@@ -203,13 +203,13 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
         return {
             "ours": (
                 len(ours),
-                lambda i: by_triton("conv2d_grad_input", ours[i][1], ours[i][0], one, *geometry, image),
+                lambda i: triton.conv2d_grad_input(ours[i][1], ours[i][0], one, *geometry, image),
             ),
             "dense": (len(dense), lambda i: backward(dense[i][1], x, dense[i][0], True, False)),
         }
     pairs, scores = copies(torch.randn_like(x), x), randn(source.free)  # both channels-last, like x
     return {
-        "ours": (len(pairs), lambda i: by_triton("conv2d_grad_scores", *pairs[i], scores, one, *geometry)),
+        "ours": (len(pairs), lambda i: triton.conv2d_grad_scores(*pairs[i], scores, one, *geometry)),
         "dense": (len(pairs), lambda i: backward(*pairs[i], dense[0][0], False, True)),
     }
 
@@ -219,11 +219,11 @@ def masks_case(rows: int, fan: int, operation: str) -> Runs:
     scores, rank, threshold = copies(randn(source.free)), source.free // 2, torch.tensor(0.5, device=DEVICE)
     if operation == "select":
         return {
-            "ours": (len(scores), lambda i: by_triton("select", [*scores[i]], rank)),
+            "ours": (len(scores), lambda i: triton.select([*scores[i]], rank)),
             "kthvalue": (len(scores), lambda i: scores[i][0].abs().kthvalue(rank)),
         }
     return {
-        "ours": (len(scores), lambda i: by_triton("pack", scores[i][0], threshold, source, False)),
+        "ours": (len(scores), lambda i: triton.pack(scores[i][0], threshold, source, False)),
         "comparison": (len(scores), lambda i: scores[i][0].abs() > threshold),
     }
 
@@ -323,9 +323,9 @@ def memory(smoke: bool) -> Iterator[Item]:
         mask, one, source = layer.mask_words, layer.weight_scale, layer.source
         rows, scores = x.detach(), layer.scores.detach()
         workspaces = {
-            "forward": workspace(lambda: by_triton("linear_forward", rows, mask, one, None, source)),
-            "grad_input": workspace(lambda: by_triton("linear_grad_input", dy, mask, one, source)),
-            "grad_scores": workspace(lambda: by_triton("linear_grad_scores", dy, rows, scores, one, source)),
+            "forward": workspace(lambda: triton.linear_forward(rows, mask, one, None, source)),
+            "grad_input": workspace(lambda: triton.linear_grad_input(dy, mask, one, source)),
+            "grad_scores": workspace(lambda: triton.linear_grad_scores(dy, rows, scores, one, source)),
             "forward and backward": workspace(step),
         }
         share = (kept + max(workspaces.values())) / (size * size * BF16.itemsize)
@@ -376,7 +376,7 @@ def one_forward(form: str) -> None:
     source = Source.of(8192, 8192, freeze=FROZEN if form == "compact" else Freeze())
     mask, x = random_mask(source, form == "compact"), randn(1, 8192, dtype=BF16)
     for _ in range(2):
-        by_triton("linear_forward", x, mask, scale(), None, source)
+        triton.linear_forward(x, mask, scale(), None, source)
     synchronize()
 
 

@@ -28,6 +28,8 @@ FROZEN = Freeze(0.35, 0.35)
 FAR_BYTES = 28 << 30  # of memory, needed by products of more than 2**31 elements
 GRAD_ERROR = 5e-6  # of grad_scores: tensor cores truncate sums, of 32 columns in float32, of all in 16 bits
 
+triton, reference = backends.on("triton"), backends.on("reference")
+
 Result = dict[str, object]
 Item = tuple[Result, Callable[[], Result | None]]  # a description; a function that measures, or raises on failure
 
@@ -35,18 +37,9 @@ Item = tuple[Result, Callable[[], Result | None]]  # a description; a function t
 # Inputs and comparisons
 
 
-def by_triton(operation: str, *arguments: object) -> Any:
-    """Runs an operation on the Triton backend, or on the reference if Triton has no kernel for the arguments."""
-    with backends.use("triton"):
-        return backends.run(operation, *arguments)
-
-
-def by_reference(operation: str, *arguments: object) -> Any:
-    return backends.run_on("reference", operation, *arguments)
-
-
-def by_both(operation: str, *arguments: object) -> tuple[Any, Any]:
-    return by_triton(operation, *arguments), by_reference(operation, *arguments)
+def both(operation: str, *arguments: object) -> tuple[Any, Any]:
+    """The outputs of the Triton backend and of the reference."""
+    return getattr(triton, operation)(*arguments), getattr(reference, operation)(*arguments)
 
 
 def scale() -> Tensor:
@@ -121,11 +114,11 @@ def check_linear(rows: int, fan: int, batch: int, weight: str, dtype: torch.dtyp
     for compact in (False, True):
         mask = random_mask(source, compact)
         arguments = (mask, scale(), bias, source)
-        same(*by_both("linear_forward", x, *arguments))
+        same(*both("linear_forward", x, *arguments))
         arguments = (mask, scale(), source)
-        same(*by_both("linear_grad_input", dy, *arguments))
+        same(*both("linear_grad_input", dy, *arguments))
     arguments = (dy, x, scores, scale(), source)
-    ours, theirs = by_both("linear_grad_scores", *arguments)
+    ours, theirs = both("linear_grad_scores", *arguments)
     return {"error of grad_scores": close(ours, theirs, GRAD_ERROR if precision == "highest" else 2e-3)}
 
 
@@ -137,12 +130,12 @@ def check_conv2d(shape: tuple[int, ...], rows: int, window: Window, weight: str,
     for compact in (False, True):
         mask = random_mask(source, compact)
         arguments = (mask, scale(), None, source, window)
-        same(*by_both("conv2d_forward", x, *arguments))
+        same(*both("conv2d_forward", x, *arguments))
         arguments = (mask, scale(), source, window, list(shape[2:]))
-        same(*by_both("conv2d_grad_input", dy, *arguments))
+        same(*both("conv2d_grad_input", dy, *arguments))
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     arguments = (dy, x, randn(source.free), scale(), source, window)
-    ours, theirs = by_both("conv2d_grad_scores", *arguments)
+    ours, theirs = both("conv2d_grad_scores", *arguments)
     return {"error of grad_scores": close(ours, theirs, GRAD_ERROR)}
 
 
@@ -152,19 +145,19 @@ def check_masks(rows: int, fan: int, freeze: Freeze) -> None:
         scores = randn(source.free)
         threshold = torch.tensor(0.5, device=DEVICE)
         for compact in (False, True):
-            ours, theirs = by_both("pack", scores, threshold, source, compact)
+            ours, theirs = both("pack", scores, threshold, source, compact)
             assert torch.equal(ours[0], theirs[0]) and int(ours[1]) == int(theirs[1])
             mask = random_mask(source, compact)
-            assert torch.equal(*by_both("materialize", mask, source))
+            assert torch.equal(*both("materialize", mask, source))
         mask = random_mask(source, compact=True)
-        assert torch.equal(*by_both("expand", mask, source))
+        assert torch.equal(*both("expand", mask, source))
 
 
 def check_select(*sizes: int) -> None:
     for scores in ([randn(n) for n in sizes], [randn(n).mul(3).round() for n in sizes]):
         scores[0][0] = torch.nan
         for rank in (0, 1, sum(sizes) // 2, sum(sizes) - 1, sum(sizes)):
-            assert torch.equal(*by_both("select", scores, rank)), f"rank {rank}"
+            assert torch.equal(*both("select", scores, rank)), f"rank {rank}"
 
 
 def check_embedding(rows: int, fan: int, weight: str, dtype: torch.dtype) -> Result:
@@ -176,15 +169,13 @@ def check_embedding(rows: int, fan: int, weight: str, dtype: torch.dtype) -> Res
         mask = random_mask(source, compact)
         for some in (index, index[:0]):
             arguments = (some, mask, scale(), source, dtype)
-            same(*by_both("embedding_forward", *arguments))
-        assert by_triton("embedding_forward", nowhere, mask, scale(), source, dtype).isnan().all()
+            same(*both("embedding_forward", *arguments))
+        assert triton.embedding_forward(nowhere, mask, scale(), source, dtype).isnan().all()
     dy, arguments = randn(len(index), fan, dtype=dtype), (randn(source.free), scale(), source)
-    ours = by_triton("embedding_grad_scores", dy, index, *arguments)
+    ours = triton.embedding_grad_scores(dy, index, *arguments)
     more = torch.cat([dy, randn(len(nowhere), fan, dtype=dtype)]), torch.cat([index, nowhere])
-    assert torch.equal(ours, by_triton("embedding_grad_scores", *more, *arguments))
-    return {
-        "error of grad_scores": close(ours, by_reference("embedding_grad_scores", dy, index, *arguments), GRAD_ERROR)
-    }
+    assert torch.equal(ours, triton.embedding_grad_scores(*more, *arguments))
+    return {"error of grad_scores": close(ours, reference.embedding_grad_scores(dy, index, *arguments), GRAD_ERROR)}
 
 
 def check_not_finite(rows: int, fan: int, dtype: torch.dtype) -> None:
@@ -193,9 +184,9 @@ def check_not_finite(rows: int, fan: int, dtype: torch.dtype) -> None:
     mask = random_mask(source)
     x, dy = spoil(randn(6, fan)).to(dtype), spoil(randn(6, rows)).to(dtype)
     arguments = (mask, scale(), None, source)
-    same_where_finite(*by_both("linear_forward", x, *arguments))
+    same_where_finite(*both("linear_forward", x, *arguments))
     arguments = (mask, scale(), source)
-    same_where_finite(*by_both("linear_grad_input", dy, *arguments))
+    same_where_finite(*both("linear_grad_input", dy, *arguments))
 
 
 def check_conv2d_not_finite(dtype: torch.dtype) -> None:
@@ -203,9 +194,9 @@ def check_conv2d_not_finite(dtype: torch.dtype) -> None:
     mask = random_mask(source)
     x, dy = spoil(randn(6, 32, 5, 7)).to(dtype), spoil(randn(6, 33, 5, 7)).to(dtype)
     arguments = (mask, scale(), None, source, window)
-    same_where_finite(*by_both("conv2d_forward", x, *arguments))
+    same_where_finite(*both("conv2d_forward", x, *arguments))
     arguments = (mask, scale(), source, window, [5, 7])
-    same_where_finite(*by_both("conv2d_grad_input", dy, *arguments))
+    same_where_finite(*both("conv2d_grad_input", dy, *arguments))
 
 
 def check_strides_and_repeats() -> None:
@@ -213,26 +204,24 @@ def check_strides_and_repeats() -> None:
     mask, wide = random_mask(source), randn(129, 64)
     for x in (wide.T, wide.T[::3], randn(1, 1).expand(7, 129), randn(9, 258)[:, 1::2], randn(0, 129)):
         arguments = (mask, scale(), None, source)
-        y = by_triton("linear_forward", x, *arguments)
-        same(y, by_reference("linear_forward", x, *arguments))
-        assert all(torch.equal(y, by_triton("linear_forward", x, *arguments)) for _ in range(2 if INTERPRETED else 100))
+        y = triton.linear_forward(x, *arguments)
+        same(y, reference.linear_forward(x, *arguments))
+        assert all(torch.equal(y, triton.linear_forward(x, *arguments)) for _ in range(2 if INTERPRETED else 100))
 
 
 def check_batch_invariance() -> None:
     source = Source.of(40, 700, weight="normal")
     mask, x = random_mask(source), randn(70, 700)
     arguments = (mask, scale(), None, source)
-    whole = by_triton("linear_forward", x, *arguments)
-    assert torch.equal(
-        whole, torch.cat([by_triton("linear_forward", part, *arguments) for part in x.split([1, 16, 53])])
-    )
+    whole = triton.linear_forward(x, *arguments)
+    assert torch.equal(whole, torch.cat([triton.linear_forward(part, *arguments) for part in x.split([1, 16, 53])]))
 
 
 def check_far_counters() -> None:
     """Counters past 2**32."""
     source = Source.of(2**31 - 1, 129, weight="normal", freeze=FROZEN).shard(rows=(2**31 - 3, 2**31 - 1))
     mask = random_mask(source, compact=True)
-    assert torch.equal(*by_both("materialize", mask, source))
+    assert torch.equal(*both("materialize", mask, source))
 
 
 def check_far_elements() -> Result:
@@ -243,28 +232,28 @@ def check_far_elements() -> Result:
     source = Source.of(2**17, 2**14 + 128)
     mask = torch.full((source.rows, source.words), -1, dtype=torch.int32, device=DEVICE)
     last = source.shard(rows=(source.rows - 2, source.rows))
-    assert torch.equal(by_triton("materialize", mask, source)[-2:], by_reference("materialize", mask[-2:], last))
+    assert torch.equal(triton.materialize(mask, source)[-2:], reference.materialize(mask[-2:], last))
     wide = torch.empty(2**14 + 8, 2**17, dtype=torch.float16, device=DEVICE).normal_()
     one, narrow = scale(), randn(len(wide), 33, dtype=torch.float16)
     many_rows, many_inputs = Source.of(2**17, 33), Source.of(33, 2**17)
     mask = random_mask(many_rows)
-    y = by_triton("linear_forward", narrow, mask, one, None, many_rows)
-    same(y[-3:], by_reference("linear_forward", narrow[-3:], mask, one, None, many_rows))
+    y = triton.linear_forward(narrow, mask, one, None, many_rows)
+    same(y[-3:], reference.linear_forward(narrow[-3:], mask, one, None, many_rows))
     del y
-    dx = by_triton("linear_grad_input", wide, mask, one, many_rows)
-    same(dx[-3:], by_reference("linear_grad_input", wide[-3:], mask, one, many_rows))
+    dx = triton.linear_grad_input(wide, mask, one, many_rows)
+    same(dx[-3:], reference.linear_grad_input(wide[-3:], mask, one, many_rows))
     mask = random_mask(many_inputs)
     for dtype in (torch.float32, torch.float16):
         x = wide.to(dtype)
-        y = by_triton("linear_forward", x, mask, one, None, many_inputs)
-        same(y[-3:], by_reference("linear_forward", x[-3:], mask, one, None, many_inputs))
+        y = triton.linear_forward(x, mask, one, None, many_inputs)
+        same(y[-3:], reference.linear_forward(x[-3:], mask, one, None, many_inputs))
     arguments = (randn(many_inputs.free), one, many_inputs)
-    ours = by_triton("linear_grad_scores", narrow, wide, *arguments)
+    ours = triton.linear_grad_scores(narrow, wide, *arguments)
     theirs = torch.zeros_like(ours, dtype=torch.float64)
     for dy, x in zip(
         narrow.split(2**11), wide.split(2**11), strict=True
     ):  # in slices, as float64 takes four times the memory
-        theirs += by_reference("linear_grad_scores", dy, x, *arguments)
+        theirs += reference.linear_grad_scores(dy, x, *arguments)
     # One sum of 16,392 columns, truncated by tensor cores: a simulation of eight products per step gives 5e-5.
     return {"error of grad_scores": close(ours, theirs, 2e-4)}
 
@@ -371,13 +360,13 @@ def check_streams() -> None:
     source = Source.of(256, 8192)
     mask, x = random_mask(source), randn(3, 8192)
     arguments = (mask, scale(), None, source)
-    expected = by_triton("linear_forward", x, *arguments)
+    expected = triton.linear_forward(x, *arguments)
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(2)], []
     for _ in range(50):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(by_triton("linear_forward", x, *arguments))
+                results.append(triton.linear_forward(x, *arguments))
     torch.cuda.synchronize()
     assert all(torch.equal(y, expected) for y in results)
 
@@ -390,9 +379,9 @@ def check_autotuning() -> Result:
         for mask in (random_mask(source), random_mask(source, compact=True)):
             for _ in range(2):
                 arguments = (mask, one, None, source)
-                same(*by_both("linear_forward", x, *arguments))
+                same(*both("linear_forward", x, *arguments))
                 arguments = (mask, one, source)
-                same(*by_both("linear_grad_input", dy, *arguments))
+                same(*both("linear_grad_input", dy, *arguments))
         return {"tiles": json.loads(file.read_text())}
 
 
@@ -437,7 +426,7 @@ def check_other_device() -> Result | None:
     source = Source.of(33, 129)
     mask, x = random_mask(source).to("cuda:1"), randn(3, 129).to("cuda:1")
     arguments = (mask, scale().to("cuda:1"), None, source)
-    same(*by_both("linear_forward", x, *arguments))
+    same(*both("linear_forward", x, *arguments))
     return None
 
 

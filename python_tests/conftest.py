@@ -6,6 +6,7 @@ import os
 # torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import interpreter  # noqa: F401, I001 (before anything imports Triton)
 import hypothesis
 import oracle
 import pytest

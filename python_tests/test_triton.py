@@ -9,31 +9,26 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from backend_calls import reference, triton
+from interpreter import INSTALLED, INTERPRETED
 
 from slt_kernels import backends, bits
 from slt_kernels.operations import OUTPUTS
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
 
-if find_spec("triton") is None:
+if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-INTERPRETED = not torch.cuda.is_available()
-with pytest.MonkeyPatch.context() as environment:
-    if INTERPRETED:
-        assert "triton" not in sys.modules, "imported too early: Triton decides at import whether it interprets"
-        environment.setenv("TRITON_INTERPRET", "1")
-    from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles
-    from slt_kernels.backends.triton import launch as launching
+from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles
+from slt_kernels.backends.triton import launch as launching
 
-
+pytestmark = pytest.mark.usefixtures("poisoned")
+triton, reference = backends.on("triton"), backends.on("reference")
 BENCH = Path(__file__).parent.parent / "bench"
 GRAD_ERROR = 1e-6 if INTERPRETED else 5e-6  # of grad_scores: tensor cores truncate sums
 FROZEN = Freeze(0.35, 0.35)
@@ -382,14 +377,13 @@ def test_every_operation_has_a_kernel():
     assert [name for name in OUTPUTS if not backends.registry.kernels("triton", name)] == []
 
 
-def test_the_reference_takes_what_has_no_kernel():
+def test_the_reference_takes_float64_and_empty_batches():
     source = source_of(3, 33, "uniform")
+    [kernel] = backends.registry.kernels("triton", "linear_forward")
     for x in (torch.randn(2, 33, dtype=torch.float64), torch.empty(0, 33)):
         arguments = (x, random_mask(source, compact=False), scale(), None, source)
-        with pytest.raises(NotImplementedError):
-            backends.run_on("triton", "linear_forward", *arguments)
-        with backends.use("triton"):
-            assert torch.equal(backends.run("linear_forward", *arguments), reference.linear_forward(*arguments))
+        assert not kernel.when(*arguments)
+        assert torch.equal(triton.linear_forward(*arguments), reference.linear_forward(*arguments))
 
 
 def test_kept_tensors_belong_to_no_memory_pool(monkeypatch):
