@@ -6,12 +6,12 @@ import inspect
 import os
 import pkgutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_forked
 
 import slt_kernels
 from slt_kernels import Source, backends, ops
@@ -20,9 +20,9 @@ ROOT = Path(slt_kernels.__file__).parent
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """In a new process."""
+    """In a new process, which has imported torch."""
     clean = {k: v for k, v in os.environ.items() if k != "SLT_BACKEND"} | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=clean)
+    return run_forked(code, clean)
 
 
 def output(code: str, **environment: str) -> str:
@@ -52,7 +52,6 @@ def test_import_brings_in_nothing_heavy_or_optional():
 @pytest.mark.parametrize("missing", ("triton", "sklearn", "rich", "slt_kernels._cpu"))
 def test_works_without(missing):
     code = f"""
-import sys
 sys.modules[{missing!r}] = None
 import torch
 from slt_kernels import SupermaskLinear, backends
@@ -66,7 +65,6 @@ print(backends.name_for(torch.device("cpu")))
 
 def test_without_the_extension_the_reference_runs_and_says_why():
     code = """
-import sys
 sys.modules["slt_kernels._cpu"] = None
 from slt_kernels import backends
 assert backends.available() == ["reference"]
@@ -82,7 +80,6 @@ with backends.use("cpu"):
 @pytest.mark.parametrize("missing,command", (("rich", "find"), ("sklearn", "find")))
 def test_find_says_what_to_install(missing, command, tmp_path):
     code = f"""
-import sys
 sys.modules[{missing!r}] = None
 from slt_kernels.cli import main
 sys.exit(main([{command!r}, "--out", {str(tmp_path / "net.slt")!r}, "--epochs", "1", "--width", "4"]))
