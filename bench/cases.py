@@ -18,12 +18,14 @@ from rounds import Case, Entry
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from slt_kernels import bits
-from slt_kernels.backends import cpu, reference
+from slt_kernels import backends, bits
+from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
 from slt_kernels.models import GPT, resnet
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
+
+cpu, reference = backends.on("cpu"), backends.on("reference")
 
 SIZE = 4096
 SCALE = torch.tensor(1 / 64)
@@ -42,7 +44,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def mask_of(source: Source, compact: bool = False) -> Tensor:
-    shape = (words_for(int(cpu.free_offsets(source)[-1])),) if compact else (source.rows, source.words)
+    shape = (words_for(int(free_offsets(source)[-1])),) if compact else (source.rows, source.words)
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
 
 

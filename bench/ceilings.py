@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from rounds import timed
 
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+
+cpu = backends.on("cpu")
 
 # Compiler flags of the programs that measure one bound each. The first is compiled for one instruction set.
 _FLAGS = {

@@ -55,25 +55,30 @@ def count_kernels() -> None:
     def float32(values: array.array) -> tuple[int, int]:
         return pointer(values), 0  # `Type` of operations.h
 
+    def images(values: array.array, channels: int) -> tuple:
+        """A batch of one pixel each, channels-last."""
+        return float32(values), (BATCH, channels, 1, 1, 1)
+
     offsets, locked = array.array("q", bytes(8 * (ROWS + 1))), array.array("q", [0])
-    cpu.count_frozen(SOURCE, pointer(offsets), pointer(locked), 1)
+    cpu.count_frozen(source=SOURCE, offsets=pointer(offsets), locked=pointer(locked), threads=1)
     free = offsets[-1]
     x, dy, scores = floats(BATCH * FAN, 1), floats(BATCH * ROWS, 2), floats(free, 3)
     y, grads, kept = array.array("f", bytes(4 * BATCH * ROWS)), array.array("f", bytes(4 * free)), array.array("q", [0])
     mask = array.array("I", bytes(4 * ROWS * (FAN // 32)))
     scale, half = array.array("f", [0.1]), 0x3F000000  # a scale is passed by pointer, a threshold by its bits
     one_pixel = (1, 1, 1, 1, 0, 0, 1, 1, 1)
-    sizes = [(BATCH, width, 1, 1, 1) for width in (ROWS, FAN)]
     calls = {
         "pack": lambda: cpu.pack(
-            SOURCE, pointer(scores), half, pointer(offsets), locked[0], False, pointer(mask), pointer(kept), 1
+            source=SOURCE, scores=pointer(scores), threshold=half, offsets=pointer(offsets), locked=locked[0],
+            compact=False, out=pointer(mask), kept=pointer(kept), threads=1,
         ),
         "linear_forward": lambda: cpu.linear_forward(
-            SOURCE, pointer(mask), float32(x), BATCH, pointer(scale), 0, float32(y), 3, 1
+            source=SOURCE, mask=pointer(mask), x=float32(x), batch=BATCH, scale=pointer(scale), bias=0, y=float32(y),
+            digits=3, threads=1,
         ),
         "grad_scores": lambda: cpu.grad_scores(
-            SOURCE, one_pixel, float32(dy), sizes[0], float32(x), sizes[1], pointer(scores), pointer(scale),
-            pointer(offsets), pointer(grads), 3, 1,
+            source=SOURCE, window=one_pixel, dy=images(dy, ROWS), x=images(x, FAN), scores=pointer(scores),
+            scale=pointer(scale), offsets=pointer(offsets), out=pointer(grads), digits=3, threads=1,
         ),
     }  # fmt: skip
     for name, call in calls.items():

@@ -30,7 +30,9 @@ import torch
 import traffic
 from machine import machine, slug
 
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+
+cpu = backends.on("cpu")
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -11,6 +11,7 @@ class ComputedOnce:
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
+        self.name = backend.name
 
     def __getattr__(self, name: str) -> Any:
         function, results = getattr(self.backend, name), {}

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from slt_kernels import backends
-from slt_kernels.backends import cpu
+from slt_kernels.backends import registry
+
+cpu = backends.on("cpu")
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
@@ -74,13 +76,16 @@ def isa(request):
         yield request.param
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Outputs are filled with NaN, or garbage integers, before a kernel writes them: shows elements left unwritten."""
-    empty = torch.empty
+    """Outputs are NaN, or garbage, before a kernel runs, so that an element that it does not write shows."""
+    make = registry.make_outputs
 
-    def garbage(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out.fill_(-123456789)
+    def poison(t: torch.Tensor) -> torch.Tensor:
+        return t.fill_(torch.nan) if t.is_floating_point() else t.fill_(-123)
 
-    monkeypatch.setattr(torch, "empty", garbage)
+    def garbage(operation: str, arguments: tuple) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        outputs = make(operation, arguments)
+        return poison(outputs) if isinstance(outputs, torch.Tensor) else tuple(map(poison, outputs))
+
+    monkeypatch.setattr(registry, "make_outputs", garbage)

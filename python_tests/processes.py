@@ -1,4 +1,4 @@
-"""Runs scripts in other processes: one in several that torch.distributed joins, or one in a new process."""
+"""Runs scripts in other processes of this machine: in several of torch.distributed, or in one new process."""
 
 import json
 import os
@@ -27,14 +27,14 @@ os._exit(0)
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: float = 100) -> list[str]:
-    """What each of `world` processes prints; `script` finds `rank`, `world` and a group of gloo's initialised.
+    """Returns what each of `world` processes prints. `script` has `rank`, `world` and an initialized gloo group.
 
     Args:
         script: Python text; `sys.argv[4:]` holds `arguments`.
-        folder: where the processes meet; one call's own.
+        folder: for the store of the processes; not shared with another call.
 
     Raises:
-        AssertionError: a process failed; with the outputs of all.
+        AssertionError: a process failed. The message has the outputs of all.
     """
     store = folder / f"store{len(list(folder.glob('store*')))}"
     command = [sys.executable, "-c", BEFORE + script + AFTER]

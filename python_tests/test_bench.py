@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slt_kernels import cli
-from slt_kernels.backends import cpu
+from slt_kernels import backends, cli
+
+cpu = backends.on("cpu")
 
 BENCH = Path(__file__).parent.parent / "bench"
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason="the benches are of the CPU backend")
