@@ -54,6 +54,7 @@ def test_import_brings_in_nothing_heavy_or_optional():
 @pytest.mark.parametrize("missing", ("triton", "sklearn", "rich", "slt_kernels._cpu"))
 def test_works_without(missing):
     code = f"""
+import sys
 sys.modules[{missing!r}] = None
 import torch
 from slt_kernels import SupermaskLinear, backends
@@ -67,6 +68,7 @@ print(backends.name_for(torch.device("cpu")))
 
 def test_without_the_extension_the_reference_runs_and_says_why():
     code = """
+import sys
 sys.modules["slt_kernels._cpu"] = None
 from slt_kernels import backends
 assert backends.available() == ["reference"]
@@ -82,6 +84,7 @@ with backends.use("cpu"):
 @pytest.mark.parametrize("missing,command", (("rich", "find"), ("sklearn", "find")))
 def test_find_says_what_to_install(missing, command, tmp_path):
     code = f"""
+import sys
 sys.modules[{missing!r}] = None
 from slt_kernels.cli import main
 sys.exit(main([{command!r}, "--out", {str(tmp_path / "net.slt")!r}, "--epochs", "1", "--width", "4"]))
