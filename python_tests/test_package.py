@@ -6,12 +6,12 @@ import inspect
 import os
 import pkgutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_forked
 
 import slt_kernels
 from slt_kernels import Source, backends, ops
@@ -22,9 +22,9 @@ ROOT = Path(slt_kernels.__file__).parent
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """In a new process."""
+    """In a new process, which has imported torch."""
     clean = {k: v for k, v in os.environ.items() if k != "SLT_BACKEND"} | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=clean)
+    return run_forked(code, clean)
 
 
 def output(code: str, **environment: str) -> str:
