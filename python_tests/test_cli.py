@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from slt_kernels import cli, convert, data, save_ticket, ticket_info
+from slt_kernels import cli, convert, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
+from slt_kernels.experiments import data
 from slt_kernels.models import convnet
 
 SMALL = ("--epochs", "1", "--width", "8")

@@ -15,11 +15,11 @@ from hypothesis import given
 from PIL import Image, UnidentifiedImageError
 
 from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, load
-from slt_kernels.data.chance import draws, order, split
-from slt_kernels.data.folder import ImageFiles, random_box
-from slt_kernels.data.graph import neighbours_mean
-from slt_kernels.data.images import crop_and_flip
-from slt_kernels.data.text import Sequences
+from slt_kernels.experiments.data.folder import ImageFiles, random_box
+from slt_kernels.experiments.data.graph import neighbours_mean
+from slt_kernels.experiments.data.images import crop_and_flip
+from slt_kernels.experiments.data.rng import draws, order, split
+from slt_kernels.experiments.data.text import Sequences
 
 SUFFIXES = ("JPEG", "JPEG", "png", "png", "JPEG")
 

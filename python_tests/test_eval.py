@@ -41,7 +41,7 @@ def test_a_ticket_of_its_network_is_tested(experiment, evaluate):
 
 
 def test_a_path_of_the_author_s_is_not_opened(evaluate, monkeypatch, tmp_path):
-    monkeypatch.setattr("slt_kernels.data.load", None)
+    monkeypatch.setattr("slt_kernels.experiments.data.load", None)
     for name in ("text", "cifar10", "image_folder", "ogbn_arxiv"):
         status, error = evaluate(named(data={"name": name, "path": str(tmp_path / "theirs")}))
         assert status == 2

@@ -13,9 +13,9 @@ from layers import relative_error
 from torch import nn
 
 from slt_kernels import EdgePopup, Freeze, convert, data, load_ticket, models, save_ticket, summary
-from slt_kernels.data.graph import neighbours_mean
+from slt_kernels.experiments.data.graph import neighbours_mean
+from slt_kernels.experiments.models.transformer import Attention
 from slt_kernels.models import MODELS, build
-from slt_kernels.models.transformer import Attention
 from slt_kernels.nn import SupermaskLayer
 
 FROZEN = {"freeze": Freeze(0.3, 0.2), "sparsity": None, "weight": "uniform", "seed": 7}

@@ -10,8 +10,8 @@ from processes import run_processes
 
 from slt_kernels import ticket_info
 from slt_kernels.cli import main
+from slt_kernels.experiments.train.processes import joined
 from slt_kernels.train import search
-from slt_kernels.train.processes import joined
 
 # What both the one process and the two run: 20 steps, the last one of each epoch on a smaller batch. The noise is there
 # because digits repeat patches: the maxima that are pooled would be so close that rounding decides between them.
@@ -19,8 +19,9 @@ SETUP = """
 import torch
 from slt_kernels import Freeze, models
 from slt_kernels.data import digits
-from slt_kernels.data.images import Images
-from slt_kernels.train import Interrupted, Run, Search, processes, search
+from slt_kernels.experiments.data.images import Images
+from slt_kernels.experiments.train import processes
+from slt_kernels.train import Interrupted, Run, Search, search
 
 SEARCHES = {
     "batch normalization": ("convnet", {}),

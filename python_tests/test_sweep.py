@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from slt_kernels import sweep
 from slt_kernels.cli import main
+from slt_kernels.experiments import sweep
+from slt_kernels.experiments.train.run_folder import held
 from slt_kernels.sweep import Grid, Point
 from slt_kernels.train import Experiment, Search
-from slt_kernels.train.run import held
 
 FOUND = dict.fromkeys(sweep.COLUMNS[4:], 1)
 BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))

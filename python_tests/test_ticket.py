@@ -30,8 +30,8 @@ from slt_kernels import (
     drop_scores,
     load_ticket,
     save_ticket,
-    ticket,
     ticket_info,
+    tickets,
 )
 from slt_kernels.files import write_atomically
 
@@ -425,7 +425,7 @@ def rewritten(path: Path, file: Path, version="1", index=None, **tensors) -> Pat
         all_tensors["index"] = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
     all_tensors.update(tensors)
     all_tensors = {name: t for name, t in all_tensors.items() if t is not None}
-    metadata = {"slt_kernels.ticket": f"{version} {ticket.format.checksum(all_tensors)}"}
+    metadata = {"slt_kernels.ticket": f"{version} {tickets.format.checksum(all_tensors)}"}
     file.write_bytes(to_safetensors(all_tensors, metadata))
     return file
 
@@ -491,7 +491,7 @@ def test_damaged_tensors(written, file):
     length = struct.unpack("<Q", content[:8])[0]
     assert b'"index"' in content[8 : 8 + length]
     del_index = {name: t for name, t in from_safetensors(content).items() if name != "index"}
-    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {ticket.format.checksum(del_index)}"}))
+    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {tickets.format.checksum(del_index)}"}))
     refused(path, "damaged index")
 
 
@@ -538,7 +538,7 @@ def test_a_deep_network_s_index_is_far_from_its_bound(file):
     model = nn.ModuleList(SupermaskLinear(1, 1, layer=i, bias=False) for i in range(300))
     save_ticket(model, file)
     packed = from_safetensors(file.read_bytes())["index"].numpy().tobytes()
-    assert len(zlib.decompress(packed)) < len(packed) * ticket.format._MAX_RATIO / 2
+    assert len(zlib.decompress(packed)) < len(packed) * tickets.format._MAX_RATIO / 2
 
 
 # How files are read
@@ -718,7 +718,7 @@ def test_a_scale_of_another_dtype_is_refused(written):
 
 
 @pytest.mark.parametrize("failure", (MemoryError, KeyboardInterrupt, RuntimeError("out of memory")), ids=str)
-@pytest.mark.parametrize("owner,name,call", ((SupermaskLinear, "load_mask", 1), (ticket.network.Other, "load", 3)))
+@pytest.mark.parametrize("owner,name,call", ((SupermaskLinear, "load_mask", 1), (tickets.network.Other, "load", 3)))
 def test_a_failure_between_writes_puts_back_what_was_there(owner, name, call, failure, written, monkeypatch):
     model = searched(network(scale="static"))
     saved = written.with_name("static.slt")

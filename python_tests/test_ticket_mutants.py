@@ -26,7 +26,7 @@ from slt_kernels import (
     cli,
     load_ticket,
     save_ticket,
-    ticket,
+    tickets,
 )
 from slt_kernels.ticket import TicketInfo
 
@@ -243,7 +243,7 @@ def check_is_what_it_says(model: nn.Module, info: TicketInfo, file: Path) -> Non
     tensors = from_safetensors(file.read_bytes())
     if info.compressed:
         ones = [layer.ones for layer in info.layers]
-        coded = ticket.entropy.encode(octets, [layer.free for layer in info.layers], ones)
+        coded = tickets.entropy.encode(octets, [layer.free for layer in info.layers], ones)
         assert torch.equal(coded, tensors["coded"])
     else:
         assert torch.equal(torch.cat(octets), tensors["masks"])

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
-from slt_kernels.data.images import Images
+from slt_kernels.experiments.data.images import Images
 from slt_kernels.files import write_atomically
 from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
 
@@ -415,7 +415,7 @@ def test_a_crash_at_the_end_of_an_epoch_loses_no_row(data, tmp_path, monkeypatch
 def test_the_picked_epoch_s_validation_is_reported(tmp_path, monkeypatch):
     said = iter((0.9, 0.5, 0.4, 0.4))  # two epochs, the ticket, and its reload
     for module in ("loop", "find"):
-        monkeypatch.setattr(sys.modules[f"slt_kernels.train.{module}"], "accuracy", lambda *_: next(said))
+        monkeypatch.setattr(sys.modules[f"slt_kernels.experiments.train.{module}"], "accuracy", lambda *_: next(said))
     experiment = Experiment(model={"name": "convnet", "width": 4}, search=settings(pick="best", batch_size=600))
     assert find(experiment, tmp_path / "net.slt", torch.device("cpu"))["validation_accuracy"] == 0.9
 
@@ -575,7 +575,7 @@ def test_ema_averages_scores_and_its_masks_are_theirs(data):
 def test_pick_best_leaves_the_best_epoch(data, monkeypatch):
     """The second of three epochs, by decree."""
     said = iter((0.3, 0.9, 0.5))
-    monkeypatch.setattr("slt_kernels.train.loop.accuracy", lambda *_: next(said))
+    monkeypatch.setattr("slt_kernels.experiments.train.loop.accuracy", lambda *_: next(said))
     best = network()
     search(best, data, settings(epochs=3, pick="best", schedule="constant"))
     monkeypatch.undo()

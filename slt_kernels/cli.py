@@ -17,14 +17,12 @@ from typing import Any
 
 import torch
 
-from . import backends, models, sweep
+from . import backends
 from ._text import printable, shown
-from .data import DATASETS, DEFAULTS, Dataset
-from .files import write_atomically
-from .models import MODELS
-from .nn import drop_scores
-from .ticket import TicketInfo, load_ticket, ticket_info
-from .train import (
+from .experiments import models, sweep
+from .experiments.data import DATASETS, DEFAULTS, Dataset
+from .experiments.models import MODELS
+from .experiments.train import (
     Experiment,
     Interrupted,
     Run,
@@ -37,6 +35,9 @@ from .train import (
     load_data,
     processes,
 )
+from .files import write_atomically
+from .nn import drop_scores
+from .tickets import TicketInfo, load_ticket, ticket_info
 
 _STOPPED = 130  # as a shell reports a program that SIGINT ended
 _PATHS = (Path, os.fspath)  # types of the arguments that are files or folders; `os.fspath` leaves a string as it is

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._text import shown
+from ..._text import shown
 
 _STATE = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .chance import draws
 from .dataset import Dataset, Part, read_bytes
+from .rng import draws
 
 
 def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int = 256) -> Dataset:

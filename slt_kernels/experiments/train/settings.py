@@ -14,14 +14,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from .._text import printable, shown
+from ..._text import printable, shown
+from ...edge_popup import SCOPES
+from ...freezing import SPREADS
+from ...nn.state import SCALES
+from ...nn.supermask import INITIAL_SCORES
+from ...source import WEIGHTS, Freeze, python_number
 from ..data import DATASETS
-from ..edge_popup import SCOPES
-from ..freezing import SPREADS
 from ..models import MODELS
-from ..nn.state import SCALES
-from ..nn.supermask import INITIAL_SCORES
-from ..source import WEIGHTS, Freeze, python_number
 
 ALGORITHMS = ("edge_popup", "bernoulli")
 OPTIMIZERS = ("sgd", "adamw")

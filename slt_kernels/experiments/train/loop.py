@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .. import bits
-from ..bernoulli import BernoulliMasks
+from ... import bits
+from ...bernoulli import BernoulliMasks
+from ...edge_popup import EdgePopup
+from ...nn.network import supermask_layers
 from ..data import UNANSWERED, Batch, Dataset, Loader, Part
-from ..edge_popup import EdgePopup
-from ..nn.network import supermask_layers
 from . import processes
-from .checkpoint import check
-from .run import Interrupted, Run, StopSignals
+from .checkpoint_checks import check
+from .run_folder import Interrupted, Run, StopSignals
 from .settings import Search
 
 _DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}

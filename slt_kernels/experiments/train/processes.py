@@ -17,7 +17,7 @@ import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..nn import SupermaskLayer
+from ...nn import SupermaskLayer
 
 
 def launched() -> bool:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..source import MAX_ROWS, integer
-from .chance import order
+from ...source import MAX_ROWS, integer
 from .dataset import Part
+from .rng import order
 
 
 class Batch(NamedTuple):

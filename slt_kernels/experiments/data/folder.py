@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chance import draws, split
 from .dataset import Dataset, Part
+from .rng import draws, split
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual ones

@@ -6,8 +6,8 @@ from textwrap import shorten
 import torch
 from torch import Tensor
 
-from .chance import order
 from .dataset import UNANSWERED, Dataset, Part
+from .rng import order
 
 _SUBJECTS = 40  # classes of OGBN-Arxiv
 

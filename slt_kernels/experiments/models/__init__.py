@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..convert import convert
+from ...convert import convert
+from ...source import MAX_ROWS, integer
 from ..data import Dataset
-from ..source import MAX_ROWS, integer
 from .conv_n import conv_n
 from .convnet import convnet
 from .gin import GIN

@@ -2,7 +2,7 @@
 
 from .find import build, check_experiments, find, load_data
 from .loop import accuracy, search
-from .run import Interrupted, Run
+from .run_folder import Interrupted, Run
 from .settings import Experiment, Search, SourceNetwork
 
 __all__ = [

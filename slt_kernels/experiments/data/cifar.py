@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chance import split
 from .dataset import Dataset, read_bytes
 from .images import Images
+from .rng import split
 
 _PIXELS = 3 * 32 * 32
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import backends, data, models
+from ... import backends
+from ...tickets import entropy_coder, load_ticket, save_ticket
+from .. import data, models
 from ..data import Dataset
-from ..ticket import entropy_coder, load_ticket, save_ticket
 from . import processes
 from .loop import accuracy, search
-from .run import Run
+from .run_folder import Run
 from .settings import Experiment
 
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chance import draws
 from .dataset import Part
+from .rng import draws
 
 
 class Images(Part):

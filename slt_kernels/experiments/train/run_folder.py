@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from .._text import shown
-from ..files import read_file, write_atomically
+from ..._text import shown
+from ...files import read_file, write_atomically
 from . import processes
 
 try:
@@ -114,7 +114,7 @@ class Run:
     def load(self, name: str = "last") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None where there is none.
 
-        Its content is what was saved, if this package wrote it; `checkpoint.check` compares it with a search.
+        Its content is what was saved, if this package wrote it; `checkpoint_checks.check` compares it with a search.
 
         Raises:
             ValueError: a checkpoint of another search (what differs is named), or a file that is none or is altered.

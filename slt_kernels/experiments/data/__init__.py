@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
-from ..source import integer
+from ...source import integer
 from .cifar import cifar10, cifar100
 from .dataset import UNANSWERED, Dataset, Part
 from .digits import digits

@@ -6,7 +6,7 @@ Philox again, in streams that networks do not use: the same on every device, in 
 import torch
 from torch import Tensor
 
-from .. import philox
+from ... import philox
 
 _ORDER, _AUGMENT = 4, 5  # streams; the contract has 0 to 3
 _LOW = 0xFFFFFFFF
