@@ -155,7 +155,7 @@ def test_options_reach_the_ticket(tmp_path, capsys):
         (("--threads", str(2**40)), f"--threads={2**40}: expected at most"),
         (("--device", "quantum"), "--device='quantum': expected cpu, cuda or cuda:N"),
         (("--device", "meta"), "--device='meta': expected cpu, cuda or cuda:N"),
-        (("--device", "cuda:99"), "--device='cuda:99': PyTorch sees"),
+        (("--device", "cuda:99"), "--device='cuda:99': PyTorch finds"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -221,7 +221,7 @@ def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys,
 
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     assert main(["find", f"--{name}", "folder/file", *SMALL]) == 2
-    assert f"--{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
+    assert f"--{name}=folder/file: expected a file in a folder that can be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -272,15 +272,15 @@ def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
         (("--set", "=3"), "--set='=3': expected KEY=VALUE"),
         (("--set", "search.lr=-1"), "--set search.lr=-1.0: expected at least 0"),
         (("--set", "search.rate=1"), "search.rate: unknown"),
-        (("--set", "search.lr=["), "--set='search.lr=[': no YAML"),
+        (("--set", "search.lr=["), "--set='search.lr=[': not YAML"),
         (("--set", "model.depth=4"), "--set model.depth=4: convnet has only"),
-        (("--path", "here"), "--path=here: expected none"),
-        (("--data", "cifar10"), "--path: expected the folder or file that it lies in, for cifar10"),
+        (("--path", "here"), "--path=here: expected no path: digits ships"),
+        (("--data", "cifar10"), "--path: expected the folder or file of cifar10"),
         (("--data", "text", "--path", "here"), "--path=here: no such file"),
-        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+        (("--model", "gpt_mini"), "expected data of kind text, got images"),
         (("--save-every", "-1", "--folder", "run"), "--save-every=-1: expected at least 0"),
-        (("--save-every", "3"), "--save-every: expected with --folder"),
-        (("--tensorboard",), "--tensorboard: expected with --folder"),
+        (("--save-every", "3"), "--save-every: expected --folder too"),
+        (("--tensorboard",), "--tensorboard: expected --folder too"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -304,8 +304,8 @@ def test_find_refuses_what_does_not_fit(arguments, message, tmp_path, capsys, mo
         (("--jobs", "0"), "--jobs=0: expected at least 1"),
         (("--seeds", "0"), "--seeds=0: expected at least 1"),
         (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
-        (("--data", "text"), "--path: expected the folder or file that it lies in, for text"),
-        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+        (("--data", "text"), "--path: expected the folder or file of text"),
+        (("--model", "gpt_mini"), "expected data of kind text, got images"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -327,9 +327,9 @@ def test_every_setting_is_told_by_its_flag(command):
     arguments = cli._parser().parse_args([command, *(["x"] if command == "eval" else [])])
     options = {a.dest: a.option_strings[0] for a in arguments.parser._actions if a.option_strings}
     for name, option in options.items():
-        assert cli._told(ValueError(f"{name}=3: expected 4"), arguments) == f"{option}=3: expected 4"
+        assert cli._message(ValueError(f"{name}=3: expected 4"), arguments) == f"{option}=3: expected 4"
         assert (
-            cli._told(ValueError(f"a {name.rpartition('.')[2]}=None: expected 4"), arguments)
+            cli._message(ValueError(f"a {name.rpartition('.')[2]}=None: expected 4"), arguments)
             == f"a {option}: expected 4"
         )
 
@@ -358,7 +358,7 @@ def test_what_stands_in_a_file_is_told_as_it_stands_there(tmp_path, capsys):
 def test_a_file_at_fault_is_told_by_its_flag(command, file, flag):
     """Though other arguments, and the command itself, may have the same name."""
     error = OSError(30, "Read-only file system", file)
-    assert cli._told(error, cli._parser().parse_args(command.split())) == f"{flag}Read-only file system"
+    assert cli._message(error, cli._parser().parse_args(command.split())) == f"{flag}Read-only file system"
 
 
 def test_a_file_system_that_is_read_only(tmp_path, capsys, monkeypatch):

@@ -423,7 +423,7 @@ def test_image_folder_refuses(folder, tmp_path):
         load("image_folder", tmp_path)
     (tmp_path / "train" / "empty").rmdir()
     (tmp_path / "val" / "b").mkdir(parents=True)
-    with pytest.raises(ValueError, match="val/b: no such class in train"):
+    with pytest.raises(ValueError, match="val/b: train has no such class"):
         load("image_folder", tmp_path)
     with pytest.raises(ValueError, match="size=0: expected at least 1"):
         load("image_folder", folder, size=0)
@@ -608,7 +608,7 @@ def test_ogbn_arxiv_refuses(tmp_path, monkeypatch):
         ("raw/num-node-list", "29", "node-feat"),
         ("split/time/train", "30", "train: expected integers from 0 to 29"),
         ("split/time/test", "-1", "test: expected integers from 0 to 29"),
-        ("split/time/valid", "3", "split: expected each node once at most"),
+        ("split/time/valid", "3", "split: expected each node at most once"),
     ),
 )
 def test_a_graph_out_of_bounds_is_refused(name, row, message, tmp_path):
@@ -695,8 +695,8 @@ def test_data_move_to_a_device(tmp_path):
     "name,options,message",
     (
         ("mnist", {}, "data='mnist': expected one of digits, cifar10"),
-        ("cifar10", {}, "path=None: expected the folder or file that it lies in, for cifar10"),
-        ("digits", {"path": "a"}, "path=a: expected none, it ships with a package, for digits"),
+        ("cifar10", {}, "path=None: expected the folder or file of cifar10"),
+        ("digits", {"path": "a"}, "path=a: expected no path: digits ships with a package"),
         ("digits", {"size": 8}, "size=8: digits has only seed"),
     ),
 )

@@ -45,7 +45,7 @@ def test_a_path_of_the_author_s_is_not_opened(evaluate, monkeypatch, tmp_path):
     for name in ("text", "cifar10", "image_folder", "ogbn_arxiv"):
         status, error = evaluate(named(data={"name": name, "path": str(tmp_path / "theirs")}))
         assert status == 2
-        assert f"path: expected --path, the folder or file that {name} lies in (when found: '{tmp_path}" in error
+        assert f"path: expected --path, the folder or file of {name} (path in the ticket: '{tmp_path}" in error
 
 
 def test_the_path_of_the_user_s_is_the_one_that_is_opened(evaluate, tmp_path):
@@ -66,12 +66,12 @@ def test_a_network_without_end_is_not_built(name, options, evaluate):
     data = {"name": "karate" if name == "gin" else "digits"}
     status, error = evaluate(named(model={"name": name, "depth": 10**9, **options}, data=data))
     assert status == 2
-    assert "model.depth=1000000000, and it has 5 layers" in error
+    assert "model.depth=1000000000: expected at most 5, the number of its layers" in error
 
 
 def test_another_network_is_named_by_its_first_tensor(evaluate):
     status, error = evaluate(named(model={"name": "conv2", "width": 4, "size": 8, "channels": 1}))
-    assert status == 2 and " has shape " in error and ", in the network that it names " in error
+    assert status == 2 and " has shape " in error and ", in the network that it describes " in error
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_build_takes_what_the_data_tell(tmp_path):
         ("gin", {"features": 3, "classes": 3, "depth": 1}, "depth=1: expected at least 2"),
         ("vit_tiny", {"size": 30}, "patch=16: expected a divisor of size=30"),
         ("vit_tiny", {"width": 100}, "width=100: expected a positive multiple of head_width=64"),
-        ("gin", {"data": "digits"}, "model='gin' takes nodes: expected data of that kind, got images"),
+        ("gin", {"data": "digits"}, "model='gin': expected data of kind nodes, got images"),
         ("conv6", {"supermask": {"fre": 1}}, "supermask: fre=1: convert has only freeze, sparsity, spread, weight"),
         ("conv6", {"supermask": {"spread": "none"}}, "spread='none': expected one of uniform"),
     ),

@@ -156,7 +156,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     for name, value in {"RANK": "4", "LOCAL_RANK": "4", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(ValueError, match="LOCAL_RANK=4: PyTorch sees 4 GPUs here"), joined(torch.device("cuda")):
+    with pytest.raises(ValueError, match="LOCAL_RANK=4: PyTorch finds 4 GPUs"), joined(torch.device("cuda")):
         pass
 
 
@@ -167,7 +167,7 @@ def test_torchrun_takes_the_same_command(tmp_path, capsys):
     command += ["--folder", str(folder)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("A ticket in digits") == 1
+    assert done.stdout.count("A ticket for digits") == 1
     assert done.stdout.count("epoch 1 of 1: loss") == 1
     assert (folder / "last.pt").exists()
     assert main(["eval", str(out)]) == 0

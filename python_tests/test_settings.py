@@ -115,7 +115,7 @@ def test_a_file_is_named_in_its_errors(tmp_path):
     with pytest.raises(ValueError, match=r"experiment\.yaml: search\.epoch: unknown"):
         Experiment.load(file)
     for content, message in (
-        (b"search: {epochs: [", "no YAML: "),
+        (b"search: {epochs: [", "not YAML: "),
         (b"seed: 1\nsearch: {}\nseed: 2", "seed: given twice"),
         (b"search: {lr: 1, lr: 2}", "lr: given twice"),
         (b"\xff\xfe", "can't decode"),
@@ -218,16 +218,16 @@ def test_aliases_of_aliases_end_in_a_short_message(use, tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     (
-        (MERGES, "expected at most 1000 keys, merged ones included"),
-        ("[" * 20_000, "no YAML: nested too deeply"),
-        ("seed: !!timestamp x", "no YAML: "),
-        ("seed: !!bool x", "no YAML: "),
-        ("seed: !!int x", "no YAML: "),
-        ("seed: !!python/object:os.system x", "no YAML: could not determine a constructor"),
-        ("seed: " + "9" * 5000, "no YAML: "),
+        (MERGES, "expected at most 1000 keys, including merged ones"),
+        ("[" * 20_000, "not YAML: nested too deeply"),
+        ("seed: !!timestamp x", "not YAML: "),
+        ("seed: !!bool x", "not YAML: "),
+        ("seed: !!int x", "not YAML: "),
+        ("seed: !!python/object:os.system x", "not YAML: could not determine a constructor"),
+        ("seed: " + "9" * 5000, "not YAML: "),
         ("seed: 0x" + "f" * 5000, "seed=<integer of 20000 bits>: expected 0 to"),
         ("search: {epochs: -0x" + "f" * 5000 + "}", "epochs=<integer of 20000 bits>: expected at least 1"),
-        ("? [a]\n: 1", "no YAML: "),
+        ("? [a]\n: 1", "not YAML: "),
         (2 * ("? " + "k" * 100_000 + "\n: 1\n"), "given twice"),
         ("? " + "k" * 100_000 + "\n: 1\n", "unknown"),
         ('"\\e[31m": 1', "x1b"),

@@ -144,7 +144,7 @@ def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
     assert "seeds=-1: expected at least 1" in capsys.readouterr().err
     with held("out", folder):
         assert main(["sweep", "--out", str(folder), *options]) == 2
-    assert f"out={folder}: another search runs there" in capsys.readouterr().err
+    assert f"out={folder}: another search is running there" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder), *options, "--jobs", "0"]) == 2
     assert "jobs=0: expected at least 1" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder / "sweep.csv"), *options]) == 2
@@ -251,7 +251,7 @@ def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, cap
 def test_a_row_that_is_there_twice_is_refused(tmp_path):
     row = FOUND | rows_of(grid().experiments(BASE))[0]
     sweep._write(tmp_path, [row, row])
-    with pytest.raises(ValueError, match=r"damaged in row 2: the search of an earlier row"):
+    with pytest.raises(ValueError, match=r"damaged in row 2: same search as an earlier row"):
         sweep.read(tmp_path)
 
 

@@ -141,8 +141,8 @@ def test_bits_that_do_not_decode(written, file):
 def test_an_index_that_does_not_fit(written, file):
     for ones in (-1, 10**9, "many", None):
         refused(damaged(written, file, index=first_layer(ones=ones)), "damaged index")
-    refused(rewritten(written, file, "1"), "damaged index|lengths that its index gives")
-    refused(damaged(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "lengths that its index gives")
+    refused(rewritten(written, file, "1"), "damaged index|contradict its index")
+    refused(damaged(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "contradict its index")
     refused(damaged(written, file, coded=None), "damaged index")
 
 

@@ -180,7 +180,7 @@ def test_the_program_stops_and_goes_on(tmp_path):
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, errors
-    assert "the same command continues" in errors
+    assert "run the same command to continue" in errors
     assert not (tmp_path / "stopped.slt").exists()
     for name in ("stopped", "alone"):
         assert main(command(name)) == 0
@@ -206,7 +206,7 @@ def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
     refusals = []
 
     def second(*_) -> None:
-        with pytest.raises(ValueError, match=r"^folder=.*: another search runs there; expected another") as error:
+        with pytest.raises(ValueError, match=r"^folder=.*: another search is running there; expected another") as error:
             search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
         refusals.append(error)
 
@@ -220,7 +220,7 @@ def test_a_search_that_was_killed_keeps_nobody_out(data, tmp_path):
     holder = [sys.executable, "-c", f"{code}; held.__enter__(); print(flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        with pytest.raises(ValueError, match="another search runs there"):
+        with pytest.raises(ValueError, match="another search is running there"):
             search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
         process.kill()
         process.wait()
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_refused(name, damage, data, tmp_path):
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     log, file = (tmp_path / "log.csv").read_text(), tmp_path / f"{name}.pt"
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
-    message = rf"{name}\.pt: no checkpoint of a search, or a damaged one; delete .*last\.pt, and the search starts from"
+    message = rf"{name}\.pt: not a checkpoint of a search, or damaged; delete .*last\.pt to start the search from"
     with pytest.raises(ValueError, match=rf"{message} the beginning$"):
         search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     (tmp_path / "last.pt").unlink()
@@ -249,7 +249,7 @@ def test_each_flipped_bit_of_a_checkpoint_is_found(name, data, tmp_path):
     assert Run(tmp_path, {}).load(name) is not None
     for at in (*range(0, 100, 3), *range(100, len(content), len(content) // 40)):
         file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
-        with pytest.raises(ValueError, match=r"\.pt: no checkpoint of a search, or a damaged one"):
+        with pytest.raises(ValueError, match=r"\.pt: not a checkpoint of a search, or damaged"):
             Run(tmp_path, {}).load(name)
 
 
@@ -379,7 +379,7 @@ def test_a_lock_or_a_checkpoint_that_is_planted_is_refused(data, tmp_path):
         folder = tmp_path / f"run_{name}"
         folder.mkdir()
         os.mkfifo(folder / name)
-        with pytest.raises(ValueError, match=r"expected a file, not|no checkpoint of a search"):
+        with pytest.raises(ValueError, match=r"expected a file, not|not a checkpoint of a search"):
             search(network(), data, settings(epochs=1), run=Run(folder, {}))
         (folder / name).unlink()
         (folder / name).symlink_to(victim)
@@ -391,7 +391,7 @@ def test_a_lock_or_a_checkpoint_that_is_planted_is_refused(data, tmp_path):
 def test_a_lost_best_checkpoint_is_told(data, tmp_path):
     search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(ValueError, match=r"last\.pt is there without best\.pt"):
+    with pytest.raises(ValueError, match=r"has last\.pt without best\.pt"):
         search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
 
 

@@ -1,10 +1,11 @@
-"""``slt sweep``: accuracy against ticket size, for the three source networks side by side.
+"""``slt sweep``: accuracy against ticket size for three kinds of source network.
 
-For each width of the network and each seed: the **dense** source (nothing frozen), and at each frozen ratio the
-**randomly pruned** one (all that is frozen is pruned) and the **frozen** one (a part of it is locked). The sparsity of
-each is such that a share of its free weights is kept, by default a half, at which a stored bit says the most.
+For each width and seed there are three kinds: the **dense** source (nothing frozen), and at each frozen ratio the
+**randomly pruned** source (all frozen weights are pruned) and the **frozen** source (some of them are locked). The
+sparsity is chosen so that a fixed fraction of the free weights is kept. The default is one half, where a stored bit
+carries the most information.
 
-Results are rows of a CSV file, written as they come; a sweep that was stopped goes on with the rows that are missing.
+Results are rows of a CSV file, written after each search. A stopped sweep continues with the missing rows.
 """
 
 import csv
@@ -36,10 +37,10 @@ Row = dict[str, Any]
 
 
 def shares(split: str) -> Freeze:
-    """What is pruned and locked of the frozen weights: of ``"6:1"`` six sevenths and one.
+    """Fractions of the frozen weights that are pruned and locked: 6/7 and 1/7 for ``"6:1"``.
 
     Raises:
-        ValueError: no two numbers of at least 0, or both 0.
+        ValueError: text that is not two numbers of at least 0, or both are 0.
     """
     try:
         prune, lock = (float(part) for part in split.split(":"))
@@ -50,7 +51,7 @@ def shares(split: str) -> Freeze:
 
 @dataclass(frozen=True)
 class Point:
-    """One search of a sweep; together its fields are the key of its row."""
+    """One search of a sweep; its fields together are the key of its row."""
 
     source: str
     ratio: float
@@ -68,13 +69,13 @@ class Grid:
 
     Args:
         ratios: frozen fractions of the pruned and the frozen sources, each in (0, 1).
-        splits: of what is frozen, pruned:locked; "1:0" is the randomly pruned source.
-        widths: of the network; None for the base's.
-        seeds: of each.
+        splits: pruned:locked, of the frozen weights; "1:0" is the randomly pruned source.
+        widths: widths of the network; None for that of the base experiment.
+        seeds: seeds of each point.
         keep: fraction of the free weights that is kept, in (0, 1).
 
     Raises:
-        ValueError: a number out of its range, or nothing to do.
+        ValueError: a number out of range, or no seeds.
     """
 
     ratios: Sequence[float]
@@ -86,7 +87,7 @@ class Grid:
     def __post_init__(self) -> None:
         for ratio in self.ratios:
             if not 0 < ratio < 1:
-                raise ValueError(f"ratio={ratio}: expected a fraction in (0, 1); the dense source is always there")
+                raise ValueError(f"ratio={ratio}: expected a fraction in (0, 1); the dense source is always included")
         for split in self.splits:
             shares(split)
         if not 0 < self.keep < 1:
@@ -95,7 +96,7 @@ class Grid:
             raise ValueError("seeds=0: expected at least 1")
 
     def experiments(self, base: Experiment) -> dict[Point, Experiment]:
-        """Every search: the base with another source, sparsity, width and seed."""
+        """All searches: the base experiment with the source, sparsity, width and seed of each point."""
         found = {}
         sources = [("dense", 0.0, Freeze())]
         for split in self.splits:
@@ -125,21 +126,21 @@ def run(
     device: torch.device | str = "cpu",
     on_row: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Runs what of the grid is not yet in ``folder/sweep.csv``.
+    """Runs the searches of the grid that are not yet in ``folder/sweep.csv``.
 
     Args:
-        base: all that the searches share.
-        grid: what they differ in.
-        folder: made where it is not there; ``experiment.json`` in it says what the rows are of.
-        jobs: processes at a time.
-        threads: of each process; None shares this machine's out.
-        on_row: called with how many searches are done, and how many there are.
+        base: the settings that all searches share.
+        grid: the settings in which they differ.
+        folder: folder of the results, created if it does not exist; ``experiment.json`` in it holds the base.
+        jobs: number of concurrent processes.
+        threads: threads of each process. Default: this machine's threads divided by ``jobs``.
+        on_row: called with the number of finished searches and of all searches.
 
     Returns:
         All rows of the folder, in the order of the grid.
 
     Raises:
-        ValueError: a folder with rows of another experiment, one in which another sweep runs, or a file.
+        ValueError: a folder with rows of another experiment or in which another sweep is running; a file as folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
@@ -158,13 +159,13 @@ def _fill(
     device: str,
     on_row: Callable[[int, int], None] | None,
 ) -> None:
-    """Searches what the folder has no row of."""
+    """Runs the searches without a row in the folder."""
     rows = {_key(row): row for row in read(folder)} if (folder / "sweep.csv").exists() else {}
     missing = {point: e for point, e in points.items() if point.key not in rows}
     report = on_row or (lambda done, total: None)
     report(len(points) - len(missing), len(points))
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        with _ignored_interrupts():  # the processes start with the first search, and keep this: only we are stopped
+        with _ignored_interrupts():  # worker processes inherit this, so SIGINT stops this process only
             waiting = {pool.submit(_search, e.to_dict(), device, threads): point for point, e in missing.items()}
 
         def take(futures: Iterable[Future]) -> None:
@@ -176,14 +177,14 @@ def _fill(
 
         try:
             take(list(waiting))
-        except (Exception, KeyboardInterrupt):  # no further search is begun; the rows of those under way are kept
+        except (Exception, KeyboardInterrupt):  # starts no further search, and keeps the rows of running ones
             take([future for future in waiting if not future.cancel()])
             raise
 
 
 @contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -207,7 +208,7 @@ def _search(experiment: dict[str, Any], device: str, threads: int) -> Row:
 
 
 def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
-    """Writes what the rows are of, or checks that it is what they were of."""
+    """Writes the base experiment to the folder, or checks that it is the one in the folder."""
     shared = base.override({"seed": 0, "source.prune": 0.0, "source.lock": 0.0, "search.sparsity": 0.0})
     text = json.dumps({"keep": grid.keep, "experiment": shared.identity}, indent=1) + "\n"
     path = folder / "experiment.json"
@@ -229,11 +230,10 @@ def _write(folder: Path, rows: Any) -> None:
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a sweep's folder, numbers as numbers.
+    """The rows of a sweep's folder.
 
     Raises:
-        ValueError: the file has other columns, a row that is cut short or is there twice, or a cell that is no number
-            where one is expected.
+        ValueError: other columns, a row that is cut short or occurs twice, or a cell that is not a number of its range.
     """
     path = folder / "sweep.csv"
     expected = f"expected rows of {', '.join(COLUMNS)}"
@@ -249,7 +249,7 @@ def read(folder: Path) -> list[Row]:
         try:
             row = {name: _number(name, text) for name, text in line.items()}
             if _key(row) in rows:
-                raise ValueError("the search of an earlier row")
+                raise ValueError("same search as an earlier row")
         except ValueError as error:
             raise ValueError(f"{path}: damaged in row {number}: {error}") from None
         rows[_key(row)] = row
@@ -260,10 +260,10 @@ _COUNTS = ("width", "seed", "weights", "free_bits", "kept", "ticket_bytes")
 
 
 def _number(name: str, text: str) -> Any:
-    """A cell's value; ValueError unless it is of the column's type and range."""
+    """The value of a cell; ValueError for a wrong type or range."""
     if name == "source":
         return text
-    if name == "width" and not text:  # of a network without one
+    if name == "width" and not text:  # a network without a width
         return None
     kind, most = (int, math.inf) if name in _COUNTS else (float, math.inf if name == "seconds" else 1)
     try:
@@ -284,11 +284,11 @@ def _order(row: Row) -> tuple:
     return (row["width"] or 0, row["lock"], row["prune"], row["seed"])
 
 
-# What they show
+# Table and plot
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
-    """The seeds of each (width, source, ratio) together."""
+    """Rows grouped by (width, source, ratio): the seeds of one point."""
     groups: dict[tuple, list[Row]] = {}
     for row in sorted(rows, key=_order):
         groups.setdefault((row["width"], row["source"], row["ratio"]), []).append(row)
@@ -296,7 +296,7 @@ def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each width and frozen ratio the ticket's size, and each source's accuracy over the seeds."""
+    """Markdown table: ticket size for each width and frozen ratio, and each source's accuracy over the seeds."""
     groups = _groups(rows)
     sources = list(dict.fromkeys(source for _, source, _ in groups))
     lines = [["width", "frozen", "ticket", *(f"{source}, %" for source in sources)]]
@@ -314,7 +314,7 @@ def _percent(found: list[float]) -> str:
 
 
 def load_matplotlib():
-    """Matplotlib, set to draw files; ModuleNotFoundError where it is missing."""
+    """Matplotlib with its file backend; ModuleNotFoundError names the extra."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -324,7 +324,7 @@ def load_matplotlib():
 
 
 def plot(rows: Sequence[Row], folder: Path) -> None:
-    """``sweep.png`` and ``sweep.svg``: mean and spread of the accuracy against the ticket's size, a line a source.
+    """Writes ``sweep.png`` and ``sweep.svg``: mean and range of accuracy against ticket size, one line per source.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing (it comes with the ``plot`` extra).
@@ -336,7 +336,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     lines: dict[tuple, list[list[Row]]] = {}
     for (width, source, _), group in _groups(rows).items():
         lines.setdefault((source, None if source == "dense" else width), []).append(group)
-    # Text stays text and identifiers repeat, so that the same rows give the same file.
+    # Text as text and fixed identifiers, so that the same rows give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slt_kernels"}):
         figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
         sources = list(dict.fromkeys(source for source, _ in lines))

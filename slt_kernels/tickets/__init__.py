@@ -1,26 +1,26 @@
-"""Tickets: a network as a file of its seed, the learned bits, and what else it holds.
+"""Tickets: a network as a file of its seed, its learned bits, and its other tensors.
 
-A ticket is a safetensors file. Its tensors, all of one dimension:
+A ticket is a safetensors file with these one-dimensional tensors:
 
 =============  =====================================================================================================
 ``index``      uint8: zlib-compressed JSON: the contract's version, the layers, the other tensors' names, metadata
-``masks``      uint8: each layer's compact mask, ``ceil(free / 8)`` bytes, first bit lowest, in the index's order
+``masks``      uint8: compact mask of each layer, ``ceil(free / 8)`` bytes, lowest bit first, in the order of the index
 ``coded``      uint8, in place of ``masks`` in a compressed ticket: the same bits, entropy-coded
-``float32`` …  one for each dtype: all other parameters and buffers of that dtype, flattened, in the index's order
+``float32`` …  one per dtype: all other parameters and buffers of that dtype, flattened, in the order of the index
 =============  =====================================================================================================
 
-and one entry of safetensors metadata, ``slt_kernels.ticket``: the version and the sha256 of the tensors. (Of several
-entries safetensors would write the order at random; so the same network is the same bytes.) Grouping the other tensors
-keeps a file at its information content: a header entry each would cost more than a BatchNorm's counter holds.
+The metadata of safetensors has one entry, ``slt_kernels.ticket``: the version, and the sha256 of the tensors. It is a
+single entry because safetensors writes several entries in random order, and equal networks should give equal bytes.
+The other tensors are grouped by dtype because a header entry for each would be larger than a small tensor.
 
-A layer's entry has the fields of `TicketLayer`, each of one type and range (`format`). ``arguments`` may be missing, as
-in the first files: then nothing is known of them, and nothing is compared.
+A layer's entry in the index has the fields of `TicketLayer`; `format` checks their types and ranges. ``arguments`` is
+missing in the first files, and then not compared.
 
-A plain ticket is of version 1, a compressed one of version 2. There the index has ``ones``, how many bits of a layer's
-mask are set, and the bits are symbols of a Bernoulli variable of probability ``ones / free`` to an ANS coder
-(``constriction.stream.stack.AnsCoder``), one stream for all layers, little-endian words.
+A plain ticket has version 1, a compressed one version 2. A compressed ticket's index has ``ones``, the number of set
+bits in a layer's mask. The bits are symbols of a Bernoulli distribution with probability ``ones / free``, coded by an
+ANS coder (``constriction.stream.stack.AnsCoder``) to one stream of little-endian words for all layers.
 
-`format` has the bytes and what they say, `entropy` the coder, and `model` a network's side.
+`format` converts bytes to index and tensors and back, `entropy` codes the bits, and `model` is the network's side.
 """
 
 import json
@@ -46,32 +46,32 @@ def save_ticket(
 ) -> TicketInfo:
     """Writes a model with supermask layers as a ticket.
 
-    The file holds every layer's learned bits, seed, freezing, distribution and scale, and all other parameters and
-    buffers of the model's ``state_dict`` (BatchNorm statistics, biases) as they are: at most
-    ``free_bits / 8 + their bytes + 4096 + 200 * layers``. No weights, no scores. It is written beside ``path`` and
-    renamed, so a failure leaves an old file as it was.
+    The file holds the learned bits, seed, freezing, distribution and scale of every layer, and all other parameters and
+    buffers of the model's ``state_dict`` (BatchNorm statistics, biases). It holds no weights and no scores. Its size is
+    at most ``free_bits / 8 + bytes of the other tensors + 4096 + 200 * layers``. It is replaced atomically, so a
+    failure leaves an old file unchanged.
 
     Args:
-        model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``. Of one that is sharded
-            (``fully_shard``, `nn.parallel`) every process has to write a ticket, each the same whole one.
+        model: the module, or one wrapped by DistributedDataParallel or ``torch.compile``. For a sharded model
+            (``fully_shard``, `nn.parallel`) every process must call this; each writes the same complete ticket.
         path: the file.
-        metadata: a dict of what JSON holds, for `ticket_info` to give back.
-        compress: entropy-code the learned bits (the extra ``compress``): a layer of ``n`` free weights, the fraction
-            ``p`` of them kept, takes ``n (-p log2 p - (1 - p) log2 (1 - p))`` bits in place of ``n``. It is smaller
-            where much more or less than half is kept. Default False.
+        metadata: a dict of JSON values, which `ticket_info` returns.
+        compress: entropy-code the learned bits (the extra ``compress``). A layer of ``n`` free weights, a fraction
+            ``p`` of which is kept, then takes ``n (-p log2 p - (1 - p) log2 (1 - p))`` bits in place of ``n``. This
+            helps if ``p`` is far from one half. Default False.
 
     Returns:
-        What the file holds.
+        The content of the file.
 
     Raises:
-        ModuleNotFoundError: to compress, without the package for it.
-        TypeError: a model that is no module.
-        ValueError: no supermask layer in it; one that ``to_empty`` left open, with a mask that keeps pruned weights or
-            drops locked ones, or with a ``weight_scale`` that is not finite; extra state that is no tensor, or a tensor
-            that safetensors does not hold (sparse, or complex128); or metadata that is no dict or that JSON does not
-            hold.
-        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder is not there, or the path is a folder,
-            a device or a pipe.
+        ModuleNotFoundError: ``compress`` without its package.
+        TypeError: a model that is not a module.
+        ValueError: a model without supermask layers; a layer that is uninitialized after ``to_empty``, whose mask keeps
+            pruned weights or drops locked ones, or whose ``weight_scale`` is not finite; extra state that is not a
+            tensor, or a tensor that safetensors cannot store (sparse, or complex128); metadata that are not a dict of
+            JSON values.
+        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder does not exist, or the path is a
+            folder, a device or a pipe.
         OSError: the file cannot be written; ``filename`` is the path.
     """
     if not isinstance(metadata, dict | None):
@@ -79,11 +79,11 @@ def save_ticket(
     try:
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"metadata={shown(metadata)}: expected what JSON holds ({error})") from None
+        raise ValueError(f"metadata={shown(metadata)}: expected JSON values ({error})") from None
     model = network.unwrap(model)
     layers = network.layers_of(model)
     if not layers:
-        raise ValueError("model: expected at least one supermask layer in it")
+        raise ValueError("model: expected at least one supermask layer")
     warn_of_equal_layers(model)
     others = network.other_tensors(model)
     for name, m in layers.items():
@@ -122,32 +122,32 @@ def save_ticket(
     for dtype in dict.fromkeys(t.dtype for t in others.values()):
         tensors[dtype] = torch.cat([t.gather().cpu().flatten() for t in others.values() if t.dtype == dtype])
     content = to_bytes(index, tensors, compress)
-    info, _ = parse(content, path)  # before an old file is replaced
+    info, _ = parse(content, path)  # verified before it replaces an old file
     write_atomically(path, content)
     return info
 
 
 def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
-    """Loads a ticket into a network of its architecture, which then gives the same answers, bit for bit.
+    """Loads a ticket into a network of its architecture, whose outputs then equal the saved one's, bit for bit.
 
-    Everything is decoded and checked before anything is changed, and what fails after that (no memory, an interrupt)
-    puts back what was there. The scores are left alone, and the layers' `auto_mask` is off: the masks stay until an
-    `EdgePopup` makes others from scores of its own. Continue a search from a checkpoint.
+    The ticket is decoded and checked completely before the model is changed. A later failure (out of memory, an
+    interrupt) restores the model. The scores are not changed. The layers' `auto_mask` is set to False, so the masks
+    stay until an `EdgePopup` computes them from scores. To resume a search, use a checkpoint instead.
 
     Args:
         path: the file. It is opened and read once.
-        model: built as the saved one was: the same layers, names, seed, freezing, distribution and scale. It may be
-            sharded: each process takes its part.
+        model: a model with the same layers, names, seed, freezing, distribution and scale as the saved one. It may be
+            sharded: each process loads its part.
 
     Returns:
-        What the file holds.
+        The content of the file.
 
     Raises:
-        ModuleNotFoundError: it is compressed, and the package for that (the extra ``compress``) is missing.
-        TypeError: a model that is no module.
-        TicketError: a file that is no ticket, or is cut short, altered, damaged, or of a newer version; the ticket of
-            another network; or a model that cannot take it: on the meta device, of inference tensors, expanded. The
-            model is unchanged. It is a ValueError.
+        ModuleNotFoundError: the ticket is compressed, and the package of the extra ``compress`` is missing.
+        TypeError: a model that is not a module.
+        TicketError: a file that is not a ticket, or is cut short, altered, damaged, or of a newer version; the ticket
+            of another network; or a model that cannot be written: on the meta device, of inference tensors, expanded.
+            The model is unchanged. TicketError is a ValueError.
         OSError: the file cannot be opened (FileNotFoundError, PermissionError).
     """
     info, tensors = read(path)
@@ -162,17 +162,17 @@ def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
     else:
         octets = tensors["masks"].split([layer.mask_bytes for layer in info.layers])
     try:
-        target.take(info, octets, tensors)
+        target.load(info, octets, tensors)
     except TicketError as error:
         raise TicketError(f"{path}: {error}") from error.__cause__
     return info
 
 
 def ticket_info(path: str | os.PathLike) -> TicketInfo:
-    """What a ticket holds, its checksum verified.
+    """The content of a ticket, after verifying its checksum.
 
     Raises:
-        TicketError: a file that is no ticket, or is cut short, altered, damaged, or of a newer version.
+        TicketError: a file that is not a ticket, or is cut short, altered, damaged, or of a newer version.
         OSError: the file cannot be opened (FileNotFoundError, PermissionError).
     """
     return read(path)[0]

@@ -1,4 +1,4 @@
-"""The learned bits, entropy-coded: symbols of a Bernoulli variable to an ANS coder, one stream for all layers."""
+"""Entropy coding of the learned bits: Bernoulli symbols in one ANS stream for all layers."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def entropy_coder():
-    """The package's coder; ModuleNotFoundError names the extra that it comes with."""
+    """The module of coders; ModuleNotFoundError names the extra."""
     try:
         import constriction
     except ModuleNotFoundError:
@@ -17,19 +17,19 @@ def entropy_coder():
 
 
 def encode(octets: Sequence[Tensor], free: Sequence[int], ones: Sequence[int]) -> Tensor:
-    """The learned bits of all layers, ``ceil(free / 8)`` bytes each, entropy-coded: uint8."""
+    """Entropy-codes the learned bits of all layers, ``ceil(free / 8)`` bytes each; returns uint8."""
     coder = entropy_coder().stack.AnsCoder()
-    for mask, n, kept in reversed(list(zip(octets, free, ones, strict=True))):  # a stack: the first layer comes last
+    for mask, n, kept in reversed(list(zip(octets, free, ones, strict=True))):  # a stack: last layer first
         symbols = np.unpackbits(mask.numpy(), count=n, bitorder="little").astype(np.int32)
         coder.encode_reverse(symbols, _bernoulli(n, kept))
     return torch.from_numpy(coder.get_compressed().astype("<u4").view(np.uint8))
 
 
 def decode(coded: Tensor, free: Sequence[int], ones: Sequence[int]) -> list[Tensor]:
-    """The inverse of `encode`. It takes memory for ``max(free)`` symbols, whatever the stream holds.
+    """The inverse of `encode`. Its memory is bounded by ``max(free)`` symbols, also for a damaged stream.
 
     Raises:
-        ValueError: a stream that does not decode to layers with that many set bits, or that holds more.
+        ValueError: a stream whose layers do not have ``ones`` set bits, or that is too long.
     """
     coder = entropy_coder().stack.AnsCoder(coded.numpy().view("<u4").astype(np.uint32))
     octets = []
@@ -39,7 +39,7 @@ def decode(coded: Tensor, free: Sequence[int], ones: Sequence[int]) -> list[Tens
             raise ValueError(f"{symbols.sum()} bits set, expected {kept}")
         octets.append(torch.from_numpy(np.packbits(symbols, bitorder="little")))
     if not coder.is_empty():
-        raise ValueError("more bits than its layers have")
+        raise ValueError("more bits than the layers have")
     return octets
 
 

@@ -1,4 +1,4 @@
-"""The bytes of a ticket, to and from what they say; a file is checked here as far as that needs no network."""
+"""Converts a ticket's index and tensors to bytes and back, with all checks that do not need a network."""
 
 import hashlib
 import json
@@ -23,24 +23,24 @@ from ..source import CONTRACT_VERSION, MAX_FAN, MAX_ROWS, WEIGHTS, Source
 FORMAT = "slt_kernels.ticket"
 PLAIN, COMPRESSED = 1, 2  # versions
 
-# A ticket's safetensors header has an entry for each dtype and two more: under 4 KB.
+# A ticket's safetensors header has two entries and one per dtype: less than 4 KB.
 _MAX_HEADER = 1 << 16
 
-# Text of an index takes up to 20 times its size once it is parsed, so small files must not hold large texts. An index
-# of many layers is 10 times smaller in zlib's form; `_pack_index` leaves one uncompressed that is past this ratio.
+# A parsed index takes up to 20 times the memory of its text, so a small file must not expand to a large text.
+# Compression makes an index of many layers 10 times smaller; `_pack_index` stores one beyond _MAX_RATIO uncompressed.
 _SMALL_INDEX, _MAX_INDEX, _MAX_RATIO = 1 << 20, 1 << 26, 100
 
 
 class TicketError(ValueError):
-    """A file that is no ticket, is damaged or too new, or does not fit the network that it is loaded into."""
+    """A file that is not a ticket, is damaged or too new, or does not fit the network that loads it."""
 
 
 @dataclass(frozen=True)
 class TicketLayer:
-    """One layer of a ticket: its name, the weight's shape, what generates it, and its mask's counts and scale.
+    """One layer of a ticket: name, shape and source of the weight, counts of the mask, and scale.
 
-    ``arguments`` are those that change a layer's answers and not its weight: a convolution's geometry, the row of an
-    embedding that reads as zeros. None where there are none, or where the file is older.
+    ``arguments`` change the layer's outputs, not its weight: the geometry of a convolution, ``padding_idx`` of an
+    embedding. None for a layer without such arguments, and in files of older versions.
     """
 
     name: str
@@ -52,7 +52,7 @@ class TicketLayer:
     sparsity: float | None
     weight_scale: float
     arguments: dict[str, Any] | None = None
-    ones: int | None = None  # free weights kept; of a compressed ticket
+    ones: int | None = None  # kept free weights, in a compressed ticket
 
     @property
     def weight(self) -> str:
@@ -65,7 +65,7 @@ class TicketLayer:
 
 @dataclass(frozen=True)
 class TicketTensor:
-    """A parameter or buffer that a ticket holds as it is."""
+    """A parameter or buffer that a ticket stores unchanged."""
 
     name: str
     dtype: str
@@ -78,9 +78,9 @@ class TicketTensor:
 
 @dataclass(frozen=True)
 class TicketInfo:
-    """What a ticket holds. ``metadata`` is what its writer passed.
+    """Content of a ticket. ``metadata`` are those given to `save_ticket`.
 
-    ``size`` is of the file, and ``mask_bytes`` of the learned bits in it, entropy-coded if ``compressed``.
+    ``size`` is the file's size and ``mask_bytes`` that of its learned bits, entropy-coded if ``compressed``.
     """
 
     contract: int
@@ -108,19 +108,19 @@ class TicketInfo:
 
 
 def to_bytes(index: Mapping[str, Any], tensors: Mapping[str, Tensor], compressed: bool) -> bytes:
-    """A ticket's file.
+    """The bytes of a ticket.
 
     Args:
-        index: what becomes its JSON.
-        tensors: all of its tensors but the index, by their names in the file; of one dimension, on the CPU.
+        index: the index, as JSON values.
+        tensors: all tensors except the index, by their names in the file; one-dimensional, on the CPU.
         compressed: whether the learned bits are entropy-coded.
 
     Raises:
-        ValueError: metadata of more text than a ticket may have.
+        ValueError: metadata beyond the size limit of an index.
     """
     text = json.dumps(index, allow_nan=False, separators=(",", ":")).encode()
     if len(text) > _MAX_INDEX:
-        raise ValueError(f"metadata: expected at most {_MAX_INDEX:,} bytes of JSON together with the names of layers")
+        raise ValueError(f"metadata: expected at most {_MAX_INDEX:,} bytes of JSON, including the entries of layers")
     tensors = {"index": torch.frombuffer(bytearray(_pack_index(text)), dtype=torch.uint8), **tensors}
     version = COMPRESSED if compressed else PLAIN
     return to_safetensors(tensors, {FORMAT: f"{version} {checksum(tensors)}"})
@@ -132,7 +132,7 @@ def _pack_index(text: bytes) -> bytes:
 
 
 def _index_limit(packed: bytes) -> int:
-    """How much text an index of that compressed form may have."""
+    """Maximum size of the text of a compressed index."""
     return min(max(_SMALL_INDEX, _MAX_RATIO * len(packed)), _MAX_INDEX)
 
 
@@ -147,7 +147,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def dtype_name(t: Tensor) -> str:
-    """As a ticket has it: without ``torch.``."""
+    """Name of the dtype in a ticket, without ``torch.``."""
     return str(t.dtype).removeprefix("torch.")
 
 
@@ -155,7 +155,7 @@ def dtype_name(t: Tensor) -> str:
 
 
 def read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
-    """What `parse` gives of a file, which is opened and read once; of a large file that is no ticket, only the start.
+    """`parse` of a file, which is opened and read once. Only the start is read of a file that is not a ticket.
 
     Raises:
         TicketError: as `parse`, or the path is a folder, a device or a pipe.
@@ -174,38 +174,39 @@ def read(path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
 
 
 def parse(content: bytes, path: str | os.PathLike) -> tuple[TicketInfo, dict[str, Tensor]]:
-    """What a ticket says, and its tensors by their names in the file, each of one dimension.
+    """The content of a ticket, and its one-dimensional tensors by their names in the file.
 
     Args:
         content: the file's bytes.
         path: the file, for errors.
 
     Raises:
-        TicketError: cut short, altered, of a newer version, or with an index that contradicts itself or the tensors.
+        TicketError: a file that is not a ticket, is cut short, altered or of a newer version, or has a contradictory
+            index.
     """
     version, _, expected = _entry(content, path).partition(" ")
     if version not in (str(PLAIN), str(COMPRESSED)):
         raise TicketError(
-            f"{path}: version={shown(version)}: this package reads up to {COMPRESSED}; a newer one wrote it"
+            f"{path}: version={shown(version)}: written by a newer package; this one reads up to version {COMPRESSED}"
         )
     compressed = version == str(COMPRESSED)
     try:
         tensors = from_safetensors(content)
-    except Exception as error:  # of many types, by how the bytes are damaged
+    except Exception as error:  # damaged bytes raise many types
         raise TicketError(f"{path}: not a ticket, or cut short ({error})") from None
     for name, t in tensors.items():
         kind = "uint8" if name in ("index", "masks", "coded") else name
         if t.dim() != 1 or dtype_name(t) != kind:
             raise TicketError(f"{path}: damaged: {shown(name)} is {dtype_name(t)} {list(t.shape)}")
         if t.dtype == torch.bool and (t.view(torch.uint8) > 1).any():
-            raise TicketError(f"{path}: damaged: its bools are not 0 or 1")
+            raise TicketError(f"{path}: damaged: bools other than 0 and 1")
     if expected != checksum(tensors):
         raise TicketError(f"{path}: altered: its content does not match its checksum")
     try:
         index = _unpack_index(tensors)
         contract = _field(index, "contract", int)
         if contract != CONTRACT_VERSION:
-            raise TicketError(f"{path}: contract={shown(contract)}: this package knows version {CONTRACT_VERSION}")
+            raise TicketError(f"{path}: contract={shown(contract)}: this package implements version {CONTRACT_VERSION}")
         _check_keys(index, "index", ("contract", "layers", "tensors", "metadata"))
         layers = tuple(_layer(entry, compressed) for entry in _field(index, "layers", list))
         others = tuple(_tensor(entry) for entry in _field(index, "tensors", list))
@@ -224,12 +225,12 @@ def parse(content: bytes, path: str | os.PathLike) -> tuple[TicketInfo, dict[str
     for other in others:
         lengths[other.dtype] = lengths.get(other.dtype, 0) + other.numel
     if {name: t.numel() for name, t in tensors.items()} != lengths:
-        raise TicketError(f"{path}: its tensors do not have the lengths that its index gives")
+        raise TicketError(f"{path}: damaged: the lengths of its tensors contradict its index")
     return TicketInfo(contract, layers, others, metadata, len(content), mask_bytes, compressed), tensors
 
 
 def _entry(content: bytes, path: str | os.PathLike) -> str:
-    """A ticket's own entry in the metadata of safetensors."""
+    """The ticket's entry in the metadata of safetensors."""
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length]
     if len(content) < 8 or len(header) < length or length > _MAX_HEADER:
@@ -247,7 +248,7 @@ def _entry(content: bytes, path: str | os.PathLike) -> str:
 
 
 class _Damaged(Exception):  # noqa: N818 (it becomes a TicketError)
-    """An index that does not say what an index says."""
+    """An invalid index."""
 
 
 def _unpack_index(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -260,11 +261,11 @@ def _unpack_index(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if unpacking.unconsumed_tail:
         raise _Damaged(f"expected at most {limit:,} bytes of text")
     if not unpacking.eof or unpacking.unused_data:
-        raise _Damaged("cut short, or followed by something else")
+        raise _Damaged("cut short, or followed by other bytes")
     try:
         index = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise _Damaged(f"no JSON: {error}") from None
+        raise _Damaged(f"not JSON: {error}") from None
     if type(index) is not dict:
         raise _Damaged("expected keys and values")
     return index
@@ -287,7 +288,7 @@ def _layer(entry: Any, compressed: bool) -> TicketLayer:
         raise _Damaged(f"{shown(name)}: shape={shown(list(shape))}: expected {source.rows} x {source.fan} weights")
     free = _integer(entry["free"], "free", 0, source.total)
     if source.prune_below == 0 and source.lock_from == 256 and free != source.total:
-        raise _Damaged(f"free={free}: expected {source.total}, for none is frozen")
+        raise _Damaged(f"free={free}: expected {source.total}, because no weight is frozen")
     ones = _integer(entry["ones"], "ones", 0, free) if compressed else None
     frozen = source.total - free
     kept = _integer(entry["kept"], "kept", ones or 0, frozen + (ones if compressed else free))
@@ -304,7 +305,7 @@ def _layer(entry: Any, compressed: bool) -> TicketLayer:
     return TicketLayer(name, shape, source, free, kept, scale, sparsity, weight_scale, arguments, ones)
 
 
-# Of a whole layer: the first row and word of a shard are 0.
+# Range of each field, for a complete layer: its first row and word are 0.
 _SOURCE = {
     "rows": (1, MAX_ROWS),
     "fan": (1, MAX_FAN),
@@ -338,7 +339,7 @@ def _tensor(entry: Any) -> TicketTensor:
 
 
 def _check_arguments(arguments: Any) -> None:
-    """Their values are compared with a network's; what they are compared with is text, integers and lists of these."""
+    """Checks that values are of the types of a layer's arguments: text, integers, None and lists of these."""
     if type(arguments) is not dict:
         raise _Damaged(f"arguments={shown(arguments)}: expected keys and values")
     for key, value in arguments.items():

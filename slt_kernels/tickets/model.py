@@ -1,4 +1,4 @@
-"""What of a model is in a ticket: its layers, its other tensors, whether a ticket fits it, and how it takes one."""
+"""A model's layers and other tensors in a ticket; checks whether a ticket fits a model, and loads it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, sharded_sc
 from ..source import WEIGHTS, Source
 from .format import TicketError, TicketInfo, TicketLayer, dtype_name
 
-# A layer's own state: scores are not in a ticket, and its entry in the index makes the others.
+# State of a supermask layer. Scores are not in a ticket; the rest follows from the mask and the index.
 _OWN = ("scores", "mask_words", "weight_scale", "source_id", "mask_origin")
 
 
@@ -23,18 +23,18 @@ _OWN = ("scores", "mask_words", "weight_scale", "source_id", "mask_origin")
 def _is_storable(dtype: torch.dtype) -> bool:
     try:
         to_safetensors({"x": torch.empty(0, dtype=dtype, device="cpu")})
-    except Exception:  # of several types, by the version of safetensors
+    except Exception:  # the type depends on the version of safetensors
         return False
     return True
 
 
 @dataclass(frozen=True)
 class Other:
-    """A parameter or buffer that no mask stands for; it may be sharded, as a DTensor or the bias of a sharded layer."""
+    """A parameter or buffer outside the masks; may be sharded, as a DTensor or as the bias of a sharded layer."""
 
     name: str
     tensor: Tensor
-    layer: SupermaskLayer | None  # whose bias it is, if that layer is sharded
+    layer: SupermaskLayer | None  # the sharded layer whose bias this is
 
     @property
     def dtype(self) -> str:
@@ -45,25 +45,25 @@ class Other:
         return self.tensor.shape if self.layer is None else torch.Size([self.layer.whole.rows])
 
     def check_storable(self) -> None:
-        """Raises ValueError for what safetensors does not hold."""
+        """Raises ValueError for a tensor that safetensors cannot store."""
         if self.tensor.layout != torch.strided or not _is_storable(self.tensor.dtype):
             raise ValueError(
                 f"{self.name}: dtype={self.dtype}, layout={self.tensor.layout}: expected a dense tensor of a dtype "
-                "that safetensors holds"
+                "that safetensors supports"
             )
 
     def gather(self) -> Tensor:
-        """All of it; where it is sharded, every process has to ask."""
+        """The complete tensor. If it is sharded, every process must call this."""
         whole = sharded_scores.whole(self.tensor.detach()) if self.layer is None else self.layer.whole_bias()
         return whole.resolve_conj().resolve_neg()
 
     @torch.no_grad()
     def load(self, values: Tensor) -> None:
-        """Writes all of it, or this process's part."""
+        """Writes the complete tensor, or this process's part."""
         sharded_scores.copy_(self.tensor, values if self.layer is None else self.layer.part_of_bias(values))
 
     def holds(self, values: Tensor) -> bool:
-        """Whether it is these values, bit for bit; of a sharded one, True."""
+        """Whether the tensor equals these values, bit for bit; True for a sharded one."""
         if self.layer is not None or sharded_scores.is_dtensor(self.tensor):
             return True
         here, there = (t.contiguous().view(-1).view(torch.uint8) for t in (self.gather().cpu(), values))
@@ -74,7 +74,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel, DataParallel and ``torch.compile``.
 
     Raises:
-        TypeError: no module.
+        TypeError: a model that is not a module.
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -88,17 +88,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def layers_of(model: nn.Module) -> dict[str, SupermaskLayer]:
-    """Its supermask layers by name."""
+    """The model's supermask layers by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SupermaskLayer)}
 
 
 def other_tensors(model: nn.Module) -> dict[str, Other]:
-    """Parameters and persistent buffers that no mask stands for, each once.
+    """Parameters and persistent buffers outside the masks, each once.
 
     Raises:
-        ValueError: extra state that is no tensor, or a lazy module's parameter that has no shape yet.
+        ValueError: extra state that is not a tensor, or an uninitialized parameter of a lazy module.
     """
-    state = model.state_dict(keep_vars=True)  # first: with FSDP2 it brings the sharded parameters back
+    state = model.state_dict(keep_vars=True)  # first, because with FSDP2 it restores the sharded parameters
     layers = layers_of(model).values()
     seen = {id(getattr(m, name, None)) for m in layers for name in _OWN}
     biases = {id(m.bias): m for m in layers if m.group is not None}
@@ -107,7 +107,7 @@ def other_tensors(model: nn.Module) -> dict[str, Other]:
         if not isinstance(t, Tensor):
             raise ValueError(f"{name}: expected a tensor, got extra state of type {type(t).__name__}")
         if nn.parameter.is_lazy(t):
-            raise ValueError(f"{name}: expected a parameter with a shape: call the lazy module once")
+            raise ValueError(f"{name}: expected an initialized parameter: call the lazy module once")
         if id(t) not in seen:
             seen.add(id(t))
             others[name] = Other(name, t, biases.get(id(t)))
@@ -115,7 +115,7 @@ def other_tensors(model: nn.Module) -> dict[str, Other]:
 
 
 class Target:
-    """A network that is to take a ticket.
+    """A network that loads a ticket.
 
     Raises:
         TicketError: as `other_tensors`.
@@ -125,11 +125,11 @@ class Target:
         self.layers = layers_of(model)
         try:
             self.others = other_tensors(model)
-        except (ValueError, RuntimeError) as error:  # the latter where a layer cannot make the mask of its scores
+        except (ValueError, RuntimeError) as error:  # RuntimeError: a layer cannot compute its mask from its scores
             raise TicketError(str(error)) from None
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All that is written, by name."""
+        """All tensors that are written, by name."""
         own = {
             f"{name}.{own}": getattr(m, own)
             for name, m in self.layers.items()
@@ -139,10 +139,10 @@ class Target:
         return own | {name: other.tensor for name, other in self.others.items()}
 
     def check_fits(self, info: TicketInfo) -> None:
-        """Raises TicketError unless this is the ticket's network, of tensors that can be written."""
+        """Raises TicketError unless this is the ticket's network and its tensors can be written."""
         for name, t in self._tensors().items():
             _check_writable(name.removesuffix(".mask_words"), t)
-        for name, m in self.layers.items():  # of its words, `Target` has asked the layer
+        for name, m in self.layers.items():  # the layer itself has checked its mask words
             if (m.weight_scale.dtype, m.weight_scale.dim()) != (torch.float32, 0):
                 found = f"{dtype_name(m.weight_scale)} {list(m.weight_scale.shape)}"
                 raise TicketError(f"{name}.weight_scale: the network has {found}, expected float32 []")
@@ -155,16 +155,16 @@ class Target:
             _check_equal(saved.name, "dtype", saved.dtype, here.dtype)
             _check_equal(saved.name, "shape", list(saved.shape), list(here.shape))
 
-    def take(self, info: TicketInfo, octets: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Takes a ticket that fits, whole or not at all.
+    def load(self, info: TicketInfo, octets: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Loads a ticket that fits, completely or not at all.
 
         Args:
-            info: what the ticket says.
-            octets: each layer's mask, uint8 ``[ceil(free / 8)]``.
-            tensors: the others, by dtype.
+            info: the ticket's content.
+            octets: mask of each layer, uint8 ``[ceil(free / 8)]``.
+            tensors: the other tensors, by dtype.
 
         Raises:
-            TicketError: masks that are not what the ticket says, or a failure to write; the network is as it was.
+            TicketError: masks that contradict the ticket's index, or a failure to write; the network is unchanged.
         """
         masks = [
             _mask(saved, of_layer, self.layers[saved.name]) for saved, of_layer in zip(info.layers, octets, strict=True)
@@ -183,7 +183,7 @@ class Target:
                 self.others[name].load(value)
             for name, value in values.items():
                 if not self.others[name].holds(value):
-                    raise TicketError(f"{name}: it shares memory with another tensor, which the ticket has otherwise")
+                    raise TicketError(f"{name}: shares memory with a tensor that has other values in the ticket")
         except BaseException as error:
             for m, own, buffers in attributes:
                 m.__dict__.update(own)
@@ -193,11 +193,11 @@ class Target:
                     t.copy_(old)
             if isinstance(error, TicketError) or not isinstance(error, Exception):
                 raise
-            raise TicketError(f"it could not be loaded ({error!r}); the network is as it was") from error
+            raise TicketError(f"could not be loaded ({error!r}); the network is unchanged") from error
 
 
 def _mask(saved: TicketLayer, octets: Tensor, layer: SupermaskLayer) -> Tensor:
-    """A mask's bytes as a compact mask; TicketError unless they hold as many bits as the ticket says."""
+    """A compact mask from its bytes; TicketError if its count contradicts the ticket."""
     padded = torch.zeros(bits.words_for(saved.free) * 4, dtype=torch.uint8, device="cpu")
     padded[: len(octets)] = octets
     if saved.free % 8 and int(octets[-1]) >> saved.free % 8:
@@ -211,18 +211,18 @@ def _mask(saved: TicketLayer, octets: Tensor, layer: SupermaskLayer) -> Tensor:
 
 def _check_writable(name: str, t: Tensor) -> None:
     if t.is_meta:
-        raise TicketError(f"{name}: on the meta device, which holds nothing; expected model.to_empty(device=...)")
+        raise TicketError(f"{name}: on the meta device, which has no memory; expected model.to_empty(device=...) first")
     if t.is_inference() and not torch.is_inference_mode_enabled():
         raise TicketError(f"{name}: an inference tensor; expected load_ticket inside torch.inference_mode()")
     if t.layout != torch.strided:
         raise TicketError(f"{name}: layout={t.layout}: expected a dense tensor")
     local = sharded_scores.local(t)
     if any(size > 1 and stride == 0 for size, stride in zip(local.shape, local.stride(), strict=True)):
-        raise TicketError(f"{name}: expanded: several of its elements are one in memory; expected a copy (clone())")
+        raise TicketError(f"{name}: expanded: its elements share memory; expected a copy (clone())")
 
 
 def arguments_of(layer: SupermaskLayer) -> dict[str, Any]:
-    """What of a layer's arguments changes its answers and not its weight, as JSON gives it back."""
+    """Arguments that change a layer's outputs but not its weight, as JSON values."""
     if isinstance(layer, SupermaskEmbedding):
         return {"padding_idx": layer.padding_idx}
     if not isinstance(layer, SupermaskConv2d):
@@ -231,7 +231,7 @@ def arguments_of(layer: SupermaskLayer) -> dict[str, Any]:
     around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if padding == "valid":
         padding = [0, 0]
-    elif padding == "same" and not any(n % 2 for n in around):  # in numbers: it may be the network of padding=1
+    elif padding == "same" and not any(n % 2 for n in around):  # as numbers, because padding="same" may equal padding=1
         padding = [n // 2 for n in around]
     return {
         "stride": list(layer.stride),
@@ -246,7 +246,7 @@ def _check_names(what: str, saved: list[str], here: list[str]) -> None:
     if saved != here:
         missing, extra = sorted(set(saved) - set(here)), sorted(set(here) - set(saved))
         raise TicketError(
-            f"the ticket is of another network: {what} in the ticket alone {missing}, in the network alone {extra}"
+            f"the ticket is of another network: {what} only in the ticket {missing}, only in the network {extra}"
             + ("" if missing or extra else "; the same names in another order")
         )
 
@@ -266,7 +266,7 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
 
 
 def _generated(source: Source) -> dict[str, Any]:
-    """What generates a layer, in the arguments that say so."""
+    """The layer's source in terms of the layer's arguments."""
 
     def fraction(steps: int) -> str:
         return f"{steps / 256:.3g} ({steps}/256)"
@@ -281,16 +281,16 @@ def _generated(source: Source) -> dict[str, Any]:
 
 
 def check_initialized(name: str, layer: SupermaskLayer) -> None:
-    """Raises ValueError for a layer on the meta device, or as ``to_empty`` leaves it."""
+    """Raises ValueError for a layer on the meta device or uninitialized after ``to_empty``."""
     if not layer.is_initialized():
         raise ValueError(
-            f"{name}: its source_id is not that of its source, so its mask is none either; expected a layer that "
-            "reset_parameters, load_ticket or load_state_dict has filled, after to_empty"
+            f"{name}: its source_id does not match its source, so its mask is uninitialized; after to_empty, expected "
+            "reset_parameters, load_ticket or load_state_dict"
         )
 
 
 def check_frozen(name: str, layer: SupermaskLayer) -> None:
-    """Raises ValueError where a resolved mask is not the seed's at the frozen weights: the file holds the others."""
+    """Raises ValueError if a resolved mask differs from the seed's at frozen weights, which the file does not store."""
     if layer.compact:
         return
     device = layer.mask_words.device
@@ -298,17 +298,17 @@ def check_frozen(name: str, layer: SupermaskLayer) -> None:
     wrong = (layer.mask_words ^ locked) & ~free & layer.source.padding(device)
     if wrong.any():
         raise ValueError(
-            f"{name}: its mask keeps pruned weights or drops locked ones ({int(bits.popcount(wrong)):,} together), so "
-            "it was not made from scores; expected one of EdgePopup, update_mask or a ticket"
+            f"{name}: its mask keeps pruned weights or drops locked ones ({int(bits.popcount(wrong)):,} in total), so "
+            "it was not made from scores; expected a mask of EdgePopup, update_mask or a ticket"
         )
 
 
 def _check_equal(name: str, field: str, saved: Any, here: Any) -> None:
     if saved != here:
         raise TicketError(
-            f"{printable(name)}: the ticket has {field}={_said(saved)}, the network {field}={_said(here)}"
+            f"{printable(name)}: the ticket has {field}={_text(saved)}, the network {field}={_text(here)}"
         )
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return printable(value) if isinstance(value, str) else shown(value)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from the files of their binary versions."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), read from their binary versions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +15,22 @@ _PIXELS = 3 * 32 * 32
 
 
 def cifar10(path: str | Path, seed: int = 0, validation: float = 0.2, augment: bool = True) -> Dataset:
-    """CIFAR-10: 50,000 training images, a part of them to validate, and 10,000 to test.
+    """CIFAR-10: 50,000 training images, some of them for validation, and 10,000 test images.
 
     Args:
-        path: the folder ``cifar-10-batches-bin`` with its six ``.bin`` files, or the one that it lies in.
-        seed: of the split and of the augmentation. Default 0.
-        validation: fraction of the training images to validate with. Default 0.2.
-        augment: train on crops of images padded by 4 pixels, half of them mirrored. Default True.
+        path: the folder ``cifar-10-batches-bin`` with its six ``.bin`` files, or its parent folder.
+        seed: for the split and the augmentation. Default 0.
+        validation: fraction of the training images for validation. Default 0.2.
+        augment: train on random crops of images padded by 4 pixels; half of the crops are mirrored. Default True.
 
     Returns:
-        Images ``[N, 3, 32, 32]``, in memory as bytes, standardized with the training part's mean and deviation.
+        Images ``[N, 3, 32, 32]``, in memory as uint8. Batches are standardized with the mean and standard deviation of
+        the training part.
 
     Raises:
-        FileNotFoundError: a file is missing; the message says which, where it was looked for, and how to get it.
-        ValueError: what is no regular file; a file that is no whole number of records, or has a label out of range;
-            training images without any contrast; a wrong fraction.
+        FileNotFoundError: a file is missing; the message names it and says how to get it.
+        ValueError: a path that is not a regular file; a file whose size is not a multiple of a record; a label out of
+            range; a channel that is constant over the training images; a fraction outside (0, 1).
     """
     folder = _folder(path, "CIFAR-10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz")
     files = [f"data_batch_{i}.bin" for i in range(1, 6)]
@@ -37,7 +38,7 @@ def cifar10(path: str | Path, seed: int = 0, validation: float = 0.2, augment: b
 
 
 def cifar100(path: str | Path, seed: int = 0, validation: float = 0.2, augment: bool = True) -> Dataset:
-    """CIFAR-100 with its 100 fine labels: as `cifar10`, from ``cifar-100-binary`` with its two ``.bin`` files."""
+    """CIFAR-100 with its 100 fine labels: like `cifar10`, from the two ``.bin`` files of ``cifar-100-binary``."""
     folder = _folder(path, "CIFAR-100", "cifar-100-binary", "cifar-100-binary.tar.gz")
     return _cifar(folder, ["train.bin"], "test.bin", 2, 100, seed, validation, augment)
 
@@ -47,7 +48,7 @@ def _folder(path: str | Path, title: str, name: str, archive: str) -> Path:
         if any(folder.glob("*.bin")):
             return folder
     raise FileNotFoundError(
-        f"{title}: no .bin files in {path} or {Path(path) / name}: unpack its binary version there, "
+        f"{title}: no .bin files in {path} or {Path(path) / name}: unpack the binary version there: "
         f"https://www.cs.toronto.edu/~kriz/{archive}"
     )
 
@@ -60,7 +61,7 @@ def _cifar(
     seen = images[rest].transpose(0, 1).flatten(1)
     mean, std = (torch.tensor([f(c.numpy()) / 255 for c in seen], dtype=torch.float32) for f in (np.mean, np.std))
     if not (std > 0).all():
-        raise ValueError(f"{folder}: all training images have one value in a channel: damaged, unpack the archive anew")
+        raise ValueError(f"{folder}: a channel is constant over all training images: damaged; unpack the archive again")
     tested = _read(folder / test, labels, classes)
     return Dataset(
         Images(images[rest], targets[rest], mean, std, padding=4 if augment else 0, seed=seed),
@@ -72,16 +73,16 @@ def _cifar(
 
 
 def _read(file: Path, labels: int, classes: int) -> tuple[Tensor, Tensor]:
-    """A file of records: ``labels`` bytes, the last the one that is asked for, and an image."""
-    records = read_bytes(file, "not found: unpack the whole archive anew")
+    """Images and labels of a file; a record is ``labels`` label bytes, of which the last is used, and an image."""
+    records = read_bytes(file, "not found: unpack the whole archive again")
     if records.size == 0 or records.size % (labels + _PIXELS):
         raise ValueError(
-            f"{file}: {records.size:,} bytes, expected a multiple of {labels + _PIXELS}, the bytes of a record: the "
-            "file is damaged, unpack the archive anew"
+            f"{file}: {records.size:,} bytes, expected a multiple of {labels + _PIXELS}, the size of a record: "
+            "damaged; unpack the archive again"
         )
     records = records.reshape(-1, labels + _PIXELS)
     targets = records[:, labels - 1]
     if targets.max() >= classes:
-        raise ValueError(f"{file}: label {targets.max()}, expected under {classes}: damaged, or another data set's")
+        raise ValueError(f"{file}: label {targets.max()}, expected less than {classes}: damaged, or another data set")
     images = torch.from_numpy(records[:, labels:].copy()).view(-1, 3, 32, 32)
     return images, torch.from_numpy(targets.astype(np.int64))

@@ -1,4 +1,4 @@
-"""What every data set is to the training loop."""
+"""The interface of every data set: three parts that make batches."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 UNANSWERED = -100
-"""The target where none is asked for: what ``F.cross_entropy`` leaves out."""
+"""Target of an example without a label in this part (``ignore_index`` of ``F.cross_entropy``)."""
 
 
 def read_bytes(file: Path, missing: str) -> np.ndarray:
     """A file's content, uint8 ``[bytes]``.
 
     Args:
-        missing: what to say where there is none.
+        missing: message for a file that does not exist.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no regular file: a folder, or a pipe, which could be waited for without end.
-        OSError: it cannot be read.
+        ValueError: a folder, or a pipe, which could block forever.
+        OSError: the file cannot be read.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file}: {missing}")
@@ -30,35 +30,35 @@ def read_bytes(file: Path, missing: str) -> np.ndarray:
 
 
 class Part:
-    """Examples by number, read and augmented batch by batch."""
+    """Examples by index, read and augmented in batches."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The examples of these numbers.
+        """The examples of these indices.
 
         Args:
             indices: int64 ``[B]``.
-            epoch: None (default) for the examples as they are; else augmented, where the data set augments at all, by
-                a pure function of its seed, the epoch and each index.
+            epoch: None (default) for examples without augmentation. With an epoch, data sets that augment do so as a
+                pure function of (seed, epoch, index).
 
         Returns:
-            What a network takes, and int64 targets of the shape of its logits without their last dimension,
-            `UNANSWERED` where none is asked for.
+            The inputs of a network, and int64 targets in the shape of its logits without the last dimension.
+            Ignored targets are `UNANSWERED`.
         """
         raise NotImplementedError
 
     def to(self, device: torch.device | str) -> "Part":
-        """The same part, its tensors on that device; what lies in files stays there."""
+        """The same part with its tensors on that device. Examples in files stay in files."""
         return self
 
 
 class Dataset(NamedTuple):
-    """Three disjoint parts: to train on, to choose by, and to report.
+    """Three disjoint parts: to train, to choose an epoch, and to report.
 
-    ``kind`` ("images", "nodes" or "text") is what networks take, and ``dimensions`` the arguments of theirs that the
-    data decide: ``classes``, and ``channels`` and ``size``, ``features``, or ``context``.
+    ``kind`` is "images", "nodes" or "text". ``dimensions`` holds the arguments of a network that follow from the data:
+    ``classes``, and ``channels`` and ``size``, ``features``, or ``context``.
     """
 
     train: Part
@@ -72,5 +72,5 @@ class Dataset(NamedTuple):
         return self.dimensions["classes"]
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same data, what of them is in memory on that device."""
+        """The same data with all tensors on that device."""
         return self._replace(**{name: getattr(self, name).to(device) for name in ("train", "validation", "test")})

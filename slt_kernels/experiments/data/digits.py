@@ -7,13 +7,14 @@ from .images import Images
 
 
 def digits(seed: int = 0) -> Dataset:
-    """The digits in three parts, stratified by class: 1,149 to train, 288 to validate, 360 to test.
+    """The digits in three parts, stratified by class: 1,149 for training, 288 for validation, 360 for test.
 
     Args:
-        seed: of the split, which takes its low 32 bits. Default 0.
+        seed: for the split, which uses its low 32 bits. Default 0.
 
     Returns:
-        Images float32 ``[N, 1, 8, 8]``, standardized with the mean and deviation of the training part; not augmented.
+        Images float32 ``[N, 1, 8, 8]``, standardized with the mean and standard deviation of the
+        training part; not augmented.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (it comes with the ``demo`` extra).

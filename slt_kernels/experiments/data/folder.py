@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder a class, as ImageNet comes: read, cropped and flipped as they are asked for."""
+"""A folder of images with one subfolder per class, like ImageNet; images are read, cropped and mirrored on demand."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from .dataset import Dataset, Part
 from .rng import draws, split
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual ones
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision
 _TRIES = 10
 
 
@@ -22,23 +22,23 @@ def image_folder(
 ) -> Dataset:
     """Images in ``path/train/CLASS/`` and ``path/val/CLASS/``: the layout of ImageNet.
 
-    Training images are cropped to 8 to 100 % of their area at 3:4 to 4:3, resized to ``size``, and mirrored half of the
-    time. Others are resized so that their shorter side is ``size * 256 / 224``, and their middle is taken. All are
-    standardized with ImageNet's mean and deviation. Nothing is kept in memory: give the `Loader` worker processes.
+    Training images are cropped to 8 to 100 % of their area at an aspect ratio of 3:4 to 4:3, and resized to ``size``.
+    Half of them are mirrored. Other images are resized to a shorter side of ``size * 256 / 224`` and cropped at the
+    centre. All are standardized with ImageNet's mean and standard deviation. Images are not kept in memory: give the
+    `Loader` worker processes.
 
     Args:
-        path: of the folder. Classes are the sorted names in its ``train``.
-        seed: of the split and of the augmentation. Default 0.
-        validation: fraction of ``train`` to validate with; ``val`` is the test part. Default 0.2.
-        size: side of the images that networks get. Default 224.
-        augment: as above; otherwise training images are treated as the others. Default True.
+        path: the folder. Classes are the sorted names in its ``train``.
+        seed: for the split and the augmentation. Default 0.
+        validation: fraction of ``train`` for validation; ``val`` is the test part. Default 0.2.
+        size: side of the images that a network takes. Default 224.
+        augment: crop and mirror training images at random, as above; if False, crop at the centre. Default True.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it or in a class; the message says where, and how it has to
-            look.
+        FileNotFoundError: no such folder, or a folder or class without images; the message shows the layout.
         ModuleNotFoundError: Pillow is not installed (it comes with the ``images`` extra).
-        ValueError: a class in ``val`` that ``train`` has not; an image that is no regular file; a wrong fraction. A
-            damaged image is one when it is read.
+        ValueError: a class of ``val`` that is not in ``train``; an image that is not a regular file; a fraction outside
+            (0, 1). Damaged images raise when they are read.
     """
     try:
         import PIL  # noqa: F401
@@ -67,17 +67,17 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{folder}: no such folder: images are expected in train/CLASS/ and val/CLASS/ of {folder.parent}. "
-            "ImageNet (ILSVRC2012) is to be had from https://image-net.org/download.php; its archives unpack to these "
-            "folders, validation images sorted into those of their classes"
+            "ImageNet (ILSVRC2012) can be downloaded from https://image-net.org/download.php; unpack its archives to "
+            "these folders, and sort the validation images into the folders of their classes"
         ) from None
 
 
 def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
-    """File names in the folder, as bytes in one array (workers share it; a list they would copy), and labels."""
+    """File names in the folder, and labels. Names are one array of bytes: workers share it, but copy a list."""
     found = {e.name for e in _entries(folder) if e.is_dir()}
     unknown = sorted(found - set(classes))
     if unknown:
-        raise ValueError(f"{folder / unknown[0]}: no such class in train")
+        raise ValueError(f"{folder / unknown[0]}: train has no such class")
     names, labels = [], []
     for label, name in enumerate(classes):
         if name in found:
@@ -86,7 +86,7 @@ def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
             if strange:
                 raise ValueError(f"{strange[0]}: expected a regular file, or a link to one")
             inside = sorted(e.name for e in images)
-            if not inside:  # a class that nothing is known of would be one more output
+            if not inside:  # an empty class would still add an output to the network
                 raise FileNotFoundError(f"{folder / name}: no images ({', '.join(_SUFFIXES)})")
             names += [os.fsencode(os.path.join(name, file)) for file in inside]
             labels += [label] * len(inside)
@@ -96,10 +96,10 @@ def _files(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
 
 
 class ImageFiles(Part):
-    """Image files and their labels; read when asked for.
+    """Image files and their labels; images are read on demand.
 
     Args:
-        folder, files: where they are, and their names in there, bytes.
+        folder, files: the folder, and the names in it as bytes.
         labels: int64 ``[N]``.
         size, augment, seed: see `image_folder`.
     """
@@ -118,48 +118,48 @@ class ImageFiles(Part):
         return len(self.labels)
 
     def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-        chance = [None] * len(indices)
+        random = [None] * len(indices)
         if epoch is not None and self.augment:
-            chance = draws(indices, 4 * _TRIES + 1, self.seed, epoch).tolist()
+            random = draws(indices, 4 * _TRIES + 1, self.seed, epoch).tolist()
         names = self.files[indices.numpy()]
-        images = [self._read(self.folder / os.fsdecode(name), c) for name, c in zip(names, chance, strict=True)]
+        images = [self._read(self.folder / os.fsdecode(name), c) for name, c in zip(names, random, strict=True)]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
         return ((pixels - mean) / std,), self.labels[indices]
 
-    def _read(self, file: Path, chance: list[float] | None) -> np.ndarray:
+    def _read(self, file: Path, random: list[float] | None) -> np.ndarray:
         """Pixels uint8 ``[size, size, 3]``."""
         from PIL import Image, ImageOps
 
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB")
-        except Exception as error:  # of a damaged file PIL raises next to any type
-            if isinstance(error, OSError) and error.errno is not None:  # the file could not be read at all
+        except Exception as error:  # PIL raises many types for damaged files
+            if isinstance(error, OSError) and error.errno is not None:  # the file cannot be read
                 raise
             told = shorten(str(error) or type(error).__name__, 200)
             raise ValueError(f"{file}: damaged, or not an image: {told}") from None
         width, height = image.size
-        box = _middle(width, height, self.size) if chance is None else random_box(width, height, chance)
+        box = _center_box(width, height, self.size) if random is None else random_box(width, height, random)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
-        if chance is not None and chance[-1] < 0.5:
+        if random is not None and random[-1] < 0.5:
             image = ImageOps.mirror(image)
         return np.asarray(image)
 
 
-def _middle(width: int, height: int, size: int) -> tuple[float, float, float, float]:
-    """The box of the original that a resize to ``size * 256 / 224`` and a crop of the middle would show."""
+def _center_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """Box of the original that remains after a resize to ``size * 256 / 224`` and a crop at the centre."""
     side = min(width, height) * 224 / 256
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
-def random_box(width: int, height: int, chance: list[float]) -> tuple[int, int, int, int]:
-    """A box (left, top, right, bottom) of 8 to 100 % of an image's area, its ratio 3:4 to 4:3 (Szegedy et al., 2015).
+def random_box(width: int, height: int, random: list[float]) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) of 8 to 100 % of an image's area at a ratio of 3:4 to 4:3 (Szegedy et al., 2015).
 
-    Ten tries, four numbers each; if none fits, the largest box in the middle whose ratio is in that range.
+    Ten tries of four random numbers each; if none fits, the largest central box with a ratio in that range.
     """
-    for area, ratio, x, y in zip(*(iter(chance[: 4 * _TRIES]),) * 4, strict=True):
+    for area, ratio, x, y in zip(*(iter(random[: 4 * _TRIES]),) * 4, strict=True):
         wanted = width * height * (0.08 + 0.92 * area)
         aspect = math.exp((2 * ratio - 1) * math.log(4 / 3))
         w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))

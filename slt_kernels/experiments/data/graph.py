@@ -13,11 +13,11 @@ _SUBJECTS = 40  # classes of OGBN-Arxiv
 
 
 class Nodes(Part):
-    """A whole graph as the only example; some of its nodes are asked for.
+    """A whole graph as the only example; the targets of some nodes are ignored.
 
     Args:
         features: float32 ``[N, features]``.
-        neighbours_mean: sparse float32 ``[N, N]``, see `neighbours_mean`.
+        neighbours_mean: sparse float32 ``[N, N]``, of the function `neighbours_mean`.
         targets: int64 ``[N]``, `UNANSWERED` outside this part.
     """
 
@@ -37,28 +37,27 @@ class Nodes(Part):
 
 
 def neighbours_mean(edges: Tensor, nodes: int) -> Tensor:
-    """The mean over neighbours as a sparse (COO) matrix: ``1/degree(i)`` at the neighbours of ``i``.
+    """The mean over neighbours as a sparse (COO) matrix; row ``i`` holds ``1/degree(i)`` at the neighbours of ``i``.
 
     Args:
-        edges: int64 ``[2, E]``; each counts in both directions, and once, whatever its repeats. A node without
-            neighbours has an empty row: a mean of 0.
-        nodes: how many.
+        edges: int64 ``[2, E]``. Each counts in both directions; repeated edges count once. A node without neighbours
+            has an empty row, so its mean is 0.
+        nodes: number of nodes.
     """
     both = torch.cat((edges, edges.flip(0)), 1)
-    places = torch.unique(both[0] * nodes + both[1])  # ascending, so that the matrix is coalesced
+    places = torch.unique(both[0] * nodes + both[1])  # sorted, so the matrix is coalesced
     both = torch.stack((places // nodes, places % nodes))
     shares = 1 / both[0].bincount(minlength=nodes)[both[0]].float()
     return torch.sparse_coo_tensor(both, shares, (nodes, nodes), is_coalesced=True, check_invariants=False)
 
 
 def karate(seed: int = 0) -> Dataset:
-    """Zachary's karate club (1977), which ships with networkx: 34 members, 78 ties, and the side that each took.
+    """Zachary's karate club (1977), which ships with networkx: 34 members, 78 ties, two classes.
 
-    A member's feature is who it is: ``[34, 34]``, the identity. Of each side 9 are trained on, 3 validated with, and 5
-    tested.
+    Features are one-hot: the identity ``[34, 34]``. Each class has 9 training, 3 validation and 5 test nodes.
 
     Args:
-        seed: of the split. Default 0.
+        seed: for the split. Default 0.
 
     Raises:
         ModuleNotFoundError: networkx is not installed (it comes with the ``graphs`` extra).
@@ -71,8 +70,8 @@ def karate(seed: int = 0) -> Dataset:
     labels = torch.tensor([graph.nodes[n]["club"] != "Mr. Hi" for n in graph]).long()
     shuffled = order(len(labels), seed)
     parts: list[list[Tensor]] = [[], [], []]
-    for side in (0, 1):
-        members = shuffled[labels[shuffled] == side]
+    for label in (0, 1):
+        members = shuffled[labels[shuffled] == label]
         for part, nodes in zip(parts, members.split([9, 3, 5]), strict=True):
             part.append(nodes)
     edges = torch.tensor(list(graph.edges)).T
@@ -80,17 +79,17 @@ def karate(seed: int = 0) -> Dataset:
 
 
 def ogbn_arxiv(path: str | Path) -> Dataset:
-    """OGBN-Arxiv (Hu et al., 2020): 169,343 papers, who cites whom, and one of 40 subjects to tell; OGB's own split.
+    """OGBN-Arxiv (Hu et al., 2020): 169,343 papers, their citations, and 40 classes of subject; OGB's own split.
 
     Citations count in both directions.
 
     Args:
-        path: the folder that ``ogb`` keeps its data sets in; it downloads what it does not find there.
+        path: the folder of ``ogb``'s data sets; a missing data set is downloaded to it.
 
     Raises:
         ModuleNotFoundError: ogb is not installed (it comes with the ``ogb`` extra).
-        RuntimeError: it could not be downloaded; the message says from where, and how to get it.
-        ValueError: files that cannot be read, or with numbers that are out of range: damaged, or another data set's.
+        RuntimeError: the download failed; the message names the address.
+        ValueError: files that cannot be read, or numbers out of range (a damaged or different data set).
     """
     try:
         import pandas
@@ -105,24 +104,24 @@ def ogbn_arxiv(path: str | Path) -> Dataset:
         try:
             NodePropPredDataset("ogbn-arxiv", root=str(path))
         except Exception as error:
-            raise RuntimeError(f"{folder}: ogb could not download OGBN-Arxiv ({_told(error)}); {unpack}") from error
+            raise RuntimeError(f"{folder}: ogb could not download OGBN-Arxiv ({_summary(error)}); {unpack}") from error
     try:
-        # Not by the class above: it keeps a pickle, which PyTorch refuses to load since 2.6.
+        # NodePropPredDataset writes a pickle that torch.load refuses to read since PyTorch 2.6.
         graph = read_csv_graph_raw(str(folder / "raw"))[0]
         features, edges = (torch.tensor(graph[name]) for name in ("node_feat", "edge_index"))
         labels, *parts = (torch.tensor(pandas.read_csv(f"{f}.csv.gz", header=None)[0].to_numpy()) for f in files)
         _check(features, edges, labels, parts, _SUBJECTS)
     except Exception as error:
-        raise ValueError(f"{folder}: ogb could not load OGBN-Arxiv ({_told(error)}); {unpack}") from error
+        raise ValueError(f"{folder}: ogb could not load OGBN-Arxiv ({_summary(error)}); {unpack}") from error
     return _dataset(features, edges, labels, parts, _SUBJECTS)
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {shorten(str(error), 200)}"
 
 
 def _check(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor], classes: int) -> None:
-    """Raises ValueError for a graph that would be computed with out of bounds, or to numbers that are none."""
+    """Raises ValueError for features that are not finite and for indices or classes out of range."""
     nodes = len(labels)
     if features.dim() != 2 or len(features) != nodes or not features.isfinite().all():
         raise ValueError(f"node-feat {list(features.shape)}: expected finite features of {nodes} nodes")
@@ -134,7 +133,7 @@ def _check(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor],
         if values.dtype != torch.int64 or not values.numel() or values.min() < 0 or values.max() >= end:
             raise ValueError(f"{name}: expected integers from 0 to {end - 1}")
     if len(torch.cat(parts).unique()) < sum(map(len, parts)):
-        raise ValueError("split: expected each node once at most")
+        raise ValueError("split: expected each node at most once")
 
 
 def _dataset(features: Tensor, edges: Tensor, labels: Tensor, parts: list[Tensor], classes: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""Images in memory, and the crops and flips that CIFAR is trained with."""
+"""Images in memory, and CIFAR's augmentation: random crops, half of them mirrored."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,12 @@ class Images(Part):
     """Images and their labels, in memory.
 
     Args:
-        images: ``[N, C, H, W]``: float32 as networks take them, or uint8.
+        images: ``[N, C, H, W]``, float32 as a network takes them, or uint8.
         labels: int64 ``[N]``.
-        mean, std: of each channel, float32 ``[C]``, in units of 255: what uint8 images are standardized with.
-        padding: augment by cropping images that are padded by so many black pixels, and by flipping half of them.
+        mean, std: float32 ``[C]``, of each channel divided by 255; uint8 images are standardized with them.
+        padding: width of the black border that is added before a random crop; half of the crops are mirrored.
             Default 0, no augmentation.
-        seed: of the augmentation.
+        seed: for the augmentation.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Images(Part):
         return Images(*tensors, self.padding, self.seed)
 
 
-def crop_and_flip(images: Tensor, padding: int, chance: Tensor) -> Tensor:
-    """Crops of the images padded by ``padding`` zeros, of their own size, half of them mirrored.
+def crop_and_flip(images: Tensor, padding: int, random: Tensor) -> Tensor:
+    """Crops, in the images' own size, of the images padded by ``padding`` zeros; half of them are mirrored.
 
     Args:
         images: ``[B, C, H, W]``.
-        chance: ``[B, 3]`` in [0, 1): which row and column the crop starts at, and whether it is mirrored.
+        random: ``[B, 3]`` in [0, 1), for the first row and column of the crop and for mirroring.
     """
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    start = (chance[:, :2] * (2 * padding + 1)).long()
+    start = (random[:, :2] * (2 * padding + 1)).long()
     rows = start[:, :1] + torch.arange(height, device=images.device)  # [B, H]
     across = torch.arange(width, device=images.device).expand(count, width)
-    columns = start[:, 1:2] + torch.where(chance[:, 2:] < 0.5, across.flip(1), across)  # [B, W]
+    columns = start[:, 1:2] + torch.where(random[:, 2:] < 0.5, across.flip(1), across)  # [B, W]
     each = torch.arange(count, device=images.device).view(-1, 1, 1)
     return padded.permute(0, 2, 3, 1)[each, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Batches of a part: the same ones in whatever way they are come by."""
+"""Batches of a part, the same for any number of workers and from any step on."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from .rng import order
 
 
 class Batch(NamedTuple):
-    """What a network takes (``model(*inputs)``), its targets, and their share of the batch that all ranks have."""
+    """A network's inputs (``model(*inputs)``), the targets, and this rank's fraction of the global batch."""
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
     share: float
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on that device; from pinned memory without waiting."""
+        """The same batch on that device; copies from pinned memory are asynchronous."""
         inputs = tuple(t.to(device, non_blocking=True) for t in self.inputs)
         return Batch(inputs, self.targets.to(device, non_blocking=True), self.share)
 
@@ -28,22 +28,21 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of a part, epoch by epoch.
 
-    In training the order of the examples, and what augments them, are pure functions of (seed, epoch, index). So the
-    batches of an epoch are the same with any number of workers, can be taken up at any step, and are cut into the same
-    global batches for any number of ranks.
+    In training, order and augmentation of the examples are pure functions of (seed, epoch, index). So the global
+    batches of an epoch are the same for any number of workers and ranks, and an epoch can start at any step.
 
     Args:
-        part: of a `Dataset`.
-        batch_size: examples of all ranks together.
-        seed: of the order. Default 0.
-        training: shuffle and augment; all ranks take as many steps, so a last batch of fewer examples than ranks is
-            left out. Default False: in order, as they are, each example on exactly one rank.
-        rank, ranks: this process takes every ``ranks``-th example of a batch, from the ``rank``-th. Default 0 of 1.
-        workers: processes that read and augment. Default 0, this one: right for what lies in memory.
+        part: a part of a `Dataset`.
+        batch_size: examples of a step, over all ranks.
+        seed: for the order. Default 0.
+        training: shuffle and augment. All ranks take the same number of steps, so a last batch with fewer examples than
+            ranks is dropped. Default False: in order, not augmented, each example on exactly one rank.
+        rank, ranks: this process takes every ``ranks``-th example of a batch, starting at ``rank``. Default 0 of 1.
+        workers: processes that read and augment. Default 0 reads in this process, which suits data in memory.
 
     Raises:
-        ValueError: a number that is no integer or out of its range; a batch of fewer examples than ranks, or a part of
-            none, in training.
+        ValueError: a value that is not an integer or is out of range; in training, an empty part or a batch with fewer
+            examples than ranks.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Loader:
         self.rank = rank
         self.ranks = ranks
         self._batches = _Batches(part)
-        self._plan: list[_Task] = []  # what the workers are given, a task a batch
+        self._plan: list[_Task] = []  # tasks of an epoch for the workers, one per batch
         self._workers: DataLoader | None = None
         if workers > 0:
             self._workers = DataLoader(
@@ -80,17 +79,17 @@ class Loader:
                 num_workers=workers,
                 persistent_workers=True,
                 pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # so that an epoch draws nothing from PyTorch's own
+                generator=torch.Generator(),  # so that an epoch does not advance the global generator
             )
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Number of batches in an epoch."""
         whole, rest = divmod(len(self.part), self.batch_size)
         return whole + (rest >= self.ranks if self.training else rest > self.rank)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, without the first ``start``. Loaders with workers run one epoch at a time."""
+        """The batches of an epoch from step ``start`` on. A loader with workers runs one epoch at a time."""
         count = len(self.part)
         numbers = order(count, self.seed, epoch) if self.training else torch.arange(count)
         batches = numbers.split(self.batch_size)[start : self.steps]
@@ -114,9 +113,9 @@ class _Task(NamedTuple):
 
 
 class _Batches:
-    """A part as DataLoader takes it: an entry is a batch, or the error that kept it from being read.
+    """A part as a data set for DataLoader; an item is a batch, or the error of reading it.
 
-    Raised in a worker, DataLoader would hand on its whole traceback as the message.
+    Errors are returned because DataLoader turns an exception of a worker into one with the traceback as its message.
     """
 
     def __init__(self, part: Part) -> None:

@@ -1,6 +1,6 @@
-"""Chance as a pure function of (seed, epoch, index), so that a search can stop and go on anywhere.
+"""Random numbers as a pure function of (seed, epoch, index), so that a search can resume at any step.
 
-Philox again, in streams that networks do not use: the same on every device, in every process, in any order.
+Philox in streams that networks do not use: the same numbers on every device, in every process, in any order.
 """
 
 import torch
@@ -13,26 +13,28 @@ _LOW = 0xFFFFFFFF
 
 
 def order(count: int, seed: int, epoch: int = 0) -> Tensor:
-    """A random order of ``count`` examples: int64 ``[count]``."""
+    """Random permutation of ``count`` examples, int64 ``[count]``."""
     words = philox.call(seed, epoch, _ORDER, torch.arange((count + 1) // 2))
     return words.view(-1).view(torch.int64)[:count].argsort(stable=True)
 
 
 def split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of indices, in ascending order, the second of them ``round(fraction * count)`` long.
+    """Two disjoint, sorted sets of indices; the second has ``round(fraction * count)``.
 
     Raises:
         ValueError: a fraction outside (0, 1), or one that leaves a part empty.
     """
     second = round(fraction * count) if 0 < fraction < 1 else 0
     if not 0 < second < count:
-        raise ValueError(f"validation={fraction}: expected a fraction in (0, 1) that leaves no part of {count} empty")
+        raise ValueError(
+            f"validation={fraction}: expected a fraction in (0, 1) that leaves no part of {count} examples empty"
+        )
     shuffled = order(count, seed)
     return shuffled[second:].sort().values, shuffled[:second].sort().values
 
 
 def draws(indices: Tensor, count: int, seed: int, epoch: int) -> Tensor:
-    """``count`` numbers in [0, 1) for each example: float64 ``[*indices.shape, count]``."""
+    """``count`` numbers in [0, 1) per example, float64 ``[*indices.shape, count]``."""
     calls = (count + 3) // 4
     each = indices.unsqueeze(-1) * calls + torch.arange(calls, device=indices.device)
     words = philox.call(seed, epoch, _AUGMENT, each).flatten(-2)[..., :count]

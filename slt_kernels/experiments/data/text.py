@@ -1,4 +1,4 @@
-"""Any file as text: its bytes are the tokens."""
+"""Any file as text; its bytes are the tokens."""
 
 from pathlib import Path
 
@@ -10,24 +10,26 @@ from .rng import draws
 
 
 def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int = 256) -> Dataset:
-    """A file's bytes, to predict each from those before it: first the training part, then validation, then test.
+    """The bytes of a file, each to be predicted from the bytes before it.
+
+    The parts follow each other in the file: training, validation, test.
 
     Args:
         path: any file.
-        seed: of the offsets at which training sequences start. Default 0.
-        validation: fraction of the file to validate with, and to test with. Default 0.1 each.
-        context: bytes of a sequence. Default 256.
+        seed: for the offsets at which training sequences start. Default 0.
+        validation: fraction of the file for validation, and the fraction for test. Default 0.1.
+        context: bytes in a sequence. Default 256.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: what is no regular file; a fraction outside (0, 0.5), or a file too short for one sequence in each
-            part.
+        ValueError: a path that is not a regular file; a fraction outside (0, 0.5); a file too short for one sequence in
+            each part.
     """
     if context < 1:
         raise ValueError(f"context={context}: expected at least 1")
     if not 0 < validation < 0.5:
         raise ValueError(f"validation={validation}: expected a fraction in (0, 0.5)")
-    missing = "no such file: expected any file, of which the bytes are read as text"
+    missing = "no such file: expected any file, whose bytes are read as text"
     content = torch.from_numpy(read_bytes(Path(path), missing))
     held = round(validation * len(content))
     parts = content.split([len(content) - 2 * held, held, held])
@@ -42,12 +44,12 @@ def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int 
 
 
 class Sequences(Part):
-    """Consecutive sequences of ``context`` tokens, each with the one that follows as its target.
+    """Consecutive sequences of ``context`` tokens; the target of each token is the next token.
 
-    In training their starts are rotated by an offset drawn for the epoch, so that each token is met at each position.
+    In training, a random offset per epoch shifts all starts, so that over the epochs a token appears at every position.
 
     Args:
-        tokens: ``[N]``, of any integer type, N at least ``context + 1``.
+        tokens: ``[N]``, any integer dtype, N at least ``context + 1``.
     """
 
     def __init__(self, tokens: Tensor, context: int, seed: int = 0) -> None:
@@ -62,7 +64,7 @@ class Sequences(Part):
         device = self.tokens.device
         start = indices.to(device) * self.context
         if epoch is not None:
-            room = len(self.tokens) - self.context  # places where a sequence and its last target fit
+            room = len(self.tokens) - self.context  # starts that leave room for a sequence and its last target
             start = (start + int(draws(torch.tensor(0), 1, self.seed, epoch) * room)) % room
         tokens = self.tokens[start.unsqueeze(1) + torch.arange(self.context + 1, device=device)].long()
         return (tokens[:, :-1],), tokens[:, 1:]

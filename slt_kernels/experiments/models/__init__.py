@@ -1,4 +1,4 @@
-"""Networks to search in, by name: `build` makes one, dense or as a supermask network."""
+"""Networks by name; `build` makes one, dense or with supermask layers."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..._text import shown
 from ...convert import convert
 from ...source import MAX_ROWS, integer
 from ..data import Dataset
@@ -19,7 +20,7 @@ from .vit import ViT
 
 
 class Architecture(NamedTuple):
-    """What builds a network, dense; the kind of data it takes; and the options that its name stands for."""
+    """Builder of a dense network, the kind of data that it takes, and the options that its name implies."""
 
     builder: Callable[..., nn.Module]
     kind: str
@@ -62,18 +63,18 @@ def build(
 
     Args:
         name: one of `MODELS`.
-        data: what it is for: its classes, channels and the like are passed to those arguments the network has.
-        supermask: None (default) for a dense network, of ``nn.Linear`` and the like; or `convert`'s arguments, for a
-            network of supermask layers. No dense weight is allocated then.
-        device: where it goes. Default: PyTorch's default device.
-        options: the builder's own arguments; they come before those of ``data`` and of the name.
+        data: a data set, whose `Dataset.dimensions` (classes, channels and so on) become arguments of the builder.
+        supermask: arguments of `convert`, for a network of supermask layers. No dense weight is allocated. Default
+            None, a dense network.
+        device: the device of the network. Default: PyTorch's default device.
+        options: arguments of the builder; they override those of ``data`` and of the name.
 
     Returns:
-        A module: ``model(*inputs)`` of a batch of the data (`data.Batch`) are logits ``[..., classes]``.
+        A module; ``model(*batch.inputs)`` returns logits ``[..., classes]``.
 
     Raises:
-        ValueError: an unknown name or option, in ``supermask`` too; a missing one, a number that is not positive, data
-            of another kind; or what the builder and `convert` refuse.
+        ValueError: an unknown name, option or key of ``supermask``; a missing option; a size that is not positive;
+            data of another kind; or an error of the builder or of `convert`.
 
     Example::
 
@@ -81,15 +82,15 @@ def build(
         model = build("cifar_resnet18", data, width=32, supermask={"freeze": Freeze(0.35, 0.35), "sparsity": None})
     """
     if name not in MODELS:
-        raise ValueError(f"model={name!r}: expected one of {', '.join(MODELS)}")
+        raise ValueError(f"model={shown(name)}: expected one of {', '.join(MODELS)}")
     builder, kind, preset = MODELS[name]
     arguments = inspect.signature(builder).parameters
     unknown = sorted(options.keys() - arguments.keys())
     if unknown:
-        raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: {name} has only {', '.join(arguments)}")
+        raise ValueError(f"{unknown[0]}={shown(options[unknown[0]])}: {name} has only {', '.join(arguments)}")
     if data is not None:
         if data.kind != kind:
-            raise ValueError(f"model={name!r} takes {kind}: expected data of that kind, got {data.kind}")
+            raise ValueError(f"model={name!r}: expected data of kind {kind}, got {data.kind}")
         options = {n: v for n, v in data.dimensions.items() if n in arguments} | options
     options = {**preset, **options}
     for n, value in options.items():
@@ -97,12 +98,12 @@ def build(
             options[n] = integer(n, value, 1, MAX_ROWS)
     missing = [n for n, a in arguments.items() if a.default is a.empty and n not in options]
     if missing:
-        raise ValueError(f"{missing[0]}: expected a value for {name}, or data that tell it")
+        raise ValueError(f"{missing[0]}: expected a value for {name}, or data that provide it")
 
     known = [n for n in inspect.signature(convert).parameters if n != "model"]
     unknown = sorted((supermask or {}).keys() - set(known))
     if unknown:
-        raise ValueError(f"supermask: {unknown[0]}={supermask[unknown[0]]!r}: convert has only {', '.join(known)}")
+        raise ValueError(f"supermask: {unknown[0]}={shown(supermask[unknown[0]])}: convert has only {', '.join(known)}")
 
     device = torch.get_default_device() if device is None else torch.device(device)
     if supermask is None:

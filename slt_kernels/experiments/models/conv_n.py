@@ -4,10 +4,10 @@ from torch import nn
 
 
 def conv_n(depth: int = 6, classes: int = 10, width: int = 64, channels: int = 3, size: int = 32) -> nn.Sequential:
-    """``depth`` 3x3 convolutions, a pooling after every second, and three linear layers; no bias, no BatchNorm.
+    """``depth`` 3x3 convolutions with pooling after every second, and three linear layers; no bias, no BatchNorm.
 
     Args:
-        depth: 2, 4, 6 or 8 convolutions; each two have twice the channels of the two before.
+        depth: number of convolutions: 2, 4, 6 or 8. Each pair has twice the channels of the pair before.
         classes: outputs. Default 10.
         width: channels of the first two convolutions; the hidden linear layers have ``4 * width``. Default 64.
         channels, size: of the input ``[B, channels, size, size]``. Default 3 and 32.
@@ -15,7 +15,7 @@ def conv_n(depth: int = 6, classes: int = 10, width: int = 64, channels: int = 3
     Maskable weights for CIFAR-10: 4,300,992 (2), 2,425,024 (4), 2,261,184 (6), 5,275,840 (8).
 
     Raises:
-        ValueError: another depth, or images that the poolings leave nothing of.
+        ValueError: another depth, or images too small for the poolings.
     """
     if depth not in (2, 4, 6, 8):
         raise ValueError(f"depth={depth}: expected 2, 4, 6 or 8")

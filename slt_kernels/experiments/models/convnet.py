@@ -6,11 +6,11 @@ from torch import nn
 def convnet(width: int = 96, classes: int = 10, channels: int = 1) -> nn.Sequential:
     """Four 3x3 convolutions (width, width, pool, 2 width, 2 width), global average pooling, and a linear head.
 
-    As the source networks of Edge-Popup it has no bias and no affine BatchNorm: all that it knows is in its masks.
-    At the default width 0.58 M weights.
+    Like the source networks of Edge-Popup it has no bias and no affine BatchNorm, so everything learned is in its
+    masks. 0.58 M weights at the default width.
 
     Args:
-        width: channels of the first two convolutions; the last two have twice as many. Default 96.
+        width: channels of the first two convolutions; the last two have ``2 * width``. Default 96.
         classes: outputs. Default 10.
         channels: of the input ``[B, channels, H, W]``, H and W at least 2. Default 1.
     """

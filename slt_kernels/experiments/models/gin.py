@@ -11,11 +11,11 @@ class GIN(nn.Module):
     """Layers of mean aggregation, one linear map, BatchNorm without affine, and ReLU.
 
     Layer ``l`` computes ``h_l = relu(norm(W_l ((1 + eps) h_{l-1} + mean of h_{l-1} over the neighbours)))`` with
-    ``eps = 0``, the last to as many features as there are classes. The output is ``(V h_{L-1} + h_L) / 2``, V linear.
+    ``eps = 0``; the last layer has ``classes`` features. The output is ``(V h_{L-1} + h_L) / 2``, V linear.
 
     Args:
-        features: of a node.
-        classes: outputs a node.
+        features: input features of a node.
+        classes: outputs of a node.
         width: features of the hidden layers. Default 386.
         depth: layers L, at least 2. Default 4.
 
@@ -23,7 +23,7 @@ class GIN(nn.Module):
     ``i`` of which holds ``1/degree(i)`` at the neighbours of ``i``. Output ``[N, classes]``.
 
     Raises:
-        ValueError: a depth under 2.
+        ValueError: a depth below 2.
     """
 
     def __init__(self, features: int, classes: int, width: int = 386, depth: int = 4) -> None:
@@ -44,6 +44,6 @@ class GIN(nn.Module):
 
 
 def _product(sparse: Tensor, h: Tensor) -> Tensor:
-    """In the matrix's own precision under autocast too: sparse products know few others."""
+    """Product in the matrix's precision, under autocast too: sparse products support few dtypes."""
     with torch.autocast(h.device.type, enabled=False):
         return torch.sparse.mm(sparse, h.to(sparse.dtype))

@@ -7,14 +7,14 @@ from .transformer import KeyValues, blocks
 
 
 class GPT(nn.Module):
-    """Tokens to the logits of the next ones.
+    """Tokens to logits of the next tokens.
 
-    Word and position tables, attention, MLP and head are all masked, each with a mask of its own (the head is not tied
-    to the word table). Without bias, without affine normalization; ReLU where GPT-2 has GELU, as in arXiv 2511.04217.
+    Word and position embeddings, attention, MLP and head each have their own mask; the head is not tied to the word
+    embedding. No bias and no affine normalization; ReLU in place of GPT-2's GELU, as in arXiv 2511.04217.
 
     Args:
         classes: tokens in the vocabulary. Default 256, bytes.
-        context: the most tokens of a sequence. Default 256.
+        context: maximum number of tokens in a sequence. Default 256.
         width: features of a token. Default 512.
         depth: blocks. Default 4.
         head_width: features of a head, a divisor of ``width``. Default 64.
@@ -23,7 +23,8 @@ class GPT(nn.Module):
     Input int64 ``[B, T]``, output ``[B, T, classes]``.
 
     Raises:
-        ValueError: heads that do not divide the width, a depth under 1; sequences longer than ``context``.
+        ValueError: a width that is not a multiple of ``head_width``; a depth below 1; a sequence longer than
+            ``context``.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, classes, bias=False)
 
     def forward(self, tokens: Tensor, cache: list[KeyValues] | None = None) -> Tensor:
-        """Logits after each token. With a cache, of `new_cache`, ``tokens`` follow those that it has seen."""
+        """Logits of the next token at each position. With a cache (`new_cache`), ``tokens`` follow the cached ones."""
         return self.head(self._features(tokens, cache))
 
     def _features(self, tokens: Tensor, cache: list[KeyValues] | None) -> Tensor:
@@ -58,7 +59,7 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def new_cache(self) -> list[KeyValues]:
-        """An empty cache, for use under ``torch.no_grad()``: a further token then costs one row of each layer."""
+        """An empty cache for ``torch.no_grad()``. With it, each new token costs one row of each layer."""
         return [KeyValues(self.context) for _ in self.blocks]
 
     @torch.no_grad()
@@ -70,19 +71,19 @@ class GPT(nn.Module):
         Args:
             tokens: int64 ``[B, T]``, T at least 1.
             count: tokens to add; ``T + count`` at most ``context``.
-            temperature: divides the logits before a token is drawn from them; 0 takes the likeliest. Default 1.
-            generator: draws from it; PyTorch's default generator where None.
+            temperature: divisor of the logits before sampling; 0 takes the most likely token. Default 1.
+            generator: for sampling. Default: PyTorch's default generator.
 
         Returns:
             int64 ``[B, T + count]``.
 
         Raises:
-            ValueError: no token to start from, too many in all, or a negative temperature.
+            ValueError: no token to start from, more than ``context`` tokens in total, or a negative temperature.
         """
         if tokens.shape[1] < 1:
             raise ValueError("tokens: expected at least one to continue")
         if tokens.shape[1] + count > self.context:
-            raise ValueError(f"count={count} after {tokens.shape[1]}: expected at most context={self.context} in all")
+            raise ValueError(f"count={count} after {tokens.shape[1]}: expected at most context={self.context} in total")
         if not temperature >= 0:
             raise ValueError(f"temperature={temperature}: expected a number of at least 0")
         cache, new = self.new_cache(), tokens

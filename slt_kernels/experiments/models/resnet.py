@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-# Of each stage: how many blocks, and whether they are bottlenecks.
+# Depth: the number of blocks in each stage, and whether they are bottlenecks.
 _DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -12,7 +12,7 @@ _DEPTHS = {
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1, and a shortcut that is projected where shapes differ."""
+    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1, and a shortcut, projected if shapes differ."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ def resnet(
     Args:
         depth: 18, 34, 50 or 101.
         classes: outputs. Default 10.
-        width: channels of the first stage; each stage has twice those of the one before. Default 64.
+        width: channels of the first stage; each stage has twice the channels of the previous one. Default 64.
         channels: of the input ``[B, channels, H, W]``. Default 3.
-        bottleneck_width: factor on the channels inside a bottleneck: 2 is Wide ResNet-50-2's. Default 1.
-        imagenet: a 7x7 stem of stride 2 and a pooling, for large images, or else a 3x3 stem (default).
+        bottleneck_width: factor on the channels inside a bottleneck; 2 for Wide ResNet-50-2. Default 1.
+        imagenet: a 7x7 stem of stride 2 and a pooling, for large images. Default False, a 3x3 stem.
 
     Maskable weights at the default width: 11,164,352 (18, 10 classes); for ImageNet with 1000 classes 11,678,912 (18),
     21,779,648 (34), 25,502,912 (50), 68,814,016 (50, bottleneck_width 2).

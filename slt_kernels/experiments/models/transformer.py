@@ -1,7 +1,7 @@
-"""What the transformers share: attention with an optional cache, and the block around it.
+"""Attention with an optional key-value cache, and the transformer block, shared by `GPT` and `ViT`.
 
-Without biases and without affine normalization: all that a block knows is in its masks. Blocks normalize first, and
-their branches are scaled by ``(2 * blocks) ** -0.5``, as GPT-2 scales the layers that end a branch.
+No bias and no affine normalization, so everything learned is in the masks. Blocks are pre-norm; branches are scaled by
+``(2 * blocks) ** -0.5``, as GPT-2 scales the last layer of a branch.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class KeyValues:
-    """Keys and values of the tokens that one attention has seen, with room for ``context`` of them.
+    """Keys and values of one attention layer for up to ``context`` tokens.
 
-    For use without gradients: the tensors are written in place.
+    Without gradients only: the tensors are written in place.
     """
 
     def __init__(self, context: int) -> None:
@@ -21,7 +21,7 @@ class KeyValues:
         self._held: Tensor | None = None  # [2, B, heads, context, head_width]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes those of new tokens, ``[B, heads, T, head_width]``, and returns those of all."""
+        """Appends those of new tokens, ``[B, heads, T, head_width]``, and returns those of all tokens."""
         batch, heads, tokens, head_width = k.shape
         if self._held is None:
             self._held = k.new_empty(2, batch, heads, self.context, head_width)
@@ -33,20 +33,20 @@ class KeyValues:
 
 
 class Attention(nn.Module):
-    """Multi-head attention ``[B, T, width]`` to ``[B, T, width]``.
+    """Multi-head attention, ``[B, T, width]`` to ``[B, T, width]``.
 
-    Queries, keys and values are rows of one layer, those of a head together: a shard of its rows is of whole heads.
+    Queries, keys and values are rows of one layer. The rows of a head are contiguous, so a shard can hold whole heads.
 
     Args:
-        width: features, a multiple of ``head_width``.
+        width: features of a token, a multiple of ``head_width``.
         head_width: features of a head, ``n_K`` below.
-        causal: a token attends to itself and those before it.
-        qk_scaling: multiply the query and key weights by ``n_K ** 0.25`` each (Otsuka et al., arXiv 2511.04217,
-            sections 3.1 and 4.3: better tickets in GPT-2, near the best of all factors). That multiplies the logits by
-            ``sqrt(n_K)``, so it is done there, and cancels the usual ``1 / sqrt(n_K)``: the same function of the masks.
+        causal: whether a token attends only to itself and earlier tokens.
+        qk_scaling: scale the query and key weights by ``n_K ** 0.25`` each (Otsuka et al., arXiv 2511.04217, sections
+            3.1 and 4.3, for better tickets in GPT-2). This multiplies the logits by ``sqrt(n_K)`` and cancels the usual
+            ``1 / sqrt(n_K)``, so it is implemented as a logit scale of 1.
 
     Raises:
-        ValueError: a width that is no multiple of ``head_width``.
+        ValueError: a width that is not a multiple of ``head_width``.
     """
 
     def __init__(self, width: int, head_width: int, causal: bool, qk_scaling: bool) -> None:
@@ -68,13 +68,13 @@ class Attention(nn.Module):
         tokens, mask = x.shape[1], None
         if self.causal and seen and tokens > 1:
             mask = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=x.device).tril(seen)
-        whole = self.causal and not seen  # a single token after others may look at all of them
+        whole = self.causal and not seen  # a single new token attends to all cached ones
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole, scale=self.logit_scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers with a ReLU between; each added to what came in, times ``branch_scale``."""
+    """Attention and an MLP with ReLU, each a residual branch times ``branch_scale``."""
 
     def __init__(self, width: int, head_width: int, branch_scale: float, causal: bool, qk_scaling: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The vision transformer (Dosovitskiy et al., 2021), with the mean over patches in place of a class token."""
+"""The vision transformer (Dosovitskiy et al., 2021) with the mean over patches in place of a class token."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from .transformer import blocks
 class ViT(nn.Module):
     """Patches of an image through transformer blocks, and their mean through a linear head.
 
-    Patches are embedded by a convolution, positions by a table, both masked like everything else. Without bias, without
-    affine normalization; ReLU where the paper has GELU.
+    The patch convolution and the position embedding are masked too. No bias and no affine normalization; ReLU in place
+    of the paper's GELU.
 
     Args:
         classes: outputs. Default 10.
-        size, channels: of the input ``[B, channels, size, size]``. Default 32 and 3.
+        size, channels: size and channels of the input ``[B, channels, size, size]``. Default 32 and 3.
         patch: side of a patch, a divisor of ``size``. Default 4, for small images.
         width: features of a patch. Default 192.
         depth: blocks. Default 12.
@@ -22,7 +22,8 @@ class ViT(nn.Module):
         qk_scaling: see `transformer.Attention`. Default False.
 
     Raises:
-        ValueError: patches that do not cover the image, heads that do not divide the width, a depth under 1.
+        ValueError: a size that is not a multiple of ``patch``; a width that is not a multiple of ``head_width``; a
+            depth below 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Searching tickets: settings, the loop, several processes, and what a run writes."""
+"""Searching for tickets: settings, the training loop, several processes, and checkpoints."""
 
 from .find import build, check_experiments, find, load_data
 from .loop import accuracy, search

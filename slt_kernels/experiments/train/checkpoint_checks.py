@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one that a search could have written: files are edited, and exchanged with others' files."""
+"""Checks that a checkpoint fits a search: its file may have been edited, or written by another search."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ def check(
     rates: Sequence[float],
     steps: int,
 ) -> None:
-    """Checks everything in a search's checkpoints before any of it is loaded.
+    """Checks the checkpoints of a search completely before anything is loaded.
 
-    Which tensors a network has is left to its ``load_state_dict``, which knows the states of older versions.
+    Missing and unexpected tensors of a network are left to its ``load_state_dict``, which converts older states.
 
     Args:
-        last, best: the checkpoints; best is None where there is none.
+        last, best: the checkpoints; best may be None.
         here: the checkpoint that the search would write at its start.
-        evaluated: the state of the network that it evaluates.
-        optimizer: the search's own.
-        rates: the learning rate of each of its epochs.
-        steps: in an epoch.
+        evaluated: the state of the network that is evaluated.
+        optimizer: the optimizer of the search.
+        rates: the learning rate of each epoch.
+        steps: steps in an epoch.
 
     Raises:
-        ValueError: another structure, type, shape or dtype; a number or a score that is not finite; progress that the
-            search cannot have made.
+        ValueError: another structure, type, shape or dtype; a number or a score that is not finite; impossible
+            progress.
     """
     for name in ("scaler", "draws", "progress"):
         _check_like(last.get(name), here[name], name)
@@ -74,13 +74,13 @@ def _check_state(saved: Any, here: Mapping[str, Any], name: str) -> None:
 
 
 def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, taken: int) -> None:
-    """Its settings are the search's, except the learning rate, which each step sets; its state fits the parameters."""
+    """Checks settings and state. The learning rate is not compared, because every step sets it."""
     if not isinstance(saved, Mapping) or not isinstance(saved.get("param_groups"), list):
         raise ValueError(f"optimizer={shown(saved)}: expected param_groups and state")
     groups = optimizer.state_dict()["param_groups"]
-    for theirs, ours in zip(saved["param_groups"], groups, strict=False):  # load_state_dict compares how many there are
+    for theirs, ours in zip(saved["param_groups"], groups, strict=False):  # load_state_dict compares their number
         _check_mapping(theirs, "optimizer.param_groups")
-        for name in theirs.keys() & ours.keys() - {"lr"}:  # versions of PyTorch have different ones
+        for name in theirs.keys() & ours.keys() - {"lr"}:  # each version of PyTorch has its own keys
             if theirs[name] != ours[name]:
                 raise ValueError(f"optimizer: {name}={shown(theirs[name])}: expected {shown(ours[name])}")
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
@@ -88,14 +88,16 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, taken: int) -
     for number, state in saved["state"].items():
         _check_mapping(state, f"optimizer.state.{shown(number)}")
         if number not in parameters or (state and state.keys() != _STATE[type(optimizer)]):
-            raise ValueError(f"optimizer.state.{shown(number)}: {shown(list(state))}: expected that of a parameter")
+            raise ValueError(
+                f"optimizer.state.{shown(number)}: {shown(list(state))}: expected the state of a parameter"
+            )
         for name, value in state.items():
-            if value is None:  # momentum of a parameter that had no gradient yet
+            if value is None:  # momentum before the first gradient
                 continue
             here = torch.zeros((), device="cpu") if name == "step" else parameters[number]
             _check_like(value, here, f"optimizer.state.{number}.{name}")
             if value.isnan().any() or (name == "step" and not 0 <= value <= taken):
-                raise ValueError(f"optimizer.state.{number}.{name}: expected numbers, and at most {taken} steps")
+                raise ValueError(f"optimizer.state.{number}.{name}: expected no NaN, and at most {taken} steps")
 
 
 def _check_mapping(saved: Any, name: str) -> None:
@@ -104,12 +106,12 @@ def _check_mapping(saved: Any, name: str) -> None:
 
 
 def _check_like(saved: Any, here: Any, name: str) -> None:
-    """Raises ValueError unless a part of a checkpoint is built as what a search would write in its place.
+    """Raises ValueError unless a value of a checkpoint has the structure of the search's own.
 
     Args:
-        saved: what the checkpoint holds: plain values, tensors, and dicts and lists of these.
-        here: of the same types, keys, lengths, shapes and dtypes; numbers may be others, if they are finite.
-        name: of the part, for the error.
+        saved: the checkpoint's value: plain values, tensors, and dicts and lists of these.
+        here: the search's value. Types, keys, lengths, shapes and dtypes must be equal; numbers must be finite.
+        name: name of the value, for the error.
     """
     if isinstance(here, Mapping):
         if not isinstance(saved, Mapping) or saved.keys() != here.keys():

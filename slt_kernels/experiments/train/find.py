@@ -1,4 +1,4 @@
-"""An experiment from its settings to a ticket that is verified by reloading it."""
+"""An experiment from its settings to a ticket, which is verified by reloading it."""
 
 import time
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from .settings import Experiment
 
 
 def load_data(experiment: Experiment) -> Dataset:
-    """The experiment's data set, split by its seed."""
+    """The experiment's data set, split with the experiment's seed."""
     return data.load(**experiment.data, seed=experiment.seed)
 
 
 def build(experiment: Experiment, dataset: Dataset, device: torch.device | str = "cpu") -> nn.Module:
-    """The experiment's random network for that data set, with supermask layers; the same in every process."""
-    torch.manual_seed(experiment.seed % 2**63)  # biases and embeddings, where a network has them
+    """The experiment's random network of supermask layers for a data set; the same in every process."""
+    torch.manual_seed(experiment.seed % 2**63)  # for parameters that are not masked, such as biases
     model = models.build(**experiment.model, data=dataset, supermask=experiment.source.supermask(experiment.seed))
     return model.to(device)
 
 
 def check_experiments(*experiments: Experiment) -> None:
-    """Raises what `find` would raise of their data and networks, without memory for the weights.
+    """Raises the errors of `find` about data and networks, before a search and without allocating weights.
 
     Args:
-        experiments: of the same data, which are read once.
+        experiments: experiments on the same data set, which is read once.
 
     Raises:
         ValueError, RuntimeError, OSError, ModuleNotFoundError: as `data.load` and `models.build`.
@@ -54,18 +54,18 @@ def find(
     on_epoch: Callable[[int, float, float], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Searches the experiment's ticket, writes it, reloads it, and tests both.
+    """Searches for the experiment's ticket, writes it, reloads it, and tests both.
 
     Returns:
-        What was found: test_accuracy, reloaded_accuracy, validation_accuracy (of the epoch that is picked), weights,
-        free_bits, kept, mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and the experiment itself.
+        A report: test_accuracy, reloaded_accuracy, validation_accuracy (of the picked epoch), weights, free_bits, kept,
+        mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and experiment.
 
     Raises:
-        ModuleNotFoundError: to compress, without the package for it; before anything runs.
-        RuntimeError: the ticket, reloaded, does not reach the accuracy of what was saved.
+        ModuleNotFoundError: ``compress`` without its package; raised before the search.
+        RuntimeError: the reloaded ticket has another accuracy than the saved network.
     """
     if compress:
-        entropy_coder()  # what is missing is told before the search
+        entropy_coder()  # a missing package raises here, before the search
     started = time.perf_counter()
     dataset = load_data(experiment)
     model = build(experiment, dataset, device)
@@ -81,7 +81,7 @@ def find(
     ticket = load_ticket(out, reloaded)
     again = accuracy(reloaded, dataset.test, settings.batch_size, settings.workers)
     if again != found:
-        raise RuntimeError(f"{out}: reloaded, it reaches {again:.4f} on test, not {found:.4f}")
+        raise RuntimeError(f"{out}: the reloaded ticket has test accuracy {again:.4f}, expected {found:.4f}")
     return {
         "test_accuracy": found,
         "reloaded_accuracy": again,

@@ -1,4 +1,4 @@
-"""The search for a ticket: train the scores of a supermask network, and nothing else."""
+"""The search for a ticket: trains the scores of a supermask network."""
 
 import math
 from collections.abc import Callable
@@ -35,31 +35,31 @@ def search(
     run: Run | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Searches a ticket in a supermask model, in place, from initial scores on.
+    """Searches for a ticket in a supermask model, in place, starting from initial scores.
 
-    Under ``torch.distributed`` each process takes its share of every batch; see `processes`. All that is random is a
-    function of ``seed`` and of the epoch or the step: in a `Run`, a search that was stopped at any step continues to
-    the scores that it would have found, bit for bit on a CPU.
+    Under ``torch.distributed`` each process takes its share of every batch (`processes`). Randomness is a function of
+    ``seed`` and of the epoch or step, so a search with a `Run` that was stopped at any step resumes to the same scores,
+    bit for bit on a CPU.
 
     Args:
-        model: with supermask layers, on the device to train on. It is left as the ticket: the last epoch's, or the
-            best one's, and with ``ema`` the averaged scores' own masks.
-        data: trained on its training part.
+        model: a network of supermask layers on the device to train on. Afterwards it is the ticket: of the last or the
+            best epoch (``pick``), and with ``ema`` of the averaged scores.
+        data: the data set; the search trains on its training part.
         settings: see `Search`.
-        on_epoch: called after each epoch with its number (from 1), its mean loss, and the validation accuracy.
-        seed: of the order of the examples, mixup, and dropout.
-        run: the folder for checkpoints and logs. Without one nothing is written, and signals are not handled.
-        on_step: called after each step with the epoch, the step (both from 1), and the steps of an epoch.
+        on_epoch: called after each epoch with its number (from 1), mean loss, and validation accuracy.
+        seed: for the order of examples, mixup, and dropout.
+        run: the folder for checkpoints and logs. Without it nothing is written, and signals are not handled.
+        on_step: called after each step with the epoch, the step (both from 1), and the steps in an epoch.
 
     Returns:
-        A row an epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept.
+        One row per epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept.
 
     Raises:
-        ValueError: a sparsity that the model's freezing does not allow; mixup of what are no images; a run's folder
-            that holds another search, or in which one runs.
-        Interrupted: a signal asked to stop; the checkpoint is written.
-        RuntimeError: processes that differ; or a search that diverged, as it is found at the end of its epoch or at the
-            next checkpoint, which is not written.
+        ValueError: a sparsity that the model's freezing does not allow; mixup of data that are not images; a folder
+            that holds another search or in which one is running.
+        Interrupted: the search was stopped by a signal, after writing a checkpoint.
+        RuntimeError: processes with different masks or parameters; or a diverged search, detected at the end of an
+            epoch or before a checkpoint.
     """
     if settings.mixup and data.kind != "images":
         raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
@@ -84,17 +84,17 @@ def search(
             if run is not None:
                 if improved:
                     run.save(state.best, "best")
-                run.log(state.rows)  # first: what the checkpoint counts as done is in the log
+                run.log(state.rows)  # before the checkpoint, so that the log has every epoch that the checkpoint counts
                 run.save(state.checkpoint())
             if on_epoch is not None:
                 row = state.rows[-1]
                 on_epoch(row["epoch"], row["loss"], row["validation"])
-    state.leave_ticket()
+    state.load_ticket()
     return state.rows
 
 
 class _Search:
-    """A search under way."""
+    """State of a running search."""
 
     def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
         self.model, self.settings, self.seed = model, settings, seed
@@ -118,7 +118,7 @@ class _Search:
         self.optimizer = _optimizer(self.trained, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
 
-        self.epoch = self.step = self.taken = 0  # the epoch under way, steps taken in it, and in all
+        self.epoch = self.step = self.taken = 0  # current epoch, steps in it, steps in total
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)  # summed over the epoch's steps
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -128,7 +128,7 @@ class _Search:
         settings = self.settings
         batch = batch.to(self.device)
         random = np.random.default_rng((self.seed, self.taken, processes.rank()))
-        torch.manual_seed(int(random.integers(2**63)))  # what a network itself draws, as dropout does
+        torch.manual_seed(int(random.integers(2**63)))  # for random numbers inside the network, such as dropout
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.epoch)
 
@@ -141,10 +141,10 @@ class _Search:
                 loss = kept * self._loss(logits, batch.targets) + (1 - kept) * self._loss(logits, batch.targets.flip(0))
             else:
                 loss = self._loss(self.parallel(*batch.inputs), batch.targets)
-        loss = loss * batch.share  # so that the processes' sum is the mean over the whole batch
+        loss = loss * batch.share  # so that the sum over processes is the mean over the batch
 
         self.optimizer.zero_grad()
-        self.scaler.scale(loss * processes.world()).backward()  # and their gradients' mean is that mean's gradient
+        self.scaler.scale(loss * processes.world()).backward()  # DDP averages gradients
         if settings.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.trained, settings.clip)
@@ -169,7 +169,7 @@ class _Search:
         return self.model if self.average is None else self.average.module
 
     def finish_epoch(self) -> bool:
-        """Validates, and goes on to the next epoch; whether this one was the best so far."""
+        """Validates and starts the next epoch. Returns whether this epoch is the best so far."""
         processes.check_same(self.model)
         loss = self._finite_loss()
         if self.average is not None:
@@ -196,7 +196,7 @@ class _Search:
         return improved
 
     def _finite_loss(self) -> float:
-        """The loss of all processes, summed over the epoch's steps; RuntimeError where it or a score is not finite."""
+        """The loss summed over processes and the epoch's steps; RuntimeError if it or a score is not finite."""
         (loss,) = processes.total(self.loss.item())
         finite = math.isfinite(loss)
         if not finite or not all(p.isfinite().all() for p in self.trained):
@@ -206,8 +206,8 @@ class _Search:
             )
         return loss
 
-    def leave_ticket(self) -> None:
-        """Leaves in the model what was searched for."""
+    def load_ticket(self) -> None:
+        """Loads the picked ticket into the model."""
         if self.settings.pick == "best":
             self.model.load_state_dict(self.best["model"])
         elif self.average is not None:
@@ -216,7 +216,7 @@ class _Search:
             self.masks.remove()
 
     def checkpoint(self) -> dict[str, Any]:
-        """All of the state, for `resume` to take back."""
+        """The complete state, for `resume`."""
         loss = self._finite_loss()
         return {
             "model": self.model.state_dict(),
@@ -229,13 +229,13 @@ class _Search:
         }
 
     def resume(self, run: Run) -> None:
-        """Goes on where the run's checkpoint was written, if there is one."""
+        """Continues from the run's checkpoint, if there is one."""
         checkpoint = run.load()
         if checkpoint is None:
             return
         best = run.load("best")
         if best is None and checkpoint.get("rows"):
-            raise ValueError(f"folder={run.folder}: last.pt is there without best.pt; expected both, or neither")
+            raise ValueError(f"folder={run.folder}: has last.pt without best.pt; expected both or neither")
         try:
             rates = [self.settings.rate(i) for i in range(self.settings.epochs)]
             here, evaluated = self.checkpoint(), self.evaluated.state_dict()
@@ -245,8 +245,8 @@ class _Search:
             self.scaler.load_state_dict(checkpoint["scaler"])
             if self.average is not None:
                 self.average.load_state_dict(checkpoint["average"])
-        except (ValueError, RuntimeError) as error:  # the latter of a state's missing and unexpected keys
-            raise ValueError(f"folder={run.folder}: its checkpoints are not of this search ({error})") from None
+        except (ValueError, RuntimeError) as error:  # RuntimeError: missing or unexpected keys
+            raise ValueError(f"folder={run.folder}: its checkpoints do not fit this search ({error})") from None
         if isinstance(self.masks, BernoulliMasks):
             self.masks.draws = checkpoint["draws"]
         progress = checkpoint["progress"]
@@ -277,18 +277,20 @@ def _kept(model: nn.Module) -> float:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int = 0) -> float:
-    """Fraction of what the part asks for that the model, set to evaluation, classifies rightly.
+    """Accuracy of the model on a part, ignored targets left out. Sets the model to evaluation mode.
+
+    Several processes divide the examples; all return the same accuracy.
 
     Args:
-        batch_size, workers: of the `Loader`; several processes share the examples out, and all get the result.
+        batch_size, workers: arguments of the `Loader`.
     """
     model.eval()
     device = next(chain(model.parameters(), model.buffers())).device
-    right = asked = 0
+    correct = labelled = 0
     for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
         batch = batch.to(device)
         found = model(*batch.inputs).argmax(-1)
-        right += int((found == batch.targets).sum())
-        asked += int((batch.targets != UNANSWERED).sum())
-    right, asked = processes.total(right, asked)
-    return right / asked
+        correct += int((found == batch.targets).sum())
+        labelled += int((batch.targets != UNANSWERED).sum())
+    correct, labelled = processes.total(correct, labelled)
+    return correct / labelled

@@ -1,7 +1,7 @@
-"""Several processes that search one ticket: each has all scores and a share of every batch.
+"""Data-parallel search: each process has all scores and a share of every batch.
 
-Weights and masks are never sent: every process makes them itself. What travels is the scores' gradients, compact, and
-the sums of batch normalization, so that a search gives the same scores on any number of processes.
+Processes exchange the gradients of the scores and the sums of batch normalization. Weights and masks are never sent,
+because every process generates them. A search gives the same scores for any number of processes.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from ...nn import SupermaskLayer
 
 
 def launched() -> bool:
-    """Whether ``torchrun``, or another launcher that sets its variables, started this process."""
+    """Whether ``torchrun`` or another launcher that sets its environment variables started this process."""
     return dist.is_torchelastic_launched() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that were launched together; gives this one's device: of several GPUs, its own.
+    """Joins the process group of a launcher and yields this process's device, one GPU per process.
 
     Raises:
         ValueError: more processes than GPUs on this machine.
@@ -38,9 +38,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda" and device.index is None:
         local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= gpus:
-            raise ValueError(
-                f"LOCAL_RANK={local}: PyTorch sees {gpus} GPUs here; expected at most one process for each"
-            )
+            raise ValueError(f"LOCAL_RANK={local}: PyTorch finds {gpus} GPUs; expected at most one process per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -51,12 +49,12 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """This process's number; 0 where it is alone."""
+    """Rank of this process; 0 for a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -70,20 +68,20 @@ def total(*numbers: float) -> list[float]:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Waits for all processes."""
     if world() > 1:
         dist.barrier()
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The model, wrapped so that a backward pass averages the gradients over the processes; itself for one process."""
+    """The model wrapped in DistributedDataParallel; for a single process, the model itself."""
     if world() == 1:
         return model
     check_same(model)
     _synchronize_batch_norm(model)
-    with warnings.catch_warnings():  # PyTorch 2.13 asks for an argument that 2.6 does not know
+    with warnings.catch_warnings():  # PyTorch 2.13 warns about an argument that 2.6 lacks
         warnings.simplefilter("ignore", FutureWarning)
-        # Nothing but gradients is sent: the processes start alike, and their buffers (masks, statistics) stay alike.
+        # Only gradients are sent: parameters and buffers (masks, statistics) are equal in all processes.
         return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
@@ -103,18 +101,18 @@ def check_same(model: nn.Module) -> None:
 
 
 def _synchronize_batch_norm(model: nn.Module) -> None:
-    """Batch statistics over the batches of all processes, in place."""
+    """Replaces BatchNorm layers, in place, by ones with statistics over all processes."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
                 if child.num_batches_tracked.is_cuda:
                     setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-                else:  # where PyTorch's own does not run
+                else:  # nn.SyncBatchNorm needs CUDA
                     child.__class__ = _SyncBatchNorm
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """``nn.SyncBatchNorm`` in plain operations; sums in float64, so that their order hardly matters."""
+    """``nn.SyncBatchNorm`` for the CPU; sums are float64, which makes their order nearly irrelevant."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -141,10 +139,10 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def leave(status: int) -> None:
-    """Ends a launched process without the interpreter's teardown.
+    """Exits a launched process without the interpreter's teardown.
 
-    PyTorch 2.13 aborts in some exits that follow DistributedDataParallel ("terminate called without an active
-    exception"), and the launcher would call the search failed.
+    After DistributedDataParallel, PyTorch 2.13 sometimes aborts at exit ("terminate called without an active
+    exception"), and the launcher would report a failure.
     """
     sys.stdout.flush()
     sys.stderr.flush()

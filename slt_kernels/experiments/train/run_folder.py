@@ -1,16 +1,16 @@
-"""A search's folder: its checkpoints, its logs, and how it stops and continues.
+"""The folder of a search: checkpoints, logs, and a lock; and the signals that stop a search.
 
 ====================  =========================================================================================
-``last.pt``           all that the search needs to continue as if it had never stopped; written at the end of each
-                      epoch, every so many steps, and when a signal asks the search to stop
+``last.pt``           the complete state of the search; written at the end of each epoch, every ``save_every`` steps,
+                      and when a signal stops the search
 ``best.pt``           the model of the epoch with the best validation accuracy so far
-``log.csv``           a row an epoch
-``tensorboard/``      the same for TensorBoard, where asked for
-``lock``              empty; held by the search that runs here, so that a second one is refused
+``log.csv``           one row per epoch
+``tensorboard/``      the same for TensorBoard; optional
+``lock``              empty; locked by the running search, so that a second one is refused
 ====================  =========================================================================================
 
-Files are written beside their place and renamed: whatever happens, each is whole. A checkpoint is a line of ASCII with
-the sha256 of what follows, and then what ``torch.save`` writes.
+Files are replaced atomically. A checkpoint is a line of ASCII with the sha256 of the rest, followed by the bytes of
+``torch.save``.
 """
 
 import csv
@@ -40,23 +40,23 @@ VERSION = 1
 _LINE = "slt_kernels.checkpoint {}\n"
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing is wrong: the search can be continued)
-    """A search that a signal stopped, after its checkpoint was written."""
+class Interrupted(Exception):  # noqa: N818 (not an error: the search can be resumed)
+    """A signal stopped the search after its checkpoint was written."""
 
 
 @contextmanager
 def held(name: str, folder: Path) -> Iterator[None]:
-    """Keeps others out of a folder inside a ``with`` block, or until the process ends, however it does.
+    """Locks a folder inside a ``with`` block; the system also releases the lock when the process ends.
 
-    Where there are no file locks (Windows, some network file systems), nothing is kept out.
+    Without file locks (Windows, some network file systems) this does nothing.
 
     Args:
-        name: of the argument that the folder is, for the error.
-        folder: where it is; ``lock`` in it is what is held.
+        name: name of the argument that holds the folder, for the error.
+        folder: the folder; the file ``lock`` in it is locked.
 
     Raises:
-        ValueError: another search holds it, or ``lock`` is no file.
-        OSError: ``lock`` cannot be opened: a read-only folder, or a link, which is not followed.
+        ValueError: another search has the lock, or ``lock`` is not a file.
+        OSError: ``lock`` cannot be opened, as in a read-only folder, or is a link, which is not followed.
     """
     if fcntl is None:
         yield
@@ -68,28 +68,28 @@ def held(name: str, folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{name}={folder}: another search runs there; expected another folder") from None
+            raise ValueError(f"{name}={folder}: another search is running there; expected another folder") from None
         except OSError:  # a file system without locks
             pass
         try:
             yield
         finally:
-            with suppress(OSError):  # closing is not enough: processes forked meanwhile have the file open too
+            with suppress(OSError):  # closing is not enough: forked processes hold the file open too
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class Run:
-    """The folder of one search; the same search in the same folder continues where it stopped.
+    """The folder of one search. The same search in the same folder continues where it stopped.
 
     Args:
-        folder: made where it is not there.
-        description: what is searched, as plain values: a checkpoint of another search is refused.
-        save_every: steps between checkpoints inside an epoch; 0 (default) for those at its end alone.
-        tensorboard: whether to log there too.
+        folder: the folder; created if it does not exist.
+        description: the search as plain values. A checkpoint with another description is refused.
+        save_every: steps between checkpoints inside an epoch. Default 0: only at the end of an epoch.
+        tensorboard: also log for TensorBoard.
 
     Raises:
         ValueError: a folder that is a file, or save_every below 0.
-        ModuleNotFoundError: TensorBoard is asked for and missing (it comes with the ``tensorboard`` extra).
+        ModuleNotFoundError: ``tensorboard`` without its package (the ``tensorboard`` extra).
     """
 
     def __init__(
@@ -108,24 +108,24 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
 
     def held(self) -> AbstractContextManager[None]:
-        """Keeps other searches out of the folder: `held`."""
+        """Locks the folder against other searches; see the function `held`."""
         return held("folder", self.folder) if self.writes else nullcontext()
 
     def load(self, name: str = "last") -> dict[str, Any] | None:
-        """The checkpoint of that name, on the CPU; None where there is none.
+        """The checkpoint of that name, on the CPU; None if there is none.
 
-        Its content is what was saved, if this package wrote it; `checkpoint_checks.check` compares it with a search.
+        `checkpoint_checks.check` compares its content with a search.
 
         Raises:
-            ValueError: a checkpoint of another search (what differs is named), or a file that is none or is altered.
-            OSError: a file that cannot be opened.
+            ValueError: a checkpoint of another search (the differences are named), another file, or an altered one.
+            OSError: the file cannot be opened.
         """
         path = self.folder / f"{name}.pt"
         if not os.path.lexists(path):
             return None
         damaged = (
-            f"{path}: no checkpoint of a search, or a damaged one; delete {self.folder / 'last.pt'}, and the search "
-            "starts from the beginning"
+            f"{path}: not a checkpoint of a search, or damaged; delete {self.folder / 'last.pt'} to start the search "
+            "from the beginning"
         )
         try:
             content = _verified(read_file(path))
@@ -134,7 +134,7 @@ class Run:
             different = _differences(state["description"], self.description) if version == VERSION else []
         except OSError:
             raise
-        except Exception:  # of many types, by how the bytes are damaged
+        except Exception:  # damaged bytes raise many types
             raise ValueError(damaged) from None
         if version != VERSION:
             raise ValueError(f"{path}: version={shown(version)}: this package reads version {VERSION}")
@@ -145,7 +145,7 @@ class Run:
         return state
 
     def save(self, state: Mapping[str, Any], name: str = "last") -> None:
-        """Writes a checkpoint, in the first process alone."""
+        """Writes a checkpoint, in process 0 only."""
         if self.writes:
             buffer = io.BytesIO()
             torch.save({"version": VERSION, "description": self.description, **state}, buffer)
@@ -154,7 +154,7 @@ class Run:
             write_atomically(self.folder / f"{name}.pt", line.encode() + content)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
-        """Writes the rows of all epochs so far; the last one is the news."""
+        """Writes ``log.csv`` with the rows of all epochs, and the last row for TensorBoard."""
         if not self.writes:
             return
         text = io.StringIO()
@@ -171,14 +171,14 @@ class Run:
 
 
 class StopSignals:
-    """Inside a ``with`` block SIGINT and SIGTERM ask for a stop, once; a second one acts as it did before."""
+    """Inside a ``with`` block the first SIGINT or SIGTERM requests a stop; a second one acts as before."""
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -192,13 +192,13 @@ class StopSignals:
         self.__exit__()
 
     def agreed(self) -> bool:
-        """Whether any of the processes was asked to stop: all of them stop after the same step."""
+        """Whether any process received a signal, so that all stop after the same step."""
         return processes.total(self.received)[0] > 0
 
 
 def _verified(content: bytes) -> bytes:
-    """What ``torch.save`` wrote; ValueError where the checksum is of something else."""
-    if content.startswith(b"PK"):  # a zip file, as before checkpoints had checksums
+    """The bytes of ``torch.save``; ValueError if the checksum differs."""
+    if content.startswith(b"PK"):  # a zip file: checkpoints of older versions have no checksum
         return content
     line, _, rest = content.partition(b"\n")
     if line + b"\n" != _LINE.format(hashlib.sha256(rest).hexdigest()).encode():

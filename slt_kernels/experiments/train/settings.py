@@ -1,10 +1,9 @@
-"""What an experiment is, as typed settings: each field is a key of a YAML file and a flag of ``slt find``."""
+"""Settings of an experiment; each field is a key of a YAML file and a flag of ``slt find``."""
 
 import dataclasses
 import difflib
 import inspect
 import math
-import reprlib
 import types
 import typing
 from collections import Counter
@@ -29,17 +28,20 @@ SCHEDULES = ("cosine", "multistep", "constant")
 AMP = (None, "bf16", "fp16")
 PICKS = ("last", "best")
 
-_MOST_KEYS = 1000  # of one mapping of a YAML file; an experiment has about 40 in all
+_MAX_KEYS = 1000  # of one mapping in a YAML file; an experiment has about 40 keys
 
 
 def setting(default: Any, what: str, choices: Collection[Any] = (), least: float = -math.inf, most: float = math.inf):
-    """A field, with what the help says of it and the values that it takes."""
+    """A field with its help text and the values that it accepts."""
     return field(default=default, metadata={"what": what, "choices": tuple(choices), "least": least, "most": most})
 
 
 class Settings:
-    """Base of the dataclasses below: a value of another type than its field's, or outside its choices or range, is a
-    ValueError that names it. Numbers become Python's own, as JSON needs them."""
+    """Base of the dataclasses below.
+
+    A value of the wrong type, outside its choices or out of range raises a ValueError that names it. Numbers become
+    Python numbers, as JSON needs them.
+    """
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -49,8 +51,8 @@ class Settings:
 
 
 def _check(name: str, value: Any, what: str, choices: tuple, least: float, most: float) -> None:
-    if isinstance(value, int) and most == math.inf and value >= 2**63:  # PyTorch's sizes hold no more
-        raise ValueError(f"{name}={reprlib.repr(value)}: expected less than 2**63")
+    if isinstance(value, int) and most == math.inf and value >= 2**63:  # sizes in PyTorch are int64
+        raise ValueError(f"{name}={shown(value)}: expected less than 2**63")
     if choices and value not in choices:
         raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(c or 'none' for c in choices)}")
     if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
@@ -61,21 +63,21 @@ def _check(name: str, value: Any, what: str, choices: tuple, least: float, most:
 
 @dataclass(frozen=True)
 class SourceNetwork(Settings):
-    """The random network that is searched in; see `convert`."""
+    """The random network in which the ticket is searched; see `convert`."""
 
-    prune: float = setting(0.6, "fraction of the weights never in the ticket", least=0, most=1)
-    lock: float = setting(0.1, "fraction always in it", least=0, most=1)
-    spread: str = setting("uniform", "how these are shared out over layers", SPREADS)
+    prune: float = setting(0.6, "fraction of the weights that are pruned: never in the ticket", least=0, most=1)
+    lock: float = setting(0.1, "fraction of the weights that are locked: always in the ticket", least=0, most=1)
+    spread: str = setting("uniform", "how pruned and locked weights are distributed over layers", SPREADS)
     weight: str = setting("signed_constant", "distribution of the weights", WEIGHTS)
-    scale: str | None = setting("dynamic", "factor on them", SCALES)
-    compact: bool = setting(False, "hold masks as one bit a free weight: least memory")
+    scale: str | None = setting("dynamic", "factor on the weights", SCALES)
+    compact: bool = setting(False, "hold masks as one bit per free weight, for least memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Freeze(self.prune, self.lock)
 
     def supermask(self, seed: int) -> dict[str, Any]:
-        """The arguments of `convert` that make it, for thresholds or samples of the whole network's."""
+        """Arguments of `convert`; sparsity is None because masks come from a threshold or sampling over the network."""
         freeze = Freeze(self.prune, self.lock)
         options = {name: getattr(self, name) for name in ("spread", "weight", "scale", "compact")}
         return {"freeze": freeze, "sparsity": None, "seed": seed, **options}
@@ -83,36 +85,40 @@ class SourceNetwork(Settings):
 
 @dataclass(frozen=True)
 class Search(Settings):
-    """How a ticket is searched. Defaults are the paper's (Otsuka et al., 2024), but for the epochs and the batch."""
+    """How a ticket is searched. Defaults are those of Otsuka et al. (2024), except for epochs and batch size."""
 
-    algorithm: str = setting("edge_popup", "keeps weights above a threshold, or samples them", ALGORITHMS)
+    algorithm: str = setting(
+        "edge_popup", "edge_popup keeps weights with scores above a threshold; bernoulli samples them", ALGORITHMS
+    )
     sparsity: float = setting(
-        0.7, "fraction of all weights dropped, frozen included; for bernoulli, at first", least=0, most=1
+        0.7, "fraction of all weights dropped, frozen ones included; for bernoulli, the initial one", least=0, most=1
     )
-    scope: str = setting("global", "of edge_popup: one threshold for all layers, or one each", SCOPES)
-    scores: str = setting("uniform", "of edge_popup: how scores start; see SupermaskLayer.reset_scores", INITIAL_SCORES)
+    scope: str = setting("global", "edge_popup: one threshold for all layers, or one per layer", SCOPES)
+    scores: str = setting("uniform", "edge_popup: initial scores; see SupermaskLayer.reset_scores", INITIAL_SCORES)
     epochs: int = setting(16, "passes over the training part", least=1)
-    batch_size: int = setting(32, "examples a step, of all processes together", least=1)
-    optimizer: str = setting("sgd", "of the scores", OPTIMIZERS)
-    lr: float = setting(0.1, "learning rate at its highest", least=0)
-    momentum: float = setting(0.9, "of sgd", least=0)
-    weight_decay: float = setting(1e-4, "on the scores", least=0)
-    schedule: str = setting("cosine", "of the learning rate, epoch by epoch", SCHEDULES)
-    warmup_epochs: int = setting(0, "in which the learning rate rises linearly, before the schedule", least=0)
-    milestones: tuple[int, ...] = setting((), "of multistep: epochs after which the learning rate falls")
-    gamma: float = setting(0.1, "of multistep: the factor by which it falls", least=0)
-    label_smoothing: float = setting(0.0, "share of a target that goes to all classes alike", least=0, most=1)
-    mixup: float = setting(0.0, "alpha of the Beta distribution that mixes pairs of inputs; 0 for none", least=0)
-    clip: float = setting(0.0, "largest norm of all gradients together; 0 for any", least=0)
-    amp: str | None = setting(None, "dtype of autocast; fp16 scales the loss", AMP)
-    ema: float = setting(
-        0.0, "decay of a moving average of the scores, then the one evaluated; 0 for none", least=0, most=1
+    batch_size: int = setting(32, "examples per step, over all processes", least=1)
+    optimizer: str = setting("sgd", "optimizer of the scores", OPTIMIZERS)
+    lr: float = setting(0.1, "highest learning rate", least=0)
+    momentum: float = setting(0.9, "sgd: momentum", least=0)
+    weight_decay: float = setting(1e-4, "weight decay of the scores", least=0)
+    schedule: str = setting("cosine", "how the learning rate changes from epoch to epoch", SCHEDULES)
+    warmup_epochs: int = setting(0, "epochs of linear warmup before the schedule", least=0)
+    milestones: tuple[int, ...] = setting((), "multistep: epochs after which the learning rate falls")
+    gamma: float = setting(0.1, "multistep: factor on the learning rate at a milestone", least=0)
+    label_smoothing: float = setting(
+        0.0, "fraction of a target that is spread evenly over all classes", least=0, most=1
     )
-    pick: str = setting("last", "which epoch's ticket is found: the last, or the best on validation", PICKS)
+    mixup: float = setting(0.0, "alpha of the Beta distribution that mixes pairs of images; 0 for no mixup", least=0)
+    clip: float = setting(0.0, "largest norm of the gradient; 0 for no clipping", least=0)
+    amp: str | None = setting(None, "dtype of autocast; fp16 uses loss scaling", AMP)
+    ema: float = setting(
+        0.0, "decay of a moving average of the scores, which is evaluated in their place; 0 for none", least=0, most=1
+    )
+    pick: str = setting("last", "epoch of the ticket: the last, or the best on validation", PICKS)
     workers: int = setting(0, "processes that read examples from files", least=0)
 
     def rate(self, epoch: int) -> float:
-        """The learning rate in an epoch, counted from 0."""
+        """The learning rate of an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return self.lr * (epoch + 1) / (self.warmup_epochs + 1)
         done = epoch - self.warmup_epochs
@@ -128,13 +134,13 @@ class Experiment(Settings):
     """A network, a data set, a source and a search.
 
     Args:
-        seed: of the network, the split of the data, and everything that is sampled.
-        model: ``{"name": ..., **options}`` of `models.build`; or the name alone.
-        data: ``{"name": ..., **options}`` of `data.load`; or the name alone.
+        seed: for the network, the split of the data, and everything that is sampled.
+        model: ``{"name": ..., **options}``, arguments of `models.build`; or the name alone.
+        data: ``{"name": ..., **options}``, arguments of `data.load`; or the name alone.
         source, search: see `SourceNetwork` and `Search`.
     """
 
-    seed: int = setting(0, "of the network, the split and the order of examples", least=0, most=2**64 - 1)
+    seed: int = setting(0, "for the network, the split and the order of examples", least=0, most=2**64 - 1)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "convnet"})
     data: dict[str, Any] = field(default_factory=lambda: {"name": "digits"})
     source: SourceNetwork = field(default_factory=SourceNetwork)
@@ -148,26 +154,26 @@ class Experiment(Settings):
 
     @property
     def network(self) -> dict[str, Any]:
-        """What of it a ticket needs to be built and tested again."""
+        """The settings with which a ticket's network can be rebuilt and tested."""
         return {name: value for name, value in self.to_dict().items() if name != "search"}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides what is found: everything but the number of processes that read."""
+        """All settings that influence the result: all except ``workers``."""
         values = self.to_dict()
         del values["search"]["workers"]
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON and YAML hold; `from_dict` takes it back."""
+        """Plain values for JSON and YAML; the inverse of `from_dict`."""
         return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Experiment":
-        """An experiment from plain values; what they leave out is the default.
+        """An experiment from plain values; missing keys have their defaults.
 
         Raises:
-            ValueError: an unknown key (the nearest known one is named), a value of another type or out of its range.
+            ValueError: an unknown key (the error suggests a similar one), or a value of the wrong type or out of range.
         """
         return _parse(cls, values, "")
 
@@ -176,7 +182,7 @@ class Experiment(Settings):
         """An experiment from a YAML file.
 
         Raises:
-            ValueError: as `from_dict`, or a file that is no YAML, or has a key twice.
+            ValueError: as `from_dict`, or a file that is not YAML or has a key twice.
             FileNotFoundError: no such file.
             ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
         """
@@ -188,46 +194,46 @@ class Experiment(Settings):
 
     @staticmethod
     def read_value(text: str) -> Any:
-        """A value as a YAML file has it; ValueError for what is no YAML."""
+        """A value from YAML text; ValueError for other text."""
         yaml = _yaml()
 
         class Loader(yaml.SafeLoader):
             def construct_mapping(self, node, deep=False):
                 keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
                 for key, times in keys.most_common(1):
-                    if times > 1:  # YAML forbids it, PyYAML takes the last
+                    if times > 1:  # YAML forbids it; PyYAML would use the last
                         raise _NotTakenError(f"{printable(key[:100])}: given twice")
                 return super().construct_mapping(node, deep)
 
             def flatten_mapping(self, node):
                 super().flatten_mapping(node)
-                if len(node.value) > _MOST_KEYS:  # merges of merges double them
-                    raise _NotTakenError(f"expected at most {_MOST_KEYS} keys, merged ones included")
+                if len(node.value) > _MAX_KEYS:  # each merge of a merge doubles the keys
+                    raise _NotTakenError(f"expected at most {_MAX_KEYS} keys, including merged ones")
 
         try:
             return yaml.load(text, Loader)
         except _NotTakenError:
             raise
         except RecursionError:
-            raise ValueError("no YAML: nested too deeply") from None
-        except Exception as error:  # of many types: a tag's value is converted before its form is checked
-            raise ValueError(f"no YAML: {' '.join(str(error).split())[:400]}") from None
+            raise ValueError("not YAML: nested too deeply") from None
+        except Exception as error:  # of many types: PyYAML converts the value of a tag before it checks it
+            raise ValueError(f"not YAML: {' '.join(str(error).split())[:400]}") from None
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
-        """This experiment with some values changed, named by their path: ``{"search.lr": 0.2, "model.width": 8}``."""
+        """This experiment with some values changed; keys are paths, as in ``{"search.lr": 0.2, "model.width": 8}``."""
         values = self.to_dict()
         for path, value in changes.items():
             section, _, name = path.rpartition(".")
             if section and not isinstance(values.get(section), dict):
                 raise ValueError(f"{path}: unknown{_nearest(section, values)}")
             if path in ("model", "data") and isinstance(value, str):
-                value = values[path] if value == values[path]["name"] else {"name": value}  # others' options do not fit
+                value = values[path] if value == values[path]["name"] else {"name": value}  # options belong to a name
             (values[section] if section else values)[name] = value
         return type(self).from_dict(values)
 
 
 class _NotTakenError(ValueError):
-    """YAML that is not taken, in a sentence that needs nothing more."""
+    """YAML that is refused, with a message that needs no prefix."""
 
 
 # From plain values to dataclasses
@@ -253,7 +259,7 @@ def _parse(kind: type, values: Any, where: str) -> Any:
 
 
 def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, Callable]) -> dict[str, Any]:
-    """A network's or a data set's name and options, those of what builds it."""
+    """Name and options of a network or a data set, checked against the parameters of its builder."""
     values = {"name": values} if isinstance(values, str) else dict(values)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in known:
@@ -262,12 +268,12 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
     checked = {"name": name}
     for key, value in values.items():
         where = _join(section, key)
-        if key not in hints and where != "data.path":  # of which `data.load` tells more
+        if key not in hints and where != "data.path":  # `data.load` explains a wrong path better
             raise ValueError(f"{where}={shown(value)}: {name} has only {', '.join(['name', *hints])}")
         checked[key] = _typed(value, hints.get(key, str), where)
         if hints.get(key) is int:
             _check(where, checked[key], "", (), 1, math.inf)
-            if checked[key] >= 2**31:  # a size that PyTorch may not have
+            if checked[key] >= 2**31:  # the largest size of a layer
                 raise ValueError(f"{where}={shown(checked[key])}: expected at most {2**31 - 1}")
     return checked
 
