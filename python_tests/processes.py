@@ -1,4 +1,4 @@
-"""Runs one script in several processes that torch.distributed joins, on this machine."""
+"""Runs a script in several processes of one torch.distributed group on this machine."""
 
 import os
 import subprocess
@@ -14,8 +14,8 @@ rank, world = int(sys.argv[1]), int(sys.argv[2])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=world)
 """
 
-# PyTorch 2.13 with plain layers aborts in one of fifteen exits of the interpreter that follow DistributedDataParallel
-# ("terminate called without an active exception"), group destroyed or not; what a script had to say, it has said.
+# After DistributedDataParallel, PyTorch 2.13 sometimes aborts at exit ("terminate called without an active exception"),
+# even if the group is destroyed. So the interpreter's teardown is skipped.
 AFTER = """
 dist.barrier()
 sys.stdout.flush()
@@ -24,14 +24,14 @@ os._exit(0)
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: float = 100) -> list[str]:
-    """What each of `world` processes prints; `script` finds `rank`, `world` and a group of gloo's initialised.
+    """Runs ``script`` in ``world`` processes with a gloo group; returns the standard output of each.
 
     Args:
-        script: Python text; `sys.argv[4:]` holds `arguments`.
-        folder: where the processes meet; one call's own.
+        script: Python code, in which ``rank`` and ``world`` are defined and ``sys.argv[4:]`` are ``arguments``.
+        folder: folder for the file through which the processes find each other.
 
     Raises:
-        AssertionError: a process failed; with the outputs of all.
+        AssertionError: a process failed; the message has all outputs.
     """
     store = folder / f"store{len(list(folder.glob('store*')))}"
     command = [sys.executable, "-c", BEFORE + script + AFTER]

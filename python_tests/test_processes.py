@@ -1,4 +1,4 @@
-"""A search in several processes: the scores of one process, the same masks everywhere, and only gradients sent."""
+"""A search in several processes: scores as in one process, equal masks, and only gradients sent."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from slt_kernels.cli import main
 from slt_kernels.experiments.train.processes import joined
 from slt_kernels.train import search
 
-# What both the one process and the two run: 20 steps, the last one of each epoch on a smaller batch. The noise is there
-# because digits repeat patches: the maxima that are pooled would be so close that rounding decides between them.
+# Run by the single process and by both processes: 20 steps, the last of each epoch on a smaller batch. Digits contain
+# equal patches, so without noise rounding would decide between equal maxima in the pooling.
 SETUP = """
 import torch
 from slt_kernels import Freeze, models
@@ -50,7 +50,7 @@ for case, (name, changes) in SEARCHES.items():
     rows = search(model, data, settings)
     found[case] = model.state_dict(), rows
 
-# What travels in a step: DistributedDataParallel's buckets, as a hook of theirs sees them.
+# A communication hook records the buckets that DistributedDataParallel sends in a step.
 sent = []
 
 class Watched(processes.DistributedDataParallel):
@@ -70,7 +70,7 @@ rows = search(model, data, settings)
 processes.DistributedDataParallel = plain
 found["sent"] = sent
 
-# A signal to one of the processes stops both after the same step, and they go on together.
+# A signal to one process stops both after the same step; both resume.
 def stop(epoch, step, steps):
     if rank == 1 and (epoch, step) == (2, 3):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -98,7 +98,7 @@ torch.save(found, folder / f"{rank}.pt")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict]:
-    """What each of two processes found."""
+    """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
     run_processes(SETUP + IN_TWO, 2, folder, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
