@@ -261,7 +261,7 @@ def test_cifar_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"data_batch_3\.bin: 0 bytes"):
         load("cifar10", tmp_path)
     batch.write_bytes(b"\x0a" + content[1:])
-    with pytest.raises(ValueError, match=r"data_batch_3\.bin: label 10, expected under 10"):
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin: label 10, expected less than 10"):
         load("cifar10", tmp_path)
     batch.unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3\.bin: not found"):
@@ -269,7 +269,7 @@ def test_cifar_refuses(tmp_path):
     for file in folder.glob("data*.bin"):
         file.write_bytes(bytes(3073 * 20))
     batch.write_bytes(bytes(3073 * 20))
-    with pytest.raises(ValueError, match="cifar-10-batches-bin: all training images have one value in a channel"):
+    with pytest.raises(ValueError, match="cifar-10-batches-bin: a channel is constant"):
         load("cifar10", tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_a_signal_to_one_stops_both_and_they_continue(two):
         assert all(torch.equal(t, again[name]) for name, t in state.items())
 
 
-def test_masks_that_differ_are_noticed(two):
+def test_different_masks_are_detected(two):
     for found in two:
         assert found["check"] == "the masks or parameters of processes [1] differ from those of process 0"
 

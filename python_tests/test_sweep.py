@@ -238,7 +238,7 @@ def test_a_damaged_table_is_refused(damage, tmp_path, swept):
     ids=lambda value: value[:9],
 )
 def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, capsys):
-    """As a sweep that goes on finds it: one line, which names the file, the row and the column."""
+    """A resumed sweep raises in one line that names the file, the row and the column."""
     rows = [FOUND | row for row in rows_of(grid().experiments(BASE))]
     rows[2][column] = cell
     with (tmp_path / "sweep.csv").open("w", newline="") as file:
@@ -252,7 +252,7 @@ def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, cap
         assert f"damaged in row 3: {column}=" in str(error.value)
 
 
-def test_a_row_that_is_there_twice_is_refused(tmp_path):
+def test_a_duplicate_row_is_refused(tmp_path):
     row = FOUND | rows_of(grid().experiments(BASE))[0]
     sweep._write(tmp_path, [row, row])
     with pytest.raises(ValueError, match=r"damaged in row 2: same search as an earlier row"):
@@ -260,7 +260,7 @@ def test_a_row_that_is_there_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", (b"\xff\xfe", b"\0", b'"'), ids=("encoding", "zero", "quote"))
-def test_files_that_are_no_text(content, tmp_path):
+def test_files_that_are_not_text(content, tmp_path):
     (tmp_path / "sweep.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"sweep\.csv: damaged, or not of a sweep"):
         sweep.read(tmp_path)
@@ -269,7 +269,7 @@ def test_files_that_are_no_text(content, tmp_path):
         sweep.run(Experiment(), grid(), tmp_path)
 
 
-def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, capsys):
+def test_the_error_of_a_read_only_file_system_names_the_folder(tmp_path, monkeypatch, capsys):
     """The folder's default name is the command's."""
 
     def refuse(self, *_, **__):
@@ -288,7 +288,7 @@ def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, ca
     assert not (tmp_path / "sweep/elsewhere").exists()
 
 
-def test_plots_are_written_whole(tmp_path, monkeypatch):
+def test_plots_are_written_atomically(tmp_path, monkeypatch):
     rows = rows_of(grid().experiments(BASE))
     sweep.plot(rows, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -309,7 +309,7 @@ def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_read_back_as_they_were(tmp_path):
+def test_rows_are_read_back_unchanged(tmp_path):
     points = grid(widths=[None, 8]).experiments(Experiment())
     rows = rows_of(points)
     sweep._write(tmp_path, [FOUND | row for row in rows])

@@ -232,7 +232,7 @@ def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names
         if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
         try:
-            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not decide it
+            with tempfile.TemporaryFile(dir=folder):  # permissions are not sufficient, as on a read-only file system
                 pass
         except OSError:
             raise ValueError(f"{name}={path}: expected a file in a folder that can be written") from None
@@ -343,7 +343,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
         ("kept weights", f"{report['kept']:,}"),
-        ("ticket", f"{size:,} bytes ({size - report['mask_bytes']:,} of them not mask bits)"),
+        ("ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),

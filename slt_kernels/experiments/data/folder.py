@@ -137,8 +137,8 @@ class ImageFiles(Part):
         except Exception as error:  # PIL raises many types for damaged files
             if isinstance(error, OSError) and error.errno is not None:  # the file cannot be read
                 raise
-            told = shorten(str(error) or type(error).__name__, 200)
-            raise ValueError(f"{file}: damaged, or not an image: {told}") from None
+            reason = shorten(str(error) or type(error).__name__, 200)
+            raise ValueError(f"{file}: damaged, or not an image: {reason}") from None
         width, height = image.size
         box = _center_box(width, height, self.size) if random is None else random_box(width, height, random)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ... import philox
+from ..._text import shown
 
 _ORDER, _AUGMENT = 4, 5  # streams; the contract has 0 to 3
 _LOW = 0xFFFFFFFF
@@ -27,7 +28,7 @@ def split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     second = round(fraction * count) if 0 < fraction < 1 else 0
     if not 0 < second < count:
         raise ValueError(
-            f"validation={fraction}: expected a fraction in (0, 1) that leaves no part of {count} examples empty"
+            f"validation={shown(fraction)}: expected a fraction in (0, 1) that leaves no part of {count} examples empty"
         )
     shuffled = order(count, seed)
     return shuffled[second:].sort().values, shuffled[:second].sort().values

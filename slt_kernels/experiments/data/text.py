@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..._text import shown
 from .dataset import Dataset, Part, read_bytes
 from .rng import draws
 
@@ -28,7 +29,7 @@ def text(path: str | Path, seed: int = 0, validation: float = 0.1, context: int 
     if context < 1:
         raise ValueError(f"context={context}: expected at least 1")
     if not 0 < validation < 0.5:
-        raise ValueError(f"validation={validation}: expected a fraction in (0, 0.5)")
+        raise ValueError(f"validation={shown(validation)}: expected a fraction in (0, 0.5)")
     missing = "no such file: expected any file, whose bytes are read as text"
     content = torch.from_numpy(read_bytes(Path(path), missing))
     held = round(validation * len(content))
