@@ -315,6 +315,8 @@ class Source(NamedTuple):
 
     def initial_scores(self, count: int, bound: float, device: torch.device | str = "cpu") -> Tensor:
         """Scores of the first ``count`` free weights, float32 uniform on (-bound, bound), the same in every process."""
+        if torch.device(device).type == "meta":  # Philox takes long there too, and writes nothing
+            return torch.empty(count, dtype=torch.float32, device=device)
         index = torch.arange((count + 3) // 4, device=device)
         words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
         odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # below 2**24 in size: exact in float32
