@@ -1,8 +1,9 @@
 """Builds the C++ CPU backend, `slt_kernels._cpu`, with ninja: every kernel once per instruction set.
 
-The files of ``csrc/cpu`` that say ``SLT_ISA`` are compiled for each instruction set that the compiler knows, with its
-flags and its name; the path is chosen at run time, so nothing else may use those flags. Without a working C++
-compiler the package installs without the extension, and ``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
+The files of ``csrc/cpu/ops`` and ``csrc/cpu/isa_table.cpp`` are compiled for each instruction set that the compiler
+knows, with its flags and its name as ``SLT_ISA``. The set is chosen at run time, so no other file may be compiled with
+those flags. Without a working C++ compiler the package installs without the extension, and
+``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
 
 ``CXX`` and ``CXXFLAGS`` are honoured.
 """
@@ -21,8 +22,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
 FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi "
+    "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wno-psabi "
     # gcc 12's own headers of intrinsics start from uninitialized registers
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
@@ -50,7 +52,7 @@ class NinjaBuild(build_ext):
 
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         if not compiles(compiler, []):
-            raise CompileError(f"no working C++17 compiler ({shlex.join(compiler)})")
+            raise CompileError(f"no working C++20 compiler ({shlex.join(compiler)})")
         openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
         sets = {
             name: flags
@@ -64,11 +66,11 @@ class NinjaBuild(build_ext):
         folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
-        kernels = sorted(p for p in (ROOT / "csrc/cpu").glob("*.cpp") if "SLT_ISA" in p.read_text())
+        kernels = [*sorted((CSRC / "cpu/ops").glob("*.cpp")), CSRC / "cpu/isa_table.cpp"]
         have = " ".join(f"X({name})" for name in sets)
 
         lines = [
-            f"flags = {FLAGS} {' '.join(openmp)} {os.environ.get('CXXFLAGS', '')}",
+            f"flags = {FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(openmp)} {os.environ.get('CXXFLAGS', '')}",
             "rule compile",
             f"  command = {shlex.join(compiler)} $flags $extra -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
@@ -85,8 +87,8 @@ class NinjaBuild(build_ext):
         for name, flags in sets.items():
             for source in kernels:
                 compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_ISA={name}")
-        compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
-        compile(ROOT / "csrc/module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
+        compile(CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
+        compile(CSRC / "module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
         lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")
         (folder / "build.ninja").write_text("\n".join(lines))
         try:
@@ -99,7 +101,7 @@ def compiles(compiler: list[str], flags: list[str], source: str = "") -> bool:
     """Whether the compiler makes a shared library of a small program with those flags."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.cpp").write_text(f"{source}\nint probe() {{ return 0; }}\n")
-        command = [*compiler, "-std=c++17", "-fPIC", "-shared", *flags, "probe.cpp", "-o", "probe.so"]
+        command = [*compiler, "-std=c++20", "-fPIC", "-shared", *flags, "probe.cpp", "-o", "probe.so"]
         try:
             return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
         except OSError:

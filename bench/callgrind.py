@@ -1,7 +1,7 @@
 """Counts of single calls under `valgrind --tool=callgrind`: instructions, and misses of its simulated caches.
 
-The parent calls `run` with a script; the script, inside valgrind, counts each call with `count`. Only what is counted
-is simulated in full, so that importing PyTorch takes seconds.
+The parent calls `run` with a script; the script, inside valgrind, counts each call with `count`. Only counted calls are
+simulated in full, so that importing PyTorch takes seconds.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ISA = "avx2"  # the best that valgrind 3.19 runs
+ISA = "avx2"  # the highest one that valgrind 3.19 runs
 LINE = 64
-# A last level of 1 MB: smaller than the dense weights of the cases, as a real one is smaller than a real network's.
+# A last level of 1 MB is smaller than the dense weights of the cases, as a real one is smaller than a network.
 CACHES = {"I1": f"32768,8,{LINE}", "D1": f"32768,8,{LINE}", "LL": f"1048576,16,{LINE}"}
 
 _SWITCHES = """
@@ -31,7 +31,7 @@ void stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
 
 
 def unavailable() -> str | None:
-    """Why nothing can be counted here; None if it can."""
+    """Why callgrind cannot run here; None if it can."""
     for tool in ("valgrind", "cc"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
@@ -47,7 +47,7 @@ def _switches(folder: Path) -> Path | None:
 
 
 def run(script: str | Path, *arguments: str, caches: bool = False) -> dict[str, dict[str, int]]:
-    """Runs a Python script under callgrind, on one thread; the counts of each call that it marks, by name.
+    """Runs a Python script under callgrind, on one thread. Returns the counts of each marked call, by name.
 
     Counts are callgrind's events: "Ir" instructions, and with ``caches`` "DLmr" and "DLmw", the data reads and writes
     that miss the last level.
@@ -81,9 +81,9 @@ def _read(file: Path) -> tuple[str, dict[str, int]]:
 
 
 def count(name: str, call: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> None:
-    """Inside valgrind: counts one call, after ``before``, which the caches see and the counts do not."""
+    """Inside valgrind: counts one call. ``before`` runs first: it changes the caches, and is not counted."""
     switches = ctypes.CDLL(os.environ["SLT_CALLGRIND_SWITCHES"])
-    gc.disable()  # Python collects garbage when it likes: that would be counted with one call or another
+    gc.disable()  # a collection during a call would be counted
     switches.start()
     before()
     switches.zero()

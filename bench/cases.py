@@ -1,9 +1,9 @@
 """The timed cases: single operations of the CPU backend, layers and networks; `pytest bench` and `slt bench` run them.
 
 4096 x 4096, signed constant and a resolved mask unless a case says otherwise; 70 % frozen is 35 % pruned and 35 %
-locked. Ours starts from floats: making digits of them is in its time, and so is expanding a compact mask. Every case is
-first compared with the reference backend: bit for bit for float32 forward and grad_input (where a whole reference would
-take minutes, on its first and last rows).
+locked. Our times include the conversion of floats to digits and the expansion of a compact mask. Each case is first
+compared with the reference backend, float32 forward and grad_input bit for bit (on the first and last rows where the
+whole reference would take minutes).
 """
 
 import copy
@@ -18,12 +18,14 @@ from rounds import Case, Entry
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from slt_kernels import bits
-from slt_kernels.backends import cpu, reference
+from slt_kernels import backends, bits
+from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
 from slt_kernels.models import GPT, resnet
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
+
+cpu, reference = backends.on("cpu"), backends.on("reference")
 
 SIZE = 4096
 SCALE = torch.tensor(1 / 64)
@@ -33,7 +35,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 
 class WrongResultError(Exception):
-    """Ours differs from the reference, or a peer computes something else: there is nothing to time."""
+    """Ours differs from the reference, or a peer from ours. The case is not timed."""
 
 
 def expect(condition: bool, message: str) -> None:
@@ -42,7 +44,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def mask_of(source: Source, compact: bool = False) -> Tensor:
-    shape = (words_for(int(cpu.free_offsets(source)[-1])),) if compact else (source.rows, source.words)
+    shape = (words_for(int(free_offsets(source)[-1])),) if compact else (source.rows, source.words)
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
 
 
@@ -51,7 +53,7 @@ def dense(mask: Tensor, source: Source) -> Tensor:
 
 
 def equal(got: Tensor, expected: Tensor) -> None:
-    """float32: the very bits. 16-bit: within rounding, in relative norm."""
+    """float32: the same bits. 16-bit: within rounding, in relative norm."""
     if got.dtype == torch.float32:
         expect(torch.equal(got, expected), "not the reference's bits")
     else:
@@ -124,7 +126,7 @@ def linear_grad_input(batch: int, dtype=torch.float32) -> Case:
 
 
 def linear_grad_scores(batch: int, freeze=DENSE, weight="signed_constant", dtype=torch.float32) -> Case:
-    """Against the dense product alone; ours also regenerates weights and frozen pattern, and drops frozen weights."""
+    """The peer is the dense product; ours also regenerates weights and frozen pattern, and drops frozen weights."""
     source = Source.of(SIZE, SIZE, weight=weight, freeze=freeze)
     dy, x = torch.randn(batch, SIZE).to(dtype), torch.randn(batch, SIZE).to(dtype)
     args = dy, x, torch.randn(source.free), SCALE, source
@@ -209,7 +211,7 @@ def masks(freeze: Freeze, compact: bool) -> Case:
 
 
 class Network(NamedTuple):
-    """How to build a network of dense layers, what it takes, and what it is trained on."""
+    """A network of dense layers: its constructor, its inputs for a batch size, and its loss."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
@@ -221,7 +223,7 @@ def mean_square(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def classify(model: nn.Module, x: Tensor) -> Tensor:
-    """The loss of a classifier, with labels that the batch's size fixes."""
+    """The loss of a classifier; the labels depend on the batch size only."""
     return F.cross_entropy(model(x).float(), torch.arange(len(x)) % 10)
 
 
@@ -260,23 +262,23 @@ NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 409
 
 @lru_cache(maxsize=3)
 def _source(network: str, frozen: bool, compact: bool) -> nn.Module:
-    torch.manual_seed(0)  # for what is not of our seed: the tables of a decoder
+    torch.manual_seed(0)  # the tables of a decoder are PyTorch's, not generated from our seed
     return supermask(NETWORKS[network].build(), frozen, compact)
 
 
-@lru_cache(maxsize=12)  # one network in every way, over several batches
+@lru_cache(maxsize=12)  # one network in each method, over several batches
 def held(network: str, form: Method) -> nn.Module:
-    """A network held as a method holds it, for inference."""
+    """A network in a method's form, for inference."""
     return form.hold(_source(network, form.frozen, form.compact)).eval()
 
 
 def same_dense(network: str, form: Method) -> nn.Module:
-    """The dense float32 network that one held otherwise has to equal."""
+    """The dense float32 network that this form must equal."""
     return held(network, METHODS["dense float32"]._replace(frozen=form.frozen, compact=form.compact))
 
 
 def inference(network: str, batch: int, methods: tuple[str, ...]) -> Case:
-    """A forward of the same network held in different ways, each compared with its dense float32 form."""
+    """A forward of one network in several forms, each compared with its dense float32 form."""
     x = NETWORKS[network].inputs(batch)
     inputs = {name: cast(x, METHODS[name].dtype) for name in methods}
     calls = {name: torch.no_grad()(lambda n=name: held(network, METHODS[n])(inputs[n])) for name in methods}
@@ -297,7 +299,7 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def training(network: str, batch: int, methods: tuple[str, ...]) -> Case:
-    """A whole training step. The losses of the first are compared: before it, methods hold the same network."""
+    """A training step. The losses of the first step are compared: all methods start from the same network."""
     _, inputs, loss = NETWORKS[network]
     x = inputs(batch)
     calls = {name: training_step(copy.deepcopy(held(network, METHODS[name])).train(), x, loss) for name in methods}
@@ -325,7 +327,7 @@ STEPS = ("ours", "ours, 70 % frozen, compact", "dense float32", "materializing l
 
 
 def targets() -> Iterator[Entry]:
-    """What the project has to reach, against the dense product of the same shape."""
+    """The project's targets, against the dense product of the same shape."""
 
     def entry(name: str, target: float | None, make: Callable[[], Case], quick: bool = False, **options) -> Entry:
         return Entry("targets", name, make, target, quick, **options)
@@ -394,7 +396,7 @@ def targets() -> Iterator[Entry]:
 
 
 def batches() -> Iterator[Entry]:
-    """One layer held in every way, against the batch."""
+    """One layer in each method, over batch sizes."""
     for batch in (1, 4, 16, 64, 256, 1024):
         make = lambda b=batch: inference(LINEAR, b, FORWARDS)  # noqa: E731
         yield Entry("batch", f"{LINEAR}, batch {batch}", make, quick=batch in (1, 16, 256), at={"batch": batch})
@@ -429,7 +431,7 @@ def networks() -> Iterator[Entry]:
 
 
 def scaling() -> Iterator[Entry]:
-    """The cost of a square layer against its size, and against threads; and of a layer of a billion weights."""
+    """Time of a square layer over its size, and over threads; and of a layer of a billion weights."""
     for batch in (1, 64):
         for size in (512, 1024, 2048, 4096, 8192, 16384):
             name = f"{size} x {size}, batch {batch}"

@@ -1,4 +1,4 @@
-"""What this machine can do at most, as PyTorch reaches it, and what making weights costs it."""
+"""Upper bounds of this machine: bandwidth and products as PyTorch reaches them, and the time to generate weights."""
 
 import re
 import shlex
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from rounds import timed
 
-from slt_kernels.backends import cpu
+from slt_kernels import backends
 
-# The flags of the programs that measure one bound each; the code of the first is of one instruction set at a time.
+cpu = backends.on("cpu")
+
+# Compiler flags of the programs that measure one bound each. The first is compiled for one instruction set.
 _FLAGS = {
     "cpu_generator": "-ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl "
     "-mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni -DSLT_ISA=avx512vnni",
@@ -24,7 +26,7 @@ _FLAGS = {
 
 
 def ceilings(seconds: float) -> dict[str, Any]:
-    """The best of several copies and products: bytes and operations (two a multiply-add) a second."""
+    """The best of several copies and products: bytes, and operations (two per multiply-add), per second."""
 
     def best(call) -> float:
         call()
@@ -34,7 +36,8 @@ def ceilings(seconds: float) -> dict[str, Any]:
         return min(times)
 
     result = {}
-    for name, size in (("copy_67MB", 1 << 24), ("copy_1GB", 1 << 28)):  # a cached weight's size, and any cache's
+    # The size of a dense weight, and one larger than any cache.
+    for name, size in (("copy_67MB", 1 << 24), ("copy_1GB", 1 << 28)):
         source = torch.ones(size)
         to = torch.empty_like(source)
         result[name] = 2 * source.nbytes / best(lambda: to.copy_(source))

@@ -3,7 +3,7 @@
 //
 //     flags="-std=c++17 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 //     flags="$flags -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"
-//     c++ $flags -DSLT_ISA=avx512vnni bench/cpu_generator.cpp -o /tmp/cpu_generator && /tmp/cpu_generator
+//     c++ $flags -DSLT_ISA=avx512vnni -Icsrc bench/cpu_generator.cpp -o /tmp/cpu_generator && /tmp/cpu_generator
 //
 // Calls are made two at a time, as products make them. Cycles are those of a chain of dependent multiplications, three
 // each, timed in the same run: additions of constants can be folded where registers are renamed.
@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "../csrc/cpu/generate.h"
+#include "cpu/weights/generate.h"
 
 using namespace slt;
 using namespace slt::SLT_ISA;
@@ -49,8 +49,8 @@ static void measure(const char *name, const Body &body) {
     printf("%-22s %6.1f ns  %5.0f cycles\n", name, best * 1e9, best / cycle());
 }
 
-// As many vector instructions as make 2048 weights of signed_constant (generate.h), of Philox's kinds, and independent:
-// what the processor can do at best.
+// The vector instructions that make 2048 weights of signed_constant (cpu/weights/generate.h), independent of each other:
+// the bound of the processor.
 static void mixed() {
 #define PAIR(r) "vpmuludq %%zmm20, %%zmm" #r ", %%zmm" #r "\n vpsrlq $32, %%zmm" #r ", %%zmm" #r "\n"
 #define THREE(r) PAIR(r) "vpternlogq $0x96, %%zmm20, %%zmm21, %%zmm" #r "\n"

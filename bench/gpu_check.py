@@ -1,24 +1,28 @@
-"""The Triton backend on a GPU: is it right, and how fast. Under ten minutes; needs torch, triton and this package.
+"""Correctness and speed of the Triton backend on a GPU, in under ten minutes. Needs torch, triton and this package.
 
     python bench/gpu_check.py --out FILE.json
-    TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        the script itself, without a GPU
+    TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        tests the script without a GPU
 
-First every operation is compared with the reference over odd shapes, dtypes and layouts (`gpu_correctness.py`); then
-speed (CUDA graphs of calls whose inputs and weights are rotated, so that none is found in the cache: medians and
-quartiles of one call), memory, where `ncu` is there the bytes read from it, and what autotuning would choose. Peers in
-the same run: cuBLAS and cuDNN on dense weights, the layer that materializes its mask from scores, a weight materialized
-in each call, and for masks ``torch.kthvalue`` and a comparison.
+Sections:
+    checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`)
+    speed       median and quartiles of one call, from CUDA graphs that rotate inputs and weights, so that L2 is cold
+    memory      what a layer keeps, and the workspace of each operation
+    traffic     bytes read from memory, if `ncu` is installed
+    compile     compiles the tiles that `tuned` times
+    tuned       the tiles that autotuning chooses
 
-One run may not get to the end of the last section. Two share the work, and write into one file, if the commit, the GPU
-and Triton are the same:
+Baselines in the same run: cuBLAS and cuDNN on dense weights, a layer that materializes its mask from scores, a weight
+materialized in each call, and for masks ``torch.kthvalue`` and a comparison.
+
+One run may not reach the end of the last section. Two runs can share the work and write to one file, with the same
+commit, GPU and Triton:
 
     python bench/gpu_check.py --out FILE.json --only checks speed memory traffic
     python bench/gpu_check.py --out FILE.json --only compile tuned
 
-Each section is a list of items, done by processes of their own: by one where something is timed, by several where most
-of the time is the compiler's. An item that fails, ends its process or does not answer is recorded and printed, its
-process is ended, and another goes on: an illegal access spoils all of a process's later work on a GPU. The results are
-written after each section, and what there was no time for says so.
+Worker processes run a section's items: one where something is timed, several where compilation dominates. An item that
+fails, crashes or times out is recorded and printed, and a new worker takes over: an illegal access would make all later
+GPU work of the process fail. Results are written after each section. Items without time left are marked.
 """
 
 import argparse
@@ -64,12 +68,12 @@ from gpu_correctness import (
 from machine import machine
 from torch import Tensor
 
-from slt_kernels import SupermaskLinear
-from slt_kernels.backends import triton
+from slt_kernels import SupermaskLinear, backends
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
-L2_BYTES = 128 << 20  # more than any cache: inputs and weights are rotated through as much
+by_triton = partial(backends.run_on, "triton")
+L2_BYTES = 128 << 20  # more than any L2 cache; inputs and weights are rotated through this much memory
 RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of its 3x3 convolutions
 
 
@@ -78,7 +82,7 @@ RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of it
 
 def about(smoke: bool) -> Iterator[Item]:
     def describe() -> Result:
-        if reason := triton.unavailable():
+        if reason := backends.why_unavailable("triton"):
             raise RuntimeError(f"the Triton backend cannot run here: {reason}")
         return machine()
 
@@ -88,19 +92,19 @@ def about(smoke: bool) -> Iterator[Item]:
 # Speed
 
 
-Runs = dict[str, tuple[int, Callable[[int], object]]]  # how many copies of its inputs, and a call with one of them
+Runs = dict[str, tuple[int, Callable[[int], object]]]  # the number of copies of the inputs; a call with one of them
 
 
 def copies(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """As many as do not fit in the cache together, 64 at most."""
+    """Enough copies to exceed the cache, at most 64."""
     count = min(64, max(2, 1 + L2_BYTES // sum(t.nbytes for t in tensors)))
     return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(count - 1))]
 
 
 def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1) -> Result:
-    """Of one call: from a CUDA graph of many, where no launch waits for the host; and as the host issues them.
+    """The time of one call: in a CUDA graph of many calls, without launch overhead; and issued eagerly.
 
-    A graph holds about as many calls for all methods, however many copies there are: starting it takes time as well.
+    All methods have about the same number of calls in a graph, as starting a graph takes time too.
     """
     for i in range(2):
         call(i % count)
@@ -113,7 +117,7 @@ def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1
     eager = 1e3 * (time.perf_counter() - started) / issued
     if INTERPRETED:
         return {"median": eager, "eager": eager}
-    calls = count * -(-32 // count)  # 32 or more, and each copy as often
+    calls = count * -(-32 // count)  # at least 32, and each copy equally often
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for i in range(calls):
@@ -137,30 +141,30 @@ def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1
 def linear_case(size: int, batch: int, dtype: torch.dtype, operation: str, compact: bool) -> Runs:
     source = Source.of(size, size, freeze=FROZEN if compact else Freeze())
     mask, one = random_mask(source, compact), scale()
-    weight = (triton.materialize(mask, source) * one).to(dtype)
+    weight = (by_triton("materialize", mask, source) * one).to(dtype)
     x = randn(batch, size, dtype=dtype)
     ours, dense = copies(mask, x), copies(weight, x)
 
     def masked(i: int) -> Tensor:
-        return triton.materialize(ours[i][0], source).to(dtype)
+        return by_triton("materialize", ours[i][0], source).to(dtype)
 
     if operation == "forward":
         scores = torch.randn_like(weight)
         return {
-            "ours": (len(ours), lambda i: triton.linear_forward(ours[i][1], ours[i][0], one, None, source)),
+            "ours": (len(ours), lambda i: by_triton("linear_forward", ours[i][1], ours[i][0], one, None, source)),
             "dense": (len(dense), lambda i: F.linear(dense[i][1], dense[i][0])),
             "materializing layer": (len(dense), lambda i: F.linear(x, dense[i][0] * (scores.abs() > 0.5))),
             "materialize, then dense": (len(ours), lambda i: F.linear(ours[i][1], masked(i)) * one),
         }
     if operation == "grad_input":
         return {
-            "ours": (len(ours), lambda i: triton.linear_grad_input(ours[i][1], ours[i][0], one, source)),
+            "ours": (len(ours), lambda i: by_triton("linear_grad_input", ours[i][1], ours[i][0], one, source)),
             "dense": (len(dense), lambda i: dense[i][1] @ dense[i][0]),
             "materialize, then dense": (len(ours), lambda i: (ours[i][1] @ masked(i)) * one),
         }
     pairs, scores = copies(torch.randn_like(x), x), randn(source.free)
     return {
-        "ours": (len(pairs), lambda i: triton.linear_grad_scores(*pairs[i], scores, one, source)),
+        "ours": (len(pairs), lambda i: by_triton("linear_grad_scores", *pairs[i], scores, one, source)),
         "dense": (len(pairs), lambda i: pairs[i][0].T @ pairs[i][1]),
     }
 
@@ -169,16 +173,19 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
     torch.backends.cudnn.benchmark = True
     window = Window(3, 3, padding_h=1, padding_w=1)
     source = Source.of(channels, 9 * channels)
-    mask, one = random_mask(source), scale()
+    geometry, mask, one = (source, window), random_mask(source), scale()
     x = randn(batch, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     def kernel(mask: Tensor) -> Tensor:
-        return triton.materialize(mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
+        return by_triton("materialize", mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
 
     ours, dense = copies(mask, x), copies(kernel(mask) * one.to(dtype), x)
     if operation == "forward":
         return {
-            "ours": (len(ours), lambda i: triton.conv2d_forward(ours[i][1], ours[i][0], one, None, source, window)),
+            "ours": (
+                len(ours),
+                lambda i: by_triton("conv2d_forward", ours[i][1], ours[i][0], one, None, *geometry),
+            ),
             "dense": (len(dense), lambda i: F.conv2d(dense[i][1], dense[i][0], padding=1)),
             "materialize, then dense": (
                 len(ours),
@@ -194,12 +201,15 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
     if operation == "grad_input":
         image = [size, size]
         return {
-            "ours": (len(ours), lambda i: triton.conv2d_grad_input(ours[i][1], ours[i][0], one, source, window, image)),
+            "ours": (
+                len(ours),
+                lambda i: by_triton("conv2d_grad_input", ours[i][1], ours[i][0], one, *geometry, image),
+            ),
             "dense": (len(dense), lambda i: backward(dense[i][1], x, dense[i][0], True, False)),
         }
-    pairs, scores = copies(torch.randn_like(x), x), randn(source.free)  # both channels-last, as x is
+    pairs, scores = copies(torch.randn_like(x), x), randn(source.free)  # both channels-last, like x
     return {
-        "ours": (len(pairs), lambda i: triton.conv2d_grad_scores(*pairs[i], scores, one, source, window)),
+        "ours": (len(pairs), lambda i: by_triton("conv2d_grad_scores", *pairs[i], scores, one, *geometry)),
         "dense": (len(pairs), lambda i: backward(*pairs[i], dense[0][0], False, True)),
     }
 
@@ -209,17 +219,17 @@ def masks_case(rows: int, fan: int, operation: str) -> Runs:
     scores, rank, threshold = copies(randn(source.free)), source.free // 2, torch.tensor(0.5, device=DEVICE)
     if operation == "select":
         return {
-            "ours": (len(scores), lambda i: triton.select([*scores[i]], rank)),
+            "ours": (len(scores), lambda i: by_triton("select", [*scores[i]], rank)),
             "kthvalue": (len(scores), lambda i: scores[i][0].abs().kthvalue(rank)),
         }
     return {
-        "ours": (len(scores), lambda i: triton.pack(scores[i][0], threshold, source, False)),
+        "ours": (len(scores), lambda i: by_triton("pack", scores[i][0], threshold, source, False)),
         "comparison": (len(scores), lambda i: scores[i][0].abs() > threshold),
     }
 
 
 def products(smoke: bool) -> Iterator[tuple[Result, Callable[[], Runs]]]:
-    """The cases of the project's aims first, then all others."""
+    """The cases with performance aims first, then the others."""
     if smoke:
         linear = [(128, 2, BF16, op, op == "forward") for op in ("forward", "grad_input", "grad_scores")]
         convolutions = [(32, 3, 1, BF16, op) for op in ("forward", "grad_input", "grad_scores")]
@@ -250,7 +260,7 @@ def speed(smoke: bool) -> Iterator[Item]:
 
     for what, make in products(smoke):
         yield what, lambda make=make: measure(make)
-    rows, fan = (3, 129) if smoke else (4980, 5120)  # as many weights as ResNet-50 has
+    rows, fan = (3, 129) if smoke else (4980, 5120)  # the weights of a ResNet-50
     for operation in ("select", "pack"):
         make = partial(masks_case, rows, fan, operation)
         yield {"operation": operation, "scores": rows * fan}, lambda make=make: measure(make)
@@ -260,11 +270,11 @@ def speed(smoke: bool) -> Iterator[Item]:
 
 
 def compile_tiles(smoke: bool) -> Iterator[Item]:
-    """Every tile that `tuned` times, by many processes at once, so that it finds them in Triton's cache."""
+    """Compiles every tile that `tuned` times, in many processes at once, into Triton's cache."""
 
     def compile_all(make: Callable[[], Runs]) -> None:
         _, call = make()["ours"]
-        with autotuning():  # what it measures is of a GPU in use by others
+        with autotuning():  # its timings are discarded: other processes use the GPU
             call(0)
 
     for what, make in list(products(smoke))[: 1 if smoke else None]:
@@ -272,7 +282,7 @@ def compile_tiles(smoke: bool) -> Iterator[Item]:
 
 
 def tuned(smoke: bool) -> Iterator[Item]:
-    """What autotuning chooses, and what that gains over the rule."""
+    """The tiles that autotuning chooses, and their gain over the rule."""
 
     def measure(make: Callable[[], Runs]) -> Result:
         run = make()["ours"]
@@ -290,12 +300,12 @@ def tuned(smoke: bool) -> Iterator[Item]:
 
 
 def memory(smoke: bool) -> Iterator[Item]:
-    """What a layer keeps besides its scores, and what a step and each operation take on top for a time."""
+    """The memory that a layer keeps besides its scores, and the temporary memory of a step and of each operation."""
 
     def measure(size: int, batch: int, compact: bool) -> Result:
         if INTERPRETED:
             return {"note": "needs a GPU"}
-        gc.collect()  # what the item before has left would be freed while this one measures
+        gc.collect()  # so that no earlier item's memory is freed during the measurement
         start = torch.cuda.memory_allocated()
         layer = SupermaskLinear(size, size, bias=False, freeze=FROZEN, compact=compact, device=DEVICE)
         layer.auto_mask = False
@@ -307,15 +317,15 @@ def memory(smoke: bool) -> Iterator[Item]:
             y.backward(dy)
             return y, x.grad, layer.scores.grad
 
-        step()  # what is kept for each source is there from the first time on
+        step()  # the first step allocates what is kept for each source
         x.grad = layer.scores.grad = None
         kept = torch.cuda.memory_allocated() - start - sum(t.nbytes for t in (x, dy, layer.scores))
         mask, one, source = layer.mask_words, layer.weight_scale, layer.source
         rows, scores = x.detach(), layer.scores.detach()
         workspaces = {
-            "forward": workspace(lambda: triton.linear_forward(rows, mask, one, None, source)),
-            "grad_input": workspace(lambda: triton.linear_grad_input(dy, mask, one, source)),
-            "grad_scores": workspace(lambda: triton.linear_grad_scores(dy, rows, scores, one, source)),
+            "forward": workspace(lambda: by_triton("linear_forward", rows, mask, one, None, source)),
+            "grad_input": workspace(lambda: by_triton("linear_grad_input", dy, mask, one, source)),
+            "grad_scores": workspace(lambda: by_triton("linear_grad_scores", dy, rows, scores, one, source)),
             "forward and backward": workspace(step),
         }
         share = (kept + max(workspaces.values())) / (size * size * BF16.itemsize)
@@ -328,13 +338,13 @@ def memory(smoke: bool) -> Iterator[Item]:
 
 
 def workspace(call: Callable[[], object]) -> int:
-    """Bytes that a call takes at its peak, above all that is there when it has returned, its results among them."""
+    """The peak memory of a call above the memory in use after it, which includes its results."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     results = call()
     torch.cuda.synchronize()
     taken = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-    del results  # not before
+    del results  # kept alive until here
     return taken
 
 
@@ -342,7 +352,7 @@ def workspace(call: Callable[[], object]) -> int:
 
 
 def traffic(smoke: bool) -> Iterator[Item]:
-    """By one forward of batch 1, as the hardware counts them."""
+    """Bytes read by one forward of batch 1, from hardware counters."""
 
     def measure(form: str) -> Result:
         ncu = shutil.which("ncu")
@@ -366,7 +376,7 @@ def one_forward(form: str) -> None:
     source = Source.of(8192, 8192, freeze=FROZEN if form == "compact" else Freeze())
     mask, x = random_mask(source, form == "compact"), randn(1, 8192, dtype=BF16)
     for _ in range(2):
-        triton.linear_forward(x, mask, scale(), None, source)
+        by_triton("linear_forward", x, mask, scale(), None, source)
     synchronize()
 
 
@@ -375,8 +385,8 @@ def one_forward(form: str) -> None:
 
 class Section(NamedTuple):
     items: Callable[[bool], Iterator[Item]]
-    share: float  # of the time
-    limit: float  # seconds of an item, its compilation included
+    share: float  # of the total time
+    limit: float  # seconds for an item, including compilation
     parallel: bool = False
 
 
@@ -389,12 +399,12 @@ SECTIONS = {
     "compile": Section(compile_tiles, 0.07, 150, parallel=True),
     "tuned": Section(tuned, 0.11, 60),
 }
-BEGINNING = 90  # seconds of a process, which imports PyTorch and Triton as many others do
-SPARE = 20  # seconds: PyTorch was imported here, before time was taken; and what does not end at once is waited for
+START_SECONDS = 90  # for a worker to import PyTorch and Triton, while others do too
+SPARE = 20  # seconds for this process's own imports, and for workers that do not exit at once
 
 
 def attempt(run: Callable[[], Result | None]) -> Result:
-    """What an item measures, or why it failed."""
+    """An item's measurements, or the reason for its failure."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     started = time.monotonic()
@@ -409,20 +419,20 @@ def attempt(run: Callable[[], Result | None]) -> Result:
 
 
 def work(section: str, smoke: bool) -> None:
-    """Does the items whose numbers come in, a line each; what they measure goes out, a line of JSON each."""
+    """Runs the items whose numbers are read from stdin, one per line, and prints a line of JSON for each."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything else prints is no answer
+    os.dup2(2, 1)  # stdout carries only results; other prints go to stderr
     runs = [run for _, run in SECTIONS[section].items(smoke)]
-    print("{}", file=answers, flush=True)  # it has begun
+    print("{}", file=answers, flush=True)  # ready
     for line in sys.stdin:
-        faulthandler.dump_traceback_later(0.9 * SECTIONS[section].limit)  # where it hangs, for the report
+        faulthandler.dump_traceback_later(0.9 * SECTIONS[section].limit)  # reports where a hanging item is
         result = attempt(runs[int(line)])
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(result), file=answers, flush=True)
 
 
 class Worker:
-    """A process that `work`s, and can be ended whatever it is at."""
+    """A process that runs `work`, and can be killed at any time."""
 
     def __init__(self, command: list[str]) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -432,20 +442,20 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            start_new_session=True,  # so that all it starts can be ended with it
+            start_new_session=True,  # so that its children can be killed with it
         )
 
     def ask(self, number: int, until: float) -> Result:
-        with suppress(BrokenPipeError):  # then it has ended, and there is no answer
+        with suppress(BrokenPipeError):  # the process has exited; `answer` reports it
             self.process.stdin.write(b"%d\n" % number)
         return self.answer(until)
 
     def answer(self, until: float) -> Result:
-        """Its next line.
+        """The worker's next line.
 
         Raises:
-            TimeoutError: there is none by then.
-            RuntimeError: the process ended, or said something else.
+            TimeoutError: no line by ``until``.
+            RuntimeError: the process exited, or the line is not JSON.
         """
         said, out = b"", self.process.stdout.fileno()
         while not said.endswith(b"\n"):
@@ -454,7 +464,7 @@ class Worker:
             more = os.read(out, 1 << 16)
             if not more:
                 with suppress(subprocess.TimeoutExpired):
-                    self.process.wait(1)  # in its own way, if it is about to
+                    self.process.wait(1)  # it may be exiting by itself
                 self.end()
                 cut = f" in the middle of {said[-100:]}" if said else ""
                 raise RuntimeError(f"the process ended with {self.process.returncode}{cut}: {self.last_words()}")
@@ -465,23 +475,23 @@ class Worker:
             raise RuntimeError(f"expected a line of JSON, and it said {said[-300:]}") from None
 
     def last_words(self) -> str:
-        """The end of what it printed; read without moving where it prints."""
+        """The end of its output, read without moving the file position."""
         errors = self.errors.fileno()
         return os.pread(errors, 1000, max(0, os.fstat(errors).st_size - 1000)).decode(errors="replace")
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a process that waits inside a driver outlives even that
+        with suppress(subprocess.TimeoutExpired):  # a process blocked in a driver survives SIGKILL
             self.process.wait(SPARE / 4)
 
 
 def supervise(command: list[str], items: list[Result], processes: int, limit: float, deadline: float) -> list[Result]:
-    """What items measure, done by workers, each of which takes the next item when it is done with one.
+    """Runs the items on ``processes`` workers, and returns their results.
 
-    For an item nobody waits longer than the limit, nor past the deadline. One that fails takes its worker with it.
+    An item ends at its time limit or at the deadline. A failed item's worker is replaced.
     """
-    idle: list[Worker | None] = [None] * processes  # None: to be started
+    idle: list[Worker | None] = [None] * processes  # None: not started
 
     def do(number: int) -> Result:
         began = time.monotonic()
@@ -491,7 +501,7 @@ def supervise(command: list[str], items: list[Result], processes: int, limit: fl
         try:
             if worker is None:
                 worker = Worker(command)
-                worker.answer(min(began + BEGINNING, deadline))
+                worker.answer(min(began + START_SECONDS, deadline))
             result = worker.ask(number, min(time.monotonic() + limit, deadline))
         except TimeoutError:
             seconds = time.monotonic() - began
@@ -500,7 +510,7 @@ def supervise(command: list[str], items: list[Result], processes: int, limit: fl
             result = {"ok": None if late else False, "why": f"{why} after {seconds:.1f} s: {worker.last_words()}"}
         except Exception as error:
             result = {"ok": False, "why": f"{type(error).__name__}: {error}"}
-        if not result["ok"] and worker is not None:  # it may hang, or its use of the GPU be spoilt
+        if not result["ok"] and worker is not None:  # it may hang, or its CUDA context be broken
             worker.end()
             worker = None
         idle.append(worker)
@@ -530,10 +540,10 @@ def worker_command(section: str, smoke: bool) -> list[str]:
 def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
     section = SECTIONS[name]
     items = [what for what, _ in section.items(smoke)]
-    cores = min(32, len(os.sched_getaffinity(0)))  # each takes half a gigabyte of the GPU's memory
+    cores = min(32, len(os.sched_getaffinity(0)))  # each takes half a gigabyte of GPU memory
     processes = cores if section.parallel and not INTERPRETED else 1
     results = supervise(worker_command(name, smoke), items, processes, section.limit, deadline)
-    print(f"{name}: {sum(r['ok'] is True for r in results)} of {len(results)} done and right", flush=True)
+    print(f"{name}: {sum(r['ok'] is True for r in results)} of {len(results)} passed", flush=True)
     return results
 
 
@@ -541,12 +551,12 @@ def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
 
 
 def same_of_all(report: Result) -> tuple[object, ...]:
-    """What all sections in one file are of: the commit, the GPU with Triton's version, and the size of the cases."""
+    """What all sections in a file must share: the commit, the GPU with Triton's version, and the size of the cases."""
     return report["machine"]["commit"], report["machine"]["backends"]["triton"], report["smoke"]
 
 
 def write(report: Result, file: Path) -> None:
-    """Whole or not at all."""
+    """Replaces the file atomically."""
     part = file.with_name(f"{file.name}.part")
     part.write_text(json.dumps(report, indent=1) + "\n")
     os.replace(part, file)
@@ -555,12 +565,12 @@ def write(report: Result, file: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file, new or of an earlier run")
-    parser.add_argument("--smoke", action="store_true", help="a few small cases: does the script run to its end?")
-    parser.add_argument("--seconds", type=float, default=540, help="everything has ended after as many")
+    parser.add_argument("--smoke", action="store_true", help="a few small cases, to test the script itself")
+    parser.add_argument("--seconds", type=float, default=540, help="time limit for everything")
     sections = [name for name in SECTIONS if name != "machine"]
     parser.add_argument("--only", choices=sections, nargs="+", default=sections, help="sections")
-    parser.add_argument("--commit", default="unknown", help="what is measured, where git does not say so")
-    for option in ("--work", "--one-forward"):  # of the processes that this one starts
+    parser.add_argument("--commit", default="unknown", help="the commit, if git does not say")
+    for option in ("--work", "--one-forward"):  # for the processes that this one starts
         parser.add_argument(option, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one_forward:
@@ -581,7 +591,7 @@ def main(arguments: list[str] | None = None) -> int:
                 earlier = json.loads(options.out.read_text())
                 before = same_of_all(earlier)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            parser.error(f"--out {options.out}: expected a new file, or one of an earlier run: {error!r}")
+            parser.error(f"--out {options.out}: expected a new file, or one from an earlier run: {error!r}")
 
     [here] = run_section("machine", options.smoke, deadline)
     if not here["ok"]:
@@ -592,7 +602,7 @@ def main(arguments: list[str] | None = None) -> int:
     if before == same_of_all(report):
         report = earlier
     elif earlier:
-        print(f"{options.out} is of another commit, GPU or Triton, and will be replaced", flush=True)
+        print(f"{options.out} is from another commit, GPU or Triton, and will be replaced", flush=True)
 
     chosen = [name for name in sections if name in options.only]
     left = sum(SECTIONS[name].share for name in chosen)

@@ -1,7 +1,7 @@
-"""What `gpu_check.py` checks on a GPU: every operation against the reference, layers in training, streams and graphs.
+"""The correctness checks of `gpu_check.py`: operations against the reference, training, streams and graphs.
 
-`checks` is the list, of what is checked and a function that raises where it is wrong. Under Triton's interpreter those
-that a device alone can do are left out.
+`checks` yields each check's description and a function that raises if it fails. Checks that need a device are left out
+under Triton's interpreter.
 """
 
 import json
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slt_kernels import EdgePopup, SupermaskConv2d, SupermaskLinear, backends, bits
-from slt_kernels.backends import reference, triton
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
 
@@ -25,14 +25,28 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")
 BF16 = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter's bfloat16 is wrong
 FROZEN = Freeze(0.35, 0.35)
-FAR_BYTES = 28 << 30  # of memory, for products of more than 2**31 elements
-GRAD_ERROR = 5e-6  # of grad_scores: sums on tensor cores truncate, over 32 columns in float32, over all in 16 bits
+FAR_BYTES = 28 << 30  # of memory, needed by products of more than 2**31 elements
+GRAD_ERROR = 5e-6  # of grad_scores: tensor cores truncate sums, of 32 columns in float32, of all in 16 bits
 
 Result = dict[str, object]
-Item = tuple[Result, Callable[[], Result | None]]  # what it is, and what it measures; raises where it fails
+Item = tuple[Result, Callable[[], Result | None]]  # a description; a function that measures, or raises on failure
 
 
-# Inputs, and what is expected of outputs
+# Inputs and comparisons
+
+
+def by_triton(operation: str, *arguments: object) -> Any:
+    """Runs an operation on the Triton backend, or on the reference if Triton has no kernel for the arguments."""
+    with backends.use("triton"):
+        return backends.run(operation, *arguments)
+
+
+def by_reference(operation: str, *arguments: object) -> Any:
+    return backends.run_on("reference", operation, *arguments)
+
+
+def by_both(operation: str, *arguments: object) -> tuple[Any, Any]:
+    return by_triton(operation, *arguments), by_reference(operation, *arguments)
 
 
 def scale() -> Tensor:
@@ -40,7 +54,7 @@ def scale() -> Tensor:
 
 
 def random_mask(source: Source, compact: bool = False) -> Tensor:
-    shape = (bits.words_for(source.count_frozen()[1]),) if compact else (source.rows, source.words)
+    shape = (bits.words_for(source.free),) if compact else (source.rows, source.words)
     return torch.randint(-(2**31), 2**31, shape, device=DEVICE, dtype=torch.int64).to(torch.int32)
 
 
@@ -49,7 +63,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def same(ours: Tensor, theirs: Tensor) -> None:
-    """float32: the very values. 16-bit: within rounding, in relative norm."""
+    """Asserts equal values in float32, and a small error in relative norm in 16 bits."""
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), f"{ours.dtype} {ours.shape}"
     if ours.dtype == torch.float32:
         different = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
@@ -59,13 +73,13 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 
 
 def same_where_finite(ours: Tensor, theirs: Tensor) -> None:
-    """`same`, of samples that `spoil` has spoilt; in 16 bits of the others, as 0 * NaN may be either."""
+    """`same` for the output of `spoil`. In 16 bits only finite samples are compared, as 0 * NaN is unspecified."""
     samples = slice(None) if ours.dtype == torch.float32 else [0, 1, 4]
     same(ours[samples], theirs[samples])
 
 
 def spoil(x: Tensor) -> Tensor:
-    """Six samples, all but the first spoilt: by zeros, NaN, infinity, denormals, and values that are large."""
+    """Changes six samples except the first: zeros, NaN, infinity, denormals, large values."""
     x[1], x[2, 0], x[3].view(-1)[-1], x[4], x[5] = 0, torch.nan, -torch.inf, x[4] * 2.0**-130, x[5] * 2.0**100
     return x
 
@@ -77,19 +91,19 @@ def synchronize() -> None:
 
 @contextmanager
 def autotuning() -> Iterator[Path]:
-    """Tiles are timed, and kept in a file that is new."""
-    from slt_kernels.backends.triton import tiles  # imports Triton
+    """Turns on autotuning, with a new file."""
+    from slt_kernels.backends.triton import autotuning as settings  # imports Triton
 
     with tempfile.TemporaryDirectory() as folder:
-        tiles.FILE = str(Path(folder) / "tiles.json")
+        settings.FILE = str(Path(folder) / "tiles.json")
         try:
-            yield Path(tiles.FILE)
+            yield Path(settings.FILE)
         finally:
-            tiles.FILE = None
+            settings.FILE = None
 
 
 def close(ours: Tensor, theirs: Tensor, error: float) -> float:
-    """The error in relative norm, which is at most ``error``."""
+    """Asserts that the error in relative norm is at most ``error``, and returns it."""
     ours, theirs = ours.double(), theirs.double()
     off = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-300)) if theirs.numel() else 0.0
     assert off <= error, f"relative error {off:.3g}, expected at most {error:.3g}"
@@ -103,15 +117,15 @@ def check_linear(rows: int, fan: int, batch: int, weight: str, dtype: torch.dtyp
     torch.set_float32_matmul_precision(precision)
     source = Source.of(rows, fan, seed=2**63 + rows, layer=fan, weight=weight, freeze=FROZEN)
     x, dy = randn(batch, fan, dtype=dtype), randn(batch, rows, dtype=dtype)
-    scores, bias = randn(source.count_frozen()[1]), randn(rows)
+    scores, bias = randn(source.free), randn(rows)
     for compact in (False, True):
         mask = random_mask(source, compact)
         arguments = (mask, scale(), bias, source)
-        same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+        same(*by_both("linear_forward", x, *arguments))
         arguments = (mask, scale(), source)
-        same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+        same(*by_both("linear_grad_input", dy, *arguments))
     arguments = (dy, x, scores, scale(), source)
-    ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+    ours, theirs = by_both("linear_grad_scores", *arguments)
     return {"error of grad_scores": close(ours, theirs, GRAD_ERROR if precision == "highest" else 2e-3)}
 
 
@@ -123,38 +137,38 @@ def check_conv2d(shape: tuple[int, ...], rows: int, window: Window, weight: str,
     for compact in (False, True):
         mask = random_mask(source, compact)
         arguments = (mask, scale(), None, source, window)
-        same(triton.conv2d_forward(x, *arguments), reference.conv2d_forward(x, *arguments))
+        same(*by_both("conv2d_forward", x, *arguments))
         arguments = (mask, scale(), source, window, list(shape[2:]))
-        same(triton.conv2d_grad_input(dy, *arguments), reference.conv2d_grad_input(dy, *arguments))
+        same(*by_both("conv2d_grad_input", dy, *arguments))
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    arguments = (dy, x, randn(source.count_frozen()[1]), scale(), source, window)
-    ours, theirs = triton.conv2d_grad_scores(*arguments), reference.conv2d_grad_scores(*arguments)
+    arguments = (dy, x, randn(source.free), scale(), source, window)
+    ours, theirs = by_both("conv2d_grad_scores", *arguments)
     return {"error of grad_scores": close(ours, theirs, GRAD_ERROR)}
 
 
 def check_masks(rows: int, fan: int, freeze: Freeze) -> None:
     for weight in WEIGHTS:
         source = Source.of(rows, fan, weight=weight, freeze=freeze)
-        scores = randn(source.count_frozen()[1])
+        scores = randn(source.free)
         threshold = torch.tensor(0.5, device=DEVICE)
         for compact in (False, True):
-            ours, theirs = (b.pack(scores, threshold, source, compact) for b in (triton, reference))
+            ours, theirs = by_both("pack", scores, threshold, source, compact)
             assert torch.equal(ours[0], theirs[0]) and int(ours[1]) == int(theirs[1])
             mask = random_mask(source, compact)
-            assert torch.equal(triton.materialize(mask, source), reference.materialize(mask, source))
+            assert torch.equal(*by_both("materialize", mask, source))
         mask = random_mask(source, compact=True)
-        assert torch.equal(triton.expand(mask, source), reference.expand(mask, source))
+        assert torch.equal(*by_both("expand", mask, source))
 
 
 def check_select(*sizes: int) -> None:
     for scores in ([randn(n) for n in sizes], [randn(n).mul(3).round() for n in sizes]):
         scores[0][0] = torch.nan
         for rank in (0, 1, sum(sizes) // 2, sum(sizes) - 1, sum(sizes)):
-            assert torch.equal(triton.select(scores, rank), reference.select(scores, rank)), f"rank {rank}"
+            assert torch.equal(*by_both("select", scores, rank)), f"rank {rank}"
 
 
 def check_embedding(rows: int, fan: int, weight: str, dtype: torch.dtype) -> Result:
-    """Some rows are looked up often and others never; what is no row reads as NaN, and has no gradient."""
+    """Some rows are looked up often, others never. An index outside the rows gives NaN, and no gradient."""
     source = Source.of(rows, fan, layer=fan, weight=weight, freeze=FROZEN)
     index = torch.randint(rows, (3 * rows + 5,), device=DEVICE) // 2
     nowhere = torch.tensor([-1, rows, 2**32, 2**40], device=DEVICE)
@@ -162,24 +176,26 @@ def check_embedding(rows: int, fan: int, weight: str, dtype: torch.dtype) -> Res
         mask = random_mask(source, compact)
         for some in (index, index[:0]):
             arguments = (some, mask, scale(), source, dtype)
-            same(triton.embedding_forward(*arguments), reference.embedding_forward(*arguments))
-        assert triton.embedding_forward(nowhere, mask, scale(), source, dtype).isnan().all()
+            same(*by_both("embedding_forward", *arguments))
+        assert by_triton("embedding_forward", nowhere, mask, scale(), source, dtype).isnan().all()
     dy, arguments = randn(len(index), fan, dtype=dtype), (randn(source.free), scale(), source)
-    ours = triton.embedding_grad_scores(dy, index, *arguments)
+    ours = by_triton("embedding_grad_scores", dy, index, *arguments)
     more = torch.cat([dy, randn(len(nowhere), fan, dtype=dtype)]), torch.cat([index, nowhere])
-    assert torch.equal(ours, triton.embedding_grad_scores(*more, *arguments))
-    return {"error of grad_scores": close(ours, reference.embedding_grad_scores(dy, index, *arguments), GRAD_ERROR)}
+    assert torch.equal(ours, by_triton("embedding_grad_scores", *more, *arguments))
+    return {
+        "error of grad_scores": close(ours, by_reference("embedding_grad_scores", dy, index, *arguments), GRAD_ERROR)
+    }
 
 
 def check_not_finite(rows: int, fan: int, dtype: torch.dtype) -> None:
-    """Each sample's digits are its own. Past 8192 values, another kernel finds the largest."""
+    """NaN and infinity stay in their sample. Past 8192 values a separate kernel computes the largest magnitude."""
     source = Source.of(rows, fan)
     mask = random_mask(source)
     x, dy = spoil(randn(6, fan)).to(dtype), spoil(randn(6, rows)).to(dtype)
     arguments = (mask, scale(), None, source)
-    same_where_finite(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    same_where_finite(*by_both("linear_forward", x, *arguments))
     arguments = (mask, scale(), source)
-    same_where_finite(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+    same_where_finite(*by_both("linear_grad_input", dy, *arguments))
 
 
 def check_conv2d_not_finite(dtype: torch.dtype) -> None:
@@ -187,9 +203,9 @@ def check_conv2d_not_finite(dtype: torch.dtype) -> None:
     mask = random_mask(source)
     x, dy = spoil(randn(6, 32, 5, 7)).to(dtype), spoil(randn(6, 33, 5, 7)).to(dtype)
     arguments = (mask, scale(), None, source, window)
-    same_where_finite(triton.conv2d_forward(x, *arguments), reference.conv2d_forward(x, *arguments))
+    same_where_finite(*by_both("conv2d_forward", x, *arguments))
     arguments = (mask, scale(), source, window, [5, 7])
-    same_where_finite(triton.conv2d_grad_input(dy, *arguments), reference.conv2d_grad_input(dy, *arguments))
+    same_where_finite(*by_both("conv2d_grad_input", dy, *arguments))
 
 
 def check_strides_and_repeats() -> None:
@@ -197,55 +213,59 @@ def check_strides_and_repeats() -> None:
     mask, wide = random_mask(source), randn(129, 64)
     for x in (wide.T, wide.T[::3], randn(1, 1).expand(7, 129), randn(9, 258)[:, 1::2], randn(0, 129)):
         arguments = (mask, scale(), None, source)
-        y = triton.linear_forward(x, *arguments)
-        same(y, reference.linear_forward(x, *arguments))
-        assert all(torch.equal(y, triton.linear_forward(x, *arguments)) for _ in range(2 if INTERPRETED else 100))
+        y = by_triton("linear_forward", x, *arguments)
+        same(y, by_reference("linear_forward", x, *arguments))
+        assert all(torch.equal(y, by_triton("linear_forward", x, *arguments)) for _ in range(2 if INTERPRETED else 100))
 
 
 def check_batch_invariance() -> None:
     source = Source.of(40, 700, weight="normal")
     mask, x = random_mask(source), randn(70, 700)
     arguments = (mask, scale(), None, source)
-    whole = triton.linear_forward(x, *arguments)
-    assert torch.equal(whole, torch.cat([triton.linear_forward(part, *arguments) for part in x.split([1, 16, 53])]))
+    whole = by_triton("linear_forward", x, *arguments)
+    assert torch.equal(
+        whole, torch.cat([by_triton("linear_forward", part, *arguments) for part in x.split([1, 16, 53])])
+    )
 
 
 def check_far_counters() -> None:
     """Counters past 2**32."""
     source = Source.of(2**31 - 1, 129, weight="normal", freeze=FROZEN).shard(rows=(2**31 - 3, 2**31 - 1))
     mask = random_mask(source, compact=True)
-    assert torch.equal(triton.materialize(mask, source), reference.materialize(mask, source))
+    assert torch.equal(*by_both("materialize", mask, source))
 
 
 def check_far_elements() -> Result:
-    """More than 2**31 elements: of a weight, and of the inputs and outputs of products."""
+    """More than 2**31 elements in a weight, and in the inputs and outputs of products."""
     free, _ = torch.cuda.mem_get_info()
     if free < FAR_BYTES:
         return {"ok": None, "why": f"{free} bytes of memory are free, and this takes {FAR_BYTES}"}
     source = Source.of(2**17, 2**14 + 128)
     mask = torch.full((source.rows, source.words), -1, dtype=torch.int32, device=DEVICE)
     last = source.shard(rows=(source.rows - 2, source.rows))
-    assert torch.equal(triton.materialize(mask, source)[-2:], reference.materialize(mask[-2:], last))
+    assert torch.equal(by_triton("materialize", mask, source)[-2:], by_reference("materialize", mask[-2:], last))
     wide = torch.empty(2**14 + 8, 2**17, dtype=torch.float16, device=DEVICE).normal_()
     one, narrow = scale(), randn(len(wide), 33, dtype=torch.float16)
     many_rows, many_inputs = Source.of(2**17, 33), Source.of(33, 2**17)
     mask = random_mask(many_rows)
-    y = triton.linear_forward(narrow, mask, one, None, many_rows)
-    same(y[-3:], reference.linear_forward(narrow[-3:], mask, one, None, many_rows))
+    y = by_triton("linear_forward", narrow, mask, one, None, many_rows)
+    same(y[-3:], by_reference("linear_forward", narrow[-3:], mask, one, None, many_rows))
     del y
-    dx = triton.linear_grad_input(wide, mask, one, many_rows)
-    same(dx[-3:], reference.linear_grad_input(wide[-3:], mask, one, many_rows))
+    dx = by_triton("linear_grad_input", wide, mask, one, many_rows)
+    same(dx[-3:], by_reference("linear_grad_input", wide[-3:], mask, one, many_rows))
     mask = random_mask(many_inputs)
     for dtype in (torch.float32, torch.float16):
         x = wide.to(dtype)
-        y = triton.linear_forward(x, mask, one, None, many_inputs)
-        same(y[-3:], reference.linear_forward(x[-3:], mask, one, None, many_inputs))
+        y = by_triton("linear_forward", x, mask, one, None, many_inputs)
+        same(y[-3:], by_reference("linear_forward", x[-3:], mask, one, None, many_inputs))
     arguments = (randn(many_inputs.free), one, many_inputs)
-    ours = triton.linear_grad_scores(narrow, wide, *arguments)
+    ours = by_triton("linear_grad_scores", narrow, wide, *arguments)
     theirs = torch.zeros_like(ours, dtype=torch.float64)
-    for dy, x in zip(narrow.split(2**11), wide.split(2**11), strict=True):  # in float64, four times the memory
-        theirs += reference.linear_grad_scores(dy, x, *arguments)
-    # 16,392 columns in one sum, which tensor cores truncate: 5e-5 is what is simulated for eight products a step.
+    for dy, x in zip(
+        narrow.split(2**11), wide.split(2**11), strict=True
+    ):  # in slices, as float64 takes four times the memory
+        theirs += by_reference("linear_grad_scores", dy, x, *arguments)
+    # One sum of 16,392 columns, truncated by tensor cores: a simulation of eight products per step gives 5e-5.
     return {"error of grad_scores": close(ours, theirs, 2e-4)}
 
 
@@ -253,7 +273,7 @@ def check_far_elements() -> Result:
 
 
 def small_network() -> tuple[torch.nn.Module, Tensor]:
-    """A network, and what goes in."""
+    """A network and its input."""
     net = torch.nn.Sequential(
         SupermaskConv2d(3, 16, 3, padding=1, bias=False, freeze=FROZEN, device=DEVICE),
         torch.nn.ReLU(),
@@ -264,7 +284,7 @@ def small_network() -> tuple[torch.nn.Module, Tensor]:
 
 
 def wide_batch() -> tuple[torch.nn.Module, Tensor]:
-    """Few weights and many columns: the sums of all grad_scores are in parts."""
+    """Few weights and many columns: every grad_scores splits its sum."""
     net = torch.nn.Sequential(
         SupermaskConv2d(5, 33, 3, padding=1, freeze=FROZEN, device=DEVICE),
         torch.nn.Flatten(),
@@ -274,7 +294,7 @@ def wide_batch() -> tuple[torch.nn.Module, Tensor]:
 
 
 def train(net: torch.nn.Module, popup: EdgePopup, x: Tensor) -> None:
-    """One step, all of it on the device: gradients, new scores, thresholds and masks."""
+    """One step on the device: gradients, new scores, thresholds and masks."""
     net.zero_grad(set_to_none=False)
     net(x).square().mean().backward()
     with torch.no_grad():
@@ -305,7 +325,7 @@ def check_training_step() -> None:
 
 
 def check_cuda_graph(make: Callable[[], tuple[torch.nn.Module, Tensor]]) -> None:
-    """Six steps, and six of which the last three are replayed: the same bits in all scores, masks and gradients."""
+    """Six eager steps, and three eager with three replayed ones, give the same scores, masks and gradients."""
     torch.manual_seed(0)
     expected, x = make()
     popup = EdgePopup(expected, sparsity=0.5)
@@ -330,8 +350,8 @@ def check_cuda_graph(make: Callable[[], tuple[torch.nn.Module, Tensor]]) -> None
     torch.testing.assert_close(state(net), state(expected), rtol=0, atol=0)
 
 
-def check_nothing_waits() -> None:
-    """A training step in which PyTorch refuses to synchronize."""
+def check_no_synchronization() -> None:
+    """A training step in which PyTorch raises on synchronization."""
     net, x = small_network()
     popup = EdgePopup(net, sparsity=0.5)
     train(net, popup, x)
@@ -347,32 +367,32 @@ def check_nothing_waits() -> None:
 
 
 def check_streams() -> None:
-    """Sums in parts on two streams at once: each stream counts its own."""
+    """Split sums on two streams at once: each stream has its own counts."""
     source = Source.of(256, 8192)
     mask, x = random_mask(source), randn(3, 8192)
     arguments = (mask, scale(), None, source)
-    expected = triton.linear_forward(x, *arguments)
+    expected = by_triton("linear_forward", x, *arguments)
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(2)], []
     for _ in range(50):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(triton.linear_forward(x, *arguments))
+                results.append(by_triton("linear_forward", x, *arguments))
     torch.cuda.synchronize()
     assert all(torch.equal(y, expected) for y in results)
 
 
 def check_autotuning() -> Result:
-    """What the first call with a new file returns, a later one, and every tile on the way."""
+    """The results of the first call, which times all tiles, and of a later one."""
     source = Source.of(40, 257) if INTERPRETED else Source.of(512, 2048)
     x, dy, one = randn(3, source.fan), randn(3, source.rows), scale()
     with autotuning() as file:
         for mask in (random_mask(source), random_mask(source, compact=True)):
             for _ in range(2):
                 arguments = (mask, one, None, source)
-                same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+                same(*by_both("linear_forward", x, *arguments))
                 arguments = (mask, one, source)
-                same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+                same(*by_both("linear_grad_input", dy, *arguments))
         return {"tiles": json.loads(file.read_text())}
 
 
@@ -390,9 +410,9 @@ def check_compiled() -> None:
 
 
 def check_reduce_overhead() -> None:
-    """CUDA graphs by `torch.compile`: its warm-up allocates in the graphs' own memory, and is the first use here.
+    """CUDA graphs by `torch.compile`. The first use is its warm-up, which allocates in the graphs' memory pool.
 
-    Weights that are looked up in a table, a compact mask, and sums in parts.
+    The layer has weights from a table, a compact mask and a split sum.
     """
     layer = SupermaskLinear(8192, 256, weight="normal", freeze=FROZEN, compact=True, seed=7, device=DEVICE)
     layer.auto_mask = False
@@ -417,7 +437,7 @@ def check_other_device() -> Result | None:
     source = Source.of(33, 129)
     mask, x = random_mask(source).to("cuda:1"), randn(3, 129).to("cuda:1")
     arguments = (mask, scale().to("cuda:1"), None, source)
-    same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    same(*by_both("linear_forward", x, *arguments))
     return None
 
 
@@ -462,14 +482,14 @@ def checks(smoke: bool) -> Iterator[Item]:
         yield {"name": f"NaN, infinity, denormals: Conv2d, {dtype}"}, partial(check_conv2d_not_finite, dtype)
     if not INTERPRETED:
         yield {"name": "CUDA graph of training steps"}, partial(check_cuda_graph, small_network)
-        yield {"name": "CUDA graph of training steps, grad_scores in parts"}, partial(check_cuda_graph, wide_batch)
-        yield {"name": "a training step that may not synchronize"}, check_nothing_waits
+        yield {"name": "CUDA graph of training steps, grad_scores split"}, partial(check_cuda_graph, wide_batch)
+        yield {"name": "a training step without synchronization"}, check_no_synchronization
         yield {"name": "two streams"}, check_streams
         yield {"name": "torch.compile"}, check_compiled
         yield {"name": "torch.compile, reduce-overhead"}, check_reduce_overhead
         yield {"name": "elements past 2**31"}, check_far_elements
         yield {"name": "cuda:1 while cuda:0 is current"}, check_other_device
-    products: list[tuple[bool, Item]] = []  # and whether it is of those that are done first
+    products: list[tuple[bool, Item]] = []  # whether it comes first; the item
     for rows, fan, batch in shapes:
         for weight in WEIGHTS:
             for dtype, precision in (*((dtype, "highest") for dtype in dtypes), (torch.float32, "high")):
@@ -488,6 +508,6 @@ def checks(smoke: bool) -> Iterator[Item]:
                 name = f"Embedding {rows} x {fan}, {weight}, {dtype}"
                 run = partial(check_embedding, rows, fan, weight, dtype)
                 products.append((weight == WEIGHTS[0], ({"name": name}, run)))
-    random.Random(0).shuffle(products)  # so that a lack of time takes something of all
+    random.Random(0).shuffle(products)  # so that a time limit drops some of each kind
     for first in (True, False):
         yield from (item for early, item in products if early == first)

@@ -1,4 +1,4 @@
-"""What a result was measured on: every JSON under bench/results says so."""
+"""The machine of a measurement, as recorded in each JSON under bench/results."""
 
 import os
 import platform
@@ -11,14 +11,14 @@ import torch
 
 from slt_kernels import backends
 
-# What holds our kernels, and PyTorch's, to less than the processor has.
+# Environment variables that restrict our kernels, or PyTorch's, to a lower instruction set.
 LIMITS = ("SLT_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-# What a result is of: other results and documents do not make it another.
+# Files that a result depends on. Changes elsewhere do not mark a commit as dirty.
 CODE = (":/slt_kernels", ":/csrc", ":/bench", ":/setup.py", ":(exclude,top)bench/results")
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its threads, the versions, the backends, and the commit that is measured ("" without git)."""
+    """The processor, its threads, versions, backends, and the measured commit ("" without git)."""
     changed = _git("status", "--porcelain", "-uno", "--", *CODE)
     info = {
         "cpu": _cpu_model(),
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def slug(info: dict[str, Any]) -> str:
-    """A machine as a file's name: its processor, the instruction set in use, and its threads."""
+    """A machine as a file name: processor, instruction set in use, threads."""
     cpu = re.sub(r"\(.*?\)|processor|cpu|@.*", " ", info["cpu"].split(",")[0], flags=re.IGNORECASE)
     isa = info["backends"]["cpu"].split(",")[0]
     return "-".join(re.findall(r"[a-z0-9]+", f"{cpu} {isa} {info['threads']}threads".lower()))
@@ -58,6 +58,6 @@ def _cpu_model() -> str:
 def _git(*arguments: str) -> str:
     try:
         result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:  # a machine that measures need not have it
+    except FileNotFoundError:  # git is not required to measure
         return ""
     return result.stdout.strip()

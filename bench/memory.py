@@ -1,11 +1,10 @@
-"""Allocated memory: what a network holds between calls, and the peak that one call adds.
+"""Allocated memory: of a network between calls, and the peak that one call adds.
 
     python bench/memory.py "Linear 8192 x 8192" "ours" gradients 8          one row, as JSON
 
-Measured in a fresh process for each row, as resident sets (Linux). *Held* is what building the network added; ours has
-dropped its scores where it is only used. The high-water mark is reset just before the call; what the call adds is split
-in two: *returned*, tensors that are there after it (outputs, gradients, the optimizer's state), and *on the way*, the
-rest.
+Each row is measured in a new process, as the resident set (Linux). *Held* is the increase by building the network; ours
+drops its scores for inference. The high-water mark is reset just before the call. Its increase is split in two:
+*returned*, tensors that remain after the call (outputs, gradients, the optimizer's state), and *on the way*, the rest.
 """
 
 import ctypes
@@ -53,7 +52,7 @@ class Row(NamedTuple):
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """What is measured. The first in full are a target of the project: 1/8 of the dense float32 weight on the way."""
+    """The measured cases. The first of the full profile have a target: 1/8 of the dense float32 weight on the way."""
     if quick:
         for phase in ("forward", "step"):
             for method in (*OURS, "dense float32", "materializing layer"):
@@ -80,13 +79,13 @@ def resident(field: str) -> int:
 
 
 def settle() -> None:
-    """What was freed before must not serve what comes."""
+    """Returns freed memory to the system, so that later allocations are seen."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def call(network: Network, model: nn.Module, x: Tensor, phase: str) -> Callable[[], list[Tensor]]:
-    """One call, which gives back the tensors that are there after it."""
+    """One call; it returns the tensors that remain after it."""
     if phase == "forward":
         model.eval()
         return torch.no_grad()(lambda: [model(x)])
@@ -101,7 +100,7 @@ def call(network: Network, model: nn.Module, x: Tensor, phase: str) -> Callable[
 
         return gradients
     step = training_step(model, x, network.loss)
-    return lambda: [step(), *(p.grad for p in trained)][1:] * 2  # the optimizer's momentum is as large
+    return lambda: [step(), *(p.grad for p in trained)][1:] * 2  # twice: the momentum has the size of the gradients
 
 
 def measure(network: Network, method: str, phase: str, batch: int) -> dict[str, int]:
@@ -114,14 +113,14 @@ def measure(network: Network, method: str, phase: str, batch: int) -> dict[str, 
         drop_scores(model)
     one = call(network, model, x, phase)
     settle()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
     returned = sum(t.numel() * t.element_size() for t in one())
     return {"held": before - empty, "returned": returned, "on_the_way": resident("VmHWM") - before - returned}
 
 
 def in_fresh_process(row: Row) -> dict[str, Any]:
-    """A row as a record, its counts in bytes.
+    """A row as a record, in bytes.
 
     Raises:
         RuntimeError: the process failed; the message is its last line.
@@ -135,7 +134,7 @@ def in_fresh_process(row: Row) -> dict[str, Any]:
 
 def main() -> None:
     network, method, phase, batch = sys.argv[1:]
-    if METHODS[method].convolves:  # PyTorch imports and keeps some MB with its first calls
+    if METHODS[method].convolves:  # warm up: PyTorch's first calls import modules and keep some MB
         measure(WARM, method, phase, 1)
     else:
         measure(NETWORKS["Linear 1024 x 1024"], method, phase, 1)

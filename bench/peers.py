@@ -1,7 +1,7 @@
-"""The peers: the same layers as others compute them today, each by its best documented path, written fairly.
+"""The peers: other implementations of the same layers, each by its best documented path.
 
-Each is made from a supermask layer and computes that layer's function, so that results can be compared. What it holds
-between calls is made once, outside of any timing.
+A peer is made from a supermask layer and computes that layer's function, so that results can be compared. Tensors that
+it keeps between calls are made once, outside of the timing.
 """
 
 import copy
@@ -22,7 +22,7 @@ FROZEN = Freeze(0.35, 0.35)
 
 
 class _Product(nn.Module):
-    """PyTorch's own product with some weight of a supermask layer's shape."""
+    """PyTorch's product, with a weight of a supermask layer's shape."""
 
     def __init__(self, layer: SupermaskLayer) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class _Product(nn.Module):
 
 
 class Dense(_Product):
-    """The effective weight as a dense parameter: what a trained network is."""
+    """The effective weight as a dense parameter, as in a trained network."""
 
     def __init__(self, layer: SupermaskLayer) -> None:
         super().__init__(layer)
@@ -51,7 +51,7 @@ class Dense(_Product):
 
 
 class _Mask(torch.autograd.Function):
-    """|score| > threshold where free; straight through, with the sign of the score."""
+    """|score| > threshold where free. The gradient is straight-through, with the sign of the score."""
 
     @staticmethod
     def forward(ctx, scores: Tensor, state: Tensor, threshold: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Materializing(_Product):
 
 
 class _SortedMask(torch.autograd.Function):
-    """The largest |score| by a sort of all of them; straight through."""
+    """The largest |score|, by sorting all. The gradient is straight-through."""
 
     @staticmethod
     def forward(ctx, magnitudes: Tensor, drop: int) -> Tensor:
@@ -114,7 +114,7 @@ class Sorting(_Product):
 
 
 class MaterializeEachCall(_Product):
-    """Our seed and mask, and no kernel for the product: the dense weight is made in each call. Inference only."""
+    """Our seed and mask without our kernels: each call makes the dense weight. Inference only."""
 
     def __init__(self, layer: SupermaskLayer) -> None:
         super().__init__(layer)
@@ -125,7 +125,7 @@ class MaterializeEachCall(_Product):
 
 
 class Int8Dynamic(nn.Module):
-    """PyTorch's int8 weights with inputs quantized in each call; Linear alone has it. Inference only."""
+    """PyTorch's int8 weights, with inputs quantized in each call. Linear only, inference only."""
 
     def __init__(self, layer: SupermaskLayer) -> None:
         super().__init__()
@@ -141,10 +141,10 @@ class Int8Dynamic(nn.Module):
 
 
 class Int4(nn.Module):
-    """PyTorch's 4-bit weights, a bfloat16 scale for each 64, times bfloat16 inputs: what torchao used on CPUs.
+    """PyTorch's 4-bit weights, with a bfloat16 scale per 64 weights, times bfloat16 inputs: torchao's kernel for CPUs.
 
-    Linear alone has it, where fan is a multiple of 64. Inference only. (torchao 0.18 itself has no low-bit product for
-    x86 any more; GemLite's are for GPUs.)
+    Linear only, fan a multiple of 64, inference only. (torchao 0.18 has no low-bit product for x86; GemLite's are for
+    GPUs.)
     """
 
     GROUP = 64
@@ -172,7 +172,7 @@ def dense_scores(layer: SupermaskLayer) -> Tensor:
 
 
 class Method(NamedTuple):
-    """A way to hold a network and to compute with it: ours, or one of the above in place of each supermask layer."""
+    """A form of a network: ours, or a peer in place of each supermask layer."""
 
     peer: Callable[[SupermaskLayer], nn.Module] | None = None
     frozen: bool = False
@@ -183,7 +183,7 @@ class Method(NamedTuple):
     error: float = 1e-5  # of its output against the dense float32 network's, in relative norm
 
     def hold(self, model: nn.Module) -> nn.Module:
-        """A network of supermask layers (see `supermask`) held this way; the given one stays as it is."""
+        """A network of supermask layers (see `supermask`) in this form; the given one is not changed."""
         if self.peer is None:
             return model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
         held = replaced(model, self.peer)
@@ -209,7 +209,7 @@ METHODS = {
 
 
 def supermask(model: nn.Module, frozen: bool, compact: bool) -> nn.Module:
-    """Supermask layers in place of a model's dense ones; tables of embeddings stay. The model is changed."""
+    """Replaces a model's dense layers, except embeddings, with supermask layers, in place."""
     tables = [name for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
     freeze = FROZEN if frozen else Freeze()
     model = convert(model, freeze, SPARSITY, compact=compact, exclude=tables)
@@ -225,7 +225,7 @@ def replaced(model: nn.Module, peer: Callable[[SupermaskLayer], nn.Module]) -> n
 
 @torch.no_grad()
 def sorted_global_threshold(model: nn.Module, sparsity: float = SPARSITY) -> None:
-    """The global threshold as the paper's code finds it: all free scores together, sorted."""
+    """The global threshold as in the paper's code: all free scores in one tensor, sorted."""
     layers = [m for m in model.modules() if isinstance(m, Materializing)]
     pruned = sum(int((m.state < 0).sum()) for m in layers)
     drop = math.floor(sparsity * sum(m.weight.numel() for m in layers)) - pruned
@@ -236,7 +236,7 @@ def sorted_global_threshold(model: nn.Module, sparsity: float = SPARSITY) -> Non
 
 
 def training_step(model: nn.Module, x: Tensor, loss: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], float]:
-    """Forward, backward, SGD with momentum, and where there are masks the new ones; returns the loss."""
+    """Forward, backward, SGD with momentum, and new masks if there are masks. Returns the loss."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     popup = None
     if any(isinstance(m, SupermaskLayer) for m in model.modules()):

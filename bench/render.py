@@ -1,10 +1,10 @@
 """Writes the tables of README.md and of the documents, and every report, from the committed results.
 
     python bench/render.py            # after `slt bench full` has written bench/results/
-    python bench/render.py --check    # exit 1 where a document's table differs from what the results say
+    python bench/render.py --check    # exit 1 if a document's table differs from the results
 
-A table stands between `<!-- name -->` and `<!-- end -->`. It is of the full profile on the machine that MACHINE names,
-but for those that say what they are of.
+A table stands between `<!-- name -->` and `<!-- end -->`. It shows the full profile on the machine MACHINE, unless
+its function says otherwise.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RESULTS = ROOT / "bench/results"
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 MACHINE = "intel-xeon-amx-2threads"
 PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
-LOWER = "amd-epyc-avx2-2threads"  # the same, held to AVX2
+LOWER = "amd-epyc-avx2-2threads"  # the same, restricted to AVX2
 README_CASES = (
     "forward float32 highest, batch 1",
     "forward float32 highest, batch 16",
@@ -41,7 +41,7 @@ README_CASES = (
 
 
 def measured(render: Callable[[report.Result], str]) -> Callable[[report.Result], str]:
-    """A table, and what it was measured on."""
+    """A table, and the machine of its measurement."""
     return lambda result: f"{render(result)}\n\n{report.on(result)}"
 
 
@@ -73,7 +73,7 @@ def plain(render: Callable[[report.Result], str]) -> Callable[[report.Result], s
 
 
 def lower(_: report.Result) -> str:
-    """With ours and PyTorch's kernels held to AVX2; the targets are not of such a processor."""
+    """Our and PyTorch's kernels restricted to AVX2. The targets are for other processors, so they are left out."""
     result = read(f"{LOWER}-quick")
     names = tuple(case["name"] for case in result["cases"])
     return measured(functools.partial(report.targets, only=names))(result)
@@ -127,7 +127,7 @@ TABLES = {
 
 
 def render(text: str, result: report.Result) -> str:
-    """The document with each of its tables made anew."""
+    """The document with its tables rendered again."""
 
     def fresh(match: re.Match) -> str:
         return f"<!-- {match[1]} -->\n{TABLES[match[1]](result)}\n<!-- end -->"

@@ -1,6 +1,6 @@
 """A result as Markdown tables, plots, and a report of both. Everything here is rendered from a `result.json`.
 
-python bench/report.py FOLDER           the report anew, from FOLDER/result.json
+python bench/report.py FOLDER           renders the report again, from FOLDER/result.json
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 Result = dict[str, Any]
 NOTHING = "Not measured in this profile."
 
-# One colour a method, ours in blue, dense in grey, materializing in red; the same in every plot.
+# One colour per method, the same in all plots: ours blue, dense grey, materializing red.
 COLOURS = {
     "ours": "#0b5fa5",
     "ours, 70 % frozen, compact": "#49a6e9",
@@ -32,7 +32,7 @@ COLOURS = {
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right; or a line that says that there is nothing."""
+    """A Markdown table, numbers to the right; a line of text if there are no rows."""
     if not rows:
         return NOTHING
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
@@ -48,7 +48,7 @@ def megabytes(value: float) -> str:
 
 
 def in_groups(result: Result, *groups: str) -> Iterator[dict]:
-    """The cases of some groups that were timed."""
+    """The timed cases of some groups."""
     return (c for c in result.get("cases", []) if c["group"] in groups and "error" not in c)
 
 
@@ -71,7 +71,7 @@ def targets(result: Result, only: tuple[str, ...] | None = None) -> str:
 
 
 def by_method(*groups: str) -> Callable[[Result], str]:
-    """A table of medians: a row a method, a column a case."""
+    """A table of medians, one row per method, one column per case."""
 
     def render(result: Result) -> str:
         found = list(in_groups(result, *groups))
@@ -87,7 +87,7 @@ def by_method(*groups: str) -> Callable[[Result], str]:
 
 
 def by_case(*groups: str) -> Callable[[Result], str]:
-    """A table of medians: a row a case, a column a method."""
+    """A table of medians, one row per case, one column per method."""
 
     def render(result: Result) -> str:
         found = list(in_groups(result, *groups))
@@ -102,13 +102,13 @@ def by_case(*groups: str) -> Callable[[Result], str]:
 
 
 def counted(result: Result) -> str:
-    """Bytes a weight, and what they are for."""
+    """Bytes per weight, by purpose."""
     rows = []
     for record in result.get("counted", []):
-        parts = record["bytes_a_weight"]
+        parts = record["bytes_per_weight"]
         formula = " + ".join(f"{size:.3g} {what}" for what, size in parts.items())
         rows.append([record["method"], record["phase"], f"{sum(parts.values()):.3g}", formula])
-    return table(["method", "call", "bytes a weight", "of which"], rows)
+    return table(["method", "call", "bytes per weight", "of which"], rows)
 
 
 def allocated(result: Result) -> str:
@@ -121,7 +121,7 @@ def allocated(result: Result) -> str:
 
 
 def held(result: Result) -> str:
-    """What a network that is only used holds, by method."""
+    """Memory of a network in inference, by method."""
     methods = ("dense float32", "materializing layer", "ours", "ours, 70 % frozen, compact")
     found = {(r["network"], r["method"]): r.get("held") for r in result.get("memory", []) if r["phase"] == "forward"}
     networks = [n for n in dict.fromkeys(network for network, _ in found) if all(found.get((n, m)) for m in methods)]
@@ -129,7 +129,7 @@ def held(result: Result) -> str:
 
 
 def gradients(result: Result) -> str:
-    """The project's target: what a forward and backward of one layer needs on the way."""
+    """The project's target: temporary memory of a forward and backward of one layer."""
     dense = 4 * 8192 * 8192
     rows = [
         [r["method"], megabytes(r["on_the_way"]), f"{r['on_the_way'] / dense:.3f}"]
@@ -153,7 +153,7 @@ def moved(result: Result) -> str:
         ]
         for r in found["records"]
     ]
-    return table(["case", "method", "fetched", "bytes a weight", "instructions a weight"], rows)
+    return table(["case", "method", "fetched", "bytes per weight", "instructions per weight"], rows)
 
 
 def ceilings(result: Result) -> str:
@@ -188,7 +188,7 @@ def _lines(result: Result, section: str, head: str) -> str:
 
 
 def bounds(result: Result) -> str:
-    """What each kernel cannot go below as it is made, from this run's own ceilings, and how far above it we are."""
+    """A lower bound of each kernel's time, from this run's ceilings, and the measured time as a multiple of it."""
     made, tile = ({x["what"]: x["ns"] for x in result.get(s, {}).get("lines", [])} for s in ("generator", "tiles"))
     most, threads = result.get("ceilings", {}), result["machine"]["threads"]
     times = {c["name"]: next(iter(c["methods"].values()))["median_ms"] for c in in_groups(result, "targets")}
@@ -261,7 +261,7 @@ def find(result: Result) -> str:
 
 
 def failures(result: Result) -> list[str]:
-    """What was not measured because something was wrong."""
+    """Cases that failed, and so were not measured."""
     wrong = [f"{c['name']}: {c['error']}" for c in result.get("cases", []) if "error" in c]
     wrong += [
         f"{r['network']}, {r['phase']}, {r['method']}: {r['error']}" for r in result.get("memory", []) if "error" in r
@@ -270,7 +270,7 @@ def failures(result: Result) -> list[str]:
 
 
 def on(result: Result) -> str:
-    """What a result was measured on, in a sentence."""
+    """The machine of a result, in one sentence."""
     m = result["machine"]
     limits = "".join(f"{name}={value} " for name, value in m.get("limits", {}).items())
     return (
@@ -283,7 +283,7 @@ def on(result: Result) -> str:
 
 
 def plots(result: Result, folder: Path) -> None:
-    """``batch.png``, ``memory.png``, ``roofline.png`` and ``scaling.png``, of what was measured."""
+    """Writes ``batch.png``, ``memory.png``, ``roofline.png`` and ``scaling.png``, for the measured sections."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -317,7 +317,7 @@ def _log2(axis, values: list[int]) -> None:
 
 
 def batch_plot(result: Result):
-    """Time and counted bytes of one layer against the batch."""
+    """Time and counted bytes of one layer over the batch size."""
     found = list(in_groups(result, "batch", "materializing"))
     if not found or "counted" not in result:
         return None
@@ -348,12 +348,12 @@ def batch_plot(result: Result):
 def _forward_bytes(result: Result, method: str, size: int, batch: int) -> float:
     """Counted bytes of a square Linear's forward."""
     record = next(r for r in result["counted"] if (r["method"], r["phase"]) == (method, "forward"))
-    weights, activations = (sum(record[k].values()) for k in ("bytes_a_weight", "bytes_an_activation"))
+    weights, activations = (sum(record[k].values()) for k in ("bytes_per_weight", "bytes_per_activation"))
     return weights * size * size + activations * batch * size
 
 
 def roofline_plot(result: Result):
-    """Operations a second against operations a counted byte, under the measured ceilings."""
+    """Operations per second over operations per counted byte, under the measured ceilings."""
     found, most = list(in_groups(result, "batch")), result.get("ceilings")
     if not found or not most or "error" in most or "counted" not in result:
         return None
@@ -382,7 +382,7 @@ def roofline_plot(result: Result):
                 place = {"textcoords": "offset points", "xytext": (5, -9), "fontsize": 7, "color": COLOURS[method]}
                 axis.annotate(f"batch {batch}", (x, y), **place)
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(None, 2e-9 * top))
-    axis.set(xlabel="operations a counted byte", ylabel="Gop/s (2 operations a weight and row)")
+    axis.set(xlabel="operations per counted byte", ylabel="Gop/s (2 operations per weight and row)")
     axis.set_title("forward, 4096 x 4096, under what PyTorch reaches here")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     return figure

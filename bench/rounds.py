@@ -1,4 +1,4 @@
-"""How everything is timed: the methods of a case in turn, after ours has been checked."""
+"""Timing: the methods of a case take turns, after the results were compared."""
 
 import statistics
 import time
@@ -13,9 +13,9 @@ MOST_ROUNDS = 300
 
 
 class Case(NamedTuple):
-    """Methods that compute the same, ours first (what begins with "ours" is no peer), and a check.
+    """Methods that compute the same, ours first (names that begin with "ours" are not peers), and a check.
 
-    The check raises where a result is wrong; then nothing is timed.
+    The check raises if a result is wrong; the case is then not timed.
     """
 
     methods: dict[str, Callable[[], Any]]
@@ -23,14 +23,14 @@ class Case(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A case: its group and name, and how to make it. Its tensors live while it is measured.
+    """A case: its group, name and constructor. Its tensors exist only while it is measured.
 
     Attributes:
-        target: the ratio that the project asks for.
+        target: the ratio to reach.
         quick: whether it is in the quick profile.
-        at: what tables and plots show it against.
-        precision, threads: settings of PyTorch, for all of its methods.
-        rounds: at least as many, however long they take.
+        at: coordinates in tables and plots.
+        precision, threads: settings of PyTorch, for all methods of the case.
+        rounds: the least number of rounds, however long they take.
     """
 
     group: str
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 @contextmanager
 def settings(entry: Entry) -> Iterator[None]:
-    """PyTorch's settings for an entry, and those that were there afterwards."""
+    """Sets PyTorch up for an entry, and restores its settings."""
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision(entry.precision)
     torch.set_num_threads(entry.threads or before[1])
@@ -64,9 +64,10 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
-    """Median and quartiles of each method, and of the rounds' ratios of the fastest peer to ours.
+    """Median and quartiles of each method, and of the ratio of the fastest peer to ours in each round.
 
-    A round calls every method once, so that all see the same machine, and none finds its own data in the caches.
+    A round calls each method once: all run under the same conditions, and the others evict a method's data from the
+    caches.
     """
     case.check()
     calls = case.methods

@@ -1,4 +1,4 @@
-"""What networks weigh as files, whatever their accuracy: tickets of a dense and of a frozen source, as written."""
+"""File sizes of untrained networks: tickets of a dense and of a frozen source."""
 
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ def sizes(quick: bool) -> list[dict[str, Any]]:
 
 
 def size(name: str) -> dict[str, Any]:
-    """A network's weights, what they are in fp32 and int8, and its ticket files, in bytes."""
+    """A network's number of weights, and its bytes in fp32, in int8 and as tickets."""
     model = NETWORKS[name]()
     weights = sum(p.numel() for p in model.parameters())
     others = sum(b.numel() * b.element_size() for b in model.buffers())

@@ -1,11 +1,11 @@
-"""The whole bench: times, memory, traffic, sizes; one JSON and a report. `slt bench` runs this.
+"""All benchmarks: times, memory, traffic, sizes; one JSON and a report. `slt bench` runs this.
 
     slt bench quick                         a few minutes on two cores
-    slt bench full                          under 20
-    python bench/suite.py full --only GROUP --out FOLDER        some of it, by a regular expression over the groups
+    slt bench full                          under 20 minutes
+    python bench/suite.py full --only GROUP --out FOLDER        the groups that match a regular expression
 
-Results are written to a folder of their own, FOLDER/MACHINE-PROFILE: `result.json`, and the report that `report.py`
-renders from it. A case whose check fails is not timed: the report names it, and the exit status is 1.
+Results are written to FOLDER/MACHINE-PROFILE: `result.json`, and the report that `report.py` renders from it. A case
+whose check fails is not timed; the report names it, and the exit status is 1.
 """
 
 import argparse
@@ -30,13 +30,15 @@ import torch
 import traffic
 from machine import machine, slug
 
-from slt_kernels.backends import cpu
+from slt_kernels import backends
+
+cpu = backends.on("cpu")
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Profile(NamedTuple):
-    seconds: float  # for each timed case
+    seconds: float  # per timed case
     quick: bool
 
 
@@ -91,7 +93,7 @@ def sections(profile: Profile, only: str) -> Iterator[tuple[str, Callable[[], An
 
 
 def run(name: str, out: Path, only: str = "") -> Path:
-    """Measures, and writes ``result.json`` and the report; returns the folder."""
+    """Measures; writes ``result.json`` and the report. Returns the folder."""
     profile, started = PROFILES[name], time.perf_counter()
     groups = {entry.group for entry in cases.entries()}
     result = {"profile": name, "date": datetime.date.today().isoformat(), "machine": machine()}
@@ -101,7 +103,7 @@ def run(name: str, out: Path, only: str = "") -> Path:
             say(f"[{time.perf_counter() - started:5.0f} s] {section}")
             try:
                 result[section] = measure()
-            except Exception as error:  # the other sections' results are not lost for it
+            except Exception as error:  # keeps the results of the other sections
                 result[section] = {"error": f"{type(error).__name__}: {error}"}
                 say(f"{section}: {result[section]['error']}")
     result["seconds"] = time.perf_counter() - started
@@ -117,7 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", choices=PROFILES)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default: bench/results)")
-    parser.add_argument("--only", default="", help="needs --out: the committed results are whole runs")
+    parser.add_argument("--only", default="", help="groups to run, a regular expression; needs --out")
     arguments = parser.parse_args()
     if arguments.only and arguments.out == RESULTS:
         parser.error("--only: expected --out FOLDER with it: bench/results holds whole runs")

@@ -1,6 +1,7 @@
-"""Timings by operation: ``pytest bench``, a group of two for each of the project's cases: ours, and its fastest peer.
+"""Times by operation: ``pytest bench``. Each case is a group of two, ours and its fastest peer.
 
-A case whose check fails is not timed. ``-k "grad_scores"`` selects some; pytest-benchmark's options compare and save.
+A case whose check fails is not timed. ``-k grad_scores`` selects cases; pytest-benchmark's options save and
+compare results.
 """
 
 from functools import lru_cache
@@ -13,7 +14,7 @@ from rounds import Case, settings, timed
 ENTRIES = {entry.name: entry for entry in targets()}
 
 
-@lru_cache(maxsize=1)  # two tests in a row share it
+@lru_cache(maxsize=1)  # for the two tests of a case
 def checked(name: str) -> Case:
     torch.manual_seed(0)
     case = ENTRIES[name].make()

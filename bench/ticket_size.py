@@ -1,9 +1,9 @@
-"""What the paper counts, as files: tickets of ResNet-50 for ImageNet from four source networks, none of them trained.
+"""File sizes of tickets of an untrained ResNet-50 for ImageNet, from four source networks, as in the paper.
 
     python bench/ticket_size.py --out bench/results/ticket_size.json
 
-Scores are the seed's, masks those of one global threshold. Each file is written, read into another network, and its
-masks compared. A file is the learned bits, BatchNorm's statistics as float32, and an index.
+Scores come from the seed, masks from one global threshold. Each file is written, read into another network, and the
+masks are compared. A file holds the learned bits, BatchNorm's statistics as float32, and an index.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def layers(model: nn.Module) -> list[SupermaskLayer]:
 
 
 def entropy_bits(model: nn.Module) -> float:
-    """Of the learned bits, each layer's fraction of ones known."""
+    """Entropy of the learned bits, given each layer's fraction of ones."""
     total = 0.0
     for layer in layers(model):
         ones = int(layer.mask().sum()) - layer.locked
@@ -46,7 +46,7 @@ def entropy_bits(model: nn.Module) -> float:
 
 
 def ticket(freeze: Freeze, sparsity: float) -> dict[str, float]:
-    """Bytes of the plain and the compressed ticket, and what they are made of."""
+    """Bytes of the plain and the compressed ticket, and of their parts."""
     model = network(freeze)
     EdgePopup(model, sparsity)
     statistics = sum(b.numel() * b.element_size() for m in model.modules() if not hasattr(m, "scores")

@@ -1,11 +1,11 @@
 """Memory traffic of one layer: *counted* from sizes, and *moved* into a last-level cache.
 
-Counted is what a method's own tensors need by formula: each tensor that is read, once a pass; each one that is made on
-the way, written once and read once. Temporaries inside an expression are left out, in favour of the materializing
-methods. Moved is what a simulated processor fetches from memory (`callgrind`'s caches, in the manner of cachegrind):
-last-level misses of one call that finds empty caches, on one thread.
+Counted bytes follow a formula over a method's tensors: a tensor that is read counts once per pass; a temporary one is
+written once and read once. Temporaries inside an expression are left out, in favour of the materializing methods. Moved
+bytes are those that a simulated processor fetches from memory (`callgrind`'s caches, as in cachegrind): last-level
+misses of one call with empty caches, on one thread.
 
-    python bench/traffic.py         the moved bytes of every method, as JSON
+    python bench/traffic.py         the moved bytes of each method, as JSON
 """
 
 import json
@@ -21,7 +21,7 @@ from peers import METHODS, supermask
 
 SMALL = ("Linear 1024 x 1024", "Conv2d 3x3, 64 channels, 8 x 8")
 BATCH = 8
-# Bytes a weight; `f` is the free fraction. Twice where something is written and read.
+# Bytes per weight. A factor of 2: written and read. `f` below is the free fraction.
 _DENSE32 = {"weight": 4}
 _MATERIALIZING = {"weight": 4, "frozen pattern": 4, "scores": 4, "mask": 2 * 4, "masked weight": 2 * 4}
 _SORTING = {"weight": 4, "scores": 4, "sorted scores and their order": 4 + 2 * 8, "mask": 2 * 4, "masked weight": 2 * 4}
@@ -44,10 +44,10 @@ def _optimizer(size: float) -> dict[str, float]:
     return {"gradient of what is trained": 2 * size, "momentum": 2 * size, "update": 2 * size}
 
 
-def bytes_a_weight(method: str, phase: str) -> dict[str, float]:
-    """What one forward, or one whole training step, needs for each weight: bytes, by what they are for."""
+def bytes_per_weight(method: str, phase: str) -> dict[str, float]:
+    """Bytes per weight of one forward, or of one training step, by purpose."""
     f = 0.3 if METHODS[method].frozen else 1.0
-    mask = f / 8 + 2 / 8 if METHODS[method].compact else 1 / 8  # compact: expanded for the length of the call
+    mask = f / 8 + 2 / 8 if METHODS[method].compact else 1 / 8  # compact: each call expands it
     forward = {
         "ours": {"mask": mask},
         "dense float32": _DENSE32,
@@ -80,7 +80,7 @@ def bytes_a_weight(method: str, phase: str) -> dict[str, float]:
 
 
 def activation_bytes(method: str) -> dict[str, float]:
-    """Of a forward, for each element of the input and of the output."""
+    """Bytes of a forward per element of the input and of the output, by purpose."""
     size = METHODS[method].dtype.itemsize
     if method.startswith("ours"):
         return {"input": size, "digits": 2 * (3 if size == 4 else 2), "output": size}
@@ -90,13 +90,13 @@ def activation_bytes(method: str) -> dict[str, float]:
 
 
 def counted() -> list[dict[str, Any]]:
-    """Every method's bytes of a forward and of a training step, by what they are for."""
+    """Bytes of a forward and of a training step of each method, by purpose."""
     return [
         {
             "method": method,
             "phase": phase,
-            "bytes_a_weight": bytes_a_weight(method, phase),
-            "bytes_an_activation": activation_bytes(method),
+            "bytes_per_weight": bytes_per_weight(method, phase),
+            "bytes_per_activation": activation_bytes(method),
         }
         for phase, methods in (("forward", ("ours, bfloat16", *FORWARD)), ("step", STEP))
         for method in methods
@@ -107,7 +107,7 @@ def counted() -> list[dict[str, Any]]:
 
 
 def moved(quick: bool) -> dict[str, Any]:
-    """Bytes fetched by one forward and one training step of two small layers, by each method; or why none are known."""
+    """Bytes fetched by one forward and one training step of two small layers, per method; or why not measured."""
     if reason := unavailable():
         return {"unavailable": reason}
     counts = run(__file__, *(["--quick"] if quick else []), "--inside", caches=True)
@@ -122,7 +122,7 @@ def moved(quick: bool) -> dict[str, Any]:
 
 
 def _cases(quick: bool) -> Iterator[tuple[str, str, str]]:
-    """Sorting under valgrind takes a minute: once is enough."""
+    """Sorting takes a minute under valgrind, so it is measured once."""
     if quick:
         for method in (*OURS, "dense float32", "dense bfloat16", "materializing layer"):
             yield SMALL[0], method, "forward"
@@ -136,7 +136,7 @@ def _cases(quick: bool) -> Iterator[tuple[str, str, str]]:
 
 
 def _inside(quick: bool) -> None:
-    """Each call once to settle, and once counted, from caches that a sweep has emptied of everything else."""
+    """Makes each call once to warm up, then counts one, after a sweep that evicts its data from the caches."""
     sweep = torch.ones(1 << 20)  # 4 MB
     torch.set_num_threads(1)
     for name, method, phase in _cases(quick):

@@ -1,15 +1,21 @@
-"""The Triton kernels, compiled ahead of time to machine code, and what it says about them. Needs triton and no GPU.
+"""Machine code of the Triton kernels, compiled ahead of time, and its statistics. Needs triton, but no GPU.
 
-    python bench/triton_sass.py                     a report of every kernel on sm_80, sm_90 and sm_100
-    python bench/triton_sass.py --check             fails where a kernel is over its budget, bench/triton_budget.json
-    python bench/triton_sass.py --write             tightens the budget to what was reached
-    python bench/triton_sass.py --arch 90 --only "forward bf16"
-    python bench/triton_sass.py --bounds            what that allows on an H200, computed and not measured
+    python bench/triton_sass.py                     reports every kernel on sm_80, sm_90 and sm_100
+    python bench/triton_sass.py --check             fails if a kernel exceeds its budget, bench/triton_budget.json
+    python bench/triton_sass.py --write             tightens the budget to the results
+    python bench/triton_sass.py --arch 90 --only "forward bf16*"
+    python bench/triton_sass.py --bounds            bounds for an H200, computed from the code, not measured
 
-Columns: registers a thread; programs that a multiprocessor has the registers for; spills (local loads and stores), and
-those of the main loop; shared memory; tensor-core instructions of the main loop, how many of them take their first
-operand from registers, and (on sm_90) how often the loop waits for them; other instructions of the main loop, and for
-products how many of them a weight costs: instructions x threads / weights of a step.
+Columns:
+    registers           per thread
+    programs            that fit on a multiprocessor by their registers
+    spills              local loads and stores; and those in the main loop
+    shared              bytes of shared memory
+    tensor              tensor-core instructions in the main loop
+    from registers      of these, with the first operand in registers
+    waits               for tensor cores in the main loop (sm_90)
+    other               other instructions in the main loop
+    per weight          of products: other x threads / weights of a step
 """
 
 import argparse
@@ -19,35 +25,35 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slt_kernels.backends.triton.contract import Layer
-from slt_kernels.backends.triton.digits import to_digits_kernel
+from slt_kernels.backends.triton import forward, grad_input, grad_scores
 from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
-from slt_kernels.backends.triton.expanding import expand_kernel
-from slt_kernels.backends.triton.forward import forward_kernel
-from slt_kernels.backends.triton.grad_input import grad_input_kernel
-from slt_kernels.backends.triton.grad_scores import grad_scores_kernel, sum_grads_kernel
+from slt_kernels.backends.triton.expand import expand_kernel
+from slt_kernels.backends.triton.fixed_point import to_digits_kernel
 from slt_kernels.backends.triton.images import Image
-from slt_kernels.backends.triton.launch import count_kernel
-from slt_kernels.backends.triton.materializing import materialize_kernel
-from slt_kernels.backends.triton.packing import pack_kernel
-from slt_kernels.backends.triton.selecting import descend_kernel, histogram_kernel
-from slt_kernels.backends.triton.tiles import REGISTERS, Tile, resident
+from slt_kernels.backends.triton.launch import Machine, count_kernel
+from slt_kernels.backends.triton.materialize import materialize_kernel
+from slt_kernels.backends.triton.pack import pack_kernel
+from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
+from slt_kernels.backends.triton.tiles import REGISTERS, Tile
+from slt_kernels.backends.triton.words import KernelSource
 
+SIZE = 8192  # rows and fan of the layers
 _BF16, _FP32 = "*bf16", "*fp32"
 BUDGET = Path(__file__).with_name("triton_budget.json")
-ARCHITECTURES = (80, 90, 100)
+MACHINES = {80: Machine(8, 108), 90: Machine(9, 132), 100: Machine(10, 148)}  # A100, H100, B200
 _COLUMNS = (
     "registers",
     "programs",
@@ -58,9 +64,9 @@ _COLUMNS = (
     "from_registers",
     "waits",
     "other",
-    "a_weight",
+    "per_weight",
 )
-VERSION = ".".join(triton.__version__.split(".")[:2])  # compilers differ: each has a budget of its own
+VERSION = ".".join(triton.__version__.split(".")[:2])  # each compiler version has its own budget
 
 _ONES = (
     "stride_h",
@@ -69,8 +75,8 @@ _ONES = (
     "padding_w",
     "dilation_h",
     "dilation_w",
-)  # of an image, as launched for it
-_LAYER = Layer("i32", "i32", *["i64"] * (len(Layer._fields) - 2))
+)  # fields of `Image` that are 1, as which Triton specializes them
+_SOURCE = KernelSource("i32", "i32", *["i64"] * (len(KernelSource._fields) - 2))
 _POINTERS = {
     "mask": "*i32",
     "row_starts": "*i64",
@@ -94,132 +100,179 @@ _POINTERS = {
     "order": "*i64",
     "ends": "*i64",
 }
-_LONG = ("plane", "count", "rank", "length", "padded")  # int64; every other number is an int32
-_UNALIGNED = ("columns", "count", "rank", "length", "padded", "parts", "steps", "channel_blocks", "layer", "image")
+_LONG = ("plane", "count", "rank", "length", "padded")  # int64; all other numbers are int32
+_NOT_SPECIALIZED = (
+    "columns",
+    "count",
+    "rank",
+    "length",
+    "padded",
+    "parts",
+    "steps",
+    "channel_blocks",
+    "source",
+    "image",
+)
 
 
 class Case(NamedTuple):
-    """A kernel as it is launched for large layers, aligned but for what the case says."""
+    """A kernel as it is launched for large layers; its numbers are multiples of 16 except `odd`."""
 
     kernel: triton.JITFunction
     constants: dict[str, object]
     pointers: dict[str, str]  # types that depend on the case
     options: dict[str, int]
-    weights: int  # of a step of the main loop; 0 where there is none
-    before_hopper: Mapping[str, int] = MappingProxyType({})  # constants and options that differ there
-    odd: tuple[str, ...] = ()  # numbers that are no multiples of 16
+    weights: int = 0  # per step of the main loop; 0 without one
+    odd: tuple[str, ...] = ()  # numbers that are not multiples of 16
     strided: bool = False
 
 
-def _forward(dtype: str, d: int, bm: int, weight: int = 0, warps: int = 4, **flags: bool) -> Case:
-    defaults = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True}
-    flags = {**defaults, "SPLIT": False, **flags}
-    plain = flags["FULL"] and not flags["CONV"]
-    tile = Tile(128, bm, warps, 3, resident(warps, bm, d, weight, flags["COMPACT"], plain or bm > 32, False))
-    pointers = {"x": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
-    pieces = 2 if d == 0 and bm > 32 else 1
-    return _product(forward_kernel, tile, {"WEIGHT": weight, "D": d, "PIECES": pieces, **flags}, pointers, 128 * 128)
+MakeCase = Callable[[Machine], Case]  # the case as it is launched on a machine
+
+
+def _forward(
+    dtype: str,
+    d: int,
+    columns: int,
+    weight: int = 0,
+    rows: int = SIZE,
+    scattered: bool = False,
+    odd: tuple[str, ...] = (),
+    **flags: bool,
+) -> MakeCase:
+    flags = {"CONV": False, "ORDERED": True, "ONE_TAP": True, "FULL": True, "COMPACT": False, "BIAS": True} | flags
+    flags = {"SPLIT": False, **flags}
+
+    def make(machine: Machine) -> Case:
+        plain = flags["FULL"] and not flags["CONV"]
+        shape = (columns, rows, 1, d, weight, flags["COMPACT"], plain, flags["CONV"], scattered)
+        pointers = {"x": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
+        tile = forward.tiles(*shape, machine)[0]
+        constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, **flags}
+        return _product(forward.forward_kernel, tile, constants, pointers, 128 * tile.BN, odd)
+
+    return make
 
 
 def _grad_input(
-    dtype: str, d: int, weight: int = 0, warps: int = 4, bc: int = 128, columns: int = 64, **flags: bool
-) -> Case:
-    flags = {"CONV": False, "SHARED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
-    rows = 64 if flags["COMPACT"] else 128
-    plain = flags["FULL"] and not flags["CONV"]
-    tile = Tile(rows, columns, warps, 2, resident(warps, columns, d, weight, flags["COMPACT"], plain, False))
-    pointers = {"dy": "*i8" if d else dtype, "out": dtype, "parts_sums": "*i64" if d else _FP32}
-    constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": 2 if d == 0 and columns > 32 else 1, **flags}
-    return _product(grad_input_kernel, tile, constants, pointers, rows * bc)
+    dtype: str,
+    d: int,
+    columns: int,
+    weight: int = 0,
+    rows: int = SIZE,
+    bc: int = 128,
+    odd: tuple[str, ...] = (),
+    strided: bool = False,
+    **flags: bool,
+) -> MakeCase:
+    flags = {"CONV": False, "UNALIGNED": False, "FULL": True, "COMPACT": False, "SPLIT": False} | flags
+
+    def make(machine: Machine) -> Case:
+        plain = flags["FULL"] and not flags["CONV"]
+        shape = (columns, rows, SIZE // bc, d, weight, flags["COMPACT"], plain, flags["CONV"])
+        pointers = {"dy": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
+        tile = grad_input.tiles(*shape, machine)[0]
+        constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": tile.pieces, **flags}
+        return _product(grad_input.grad_input_kernel, tile, constants, pointers, tile.BN * bc, odd, strided)
+
+    return make
 
 
 def _grad_scores(
-    dtype: str, bm: int, conv: bool = False, one_tap: bool = True, weight: int = 0, bn: int = 128, programs: int = 1
+    dtype: str,
+    conv: bool = False,
+    scattered: bool = False,
+    weight: int = 0,
+    rows: int = SIZE,
+    odd: tuple[str, ...] = (),
+) -> MakeCase:
+    def make(machine: Machine) -> Case:
+        tile = grad_scores.tiles(rows, torch.float32 if dtype == _FP32 else torch.bfloat16, weight, scattered, machine)[
+            0
+        ]
+        one_tap = not scattered
+        constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": one_tap, "SPLIT": False, "PRECISION": "tf32x3"}
+        pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
+        return _product(grad_scores.grad_scores_kernel, tile, constants, pointers, 0, odd)
+
+    return make
+
+
+def _product(
+    kernel: triton.JITFunction,
+    tile: Tile,
+    constants: dict[str, object],
+    pointers: dict[str, str],
+    weights: int,
+    odd: tuple[str, ...],
+    strided: bool = False,
 ) -> Case:
-    constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": one_tap, "SPLIT": False, "PRECISION": "tf32x3"}
-    pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
-    return _product(grad_scores_kernel, Tile(bn, bm, 8, 3, programs), constants, pointers, 0)
-
-
-def _product(kernel: triton.JITFunction, tile: Tile, constants: dict, pointers: dict[str, str], weights: int) -> Case:
     options = tile.meta()
     sizes = {name: options.pop(name) for name in ("BN", "BM")}
-    return Case(kernel, constants | sizes, pointers, options, weights)
+    return Case(kernel, constants | sizes, pointers, options, weights, odd, strided)
 
 
-def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> Case:
-    return Case(kernel, constants, pointers, {"num_warps": warps}, 0)
+def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> MakeCase:
+    return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
 
 
-_TWO, _THREE = {"maxnreg": None}, {"maxnreg": 168}  # programs of four warps a multiprocessor
-_OLD = {"BM": 64, "num_warps": 8, "maxnreg": None}
-_FEW = {"ONE_TAP": False, "FULL": False}  # channels
+_FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
 _ODD_ROWS = ("rows", "group_rows")
 _ODD_CHANNELS = ("pitch", "channels", "fan", "group_channels")
-CASES = {
-    "forward bf16": _forward(_BF16, 0, 128)._replace(before_hopper=_OLD),
-    "forward bf16, 64 columns": _forward(_BF16, 0, 64)._replace(before_hopper=_OLD),
-    "forward bf16, in parts": _forward(_BF16, 0, 32, SPLIT=True)._replace(
-        before_hopper={"num_warps": 8, "maxnreg": 128}
-    ),
-    "forward bf16, 257 rows": _forward(_BF16, 0, 128)._replace(before_hopper=_OLD, odd=_ODD_ROWS),
-    "forward bf16, 131 x 127": _forward(_BF16, 0, 128, **_FEW)._replace(
-        before_hopper=_OLD, odd=(*_ODD_ROWS, "group_channels")
-    ),
+CASES: dict[str, MakeCase] = {
+    "forward bf16": _forward(_BF16, 0, 4096),
+    "forward bf16, 64 columns": _forward(_BF16, 0, 256),
+    "forward bf16, in parts": _forward(_BF16, 0, 64, SPLIT=True),
+    "forward bf16, 257 rows": _forward(_BF16, 0, 4096, odd=_ODD_ROWS),
+    "forward bf16, 131 x 127": _forward(_BF16, 0, 4096, odd=(*_ODD_ROWS, "group_channels"), **_FEW_CHANNELS),
     "forward bf16, batch 1 to 16": _forward(_BF16, 0, 16, SPLIT=True),
-    "forward bf16, compact": _forward(_BF16, 0, 64, COMPACT=True),
-    "forward bf16, convolution": _forward(_BF16, 0, 64, CONV=True)._replace(before_hopper=_TWO),
-    "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 64, CONV=True, ONE_TAP=False)._replace(
-        before_hopper=_TWO
+    "forward bf16, compact": _forward(_BF16, 0, 4096, COMPACT=True),
+    "forward bf16, convolution": _forward(_BF16, 0, 4096, CONV=True),
+    "forward bf16, convolution, 64 channels": _forward(_BF16, 0, 4096, CONV=True, ONE_TAP=False),
+    "forward bf16, convolution, 3 channels": _forward(
+        _BF16, 0, 4096, scattered=True, odd=_ODD_CHANNELS, CONV=True, **_FEW_CHANNELS
     ),
-    "forward bf16, convolution, 3 channels": _forward(_BF16, 0, 32, warps=8, CONV=True, **_FEW)._replace(
-        odd=_ODD_CHANNELS
-    ),
-    "forward fp32, 3 digits": _forward(_FP32, 3, 64, warps=8),
-    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16, SPLIT=True)._replace(before_hopper=_THREE),
-    "forward fp32, 2 digits": _forward(_FP32, 2, 64, warps=8),
-    "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 64, warps=8, CONV=True),
+    "forward fp32, 3 digits": _forward(_FP32, 3, 4096),
+    "forward fp32, 3 digits, batch 1 to 16": _forward(_FP32, 3, 16, SPLIT=True),
+    "forward fp32, 2 digits": _forward(_FP32, 2, 4096),
+    "forward fp32, 3 digits, convolution": _forward(_FP32, 3, 4096, CONV=True),
     "forward fp32, 3 digits, convolution, 3 channels": _forward(
-        _FP32, 3, 16, warps=8, CONV=True, ORDERED=False, **_FEW
-    )._replace(odd=_ODD_CHANNELS),
-    "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 64, weight=1, warps=8),
-    "forward fp32, 3 digits, normal": _forward(_FP32, 3, 64, weight=2, warps=8)._replace(before_hopper={"BM": 32}),
-    "forward bf16, 2 digits, normal": _forward(_BF16, 2, 64, weight=2, warps=8),
-    "grad_input bf16, batch 1 to 16": _grad_input(_BF16, 0, columns=16, SPLIT=True),
-    "grad_input fp32, 3 digits, batch 1 to 16": _grad_input(_FP32, 3, columns=16, SPLIT=True)._replace(
-        before_hopper=_THREE
+        _FP32, 3, 4096, scattered=True, odd=_ODD_CHANNELS, CONV=True, ORDERED=False, **_FEW_CHANNELS
     ),
-    "grad_input bf16": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD),
-    "grad_input bf16, 64 columns": _grad_input(_BF16, 0, columns=64)._replace(before_hopper=_OLD),
-    "grad_input bf16, in parts": _grad_input(_BF16, 0, columns=32, SPLIT=True),
-    "grad_input bf16, 257 rows": _grad_input(_BF16, 0, columns=128)._replace(before_hopper=_OLD, odd=_ODD_ROWS),
-    "grad_input bf16, 131 x 127": _grad_input(_BF16, 0, columns=64, FULL=False)._replace(
-        before_hopper=_OLD, odd=("group_rows", "channels", "group_channels")
+    "forward fp32, 3 digits, uniform": _forward(_FP32, 3, 4096, weight=1),
+    "forward fp32, 3 digits, normal": _forward(_FP32, 3, 4096, weight=2),
+    "forward bf16, 2 digits, normal": _forward(_BF16, 2, 4096, weight=2),
+    "grad_input bf16, batch 1 to 16": _grad_input(_BF16, 0, 16, SPLIT=True),
+    "grad_input fp32, 3 digits, batch 1 to 16": _grad_input(_FP32, 3, 16, SPLIT=True),
+    "grad_input bf16": _grad_input(_BF16, 0, 4096),
+    "grad_input bf16, 64 columns": _grad_input(_BF16, 0, 256),
+    "grad_input bf16, in parts": _grad_input(_BF16, 0, 64, SPLIT=True),
+    "grad_input bf16, 257 rows": _grad_input(_BF16, 0, 4096, odd=_ODD_ROWS),
+    "grad_input bf16, 131 x 127": _grad_input(
+        _BF16, 0, 4096, odd=("group_rows", "channels", "group_channels"), FULL=False
     ),
-    "grad_input bf16, compact": _grad_input(_BF16, 0, COMPACT=True),
-    "grad_input bf16, convolution": _grad_input(_BF16, 0, CONV=True),
-    "grad_input bf16, convolution, strides, 65 rows a group": _grad_input(_BF16, 0, CONV=True)._replace(
-        odd=_ODD_ROWS, strided=True
+    "grad_input bf16, compact": _grad_input(_BF16, 0, 4096, COMPACT=True),
+    "grad_input bf16, convolution": _grad_input(_BF16, 0, 4096, CONV=True),
+    "grad_input bf16, convolution, strides, 65 rows per group": _grad_input(
+        _BF16, 0, 4096, odd=_ODD_ROWS, strided=True, CONV=True
     ),
-    "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, bc=64, CONV=True),
-    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, bc=32, CONV=True, SHARED=True),
-    "grad_input bf16, convolution, 48 channels, normal": _grad_input(_BF16, 2, 2, bc=32, CONV=True, SHARED=True),
-    "grad_input fp32, 3 digits": _grad_input(_FP32, 3, warps=8),
-    "grad_input fp32, 3 digits, in parts": _grad_input(_FP32, 3, columns=32, SPLIT=True),
-    "grad_input fp32, 3 digits, 257 rows": _grad_input(_FP32, 3, warps=8)._replace(odd=_ODD_ROWS),
-    "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, weight=2, warps=8)._replace(before_hopper={"BN": 64}),
-    "grad_scores bf16": _grad_scores(_BF16, 64, programs=2)._replace(before_hopper={"maxnreg": None}),
-    "grad_scores bf16, convolution": _grad_scores(_BF16, 64, conv=True, programs=2)._replace(
-        before_hopper={"maxnreg": None}
+    "grad_input bf16, convolution, 64 channels": _grad_input(_BF16, 0, 4096, bc=64, CONV=True),
+    "grad_input bf16, convolution, 48 channels": _grad_input(_BF16, 0, 4096, bc=32, CONV=True, UNALIGNED=True),
+    "grad_input bf16, convolution, 48 channels, normal": _grad_input(
+        _BF16, 2, 4096, weight=2, bc=32, CONV=True, UNALIGNED=True
     ),
-    "grad_scores bf16, convolution, 3 channels": _grad_scores(_BF16, 32, conv=True, one_tap=False)._replace(
-        odd=_ODD_CHANNELS
-    ),
+    "grad_input fp32, 3 digits": _grad_input(_FP32, 3, 4096),
+    "grad_input fp32, 3 digits, in parts": _grad_input(_FP32, 3, 64, SPLIT=True),
+    "grad_input fp32, 3 digits, 257 rows": _grad_input(_FP32, 3, 4096, odd=_ODD_ROWS),
+    "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, 4096, weight=2),
+    "grad_scores bf16": _grad_scores(_BF16),
+    "grad_scores bf16, convolution": _grad_scores(_BF16, conv=True),
+    "grad_scores bf16, convolution, 3 channels": _grad_scores(_BF16, conv=True, scattered=True, odd=_ODD_CHANNELS),
     "grad_scores bf16, convolution, 3 channels to 6, normal": _grad_scores(
-        _BF16, 32, conv=True, one_tap=False, weight=2, bn=16
-    )._replace(odd=(*_ODD_CHANNELS, "all_rows", "group_rows")),
-    "grad_scores fp32": _grad_scores(_FP32, 32),
-    "add parts of grad_scores": _small(sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
+        _BF16, conv=True, scattered=True, weight=2, rows=6, odd=(*_ODD_CHANNELS, "all_rows", "group_rows")
+    ),
+    "grad_scores fp32": _grad_scores(_FP32),
+    "add parts of grad_scores": _small(grad_scores.sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
     "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
@@ -236,7 +289,7 @@ CASES = {
 
 
 def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.CompiledKernel:
-    """For that compute capability, or any other target."""
+    """Compiles for a compute capability or another target."""
     target = architecture if isinstance(architecture, GPUTarget) else GPUTarget("cuda", architecture, 32)
     ones = [name for name in _ONES if not (case.strided and name.startswith("stride"))]
     names = case.kernel.arg_names
@@ -245,13 +298,13 @@ def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.C
     for name in names:
         if name in constants:
             types[name] = "constexpr"
-        elif name == "layer":
-            types[name] = _LAYER
+        elif name == "source":
+            types[name] = _SOURCE
         elif name == "image":
             types[name] = Image(*["i32"] * len(Image._fields))._replace(**dict.fromkeys(ones, "constexpr"))
         else:
             types[name] = case.pointers.get(name) or _POINTERS.get(name) or ("i64" if name in _LONG else "i32")
-    aligned = [name for name in names if name not in constants and name not in (*_UNALIGNED, *case.odd)]
+    aligned = [name for name in names if name not in constants and name not in (*_NOT_SPECIALIZED, *case.odd)]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     if "image" in names:
         constants = constants | {(names.index("image"), Image._fields.index(field)): 1 for field in ones}
@@ -260,19 +313,13 @@ def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.C
     return triton.compile(source, target=target, options=options)
 
 
-def launched(case: Case, architecture: int) -> Case:
-    """The case as it is launched on that architecture."""
-    changes = case.before_hopper if architecture < 90 else {"PIECES": 1} if architecture >= 100 else {}
-    if not changes:
-        return case
-    constants = {key: changes.get(key, value) for key, value in case.constants.items()}
-    options = {key: changes.get(key, value) for key, value in case.options.items()}
-    weights = case.weights * constants.get("BN", 1) // case.constants.get("BN", 1)
-    return case._replace(constants=constants, options=options, weights=weights)
+def launched(name: str, architecture: int) -> Case:
+    """A case as it is launched on that compute capability."""
+    return CASES[name](MACHINES[architecture])
 
 
-def measure(case: Case, architecture: int) -> dict[str, object]:
-    case = launched(case, architecture)
+def measure(name: str, architecture: int) -> dict[str, object]:
+    case = launched(name, architecture)
     compiled = compile_case(case, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -298,7 +345,7 @@ def measure(case: Case, architecture: int) -> dict[str, object]:
         result["other"] = len(loop) - len(tensor)
     if loop and case.weights:
         threads = 32 * warps
-        result["a_weight"] = round((len(loop) - len(tensor)) * threads / case.weights, 2)
+        result["per_weight"] = round((len(loop) - len(tensor)) * threads / case.weights, 2)
     return result
 
 
@@ -328,13 +375,13 @@ def _run(*command: str) -> str:
 
 
 def over_budget(name: str, result: dict, budget: dict) -> list[str]:
-    """What is worse than the budget allows; more registers or shared memory are not, spills and instructions are."""
+    """The results that exceed the budget. Registers and shared memory have none; spills and instructions do."""
     limits = budget.get(name)
     if limits is None:
         return ["is not in the budget"]
     worse = [
         f"{key} {result[key]}, budget {limits[key]}"
-        for key in ("spills", "spills_in_loop", "waits", "a_weight")
+        for key in ("spills", "spills_in_loop", "waits", "per_weight")
         if key in limits and result.get(key, 0) > limits[key]
     ]
     worse += [
@@ -346,19 +393,24 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
 
 
 def tightened(limits: dict, result: dict) -> dict:
-    """A kernel's budget with what was reached: it never loosens. One that is launched in another way begins anew."""
-    best = {"spills": min, "spills_in_loop": min, "programs": max, "from_registers": max, "waits": min, "a_weight": min}
+    """A kernel's budget, tightened to the result. It never loosens: delete an entry to measure it anew."""
+    best = {
+        "spills": min,
+        "spills_in_loop": min,
+        "programs": max,
+        "from_registers": max,
+        "waits": min,
+        "per_weight": min,
+    }
     return {key: of(result[key], limits.get(key, result[key])) for key, of in best.items() if key in result}
 
 
-# An H200: multiprocessors x lanes x clock under load; and what a copy, and dense products in each type, were seen to
-# reach there. All but the first are rounded; so is what follows from them.
+# Of an H200: multiprocessors x lanes x clock under load, and the rounded rates that copies and dense products reach.
 LANES = 132 * 128 * 1.755e9
 BYTES = 4.3e12
 FLOPS = {0: 790e12, 3: 2 * 790e12}  # of D: bfloat16, int8
 FP32_FLOPS = 60e12
-SIZE = 8192
-AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast as the dense product it should be
+AIMS = {  # for an 8192 x 8192 layer: case, batch, and the wanted speed relative to the dense product
     "forward, batch 1 to 16": ("forward bf16, batch 1 to 16", 16, 4),
     "forward, batch 256": ("forward bf16, 64 columns", 256, 0.75),
     "forward, batch 4096": ("forward bf16", 4096, 0.75),
@@ -369,23 +421,23 @@ AIMS = {  # of an 8192 x 8192 layer: kernel, batch, and how many times as fast a
 
 
 def print_bounds() -> None:
-    """For each aim: what instructions, bytes and tensor cores take; and the ratio to the dense product's own bound
-    where they overlap wholly, and where not at all."""
+    """Prints for each aim the times of instructions, bytes and tensor cores, and the speed relative to the dense
+    product's bound: with full overlap of the three, and with none."""
     print(f"H200, computed from sm_90 code of Triton {triton.__version__}: not measured\n")
     print("| case | issue us | bytes us | tensor us | dense us | overlapped | one by one | aim |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for aim, (name, batch, target) in AIMS.items():
-        case = CASES[name]
-        result = measure(case, 90)
+        case, result = launched(name, 90), measure(name, 90)
         threads = 32 * case.options["num_warps"]
         weights, values = SIZE**2, 2 * batch * SIZE
         blocks = -(-batch // case.constants["BM"])
-        tiles = weights / 128**2 if case.kernel is grad_scores_kernel else SIZE / 128 * blocks
+        scored = case.kernel is grad_scores.grad_scores_kernel
+        tiles = weights / 128**2 if scored else SIZE / 128 * blocks
         programs = max(tiles, result["programs"] * 132)  # sums in parts
         steps = weights / (case.weights or 128 * 128) * blocks
         d = case.constants.get("D", 0)
         issue = (steps * result["other"] + programs * result["outside"]) * threads / LANES
-        moved = 8 * weights if case.kernel is grad_scores_kernel else weights / 8  # scores and their gradient; masks
+        moved = 8 * weights if scored else weights / 8  # scores and their gradient, or masks
         size = 4 if d else 2
         times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])
         rate = FP32_FLOPS if d else FLOPS[0]
@@ -396,8 +448,8 @@ def print_bounds() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--only", default="", help="cases whose name begins with this")
+    parser.add_argument("--arch", type=int, nargs="+", default=MACHINES, choices=MACHINES)
+    parser.add_argument("--only", nargs="+", default=["*"], help="names of cases, or patterns of the shell's kind")
     parser.add_argument("--bounds", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
@@ -416,10 +468,10 @@ def main() -> None:
         print(f"| {' | '.join(('kernel', *_COLUMNS))} |".replace("_", " "))
         print("| --- " * (1 + len(_COLUMNS)) + "|")
         budget = budgets.setdefault(VERSION, {}).setdefault(f"sm_{architecture}", {})
-        for name, case in CASES.items():
-            if not name.startswith(arguments.only):
+        for name in CASES:
+            if not any(fnmatch(name, pattern) for pattern in arguments.only):
                 continue
-            result = measure(case, architecture)
+            result = measure(name, architecture)
             report["kernels"].setdefault(name, {})[f"sm_{architecture}"] = result
             print(f"| {name} | {' | '.join(str(result.get(key, '')) for key in _COLUMNS)} |", flush=True)
             if arguments.check:

@@ -1,10 +1,10 @@
-"""What float32's grad_scores loses on tensor cores that truncate their sums, simulated on any machine.
+"""Error of float32 grad_scores on tensor cores that truncate their sums, simulated on any machine.
 
     python bench/truncated_sums.py
 
-Three TF32 products stand for a float32 one. A step sums 8 of them into a float32 that is rounded toward zero, so errors
-of one sign add up over a long sum. Triton starts the three products' sums anew for each block of columns, and adds
-blocks in float32, rounded to nearest. Printed: the error of both ways in relative norm, on normal inputs.
+Three TF32 products make a float32 one. A step sums 8 of them into a float32 that is rounded toward zero, so errors
+of one sign add up over a long sum. The Triton kernel starts new sums for each block of columns, and
+adds blocks in float32, rounded to nearest. Prints the error of both ways in relative norm, on normal inputs.
 """
 
 import numpy as np

@@ -1,4 +1,10 @@
-"""What the tests share: settings, known answers, and small layers."""
+"""What the tests share: settings, devices, backends and instruction sets."""
+
+import os
+
+# pytest-xdist runs a process per core, and each has as many OpenMP threads: those that wait must not spin. Read when
+# torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hypothesis
 import oracle
@@ -6,7 +12,9 @@ import pytest
 import torch
 
 from slt_kernels import backends
-from slt_kernels.backends import cpu
+from slt_kernels.backends import registry
+
+cpu = backends.on("cpu")
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
@@ -20,13 +28,31 @@ def normal_table() -> tuple[int, ...]:
 
 @pytest.fixture(autouse=True)
 def settings():
-    """Every test starts from the same random numbers and precision, and leaves the process as it was."""
+    """Each test starts from the same seed and precision; what it sets is restored."""
     torch.manual_seed(0)
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
+
+
+DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+def takes(name: str, device: torch.device) -> bool:
+    """Whether a backend takes tensors on a device."""
+    try:
+        with backends.use(name):
+            return backends.name_for(device) == name
+    except RuntimeError:
+        return False
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request) -> torch.device:
+    """The CPU, and CUDA or ROCm where there is a device."""
+    return request.param
 
 
 @pytest.fixture
@@ -36,27 +62,30 @@ def reference():
         yield
 
 
-@pytest.fixture(params=backends.available())
+@pytest.fixture(params=[name for name in backends.available() if takes(name, DEVICES[0])])
 def backend(request):
-    """Each backend that runs here, in turn."""
+    """Each backend that takes tensors on the CPU."""
     with backends.use(request.param):
         yield request.param
 
 
 @pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
 def isa(request):
-    """Each instruction set of the CPU backend that runs here, in turn."""
+    """Each instruction set of the CPU backend that runs here."""
     with cpu.use_instruction_set(request.param):
         yield request.param
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Every output starts full of NaN, or of garbage, so that an element nobody writes shows."""
-    empty = torch.empty
+    """Outputs are NaN, or garbage, before a kernel runs, so that an element that it does not write shows."""
+    make = registry.make_outputs
 
-    def garbage(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out.fill_(-123456789)
+    def poison(t: torch.Tensor) -> torch.Tensor:
+        return t.fill_(torch.nan) if t.is_floating_point() else t.fill_(-123)
 
-    monkeypatch.setattr(torch, "empty", garbage)
+    def garbage(operation: str, arguments: tuple) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        outputs = make(operation, arguments)
+        return poison(outputs) if isinstance(outputs, torch.Tensor) else tuple(map(poison, outputs))
+
+    monkeypatch.setattr(registry, "make_outputs", garbage)

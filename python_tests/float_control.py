@@ -1,4 +1,4 @@
-"""Every operation on numbers that a processor may flush to zero, to be run with and without that mode.
+"""Every operation on numbers that a processor may flush to zero. Run with and without flushing.
 
 As a script: turns the mode on before the first product, whose threads inherit it, and prints what differs from the
 results in a file.
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from slt_kernels import backends
-from slt_kernels.backends import cpu
 from slt_kernels.source import Freeze, Source
 from slt_kernels.window import Window
 
+cpu = backends.on("cpu")
+
 
 def numbers(*shape: int) -> Tensor:
-    """float32 [n, ...] of all sizes: by rows normal numbers, denormal ones, both, and powers of two between."""
+    """float32 [n, ...] of all magnitudes. Rows have normal numbers, denormals, both, or powers of two between."""
     exponents = torch.tensor([[127, 127], [0, 0], [0, 3], [1, 1], [0, 127]])[torch.arange(shape[0]) % 5]
     low, high = (exponents[:, i].view(-1, *[1] * (len(shape) - 1)) for i in (0, 1))
     exponent = low + (torch.rand(shape) * (high - low + 1)).long()
@@ -27,13 +28,13 @@ def numbers(*shape: int) -> Tensor:
 
 
 def scores(count: int) -> Tensor:
-    """Denormal ones among others, so that thresholds and signs are decided by them."""
+    """Includes denormals, which decide thresholds and signs."""
     return numbers(5, -(-count // 5)).flatten()[torch.randperm(5 * -(-count // 5))[:count]].contiguous()
 
 
 def results(name: str) -> Iterator[tuple[str, Tensor]]:
-    """What a backend makes of them; exactly the contract's where the name does not begin with "grad_scores"."""
-    backend = getattr(backends, name)
+    """Results of a backend, by name. Exactly those of the contract, except names that begin with "grad_scores"."""
+    backend = backends.on(name)
     torch.manual_seed(0)
     tiny = torch.tensor([3 << 19], dtype=torch.int32).view(torch.float32)  # a denormal scale
     for weight in ("signed_constant", "normal"):
@@ -48,7 +49,7 @@ def results(name: str) -> Iterator[tuple[str, Tensor]]:
                 yield "grad_scores", backend.linear_grad_scores(dy, x, s, scale, source)
         for dtype in (torch.float16, torch.bfloat16):
             y = backend.linear_forward(x.to(dtype), mask, torch.tensor([0.37]), None, source)
-            yield "grad_scores of 16 bits", y  # as free as those
+            yield "grad_scores of 16 bits", y  # not exact either
         x, dy = numbers(6, 32, 3, 4), numbers(6, 35, 3, 4)
         scale = torch.tensor([0.37])
         yield "conv2d_forward", backend.conv2d_forward(x, mask, scale, bias, source, window)

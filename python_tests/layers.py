@@ -1,4 +1,4 @@
-"""Small layers for the tests of the products: the package's source, and the same layer in the oracle."""
+"""Small layers for tests of products, in the package and in the oracle."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ class Case:
 
     @cached_property
     def scores(self) -> Tensor:
-        """float64 in (-1, 1), one of them 0 where there are several."""
+        """float64 in (-1, 1). If there are several, one is 0."""
         count = len(self.spec.free_positions())
         scores = torch.rand(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
         scores[count // 2 : count // 2 + 1] = 0
@@ -79,7 +79,7 @@ class Case:
 
 
 def kernel(matrix: Tensor, window: Window) -> Tensor:
-    """[rows, fan] as F.conv2d takes it: fan runs over (kh, kw, c), the channel fastest."""
+    """[rows, fan] to the shape for F.conv2d. fan is in the order (kh, kw, c), the channel fastest."""
     kh, kw = window.kernel
     return matrix.reshape(len(matrix), kh, kw, matrix.shape[1] // (kh * kw)).permute(0, 3, 1, 2)
 
@@ -90,7 +90,7 @@ def geometry(window: Window) -> dict:
 
 
 def relative_error(ours: Tensor, truth: Tensor) -> float:
-    """In relative norm; 0 where both are 0."""
+    """The error in relative norm; 0 if both are 0."""
     assert ours.shape == truth.shape
     difference = (ours.detach().double() - truth.detach().double()).norm().item()
     return difference and difference / max(truth.detach().double().norm().item(), 1e-300)

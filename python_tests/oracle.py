@@ -1,13 +1,14 @@
-"""A second implementation of the weight contract and of the paper's method, to hold the package to.
+"""A second implementation of the weight contract and of the paper's method, for comparison.
 
-It shares nothing with the package: NumPy and Python's integers for every bit, and for the products a materialized
-float64 weight, ``F.linear`` or ``F.conv2d``, and autograd. Each weight is derived alone, from its own (row, k).
+It shares no code with the package. Bits are computed with NumPy and Python's integers. Products use a materialized
+float64 weight, ``F.linear`` or ``F.conv2d``, and autograd. Each weight is derived alone, from its (row, k).
 """
 
 import json
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def known(name: str):
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]:
-    """Philox4x32-10 with Python's integers, as Salmon et al. (SC'11) write it."""
+    """Philox4x32-10 with Python's integers, after Salmon et al. (SC'11)."""
     c, k = list(counter), list(key)
     for _ in range(10):
         a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
@@ -40,7 +41,7 @@ def call(seed: int, layer: int, stream: int, index: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Layer:
-    """The contract's layer, one weight at a time: slow, and meant for small ones."""
+    """The contract's layer, one weight at a time, for small layers. Results are kept, and must not be written."""
 
     rows: int
     fan: int
@@ -58,6 +59,7 @@ class Layer:
         q = n * self.groups * 4 + w
         return call(self.seed, self.layer, stream, 2 * q) + call(self.seed, self.layer, stream, 2 * q + 1)
 
+    @cache  # noqa: B019 (equal layers share it)
     def integer_weight(self, normal_table: tuple[int, ...] | None = None) -> np.ndarray:
         """int8 [rows, fan]."""
         v = np.zeros((self.rows, self.fan), dtype=np.int8)
@@ -75,6 +77,7 @@ class Layer:
                     v[n, k] = 2 * (u >> 1) - 127 if self.weight == "uniform" else normal_table[u]
         return v
 
+    @cache  # noqa: B019 (equal layers share it)
     def frozen_state(self) -> np.ndarray:
         """int8 [rows, fan]: -1 pruned, 0 free, +1 locked."""
         prune_below = math.floor(256 * self.prune + 0.5)
@@ -88,6 +91,7 @@ class Layer:
                     state[n, k] = -1 if u < prune_below else 1 if u >= lock_from else 0
         return state
 
+    @cache  # noqa: B019 (equal layers share it)
     def free_positions(self) -> list[tuple[int, int]]:
         """(row, k) of the free weights, in the order of the scores."""
         state = self.frozen_state()
@@ -101,7 +105,7 @@ class Layer:
 
 
 def bit_of(k: int) -> int:
-    """Where in its word the weight k stands: the even ones in the low half, the odd ones in the high half."""
+    """The bit of weight k in its word: even k in the low half, odd k in the high half."""
     return k % 32 // 2 + 16 * (k % 2)
 
 
@@ -127,7 +131,7 @@ def sequence_words(flags: np.ndarray) -> torch.Tensor:
 
 
 def drop_threshold(scores: list[torch.Tensor], rank: int) -> float:
-    """The rank-th smallest |score|, by sorting; everything is kept below rank 1, nothing from the last rank on."""
+    """The rank-th smallest |score|, by sorting. All are kept below rank 1, none from the last rank on."""
     ordered = torch.cat([s.detach().abs().flatten() for s in scores]).sort().values
     if rank < 1:
         return -math.inf
@@ -135,10 +139,10 @@ def drop_threshold(scores: list[torch.Tensor], rank: int) -> float:
 
 
 class Materialized:
-    """A layer as the paper's code has it: a dense random weight, a ternary freeze mask, and scores."""
+    """A layer as in the paper's code: a dense random weight, a ternary freeze mask, and scores."""
 
     def __init__(self, spec: Layer, scores: torch.Tensor, scale: float, normal_table=None):
-        """scale: what the integer weights are multiplied by, factor included."""
+        """scale: factor of the integer weights, density scaling included."""
         self.v = torch.from_numpy(spec.integer_weight(normal_table)).double()
         self.state = torch.from_numpy(spec.frozen_state())
         rows, ks = zip(*spec.free_positions(), strict=True) if (self.state == 0).any() else ((), ())
@@ -158,7 +162,7 @@ class Materialized:
         return self.scale * kept * self.v
 
     def kernel(self, threshold: float, kh: int, kw: int) -> torch.Tensor:
-        """The weight as ``F.conv2d`` takes it: fan runs over (kh, kw, c), the channel fastest."""
+        """The weight for ``F.conv2d``. fan is in the order (kh, kw, c), the channel fastest."""
         w = self.weight(threshold)
         return w.reshape(len(w), kh, kw, w.shape[1] // (kh * kw)).permute(0, 3, 1, 2)
 
@@ -198,7 +202,7 @@ def fixed_linear(x, w, scale: float, digits: int, bias=None) -> torch.Tensor:
 
 
 def fixed_conv2d(x, kernel, scale: float, digits: int, bias=None, **geometry) -> torch.Tensor:
-    """x float32 [B, C, H, W], kernel integers as F.conv2d takes them; one exponent a sample."""
+    """x float32 [B, C, H, W], kernel integers as for F.conv2d. One exponent per sample."""
     out = []
     for image in x:
         integers, p = fixed_point(image.numpy().ravel(), digits)

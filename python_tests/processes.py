@@ -1,4 +1,4 @@
-"""Runs a script in several processes of one torch.distributed group on this machine."""
+"""Runs one script in several processes of torch.distributed on this machine."""
 
 import os
 import subprocess
@@ -24,14 +24,14 @@ os._exit(0)
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: float = 100) -> list[str]:
-    """Runs ``script`` in ``world`` processes with a gloo group; returns the standard output of each.
+    """Returns what each of `world` processes prints. `script` has `rank`, `world` and an initialized gloo group.
 
     Args:
-        script: Python code, in which ``rank`` and ``world`` are defined and ``sys.argv[4:]`` are ``arguments``.
-        folder: folder for the file through which the processes find each other.
+        script: Python text; `sys.argv[4:]` holds `arguments`.
+        folder: for the store of the processes; not shared with another call.
 
     Raises:
-        AssertionError: a process failed; the message has all outputs.
+        AssertionError: a process failed. The message has the outputs of all.
     """
     store = folder / f"store{len(list(folder.glob('store*')))}"
     command = [sys.executable, "-c", BEFORE + script + AFTER]

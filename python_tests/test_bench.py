@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slt_kernels import cli
-from slt_kernels.backends import cpu
+from slt_kernels import backends, cli
+
+cpu = backends.on("cpu")
 
 BENCH = Path(__file__).parent.parent / "bench"
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason="the benches are of the CPU backend")
@@ -109,12 +110,12 @@ def test_memory_of_one_row():
 
 def test_counted_bytes():
     traffic = module("traffic")
-    forward = {method: sum(traffic.bytes_a_weight(method, "forward").values()) for method in traffic.FORWARD}
+    forward = {method: sum(traffic.bytes_per_weight(method, "forward").values()) for method in traffic.FORWARD}
     assert forward["ours"] == 1 / 8
     assert forward["ours, 70 % frozen, compact"] == pytest.approx(0.3 / 8 + 2 / 8)
     assert (forward["dense float32"], forward["dense bfloat16"], forward["int8 dynamic"]) == (4, 2, 1)
     for method in traffic.STEP:
-        assert sum(traffic.bytes_a_weight(method, "step").values()) > forward[method]
+        assert sum(traffic.bytes_per_weight(method, "step").values()) > forward[method]
 
 
 def test_the_gate_opens_and_shuts(capsys):
@@ -318,7 +319,7 @@ def test_gpu_check_leaves_other_files_alone(small_gpu_check, tmp_path, content, 
     assert out.read_text() == content
     with pytest.raises(SystemExit):
         small_gpu_check(["--out", str(out / "result.json")])
-    assert capsys.readouterr().err.count("expected a new file, or one of an earlier run") == 2
+    assert capsys.readouterr().err.count("expected a new file, or one from an earlier run") == 2
 
 
 @pytest.mark.parametrize("copies", [1, 5, 33])

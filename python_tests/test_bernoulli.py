@@ -1,4 +1,4 @@
-"""Bernoulli masks: what is drawn, that every process draws it, and the gradient through the sampling."""
+"""Bernoulli masks: their distribution, the same draws in every process, and the gradient through the sampling."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ def equal(a: list, b: list) -> bool:
 
 
 def test_a_score_is_a_logit():
-    """Over many draws each free weight is kept as often as its probability says, frozen ones always or never."""
+    """Over many draws a free weight is kept at the rate of its probability, a frozen one always or never."""
     layer = SupermaskLinear(50, 20, bias=False, freeze=FROZEN)
     with torch.no_grad():
         layer.scores.copy_(torch.linspace(-4, 4, layer.free))
@@ -66,7 +66,7 @@ def test_start_at_drops_that_fraction_on_average(sparsity):
 
 
 def test_draws_repeat_and_continue():
-    """The same number of draws before gives the same next one, whatever else the process drew."""
+    """The next draw depends on the number of earlier draws, and on nothing else that the process drew."""
     a, b = network(), network()
     first, second = BernoulliMasks(a), BernoulliMasks(b)
     assert equal(masks_of(a), masks_of(b))
@@ -142,5 +142,5 @@ def test_refusals():
         masks.start_at(0.1)
     with pytest.raises(ValueError, match=r"sparsity=1\.5: expected a fraction"):
         masks.start_at(1.5)
-    with pytest.raises(ValueError, match="expected one that leaves the free weights a choice"):
+    with pytest.raises(ValueError, match="free weights would be kept with probability"):
         BernoulliMasks(network(freeze=Freeze())).start_at(1.0)

@@ -1,4 +1,4 @@
-"""The weight contract: known answers, a derivation of each weight alone, shards, and the words that masks are in."""
+"""The weight contract: known answers, single weights against an oracle, shards, and words of masks."""
 
 import hashlib
 
@@ -202,7 +202,7 @@ def test_frozen_fractions_are_realized():
 
 
 def test_count_frozen_of_many_rows():
-    """The count goes over a large layer in pieces, the sum of which is the whole."""
+    """The count of a large layer is the sum over pieces of it."""
     source = Source.of(3, 2**22 + 5, freeze=Freeze(0.3, 0.3))
     state = source.frozen_state()
     assert source.count_frozen() == tuple(int((state == s).sum()) for s in (-1, 0, 1))
@@ -242,7 +242,7 @@ def test_shard_of_a_shard():
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_counters_past_32_bits(weight, normal_table):
-    """Row 2**31 of a layer of 512 inputs: its calls have an index past 2**32."""
+    """Row 2**31 of a layer with 512 inputs has calls with an index above 2**32."""
     first, fan, groups = 2**31, 512, 4
     far = Source.of(1, fan, seed=6, weight=weight)._replace(first_row=first, prune_below=90, lock_from=166)
     assert first * groups > 2**32

@@ -1,4 +1,4 @@
-"""The weight contract as csrc/source.h and csrc/philox.h state it, compiled as they stand, against the reference."""
+"""The weight contract as csrc/contract states it, compiled as it stands, against the reference."""
 
 import ctypes
 import itertools
@@ -17,7 +17,7 @@ from slt_kernels.source import NORMAL_TABLE, WEIGHTS
 
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 PROGRAM = """
-#include "source.h"
+#include "contract/source.h"
 using namespace slt;
 
 static Source of(const int64_t *v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]}; }
@@ -91,4 +91,4 @@ def test_bit_order_and_the_normal_table(header):
     table = (ctypes.c_int8 * 128)()
     header.normal(table)
     assert (*table,) == NORMAL_TABLE[128:]
-    assert WEIGHTS.index("normal") == 2  # `Weight` of source.h
+    assert WEIGHTS.index("normal") == 2  # `Weight` of contract/source.h

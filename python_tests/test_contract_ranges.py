@@ -1,4 +1,4 @@
-"""Sources and windows put together by hand: whatever their integers, an error or the right answer, never a crash."""
+"""Sources and windows with arbitrary integers give an error or the right result, never a crash."""
 
 import resource
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ WINDOW = Window(3, 3, padding_h=1, padding_w=1)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Memory is limited below, which a thread that starts then may not survive."""
+    """Kernels run on one thread: a thread that starts under the memory limit may fail."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def changes(fields: tuple[str, ...]):
 
 @contextmanager
 def little_memory():
-    """A gigabyte more: what takes more fails at once."""
+    """Limits the process to one gigabyte more, so that larger allocations fail at once."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), before[1]))
@@ -52,7 +52,7 @@ def gradients(y: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
 
 
 def results(case: Case, source: Source, window: Window) -> list[list[torch.Tensor] | type]:
-    """Of every operation: tensors, or the error."""
+    """The result of every operation: its tensors, or the type of its error."""
     torch.manual_seed(0)
     scores = case.scores.float().requires_grad_()
     scale, x = torch.tensor(0.5), torch.randn(3, 18).requires_grad_()
@@ -101,7 +101,7 @@ def check(case: Case, source: Source, window: Window) -> None:
 def test_any_source(kind, changed):
     source = CASES[kind].source._replace(**changed)
     if kind == "frozen" and source.rows == 2**31 - 1:
-        return  # a source that there is: to count its free weights takes long
+        return  # a valid source; counting its free weights would take long
     check(CASES[kind], source, WINDOW)
 
 
@@ -155,7 +155,7 @@ def test_a_window_that_cannot_be(window, message):
 
 @pytest.mark.parametrize("stride", (2**31 - 1, 7))
 def test_strides_beyond_the_image(stride, backend):
-    """One position: the others' gradients are zeros, of either sign of remainder."""
+    """The output has one position. Pixels that it does not read have the gradient 0, for remainders of either sign."""
     case, window = CASES["dense"], WINDOW._replace(stride_h=stride, stride_w=stride)
     x = torch.randn(2, 2, 5, 4).requires_grad_()
     y = ops.conv2d(x, None, case.mask(), torch.tensor(1.0), None, case.source, window)

@@ -1,9 +1,9 @@
 """Five steps of Conv6 against a second implementation of the paper's method, in float64.
 
-It materializes everything, as the authors' code does: a dense weight, a ternary freezing pattern and a score for every
-weight of each layer, and masks by comparing sorted scores. From the package it takes what is random (weights, pattern,
-scores at the start) and nothing else; its own are the order of the free weights, the thresholds, the straight-through
-gradient, the optimizer and the network.
+The second implementation materializes everything, as the authors' code does: a dense weight, a ternary freezing
+pattern, a score for every weight of each layer, and masks by comparing sorted scores. It takes only random numbers from
+the package (weights, pattern, initial scores). The order of the free weights, the thresholds, the straight-through
+gradient, the optimizer and the network are its own.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def conv6(width: int, size: int) -> nn.Sequential:
 
 
 class Layer:
-    """One layer, materialized: everything has the weight's shape as PyTorch has it."""
+    """One materialized layer. All tensors have the shape of PyTorch's weight."""
 
     def __init__(self, weight: Tensor, state: Tensor, scores: Tensor, std: float) -> None:
         """weight: integers; state: -1 pruned, 0 free, 1 locked; scores: of the free weights, in their order."""
@@ -151,7 +151,7 @@ def test_five_steps(width, size, batch, scope, weight, scale, freeze, sparsity):
 
 
 def thresholds_of(layers: list, scope: str) -> list[float]:
-    """Of the masks as they stand: the largest |score| that is dropped, of all layers or of each."""
+    """The thresholds of the current masks: the largest dropped |score|, over all layers or per layer."""
     dropped = []
     for layer in layers:
         kept = oracle_bits(layer.compact_mask(), layer.free)
@@ -160,5 +160,5 @@ def thresholds_of(layers: list, scope: str) -> list[float]:
 
 
 def oracle_bits(words: Tensor, count: int) -> Tensor:
-    """A compact mask's bits, the first lowest."""
+    """The bits of a compact mask, lowest first."""
     return torch.from_numpy(np.unpackbits(words.numpy().view(np.uint8), count=count, bitorder="little")).bool()

@@ -1,4 +1,4 @@
-"""convert: which modules are replaced, what a replacement takes over, and what is refused."""
+"""convert: which modules are replaced, what a replacement takes over, and errors."""
 
 import copy
 import logging
@@ -164,7 +164,7 @@ def test_subclasses_and_attention_are_left_alone(caplog):
     assert type(model["a"]) is Special
     assert type(model["b"].out_proj) is not SupermaskLinear
     assert type(model["c"]) is SupermaskLinear
-    assert "left alone: a (Special)" in caplog.text
+    assert "not converted: a (Special)" in caplog.text
     assert "1 layers, 16 weights, 16 free bits" in caplog.text
     x = torch.randn(5, 1, 8)
     assert model["b"](x, x, x)[0].shape == x.shape
@@ -173,7 +173,7 @@ def test_subclasses_and_attention_are_left_alone(caplog):
 @pytest.mark.parametrize("norm_first", (False, True))
 @pytest.mark.parametrize("activation", ("relu", "gelu", F.relu))
 def test_a_transformer_encoder_works(activation, norm_first):
-    """PyTorch's fused inference path would read the weights of the Linears that are gone."""
+    """PyTorch's fused inference path would read the weights of the replaced Linears."""
     block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation, norm_first=norm_first, batch_first=True)
     model = convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first))
     names = [s.name for s in summary(model).layers]
@@ -214,7 +214,7 @@ def test_converting_twice_finds_what_is_left():
 
 
 def test_converting_twice_numbers_on():
-    """Layers of one shape get weights and scores of their own, whatever was converted first."""
+    """Layers of the same shape get different weights and scores, in any order of conversion."""
     model = convert(nn.Sequential(*(nn.Linear(30, 30) for _ in range(3))), exclude=["0", "2"])
     convert(model)
     assert [m.source.layer for m in model] == [1, 0, 2]
@@ -223,7 +223,7 @@ def test_converting_twice_numbers_on():
 
 def test_a_lazy_module_has_to_be_made_first():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"2: LazyLinear has no weight yet: run a forward first, or exclude it"):
+    with pytest.raises(ValueError, match=r"2: LazyLinear has no weight yet; run a forward first, or exclude it"):
         convert(model)
     assert type(model[0]) is nn.Conv2d
     assert type(convert(copy.deepcopy(model), exclude=["2"])[2]) is nn.LazyLinear
@@ -342,7 +342,7 @@ def test_numpys_integers_are_integers():
 
 
 class Transposed(nn.Module):
-    """As the ``Conv1D`` of Hugging Face's GPT-2."""
+    """Like the ``Conv1D`` of Hugging Face's GPT-2."""
 
     def __init__(self, fan: int, rows: int) -> None:
         super().__init__()
@@ -351,7 +351,7 @@ class Transposed(nn.Module):
 
 
 class Experts(nn.Module):
-    """Fused: the weights of all experts are one parameter."""
+    """Fused experts: one parameter holds the weights of all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ def test_excluded_and_fixed_weights_are_no_surprise(kind, make, weights, strict)
         assert all(d.trains for d in summary(model).dense_weights)
         fixed = make()
         for name, p in fixed.named_parameters():
-            if is_lazy(p):  # it takes no new requires_grad
+            if is_lazy(p):  # requires_grad cannot be set
                 fixed.register_parameter(name, UninitializedParameter(requires_grad=False))
             else:
                 p.requires_grad_(False)
@@ -429,7 +429,7 @@ def test_excluded_and_fixed_weights_are_no_surprise(kind, make, weights, strict)
 
 
 def test_the_weights_of_attention():
-    """Its in_proj_weight, and an output layer that is a subclass of nn.Linear."""
+    """in_proj_weight stays dense, and so does the output layer, a subclass of nn.Linear."""
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with pytest.warns(UserWarning, match=r"256 dense weights .*1 MultiheadAttention \(192 weights: 0.in_proj_weight\)"):
         convert(model)
@@ -504,8 +504,8 @@ def test_fixed_weights_are_left_alone(caplog):
     assert model[1].bias.requires_grad
     assert type(model[2]) is SupermaskLinear
     assert model[2].source.layer == 0
-    assert "left alone: 0 (requires_grad=False)" in caplog.text
-    assert "left alone: 1 (requires_grad=False)" in caplog.text
+    assert "not converted: 0 (requires_grad=False)" in caplog.text
+    assert "not converted: 1 (requires_grad=False)" in caplog.text
     assert summary(model).dense_weights == (
         DenseSummary("0.weight", "Embedding", 20, False),
         DenseSummary("1.weight", "Linear", 16, False),
@@ -585,7 +585,7 @@ def test_what_was_added_to_a_module_is_not_lost(what):
     }
     add[what](model[1])
     before = list(model)
-    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\): exclude it"):
+    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\); exclude it"):
         convert(model)
     assert list(model) == before
     assert type(convert(model, exclude=["1"])[0]) is SupermaskLinear
@@ -595,7 +595,7 @@ def test_what_was_added_to_a_module_is_not_lost(what):
 @pytest.mark.parametrize("spread", ("uniform", "erk", "epl", "igq"))
 def test_an_empty_weight_is_named(spread):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(0, 4))
-    with pytest.raises(ValueError, match=r"1: its weight of shape \[4, 0\] is empty: exclude it"):
+    with pytest.raises(ValueError, match=r"1: its weight of shape \[4, 0\] is empty; exclude it"):
         convert(model, Freeze(0.2), spread=spread)
     assert type(convert(model, Freeze(0.2), exclude=["1"], spread=spread)[0]) is SupermaskLinear
 

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
-from slt_kernels.backends import cpu, reference
+from slt_kernels import backends
+from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.source import WEIGHTS, Freeze, Source
 from slt_kernels.window import Window
+
+cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -23,6 +27,7 @@ SHAPES = (
     (203, 300),
     (16, 256),
 )
+
 BATCHES = (1, 3, 17, 64, 300)
 FREEZES = {"dense": Freeze(), "frozen": Freeze(0.35, 0.35), "mostly-pruned": Freeze(prune=0.97)}
 WINDOWS = {
@@ -69,7 +74,7 @@ SCALE = torch.tensor(0.37)
 
 def make_scores(source: Source) -> torch.Tensor:
     """Zeros of both signs among them."""
-    scores = torch.randn(int(cpu.free_offsets(source)[-1]))
+    scores = torch.randn(int(free_offsets(source)[-1]))
     scores[::5] = 0.0
     scores[1::7] = -0.0
     return scores
@@ -110,7 +115,7 @@ def check_conv2d(*args, bound: float = BOUND["highest"]) -> None:
 
 
 @pytest.mark.parametrize("rows,fan", SHAPES)
-def test_linear(isa, freeze, poisoned, rows, fan):
+def test_linear(isa, freeze, rows, fan):
     for i, batch in enumerate(BATCHES):
         check_linear(*linear_inputs(rows, fan, batch, WEIGHTS[(i + rows) % 3], freeze))
 
@@ -142,7 +147,7 @@ def test_16_bits(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_16_bit_images(isa, geometry, poisoned, dtype):
+def test_16_bit_images(isa, geometry, dtype):
     for batch in (1, 2, 3, 12):
         dy, x, *rest = narrow(dtype, *conv2d_inputs(geometry, freeze=FREEZES["frozen"], batch=batch))
         expected = cpu.conv2d_grad_scores(dy, x, *rest)
@@ -212,7 +217,7 @@ def test_empty_batch(isa, geometry):
     assert torch.equal(cpu.conv2d_grad_scores(*args), torch.zeros_like(args[2]))
 
 
-def test_conv2d(isa, geometry, freeze, poisoned):
+def test_conv2d(isa, geometry, freeze):
     for batch in (1, 2, 3, 5, 12):
         check_conv2d(*conv2d_inputs(geometry, freeze=freeze, batch=batch))
 

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from computed_once import ComputedOnce
 
-from slt_kernels import bits
-from slt_kernels.backends import cpu, reference
+from slt_kernels import backends, bits
+from slt_kernels.backends.cpu.arguments import count_frozen, free_offsets
 from slt_kernels.source import Freeze, Source
+
+cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -65,11 +68,11 @@ def garbled_scores(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows,fan", SHAPES)
-def test_masks(isa, freeze, poisoned, rows, fan):
+def test_masks(isa, freeze, rows, fan):
     source = frozen_source(rows, fan, freeze)
-    cpu._count_frozen.cache_clear()
+    count_frozen.cache_clear()
     free = bits.unpack(source.frozen_words()[0]).flatten(1).sum(1)
-    assert cpu.free_offsets(source).tolist() == [0, *free.cumsum(0).tolist()]
+    assert free_offsets(source).tolist() == [0, *free.cumsum(0).tolist()]
     scores = garbled_scores(int(free.sum()))
     for threshold in (-INF, 0.0, 0.5, 1e-40, INF, NAN):
         for compact in (False, True):
@@ -86,7 +89,7 @@ def test_masks_of_shards(isa, freeze):
     whole = frozen_source(40, 1031, freeze)
     for rows, words in (((3, 40), (1, 33)), ((0, 17), (6, 9)), ((39, 40), (32, 33))):
         source = whole.shard(rows, words)
-        scores = garbled_scores(int(cpu.free_offsets(source)[-1]))
+        scores = garbled_scores(int(free_offsets(source)[-1]))
         for compact in (False, True):
             args = scores, torch.tensor(0.5), source, compact
             assert all(map(torch.equal, cpu.pack(*args), reference.pack(*args)))
@@ -94,9 +97,9 @@ def test_masks_of_shards(isa, freeze):
         assert torch.equal(cpu.expand(mask, source), reference.expand(mask, source))
 
 
-def test_masks_of_large_layer(isa, threads, freeze, poisoned):
+def test_masks_of_large_layer(isa, threads, freeze):
     source = frozen_source(321, 1500, freeze)
-    scores = torch.randn(2 * int(cpu.free_offsets(source)[-1]))[::2]
+    scores = torch.randn(2 * int(free_offsets(source)[-1]))[::2]
     for compact in (False, True):
         args = scores, torch.tensor(0.7), source, compact
         assert all(map(torch.equal, cpu.pack(*args), reference.pack(*args)))
@@ -106,7 +109,7 @@ def test_masks_of_large_layer(isa, threads, freeze, poisoned):
 
 def test_counts_that_do_not_fit(freeze):
     source = frozen_source(17, 33, freeze)
-    free = int(cpu.free_offsets(source)[-1])
+    free = int(free_offsets(source)[-1])
     with pytest.raises(ValueError, match=f"scores has {free + 1} elements: expected {free}"):
         cpu.pack(torch.randn(free + 1), torch.tensor(0.0), source, False)
     words = bits.words_for(free)
@@ -116,7 +119,7 @@ def test_counts_that_do_not_fit(freeze):
 
 def test_float64_scores():
     source = frozen_source(17, 65, Freeze(0.35, 0.35))
-    scores = torch.randn(int(cpu.free_offsets(source)[-1]), dtype=torch.float64)
+    scores = torch.randn(int(free_offsets(source)[-1]), dtype=torch.float64)
     threshold = cpu.select([scores], 100)
     assert threshold == scores.abs().sort().values[99]
     args = scores, threshold, source, False
@@ -132,11 +135,11 @@ def check_select(scores: list[torch.Tensor], ranks) -> None:
 
 
 @pytest.mark.parametrize("count", (1, 2, 3, 5, 31, 100))
-def test_select_all_ranks(isa, poisoned, count):
+def test_select_all_ranks(isa, count):
     check_select([garbled_scores(count)], range(-1, count + 2))
 
 
-def test_select_many_tensors(isa, threads, poisoned):
+def test_select_many_tensors(isa, threads):
     scores = [garbled_scores(n) for n in (0, 1, 17, 1000, 0, 4097)]
     scores += [garbled_scores(60).view(3, 4, 5).transpose(0, 2), torch.randn(1).expand(700), torch.randn(2000)[::3]]
     total = sum(s.numel() for s in scores)

@@ -13,9 +13,11 @@ pytestmark = [
 
 BEFORE = """
 import resource, torch
-from slt_kernels.backends import cpu
+from slt_kernels import backends
 from slt_kernels.source import Source
 from slt_kernels.window import Window
+
+cpu = backends.on("cpu")
 torch.set_num_threads(2)
 scale = torch.tensor(0.5)
 

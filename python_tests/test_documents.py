@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is what the code does and what the results hold."""
+"""README.md and docs/ agree with the code and the results."""
 
 import ast
 import inspect
@@ -46,7 +46,7 @@ def test_tables_are_what_the_results_say():
 
 
 def python(document: Path) -> str:
-    """The Python blocks of a document, in order: a later one may use what an earlier one made."""
+    """The Python blocks of a document, joined to one script."""
     return "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL))
 
 
@@ -58,7 +58,7 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def test_the_example_of_the_readme(tmp_path):
-    """As it stands; it prints the counts that its comments name, and the ticket gives the same answers."""
+    """Run unchanged. It prints the counts in its comments, and the ticket gives the same outputs."""
     example = python(ROOT / "README.md")
     (counts,) = re.findall(r"# ([\d,]+ weights, [\d,]+ free bits)", example)
     assert example.count("load_ticket(") == 1
@@ -86,7 +86,7 @@ def test_examples_of_tickets(tmp_path, monkeypatch):
 
 
 def test_examples_of_several_processes(tmp_path):
-    """As a script that torchrun starts; then a step of each network."""
+    """Run by torchrun as one script, followed by a training step of each network."""
     check = """
 x = torch.randint(256, (2, 8))
 before = [p.detach().clone() for p in model.parameters()]
@@ -104,9 +104,27 @@ os._exit(0)
     assert run(sys.executable, *launch, cwd=tmp_path).count("done") == 2
 
 
+def test_the_product_in_four_steps():
+    """Its last block compares with the layer bit for bit. The earlier steps agree within rounding."""
+    names = {}
+    exec(python(ROOT / "docs/kernels.md"), names)
+    for y in (names["y"], names["y_by_panels"]):
+        torch.testing.assert_close(y, names["y_exact"])
+
+
+def test_quoted_lines_of_cpp():
+    """Each is a line of a header in csrc/."""
+    lines = {line for path in (ROOT / "csrc").rglob("*.h") for line in path.read_text().splitlines()}
+    quoted = [
+        block for document in DOCUMENTS for block in re.findall(r"```cpp\n(.*?)```", document.read_text(), re.DOTALL)
+    ]
+    assert quoted
+    assert set("".join(quoted).splitlines()) <= lines
+
+
 def test_every_python_block_is_run():
-    """By one of the tests above."""
-    tested = {"README.md", "models.md", "tickets.md", "distributed.md"}
+    """Each document with Python is in a test above."""
+    tested = {"README.md", "models.md", "tickets.md", "distributed.md", "kernels.md"}
     assert {document.name for document in DOCUMENTS if python(document)} == tested
     for document in DOCUMENTS:
         ast.parse(python(document))
@@ -118,7 +136,7 @@ PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:slt|pip|python|pytest|torchrun)(?= |$)"
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The commands of indented lines and of inline code, in words, without what stands before or beside them."""
+    """The commands in indented lines and inline code, split into words, without variables before and comments after."""
     for line in re.findall(rf"^    ({PROGRAMS}.*)$", text, re.M) + re.findall(rf"`({PROGRAMS} [^`]*)`", text):
         for part in line.split("&&"):
             words = shlex.split(re.split(r"\s{2,}", part.strip())[0], comments=True)
@@ -126,7 +144,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def texts() -> dict[str, str]:
-    """What holds commands, by name: the documents, the configurations' comments, and the docstrings of the benches."""
+    """Texts with commands, by file name: the documents, and the docstrings of the benches."""
     found = {path.name: path.read_text() for path in DOCUMENTS}
     for path in sorted((ROOT / "bench").glob("*.py")):
         found[path.name] = (ast.get_docstring(ast.parse(path.read_text())) or "").replace("`", "")
@@ -143,7 +161,7 @@ def all_of(program: str) -> list:
 
 
 def check_slt(words: list[str]) -> None:
-    """Parses a command line of slt, and makes its experiments."""
+    """Parses a command line of slt, and builds its experiments."""
     if words == ["--help"]:
         return
     arguments = cli._parser().parse_args(words)
@@ -160,7 +178,7 @@ def check_slt(words: list[str]) -> None:
 
 
 def test_commands_are_found():
-    """Of every kind, so that no test below is empty; and the ones that are known to be there."""
+    """Every program and some known commands are found, so that no test below is empty."""
     assert {words[0] for _, words in COMMANDS} == {"slt", "pip", "python", "pytest", "torchrun"}
     assert ("README.md", ["slt", "find"]) in COMMANDS
     assert sum(name == "reproducing.md" for name, _ in COMMANDS) >= 6
@@ -225,7 +243,7 @@ def test_extras_that_errors_and_tables_name():
 
 
 def test_commands_of_python():
-    """Each script parses its arguments, and goes no further."""
+    """Each script parses its arguments and then stops."""
     lines = sorted({tuple(words[1:]) for _, words in COMMANDS if words[0] == "python"})
     code = """
 import argparse, json, runpy, sys
@@ -272,7 +290,7 @@ def test_flags_in_running_text():
 
 
 def test_arguments_of_the_layers_are_pytorch_s():
-    """In their order; `max_norm` and `sparse` are refused."""
+    """In the same order. `max_norm` and `sparse` are errors."""
     for ours, theirs in (
         (SupermaskLinear, nn.Linear),
         (SupermaskConv2d, nn.Conv2d),
@@ -306,7 +324,7 @@ def test_tracing():
 
 
 def test_what_the_sweep_shows():
-    """Where the frozen sources are ahead of the randomly pruned one, on average and by more than a point."""
+    """The cases in which a frozen source is ahead of the randomly pruned one on average, by more than a point."""
     groups = sweep._groups(sweep.read(ROOT / "docs/sweep_digits"))
     mean = {key: sum(row["test_accuracy"] for row in rows) / len(rows) for key, rows in groups.items()}
     ahead = {}
@@ -335,7 +353,7 @@ def test_the_normal_table_and_the_scale_as_the_contract_words_them():
 
 
 def anchors(document: Path) -> set[str]:
-    """Of a document's headings, as GitHub makes them."""
+    """The anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -346,3 +364,15 @@ def test_links_lead_somewhere():
             there = document.parent / target if target else document
             assert there.exists(), f"{document.name}: {target}"
             assert not anchor or anchor in anchors(there), f"{document.name}: {target}#{anchor}"
+
+
+def test_paths_in_running_text():
+    """Every path of a file or folder in inline code exists, from the root of the repository."""
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    found = 0
+    for document in DOCUMENTS:
+        for span in re.findall(r"`([\w./]+/[\w./]*)`", document.read_text()):
+            if span.split("/")[0] in folders:
+                found += 1
+                assert (ROOT / span).exists(), f"{document.name}: {span}"
+    assert found > 10

@@ -1,4 +1,4 @@
-"""Edge-Popup: the exact order statistic, thresholds over one layer and over all, and the traps of other code."""
+"""Edge-Popup: the exact order statistic, local and global thresholds, and known errors of other implementations."""
 
 import copy
 import math
@@ -67,7 +67,7 @@ numbers = awkward | st.floats(width=32, allow_nan=False)
     dtype=st.sampled_from((torch.float32, torch.float64)),
 )
 def test_select_anywhere(tensors, data, dtype):
-    """Ties, zeros of both signs, subnormals, infinities, and empty tensors among them."""
+    """Includes ties, zeros of both signs, denormals, infinities and empty tensors."""
     scores = [torch.tensor(t, dtype=dtype) for t in tensors]
     count = sum(map(len, tensors))
     rank = data.draw(st.integers(-1, count + 1))
@@ -77,7 +77,7 @@ def test_select_anywhere(tensors, data, dtype):
 
 
 def test_select_of_neighbours(backend):
-    """Floats that differ in their last bit alone."""
+    """Floats that differ only in their last bit."""
     one = torch.tensor(1.0)
     near = torch.stack([one, torch.nextafter(one, one + 1), torch.nextafter(one, one - 1)]).repeat(50)
     near = near * torch.where(torch.arange(150) % 2 == 0, 1, -1)
@@ -146,7 +146,7 @@ def test_thresholds(sparsity, compact, scope):
 
 
 def test_scopes_differ():
-    """The layers' scores are of different sizes: a global threshold drops more where they are small."""
+    """Layers have scores of different magnitude. A global threshold drops more where scores are small."""
     counts = {}
     for scope in ("local", "global"):
         model = network()
@@ -171,13 +171,13 @@ def test_a_score_at_the_threshold_is_dropped():
 
 
 def test_everything_free_is_kept_where_the_pruned_are_enough():
-    """drop <= pruned: by chance more of this layer is pruned than is to be dropped."""
+    """drop <= pruned: by chance, more weights of this layer are pruned than have to be dropped."""
     layer = SupermaskLinear(40, 40, freeze=Freeze(0.25, 0.2), sparsity=0.25, seed=first_seed(lambda m: m.rank < 0))
     assert torch.equal(layer.mask(), layer.frozen_state() >= 0)
 
 
 def test_nothing_free_is_kept_where_the_locked_are_enough():
-    """drop - pruned >= free: more of this layer is locked than is to be kept."""
+    """drop - pruned >= free: more weights of this layer are locked than have to be kept."""
     seed = first_seed(lambda m: math.floor(0.8 * m.total) - m.pruned > m.free)
     layer = SupermaskLinear(40, 40, freeze=Freeze(0.25, 0.2), sparsity=0.8, seed=seed)
     assert layer.free > 0
@@ -193,7 +193,7 @@ def first_seed(wanted) -> int:
 
 
 def test_attached_it_follows_the_optimizer():
-    """Forward, backward, optimizer step, then the masks of the new scores; and none in between."""
+    """Masks are made after the optimizer step, and at no other time."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 2.0)
     popup = EdgePopup(model, 0.5)
@@ -301,7 +301,7 @@ def test_a_refused_popup_leaves_the_model_alone():
     assert all(torch.equal(layer.mask(), m) for layer, m in zip(layers_of(model), before, strict=True))
 
 
-# METHOD.md's traps: what other implementations of Edge-Popup get wrong
+# Known errors of other implementations of Edge-Popup
 
 
 @scopes
@@ -407,7 +407,7 @@ def test_trap_07_clipping_works_and_averages_keep_masks_binary():
 
 @pytest.mark.parametrize("masks", ("global", "local", "alone"))
 def test_masks_of_averaged_scores(masks):
-    """The recipe of `EdgePopup`: average scores alone, then make masks; a layer used alone makes them itself."""
+    """As the docstring of `EdgePopup` says: average scores only, then make masks. A layer used alone makes its own."""
     model = network()
     for layer in layers_of(model):
         layer.sparsity = 0.5

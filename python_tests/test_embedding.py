@@ -69,7 +69,7 @@ def expected_gradient(case: Case, index: torch.Tensor, dy: torch.Tensor, **optio
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_the_gradient_adds_up_what_is_looked_up_twice(weight, rows, fan, backend):
     case = Case(rows, fan, weight)
-    index = torch.randint(max(1, rows // 2), (4, 9))  # the other rows have none
+    index = torch.randint(max(1, rows // 2), (4, 9))  # no index selects the other rows
     dy = torch.randn(4, 9, fan)
     scores = case.scores.float().requires_grad_()
     (grad,) = torch.autograd.grad(look_up(case, index, scores), scores, dy)
@@ -239,7 +239,7 @@ def test_bad_arguments_are_refused(options, message):
 
 
 class Bag(nn.Module):
-    """Mean of embeddings, and a head."""
+    """A network: the mean of embeddings, and a linear layer."""
 
     def __init__(self, **options) -> None:
         super().__init__()

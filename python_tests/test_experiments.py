@@ -1,22 +1,17 @@
-"""The experiments as a package above the layers: public names, what imports what, and pickles."""
+"""The experiments as a package above the layers: public names, imports and pickles."""
 
-import ast
 import importlib
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import slt_kernels
 from slt_kernels.data import digits
 from slt_kernels.models import GPT
 
-FOLDER = Path(slt_kernels.__file__).parent / "experiments"
-ORDER = ("data", "models", "train", "sweep")  # each may import those before it
-PUBLIC = {name: f"experiments.{name}" for name in ORDER} | {"ticket": "tickets"}
+PUBLIC = {name: f"experiments.{name}" for name in ("data", "models", "train", "sweep")} | {"ticket": "tickets"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -30,17 +25,6 @@ def test_public_names_are_those_of_the_package(name):
 def test_importing_the_layers_imports_no_experiment():
     code = "import sys, slt_kernels; print([m for m in sys.modules if m.startswith('slt_kernels.experiments')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_imports_inside_run_one_way():
-    for file in FOLDER.rglob("*.py"):
-        name = file.relative_to(FOLDER).parts[0].removesuffix(".py")
-        depth = len(file.relative_to(FOLDER).parts)  # how many dots lead to `experiments`
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == depth:
-                imported = {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-                for other in imported & set(ORDER):
-                    assert ORDER.index(other) < ORDER.index(name), f"{file.relative_to(FOLDER)} imports {other}"
 
 
 def test_pickles():

@@ -1,4 +1,4 @@
-"""How freezing is spread over layers: totals, formulas, and the rule for prune and lock."""
+"""Freezing spreads: totals, formulas, and the rule for prune and lock."""
 
 import math
 import warnings
@@ -56,7 +56,7 @@ def test_uniform():
 
 
 def brute_force(share, density: float) -> list[float]:
-    """min(1, unit * share_l) a layer, the unit found by bisection so that the total is met."""
+    """min(1, unit * share_l) for each layer, with the unit that gives the total, by bisection."""
     low, high = 0.0, 1e12
     for _ in range(300):
         unit = (low + high) / 2
@@ -195,7 +195,7 @@ def test_the_warning_tells_what_the_thresholds_do(prune, share):
 
 @pytest.mark.parametrize("name", SPREADS)
 def test_a_layers_own_part_may_round_away(name):
-    """A small layer keeps all its weights, and the others make up for it: no reason to warn."""
+    """A small layer that keeps all its weights is no reason for a warning."""
     shapes = [(1, 1), (10, 20), (2000, 2000)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

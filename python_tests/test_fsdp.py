@@ -1,4 +1,4 @@
-"""FSDP2: two processes that hold half of the scores each train as one process that holds all, and write its ticket."""
+"""FSDP2: two processes with half of the scores each train like one process, and write its ticket."""
 
 import pytest
 from processes import run_processes
@@ -29,7 +29,7 @@ class Net(nn.Module):
 def network(sparsity=None, compact=False):
     torch.manual_seed(0)
     options = dict(weight="normal", scale="dynamic", seed=1, compact=compact)
-    return convert(Net(), Freeze(0.3, 0.2), sparsity, **options).eval()  # BatchNorm is of no concern here
+    return convert(Net(), Freeze(0.3, 0.2), sparsity, **options).eval()  # BatchNorm does not matter here
 
 
 def shard(model):
@@ -89,7 +89,7 @@ single, sharded = network(0.5), shard(network(0.5))
 names = []
 sharded.words.register_forward_pre_hook(lambda module, _: names.append(dict(module.named_parameters()).keys()))
 for model, processes in ((single, 1), (sharded, world)):
-    train(model.train(), 1, steps=3)  # the same batch everywhere: BatchNorm counts here
+    train(model.train(), 1, steps=3)  # the same batch in every process, since BatchNorm matters here
     model.eval()(index)
 assert all(found == {"scores"} for found in names), names
 check_equal(sharded, single)

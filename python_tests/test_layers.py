@@ -89,7 +89,7 @@ def label(arguments: dict) -> str:
 @pytest.mark.parametrize("padding_mode", ("zeros", "reflect", "replicate", "circular"))
 @pytest.mark.parametrize("arguments", CONVOLUTIONS, ids=label)
 def test_conv2d_takes_pytorchs_arguments(arguments, padding_mode):
-    """Shape and values of nn.Conv2d with the effective weight put in."""
+    """Shape and values of nn.Conv2d with the effective weight."""
     ours = SupermaskConv2d(4, 8, **arguments, padding_mode=padding_mode, dtype=torch.float64, freeze=FROZEN)
     theirs = nn.Conv2d(4, 8, **arguments, padding_mode=padding_mode, dtype=torch.float64)
     assert ours.weight_shape == theirs.weight.shape
@@ -112,7 +112,7 @@ def test_linear_is_its_dense_weight():
         assert torch.allclose(layer.dense_weight().double(), weight, rtol=1e-7, atol=0)
 
 
-# Looking
+# Inspection
 
 
 @kinds
@@ -278,7 +278,7 @@ def test_whatever_uses_the_mask_uses_that_of_the_scores(change, use):
 
 
 def test_functional_scores_have_their_own_masks():
-    """Also where one tensor takes the memory of another that is gone."""
+    """Also if a tensor gets the address of a deleted one."""
     layer, copied = make(), make()
     for seed in range(4):
         scores = torch.randn(layer.free, generator=torch.Generator().manual_seed(seed))
@@ -290,7 +290,7 @@ def test_functional_scores_have_their_own_masks():
 
 
 def test_mask_follows_in_evaluation():
-    """In a compiled graph as of ``eval()``, and without a new graph."""
+    """A compiled graph uses the mask of ``eval()``, and is not compiled again."""
     layer, x = make(), an_input()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     compiled.eval()(x)
@@ -304,7 +304,7 @@ def test_mask_follows_in_evaluation():
 
 
 def test_others_steps_change_no_mask():
-    """A loaded mask stays while another network is trained; and while it is moved."""
+    """A loaded mask stays the same while another network is trained, and when its layer is moved."""
     layer, student = make().eval(), make(layer=1)
     other = make(sparsity=0.7)
     layer.load_state_dict(other.state_dict())
@@ -329,7 +329,7 @@ def test_mask_is_made_only_when_scores_change(monkeypatch):
 @pytest.mark.parametrize("copied", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("deepcopy", "pickle"))
 @pytest.mark.parametrize("changes", range(4))
 def test_mask_of_a_copy_follows_its_own_scores(copied, changes):
-    """However often the scores of either had changed."""
+    """For any number of earlier changes of either scores."""
     layer = make()
     for _ in range(changes):
         with torch.no_grad():
@@ -503,7 +503,7 @@ def trained(layer, kind: str, steps: int = 3):
 @pytest.mark.parametrize("steps", (0, 3), ids=("before", "after"))
 @pytest.mark.parametrize("forms", list(itertools.product((False, True), repeat=2)), ids=str)
 def test_state_dict_round_trip(kind, steps, forms):
-    """Before and after training, to and from both forms of a mask."""
+    """Before and after training, between both forms of a mask."""
     layer = trained(make(kind, compact=forms[0]), kind, steps)
     other = trained(make(kind, compact=forms[1]), kind, 2)
     other.load_state_dict(saved(layer))
@@ -580,7 +580,7 @@ def test_a_checkpoint_from_before_scale_and_gain_were_told():
 
 @pytest.mark.parametrize("fused", (False, True))
 def test_a_search_goes_on_from_a_state_dict(fused):
-    """Three steps, a new network, three more: the scores of six, to the bit."""
+    """Three steps, a new network, three more steps: the same bits as six steps."""
 
     def network():
         torch.manual_seed(1)
@@ -613,7 +613,7 @@ def test_threads_and_gradients_of_one_thread():
 
 @pytest.mark.parametrize("kind", ("linear", "conv2d", "embedding"))
 def test_a_second_derivative_is_refused(kind):
-    """Also through the last layer, whose incoming gradient requires none."""
+    """Also through the last layer, whose incoming gradient does not require grad."""
     layer = SupermaskEmbedding(9, 8) if kind == "embedding" else make(kind)
     x = torch.arange(4) if kind == "embedding" else an_input(kind).requires_grad_()
     wanted = [layer.scores] if kind == "embedding" else [x, layer.scores, layer.bias]
@@ -626,7 +626,7 @@ def test_a_second_derivative_is_refused(kind):
 
 
 def test_a_second_derivative_is_not_zero_in_silence():
-    """``torch.autograd.functional`` takes zeros for what cannot be reached."""
+    """``torch.autograd.functional`` replaces unreachable gradients by zeros."""
     layer, x = make(), an_input(batch=1)[0]
     functional = torch.autograd.functional
     for call in (functional.hessian, lambda f, x: functional.hvp(f, x, x), lambda f, x: functional.vhp(f, x, x)):
@@ -638,7 +638,7 @@ def test_a_second_derivative_is_not_zero_in_silence():
 
 
 def test_a_checkpoint_gives_gradients_that_could_be_differentiated():
-    """With create_graph=True: it lets saved tensors be unpacked once."""
+    """With create_graph=True. A checkpoint allows one unpacking of saved tensors."""
     layer, x = make(), an_input().requires_grad_()
     expected = torch.autograd.grad(layer(x).square().sum(), [x, layer.scores])
     y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
@@ -665,7 +665,7 @@ def forward_in_child(connection, layer, x):
 
 
 def test_fork_after_a_forward():
-    """As a data loader forks its workers."""
+    """Like the workers of a data loader."""
     layer = SupermaskLinear(512, 256)
     x = torch.randn(64, 512)
     y = layer(x)
@@ -711,7 +711,7 @@ print(mine.sum().item())
 
 @pytest.mark.parametrize("world", (1, 2))
 def test_distributed_data_parallel(world, tmp_path):
-    """Every process makes the same masks of the same scores, without a word about them."""
+    """Every process makes the same masks from the same scores, without communication."""
     assert len(set(run_processes(DISTRIBUTED, world, tmp_path))) == 1
 
 

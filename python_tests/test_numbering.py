@@ -1,4 +1,4 @@
-"""Layers of one seed and layer number: who warns of them, and what number_layers makes of them."""
+"""Layers with the same seed and number: warnings, and number_layers."""
 
 import copy
 import warnings
@@ -26,7 +26,7 @@ FROZEN = Freeze(0.35, 0.25)
 
 
 def network(numbers=(0, 0, 0), seeds=(0, 0, 0), **options) -> nn.Sequential:
-    """Built by hand, with biases that are the same in every call."""
+    """A network built by hand, with the same biases in every call."""
     torch.manual_seed(1)
     layers = [
         SupermaskEmbedding(20, 40, seed=seeds[0], layer=numbers[0], **options),
@@ -74,7 +74,7 @@ def test_other_layers_are_not(use, tmp_path):
 def test_the_warning_names_a_few_of_many():
     model = nn.Sequential(*(SupermaskLinear(3, 3, layer=i // 4) for i in range(9)))
     with pytest.warns(
-        UserWarning, match=r"4 layers \(0, 1, 2, \.\.\.\) have seed=0 and layer=0, and 1 more such groups:"
+        UserWarning, match=r"4 layers \(0, 1, 2, \.\.\.\) have seed=0 and layer=0, and 1 more such sets:"
     ):
         summary(model)
 
@@ -96,7 +96,7 @@ def test_a_warning_that_is_an_error_changes_nothing(tmp_path):
 @pytest.mark.parametrize("freeze", (Freeze(), FROZEN), ids=("dense", "frozen"))
 @pytest.mark.parametrize("scale", (None, "dynamic"))
 def test_numbered_layers_are_those_built_with_numbers(compact, freeze, scale):
-    """Every tensor, count and attribute; in module order."""
+    """Compares every tensor, count and attribute, in module order."""
     options = {"compact": compact, "freeze": freeze, "scale": scale, "sparsity": 0.6}
     model, expected = network(**options), network((0, 1, 2), **options)
     assert number_layers(model) is model
@@ -154,7 +154,7 @@ def test_what_stays_of_a_numbered_layer():
 
 
 def test_on_the_meta_device():
-    """And a layer that ``to_empty`` left open stays so until it is filled."""
+    """After ``to_empty`` a layer stays uninitialized until ``reset_parameters``."""
     options = {"freeze": FROZEN, "compact": True}
     expected = network((0, 1, 2), **options)
     for first in (True, False):

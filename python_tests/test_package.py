@@ -15,6 +15,8 @@ import torch
 
 import slt_kernels
 from slt_kernels import Source, backends, ops
+from slt_kernels.backends import registry
+from slt_kernels.operations import OUTPUTS, SCHEMAS
 
 ROOT = Path(slt_kernels.__file__).parent
 
@@ -165,6 +167,7 @@ def trivial(function) -> bool:
 ORDER = (
     ("_cpu", "_text", "bits", "files", "philox", "window"),
     ("source",),
+    ("operations",),
     ("backends",),
     ("ops",),
     ("nn",),
@@ -176,43 +179,74 @@ ORDER = (
     ("data", "models", "train", "sweep", "cli"),
     ("__main__",),
 )
+# The same inside a folder
+INSIDE = {
+    "backends": (("registry",), ("cpu", "reference", "triton"), ("__init__",)),
+    "ops": (
+        ("autograd", "checks", "dispatch"),
+        ("conv2d", "embedding", "expand", "linear", "materialize", "pack", "plan", "select"),
+        ("__init__",),
+    ),
+    "nn": (
+        ("checks", "sharded_scores"),
+        ("freshness", "generated_weight"),
+        ("sharding",),
+        ("inspection",),
+        ("state",),
+        ("supermask",),
+        ("network", "linear", "conv2d", "embedding"),
+        ("parallel",),
+        ("__init__",),
+    ),
+    "experiments": (("data",), ("models",), ("train",), ("sweep",)),
+    "experiments/train": (
+        ("checkpoint_checks", "processes", "settings"),
+        ("run_folder",),
+        ("loop",),
+        ("find",),
+    ),
+}
 
 
-def imports_of(file: Path) -> set[str]:
-    """Top-level names inside the package that a file imports."""
-    inside = file.relative_to(ROOT.parent).parts
+def imports_of(file: Path, inside: str = "") -> set[str]:
+    """Names at the top of the package, or of a folder inside it, that a file imports, for types alone too."""
+    here = file.relative_to(ROOT.parent).parts
+    folder = ["slt_kernels", *inside.split("/")] if inside else ["slt_kernels"]
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             full = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = list(inside[: len(inside) - node.level]) if node.level else []
+            start = list(here[: len(here) - node.level]) if node.level else []
             full = [start + (node.module or "").split(".") * bool(node.module) + [a.name] for a in node.names]
         else:
             continue
-        found |= {parts[1] for parts in full if parts[0] == "slt_kernels" and len(parts) > 1}
+        found |= {parts[len(folder)] for parts in full if parts[: len(folder)] == folder and len(parts) > len(folder)}
     return found
 
 
-def test_imports_run_one_way():
-    level = {name: i for i, names in enumerate(ORDER) for name in names}
+@pytest.mark.parametrize("folder", ("", *INSIDE))
+def test_imports_run_one_way(folder):
+    order = INSIDE[folder] if folder else ORDER
+    level = {name: i for i, names in enumerate(order) for name in names}
     checked = 0
-    for file in sorted(ROOT.rglob("*.py")):
-        name = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        name = file.relative_to(ROOT / folder).parts[0].removesuffix(".py")
         if name == "__init__":
             continue
         assert name in level, f"{name}: where does it stand?"
-        for imported in imports_of(file) - {name}:
+        for imported in (imports_of(file, folder) & level.keys()) - {name}:
             assert level[imported] < level[name], f"{file.relative_to(ROOT)} imports {imported}"
             checked += 1
-    assert checked > 20
+        assert folder or imports_of(file) <= level.keys(), file
+    assert checked > 4
 
 
 def test_layers_know_no_backend_and_backends_no_layer():
     for file in (*ROOT.glob("nn/*.py"), ROOT / "edge_popup.py", ROOT / "convert.py", *ROOT.glob("tickets/*.py")):
         assert "backends" not in imports_of(file), file
-    for file in ROOT.glob("backends/*.py"):
-        assert imports_of(file) <= {"backends", "bits", "philox", "source", "window", "_cpu"}, file
+    for file in ROOT.rglob("backends/**/*.py"):
+        assert imports_of(file) <= {"backends", "bits", "operations", "philox", "source", "window", "_cpu"}, file
 
 
 # Backends
@@ -235,31 +269,42 @@ def test_use_refuses():
 
 
 class Recording:
-    """A new backend, as a new file would supply one: the reference, and a list of what was called."""
+    """A new backend, as a new package would supply one."""
 
-    def __init__(self) -> None:
-        self.calls = []
-
-    def unavailable(self):
+    def unavailable(self) -> str | None:
         return None
 
-    def __getattr__(self, name):
-        function = getattr(backends.reference, name)
-        if name in ("supports", "describe"):
-            return function
-        return lambda *args: (self.calls.append((name, args)), function(*args))[1]
+    def describe(self) -> str:
+        return "a test"
+
+    def supports(self, device: torch.device) -> bool:
+        return True
 
 
 @pytest.fixture
 def recording(monkeypatch):
-    monkeypatch.setattr(backends, "_backends", dict(backends._backends))
-    monkeypatch.setattr(backends, "_forced", None)
+    monkeypatch.setattr(registry, "_backends", dict(registry._backends))
+    monkeypatch.setattr(registry, "_kernels", {key: list(found) for key, found in registry._kernels.items()})
+    monkeypatch.setattr(registry, "_forced", None)
     backend = Recording()
     backends.register("recording", backend)
-    return backend
+    yield backend
+    monkeypatch.undo()
+    registry._choose_again()
 
 
 def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
+    calls = []
+
+    def record(operation):
+        @backends.kernel(operation, backend="recording")
+        def kernel(outputs, *arguments):
+            calls.append((operation, arguments))
+            (first,) = registry.kernels("reference", operation)
+            first.function(outputs, *arguments)
+
+    for operation in SCHEMAS:
+        record(operation)
     assert backends.names()[0] == "recording"
     linear = slt_kernels.SupermaskLinear(9, 5)
     conv = slt_kernels.SupermaskConv2d(2, 3, 3, compact=True)
@@ -268,12 +313,49 @@ def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
     slt_kernels.SupermaskEmbedding(4, 3)(torch.tensor([2, 0])).sum().backward()
     linear.dense_weight()
     ops.expand(conv.compact_mask(), conv.source)
-    documented = {line.split("(")[0].strip("` ") for line in backends.__doc__.splitlines() if line.startswith("``")}
-    assert {name for name, _ in recording.calls} == documented - {"unavailable", "describe", "supports"}
-    for _, args in recording.calls:
-        assert all(type(a) is not list or isinstance(a[0], torch.Tensor | int) for a in args)
-    sources = [a for _, args in recording.calls for a in args if isinstance(a, tuple)]
+    assert {name for name, _ in calls} == set(SCHEMAS)
+    sources = [a for _, arguments in calls for a in arguments if isinstance(a, tuple)]
     assert any(isinstance(a, Source) for a in sources)
+
+
+def test_a_backend_of_one_operation_leaves_the_rest_to_others(recording):
+    """And of that one operation the arguments that it does not take."""
+    calls = []
+
+    @backends.kernel("linear_forward", backend="recording", when=lambda x, *_: x.shape[0] < 4)
+    def linear_forward(y, x, mask, scale, bias, source):
+        calls.append(x.shape)
+        y.copy_(backends.on("reference").linear_forward(x, mask, scale, bias, source))
+
+    layer = slt_kernels.SupermaskLinear(9, 5)
+    for batch in (2, 5):
+        x = torch.randn(batch, 9, requires_grad=True)
+        y = layer(x)
+        y.sum().backward()
+        with backends.use("reference"):
+            assert torch.equal(layer(x), y)
+        assert torch.allclose(y, x @ layer.dense_weight().T + layer.bias, atol=1e-6)
+    assert calls == [(2, 9)]
+    here = torch.device("cpu")
+    assert backends.table(here)["linear_forward"][0] == "recording"
+    assert "recording" not in backends.table(here)["select"]
+    with backends.use("recording"):
+        assert torch.equal(layer(torch.zeros(2, 9)), layer.bias.expand(2, -1))
+        layer.update_mask()
+    assert len(calls) == 2
+
+
+def test_a_kernel_of_no_operation_is_refused():
+    with pytest.raises(ValueError, match="operation='linear_forwards': expected one of linear_forward"):
+        backends.kernel("linear_forwards", backend="reference")
+
+
+def test_the_table_names_a_kernel_for_every_operation():
+    table = backends.table(torch.device("cpu"))
+    assert table.keys() == SCHEMAS.keys() == OUTPUTS.keys()
+    assert all(names[-1] == "reference" for names in table.values())
+    if "cpu" in backends.available():
+        assert all("cpu" in names for names in table.values())
 
 
 def test_use_forces_and_restores(recording):

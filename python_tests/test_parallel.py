@@ -1,4 +1,4 @@
-"""Tensor parallelism: two processes that hold a shard of each layer train as one process that holds all of it."""
+"""Tensor parallelism: two processes with a shard of each layer train like one process with the whole layer."""
 
 import pytest
 from processes import run_processes
@@ -213,5 +213,5 @@ def test_two_processes_are_as_one(script, tmp_path):
 
 
 def test_one_process_is_as_none(tmp_path):
-    """The one shard is the whole layer: its bias is added once."""
+    """One shard is the whole layer. Its bias is added once."""
     run_processes(NETWORK + ONE, 1, tmp_path)

@@ -1,4 +1,4 @@
-"""PyTorch's own sample inputs of Linear, Conv2d and Embedding: the shapes and values of the dense layer."""
+"""PyTorch's sample inputs of Linear, Conv2d and Embedding give the shapes and values of the dense layer."""
 
 import pytest
 import torch
@@ -74,6 +74,6 @@ def test_functions(name, sample):
     layer = layer_of(name, weight, bias, options).double()
     arguments = (layer.dense_weight().double(), *(() if name == "embedding" else (layer.bias,)))
     expected = getattr(F, name)(x, *arguments, **options)
-    if name == "embedding" and "padding_idx" in options:  # which F.embedding reads for the gradient alone
+    if name == "embedding" and "padding_idx" in options:  # F.embedding reads it only for the gradient
         expected = expected.masked_fill((x == options["padding_idx"] % len(weight)).unsqueeze(-1), 0)
     torch.testing.assert_close(layer(input=x), expected)

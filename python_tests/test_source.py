@@ -1,4 +1,4 @@
-"""Numbers that users pass: each becomes Python's own once, before any arithmetic, or is refused by its name."""
+"""Numbers from users: converted to Python numbers before any arithmetic, or an error with the argument's name."""
 
 import dataclasses
 import json
@@ -106,7 +106,7 @@ def test_what_is_no_integer(value):
 
 @pytest.mark.parametrize("value", (10**5000, -(10**5000), Fraction(10**5000)), ids=("int", "negative", "fraction"))
 def test_a_number_of_thousands_of_digits_is_not_printed(value):
-    """Python refuses to print it, and a float cannot hold it."""
+    """An integer too long for Python to print, and too large for a float."""
     for check in (fraction, positive):
         with pytest.raises(ValueError, match=r"^x=.{,80}: expected a "):
             check("x", value)
@@ -131,7 +131,7 @@ def test_a_number_out_of_its_range_is_named():
 
 @real
 def test_a_rank_is_that_of_exact_arithmetic(kind):
-    """In float32 it is 7,650,874 for 7,650,873, and float16 has no such number."""
+    """float32 arithmetic gives 7,650,874 instead of 7,650,873, and float16 overflows."""
     value = kind(0.3)
     exact = Fraction(value.item() if isinstance(value, torch.Tensor) else float(value))
     layer = SupermaskLinear(3, 2, sparsity=value)
@@ -259,7 +259,7 @@ def test_bernoulli_masks_start_at_any_number(kind):
 
 @whole
 def test_bernoulli_masks_draw_on(kind):
-    """A NumPy integer of 32 bits would wrap around in the stream's number."""
+    """A 32-bit NumPy integer would overflow in the stream number."""
     models = [SupermaskLinear(300, 50) for _ in range(2)]
     masks = [BernoulliMasks(model, draws) for model, draws in zip(models, (kind(7), 7), strict=True)]
     assert [type(m.draws) for m in masks] == [int, int]

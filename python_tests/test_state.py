@@ -1,4 +1,4 @@
-"""A state gives the same answers by whatever loader its tensors come, or an error: never another mask in silence."""
+"""A state gives the same outputs with any loader, or an error or warning; never silently another mask."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def layers_of(model):
     return [m for m in model.modules() if hasattr(m, "mask_words")]
 
 
-# Who made the masks
+# The recorded maker of masks
 
 
 def by_layers_alone(model):
@@ -81,7 +81,7 @@ MAKERS = {
     "dropped": lambda model: drop_scores(EdgePopup(model, 0.8) and model),
 }
 
-# How the state comes into a fresh network
+# Ways to load a state into a new network
 
 
 def one_by_one(model, state):
@@ -149,7 +149,7 @@ def test_any_loader_gives_the_same_bits(maker, load, compact, used):
 @pytest.mark.parametrize("loader", ("one_by_one", "at_once"))
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_loaded_mask_stays_until_scores_change(maker, loader):
-    """Then those of layers alone follow, and the others wait for an EdgePopup, and say so."""
+    """Layers used alone make masks from the new scores. The others wait for an EdgePopup, with a warning."""
     model, other, x = network(), network(), examples()
     MAKERS[maker](model)
     LOADERS[loader](other, model.state_dict())
@@ -190,7 +190,7 @@ def test_turned_on_again_auto_mask_follows_scores():
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
 def test_a_compiled_graph_uses_the_loaded_masks(load):
-    """Also where the graph is the first to see them, in training."""
+    """Also if a compiled graph is the first to use them, in training."""
     model, other, x = network(), network(), examples()
     EdgePopup(model, 0.8)
     load(other, model.state_dict())
@@ -210,7 +210,7 @@ def test_another_networks_state_is_an_error(load, change, search):
     with pytest.raises(RuntimeError, match="source_id is of another network"):
         load(other, state)
         other(examples())
-    if search and load is not key_by_key:  # which was refused, and left the network its own
+    if search and load is not key_by_key:  # an error, which left the network as it was
         with pytest.raises(RuntimeError, match="source_id is of another network"):
             EdgePopup(other, 0.8)
 
@@ -218,7 +218,7 @@ def test_another_networks_state_is_an_error(load, change, search):
 @pytest.mark.parametrize("name", ("mask_words", "weight_scale", "mask_origin"))
 @pytest.mark.parametrize("load", [LOADERS[n] for n in ("one_by_one", "at_once")])
 def test_a_cast_state_is_an_error(load, name):
-    """Words as floats lose bits, and a 16-bit scale gives other answers."""
+    """Words as floats lose bits, and a 16-bit scale changes the outputs."""
     model, other = network(), network()
     EdgePopup(model, 0.8)
     state = {n: t.half() if n.endswith(name) else t for n, t in model.state_dict().items()}
@@ -245,7 +245,7 @@ def test_words_of_the_other_form_are_taken(compact):
 
 
 def test_scores_that_are_averaged_have_masks_of_their_own():
-    """A mask beside scores of which it was not made, as where checkpoints are averaged, is made again."""
+    """A mask that was not made from the scores beside it, as after averaging checkpoints, is made again."""
     a, b, other = network(), network(), network()
     by_training_alone(a)
     state = {n: (t + b.state_dict()[n]) / 2 if n.endswith("scores") else t for n, t in a.state_dict().items()}
@@ -287,7 +287,7 @@ def test_functional_call_takes_a_whole_state():
     assert torch.equal(other(x), own)
 
 
-# Masks that are no masks
+# Invalid masks
 
 
 @pytest.mark.parametrize("compact", (False, True))
@@ -333,7 +333,7 @@ def test_bits_past_the_last_free_weight_are_ignored(compact):
 
 
 def test_parameters_on_meta_and_buffers_real():
-    """As ``accelerate.init_empty_weights`` makes a network."""
+    """Builds a network like ``accelerate.init_empty_weights``."""
     register = nn.Module.register_parameter
 
     def register_empty(module, name, parameter):
@@ -381,7 +381,7 @@ def test_what_to_empty_leaves_is_an_error():
     assert torch.equal(layers_of(model)[1].mask(), layers_of(network())[1].mask())
 
 
-# Masks that wait in vain
+# Masks without an EdgePopup that would update them
 
 
 def train(model, optimizer):
@@ -429,7 +429,7 @@ def test_scores_that_do_not_train_are_silent(tmp_path):
             train(model, optimizer)
 
 
-# A weight to look at
+# The generated weight
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -517,7 +517,7 @@ def test_weight_is_read_only(write):
 
 
 def test_weight_inside_a_compiled_model():
-    """As T5 asks for the dtype of a weight in its forward."""
+    """Like T5, which reads the dtype of a weight in its forward."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -536,7 +536,7 @@ def test_tying_is_refused():
     for value in (embedding.weight, nn.Parameter(torch.randn(50, 32)), torch.randn(50, 32)):
         with pytest.raises(AttributeError, match=r"SupermaskLinear generates its own from its seed.*nor tied"):
             head.weight = value
-    head.weight = head.weight  # as a loader that sets what it got
+    head.weight = head.weight  # like a loader that sets what it read
     assert "weight" not in head.__dict__
 
 

@@ -1,7 +1,7 @@
-"""Random networks with learned masks, as cheap as their information content.
+"""Random networks with learned masks, at the cost of their information content.
 
-A strong lottery ticket is an accurate subnetwork of a random network. Its weights come from a seed and are
-regenerated inside each product; what is learned, kept and stored is one bit for each weight that is not frozen.
+A strong lottery ticket is an accurate subnetwork of a random network. Its weights come from a seed and are regenerated
+inside each product. One bit per free weight is learned and stored.
 """
 
 from . import backends, freezing, ops

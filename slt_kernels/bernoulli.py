@@ -1,4 +1,4 @@
-"""Bernoulli masks: a free weight is kept with probability sigmoid(score), drawn anew each step (Zhou et al., 2019)."""
+"""Bernoulli masks: each step samples a mask that keeps a free weight with probability sigmoid(score)."""
 
 import math
 
@@ -6,49 +6,49 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import ops, philox
+from . import bits, ops, philox
 from .nn import SupermaskLayer, sharded_scores
 from .nn.checks import check_sparsity
 from .nn.network import layers_to_search
 from .numbering import warn_of_equal_layers
 from .source import integer
 
-_STREAMS = 2**31  # from here on nothing else draws
+_STREAMS = 2**31  # the first stream of mask samples; all other streams are below
 
 
 class BernoulliMasks:
-    """Samples the masks of all supermask layers of a model, now and at each `step`; a score is a logit.
+    """Samples the masks of all supermask layers of a model, on creation and at each `step`. Scores are logits.
 
-    Section 5 of "Deconstructing Lottery Tickets" (https://arxiv.org/abs/1905.01067): the forward pass takes a sample
-    ``m ~ Bern(sigmoid(s))``, the backward pass goes straight through the sampling and on through the sigmoid,
-    ``dL/ds = dL/dm * sigmoid'(s)``. As in the authors' code, evaluation takes a sample too: the mask as it stands,
-    which is what a ticket holds.
+    Section 5 of "Deconstructing Lottery Tickets" (Zhou et al., 2019, https://arxiv.org/abs/1905.01067). The forward
+    pass uses a sample ``m ~ Bern(sigmoid(s))``. The backward pass is straight-through for the sampling and
+    differentiates the sigmoid: ``dL/ds = dL/dm * sigmoid'(s)``. As in the authors' code, evaluation uses a sample too:
+    the current mask, which is also what a ticket holds.
 
-    Draw number ``d`` is a pure function of the layer's seed and number, of ``d`` and of the scores, so every process
-    draws the same masks, and a search that is continued draws on where it stopped.
+    Draw number ``d`` is a pure function of the layer's seed and number, of ``d`` and of the scores. So every process
+    draws the same masks, and a continued search draws the masks of an uninterrupted one.
 
     Args:
-        model: any module; its supermask layers are taken over (their `auto_mask` is turned off) until `remove`, or
-            until an `EdgePopup` takes them.
-        draws: how many masks were drawn before. Default 0.
+        model: any module. Its supermask layers use these masks (their `auto_mask` is turned off) until `remove`, or
+            until an `EdgePopup` is made for them.
+        draws: number of masks drawn before. Default 0.
 
     Attributes:
         layers: the supermask layers.
-        draws: how many masks have been drawn.
+        draws: number of masks drawn.
 
     Warns:
-        UserWarning: two layers of one seed and layer number (`number_layers`).
+        UserWarning: two layers have the same seed and layer number (`number_layers`).
 
     Raises:
-        TypeError: a model that is no module.
-        ValueError: no supermask layer, one without scores, or one that is sharded over processes; ``draws`` that is no
+        TypeError: ``model`` is not a module.
+        ValueError: there is no supermask layer, or one has no scores or is sharded over processes; ``draws`` is not an
             integer of at least 0.
     """
 
     def __init__(self, model: nn.Module, draws: int = 0) -> None:
         self.layers = layers_to_search(model)
         if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in self.layers):
-            raise ValueError("model: its scores are sharded over processes; expected whole ones, to sample from")
+            raise ValueError("model: its scores are sharded over processes; sampling needs whole scores")
         self.draws = integer("draws", draws, 0, 2**63 - 1)
         warn_of_equal_layers(model)
         for layer in self.layers:
@@ -57,23 +57,25 @@ class BernoulliMasks:
         self.step()
 
     def remove(self) -> None:
-        """Gives the layers Edge-Popup's gradient again, as an `EdgePopup` of the model does."""
+        """Restores the gradient of Edge-Popup, as making an `EdgePopup` does."""
         for layer in self.layers:
             layer.graded_scores = None
 
     @torch.no_grad()
     def start_at(self, sparsity: float) -> None:
-        """Gives all scores the value at which ``sparsity`` of all weights, frozen included, is dropped on average.
+        """Sets all scores to the value that drops ``sparsity`` of all weights, frozen ones included, on average.
 
         Raises:
-            ValueError: no probability between 0 and 1 does that, given how many weights are frozen.
+            ValueError: with these frozen weights, no probability between 0 and 1 gives that sparsity.
         """
         total = sum(layer.total for layer in self.layers)
         locked, free = (sum(getattr(layer, n) for layer in self.layers) for n in ("locked", "free"))
         sparsity = check_sparsity(sparsity, 1 - (locked + free) / total, locked / total)
         keep = ((1 - sparsity) * total - locked) / max(free, 1)
         if not 0 < keep < 1:
-            raise ValueError(f"sparsity={sparsity}: expected one that leaves the free weights a choice (keeps {keep})")
+            raise ValueError(
+                f"sparsity={sparsity}: free weights would be kept with probability {keep}, expected (0, 1)"
+            )
         for layer in self.layers:
             layer.scores.fill_(math.log(keep / (1 - keep)))
         self.step()
@@ -87,7 +89,7 @@ class BernoulliMasks:
         self.draws += 1
 
     def _uniform(self, layer: SupermaskLayer) -> Tensor:
-        """Float32 ``[free]`` on (0, 1), from a stream of its own for each draw."""
+        """Float32 ``[free]`` on (0, 1), from a stream of the current draw."""
         source, device = layer.source, layer.scores.device
         index = torch.arange((layer.free + 3) // 4, device=device)
         stream = _STREAMS + self.draws % _STREAMS
@@ -96,7 +98,7 @@ class BernoulliMasks:
 
 
 class _ThroughSigmoid(torch.autograd.Function):
-    """The scores; their gradient from the operations' ``dL/dm * sign(s)``, Edge-Popup's, to ``dL/dm * sigmoid'(s)``."""
+    """Identity on scores. Its backward turns Edge-Popup's gradient ``dL/dm * sign(s)`` into ``dL/dm * sigmoid'(s)``."""
 
     @staticmethod
     def forward(ctx, scores):
@@ -108,7 +110,7 @@ class _ThroughSigmoid(torch.autograd.Function):
     def backward(ctx, grad):
         (scores,) = ctx.saved_tensors
         keep = scores.sigmoid()
-        return torch.where(scores < 0, -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
+        return torch.where(bits.is_negative(scores), -grad, grad) * (keep * (1 - keep)).to(grad.dtype)
 
 
 def _through_sigmoid(scores: Tensor) -> Tensor:

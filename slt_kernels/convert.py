@@ -1,4 +1,4 @@
-"""convert: supermask layers in place of every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model."""
+"""`convert` replaces the layers of a model by supermask layers; `summary` describes the result."""
 
 import logging
 import math
@@ -17,11 +17,11 @@ from .source import DENSE, Freeze
 
 _log = logging.getLogger(__name__)
 _REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
-_LAZY = (nn.LazyLinear, nn.LazyConv2d)  # the two that become one of those
+_LAZY = (nn.LazyLinear, nn.LazyConv2d)  # become one of _REPLACED in their first forward
 _LAZY_WEIGHTS = (nn.LazyLinear, nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d)
 _LAZY_WEIGHTS += (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
-_NORMS = (nn.LayerNorm, nn.RMSNorm)  # whose scale and bias may have several dimensions
-_NAMED = 3  # parameters that a summary, a warning or an error names
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # their scale and bias may have several dimensions
+_NAMED = 3  # most parameters that a summary, a warning or an error names
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -36,9 +36,9 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One supermask layer's name, weight shape, and counts of weights.
+    """Name, weight shape and weight counts of a supermask layer.
 
-    ``prune`` and ``lock`` are the realized fractions: those of a `Freeze` are rounded to steps of 1/256.
+    ``prune`` and ``lock`` are realized fractions; a `Freeze` is rounded to steps of 1/256.
     """
 
     name: str
@@ -59,10 +59,10 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class DenseSummary:
-    """A dense weight: a parameter of two dimensions or more that no supermask layer stands for.
+    """A dense weight: a parameter of two dimensions or more that is not a supermask layer's.
 
-    Biases, and the scale and bias of a norm, are none. ``kind`` is the type of its module, ``weights`` its size (0 for
-    a lazy parameter that is not made yet), and ``trains`` its ``requires_grad``.
+    Biases, and the scale and bias of a norm, do not count. ``kind`` is the type of the module, ``weights`` the size (0
+    for an uninitialized lazy parameter), and ``trains`` the ``requires_grad``.
     """
 
     name: str
@@ -73,10 +73,10 @@ class DenseSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The supermask layers of a model, and its other parameters; ``str()`` of it is a table.
+    """The supermask layers of a model, and its other parameters. Its ``str()`` is a table.
 
-    ``dense`` holds the sizes of all parameters except scores, by name (biases among them); ``dense_weights`` describes
-    those of them that are weights. ``prune`` and ``lock`` are the realized fractions of all layers together.
+    ``dense`` holds the sizes of all parameters except scores, by name, biases included. ``dense_weights`` describes the
+    weights among them. ``prune`` and ``lock`` are the realized fractions of all layers together.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -128,13 +128,13 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """What the supermask layers of a model are: names, shapes, and how many weights are pruned, free and locked.
+    """Describes the supermask layers of a model: names, shapes, and numbers of pruned, free and locked weights.
 
-    It also lists the parameters that stay dense (`Summary`), and tells those that train from those that are fixed
+    Also lists the parameters that stay dense (`Summary`): those that train and those that are fixed
     (``requires_grad=False``).
 
     Warns:
-        UserWarning: two layers of one seed and layer number (`number_layers`).
+        UserWarning: two layers have the same seed and layer number (`number_layers`).
     """
     warn_of_equal_layers(model)
     return _summary(model)
@@ -153,13 +153,13 @@ def _summary(model: nn.Module) -> Summary:
 def _dense_weights(
     model: nn.Module, replaced: Collection[nn.Module] = ()
 ) -> Iterator[tuple[nn.Parameter, DenseSummary]]:
-    """The dense weights of a model, each once, except those of modules that `convert` replaces."""
+    """The dense weights of a model, each once, without those of the modules in ``replaced``."""
     seen = {id(m) for m in replaced}
     for prefix, m in model.named_modules():
         if id(m) in seen or isinstance(m, (SupermaskLayer, *_NORMS)):
             continue
         owner = m
-        if isinstance(m, ParametrizationList):  # its parameters are another module's weight
+        if isinstance(m, ParametrizationList):  # its parameters make up the weight of another module
             owner = model.get_submodule(prefix.rpartition("parametrizations.")[0].rstrip("."))
         for name, p in m._parameters.items():
             if p is not None and id(p) not in seen and _is_weight(m, name, p):
@@ -176,7 +176,7 @@ def _is_weight(module: nn.Module, name: str, p: nn.Parameter) -> bool:
 
 
 def _by_kind(found: Collection[DenseSummary]) -> str:
-    """Of each type the modules, weights and names: ``1 Conv1d (24 weights: conv.weight)``."""
+    """For each type, the numbers of modules and weights, and names: ``1 Conv1d (24 weights: conv.weight)``."""
     kinds: dict[str, list[DenseSummary]] = {}
     for d in found:
         kinds.setdefault(d.kind, []).append(d)
@@ -207,45 +207,45 @@ def convert(
 ) -> nn.Module:
     """Replaces every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model, in place, and returns the model.
 
-    Each new layer takes over the bias (the very parameter), device, training mode and hooks of the old one; its
-    trained weight is dropped. A module that stands in two places is replaced once, by one layer. Two modules that
-    share one weight (an embedding and the output layer of a language model) get a random weight and a mask each, and
-    a warning says so. Layers are numbered in the order of ``model.modules()``: from 0, or on from the highest number
-    of the supermask layers that the model has already.
+    Each new layer takes over the bias (the same parameter), device, training mode and hooks of the old one. The trained
+    weight is dropped. A module that occurs in two places is replaced by one layer. Two modules that share one weight
+    (such as an embedding and the output layer of a language model) get separate random weights and masks, with a
+    warning. Layers are numbered in the order of ``model.modules()``, from 0 or from the number after the highest one in
+    the model.
 
-    What is left alone: modules in ``exclude``; modules whose weight has ``requires_grad=False``, such as fixed
-    sinusoids (to convert a frozen model, call ``model.requires_grad_(True)`` first); subclasses of the three; weights
-    of other modules (``nn.MultiheadAttention``). These are not numbered. A dense weight that is left alone and trains
-    is trained as usual, so the result is no lottery ticket alone: one warning gives the types, counts and weights.
-    Dense weights are all parameters of two dimensions or more (of convolutions of 1 or 3 dimensions, recurrent
-    layers, ``nn.Bilinear``, fused experts and bare ``nn.Parameter``s too); biases and the scales of norms are none.
+    These stay as they are, and are not numbered: modules in ``exclude``; modules whose weight has
+    ``requires_grad=False``, such as fixed sinusoids (to convert a frozen model, call ``model.requires_grad_(True)``
+    first); subclasses of the three; other modules, such as ``nn.MultiheadAttention``.
 
-    What was done is logged (``logging``, level INFO); `summary` gives it as data.
+    Dense weights are all other parameters of two dimensions or more, including those of 1D and 3D convolutions,
+    recurrent layers, ``nn.Bilinear``, fused experts and single ``nn.Parameter``s. Biases and the scales of norms do not
+    count. A dense weight that trains is not part of the lottery ticket, so one warning gives types, counts and names.
+
+    The conversion is logged (``logging``, level INFO). `summary` gives the result as data.
 
     Args:
         model: any module; if it is itself one of the three, its replacement is returned.
-        freeze: fractions of all the converted weights together, shared out by ``spread``; or one `Freeze` a layer.
-        sparsity: of each layer used alone, see `SupermaskLinear`. None where an `EdgePopup` with the global scope will
-            make the masks: a spread may prune more than ``sparsity`` in some layers.
+        freeze: fractions of all converted weights together, divided by ``spread``; or one `Freeze` per layer.
+        sparsity: of each layer used alone, see `SupermaskLinear`. Use None if an `EdgePopup` with the global scope
+            makes the masks, because a spread may prune more than ``sparsity`` in some layers.
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
-        weight, scale, gain, seed, compact: as `SupermaskLinear`'s; embeddings have no gain, but the std 1.
-        exclude: names as in ``model.named_modules()``; each leaves out that module and all inside it, in every place
-            where they stand. Also names of dense weights that stay (``model.named_parameters()``). Neither is warned
-            of.
-        strict: refuse a model with dense weights that would train, instead of the warning. Default False.
+        weight, scale, gain, seed, compact: as in `SupermaskLinear`. Embeddings have no gain; their std is 1.
+        exclude: names as in ``model.named_modules()``. Each excludes that module and all inside it, wherever they
+            occur. Also names of dense weights, as in ``model.named_parameters()``. There is no warning for either.
+        strict: raise an error for dense weights that would train, instead of a warning. Default False.
 
     Warns:
         UserWarning: dense weights that train, outside ``exclude``; weights that two modules share.
 
     Raises:
-        TypeError: a model that is no module; a ``freeze`` that is no `Freeze` and no list of them; an ``exclude`` that
-            is a string, and no collection of names.
-        ValueError: a name in ``exclude`` that no module and no dense weight has; nothing to convert; weights that are
-            parametrized, empty, or lazy and not yet made; a module with parameters, buffers or modules of its own that
-            its replacement would lose; a list of `Freeze` of another length; a layer's own argument out of its range;
-            or, if ``strict``, dense weights that would train.
+        TypeError: ``model`` is not a module; ``freeze`` is not a `Freeze` or a list of them; ``exclude`` is a string
+            instead of a collection of names.
+        ValueError: a name in ``exclude`` is not that of a module or a dense weight; there is nothing to convert; a
+            weight is parametrized, empty, or lazy and uninitialized; a module has other parameters, buffers or modules,
+            which its replacement would lose; a list of `Freeze` has another length; an argument of a layer is out of
+            range; or, if ``strict``, dense weights would train.
 
-    Where it raises, the model is unchanged.
+    After an error the model is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
@@ -257,7 +257,7 @@ def convert(
     left_out = {id(m) for top in excluded for m in top.modules()}
 
     def left_because(m: nn.Module) -> str:
-        """Why a module is left alone; empty for one that is replaced."""
+        """Why a module stays as it is; empty if it is replaced."""
         if id(m) in left_out:
             return "excluded"
         if type_before_parametrizations(m) not in _REPLACED:
@@ -266,7 +266,7 @@ def convert(
 
     for name, m in modules.items():
         if isinstance(m, _LAZY) and m.has_uninitialized_params() and id(m) not in left_out:
-            raise ValueError(f"{name}: {type(m).__name__} has no weight yet: run a forward first, or exclude it")
+            raise ValueError(f"{name}: {type(m).__name__} has no weight yet; run a forward first, or exclude it")
     places = {name: m for name, m in modules.items() if not left_because(m)}
     originals = list({id(m): m for m in places.values()}.values())
     dense = dict(_dense_weights(model, originals))
@@ -276,32 +276,32 @@ def convert(
     if not originals:
         if any(left_because(m) == "requires_grad=False" for m in modules.values()):
             raise ValueError(
-                "model: every weight to convert has requires_grad=False, and such weights are left alone; to convert "
-                "them, call model.requires_grad_(True) first"
+                "model: every weight to convert has requires_grad=False, and such weights are not converted; call "
+                "model.requires_grad_(True) first to convert them"
             )
         raise ValueError("model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding to convert")
     for name, m in modules.items():
         if isinstance(m, _REPLACED) and name not in places:
-            _log.info("left alone: %s (%s)", name, left_because(m))
+            _log.info("not converted: %s (%s)", name, left_because(m))
     for name, m in places.items():
         _check_replaceable(name or "model", m)
 
     wanted = {p for top in excluded for p in top.parameters()}
     trained = [d for p, d in dense.items() if d.trains and p not in wanted and d.name not in exclude]
-    told = f"{sum(d.weights for d in trained):,} dense weights stay in the model and train: {_by_kind(trained)}"
+    message = f"{sum(d.weights for d in trained):,} dense weights stay in the model and train: {_by_kind(trained)}"
     if trained and strict:
-        raise ValueError(f"{told}; expected none (strict=True): exclude them, or set requires_grad=False")
+        raise ValueError(f"{message}; expected none (strict=True): exclude them, or set requires_grad=False")
 
     shapes = [tuple(m.weight.shape) for m in originals]
     if not isinstance(freeze, Freeze | Sequence) or isinstance(freeze, str):
-        raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock), or a list of them, one a layer")
+        raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock), or a list of them, one per layer")
     freezes = spread_freeze(freeze, shapes, spread) if isinstance(freeze, Freeze) else list(freeze)
     if len(freezes) != len(originals):
         raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(originals)} layers")
 
     options = {"sparsity": sparsity, "weight": weight, "scale": scale, "gain": gain, "seed": seed, "compact": compact}
     first = 1 + max((m.source.layer for m in modules.values() if isinstance(m, SupermaskLayer)), default=-1)
-    names = {id(m): name for name, m in reversed(places.items())}  # of several places the first
+    names = {id(m): name for name, m in reversed(places.items())}  # the first of several places
     replacements = {}
     for number, (old, f) in enumerate(zip(originals, freezes, strict=True), first):
         try:
@@ -309,14 +309,14 @@ def convert(
         except ValueError as error:
             raise ValueError(f"{names[id(old)] or 'model'}: {error}") from None
 
-    # Before the first change, since a filter may turn a warning into an error.
+    # Before the first change, because a warning filter may raise.
     if trained:
-        warnings.warn(f"{told}; to silence this, exclude them or set requires_grad=False", stacklevel=2)
+        warnings.warn(f"{message}; to silence this, exclude them or set requires_grad=False", stacklevel=2)
     shared = _shared_weights(model, originals)
     if shared:
         what = "; ".join(" and ".join(group) for group in shared)
         warnings.warn(
-            f"weights that modules share are not shared after convert, each layer has its own: {what}", stacklevel=2
+            f"weights that modules share are not shared after convert; each layer has its own: {what}", stacklevel=2
         )
 
     for name, old in places.items():
@@ -331,25 +331,25 @@ def convert(
 
 
 def _is_fixed(m: nn.Module) -> bool:
-    """Whether the weight does not train; that of a parametrized module is computed from other parameters."""
+    """Whether the weight does not train. The weight of a parametrized module is computed from other parameters."""
     if "weight" in m._parameters:
         return not m.weight.requires_grad
     return not any(p.requires_grad for name, p in m.named_parameters() if name != "bias")
 
 
 def _check_replaceable(name: str, m: nn.Module) -> None:
-    """Raises ValueError for a module that a supermask layer cannot stand for."""
+    """Raises ValueError for a module that a supermask layer cannot replace."""
     if "weight" not in m._parameters or is_parametrized(m):
-        raise ValueError(f"{name}: its weight or bias is computed from others: remove the parametrization first")
+        raise ValueError(f"{name}: its weight or bias is computed from others; remove the parametrization first")
     if m.weight.numel() == 0:
-        raise ValueError(f"{name}: its weight of shape {list(m.weight.shape)} is empty: exclude it")
+        raise ValueError(f"{name}: its weight of shape {list(m.weight.shape)} is empty; exclude it")
     extra = sorted((m._parameters.keys() | m._buffers.keys() | m._modules.keys()) - {"weight", "bias"})
     if extra:
-        raise ValueError(f"{name}: its replacement would lose what was added to it ({_names(extra)}): exclude it")
+        raise ValueError(f"{name}: its replacement would lose what was added to it ({_names(extra)}); exclude it")
 
 
 def _shared_weights(model: nn.Module, replaced: Collection[nn.Module]) -> list[list[str]]:
-    """The names, by weight, of weights of replaced modules that another module holds too."""
+    """For each weight of a replaced module that another module holds too, all names of that weight."""
     names: dict[nn.Parameter, list[str]] = {}
     for prefix, m in model.named_modules():
         for name, p in m._parameters.items():
@@ -371,13 +371,13 @@ def _replacement(old: nn.Linear | nn.Conv2d | nn.Embedding, *, gain: float, **op
     if new.bias is not None:
         new.bias = old.bias
     new.train(old.training)
-    for hooks in _HOOKS:  # the very dicts, so that the handles that the caller holds still remove them
+    for hooks in _HOOKS:  # the same dicts, so that existing handles can still remove hooks
         setattr(new, hooks, getattr(old, hooks))
     return new
 
 
 def _disable_fused_path(module: nn.Module) -> None:
-    """PyTorch's transformer encoder has an inference path that reads the weights of its Linears: not here."""
+    """Turns off the inference path of PyTorch's transformer encoder, which reads the weights of its Linears."""
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0
     elif isinstance(module, nn.TransformerEncoder):

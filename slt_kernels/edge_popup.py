@@ -1,4 +1,4 @@
-"""Edge-Popup: which weights are kept, from the scores, once a step (Ramanujan et al., 2020)."""
+"""Edge-Popup: masks from the scores by a threshold, once per step (Ramanujan et al., 2020)."""
 
 import math
 
@@ -16,40 +16,40 @@ SCOPES = ("global", "local")
 
 
 class EdgePopup:
-    """Makes the masks of all supermask layers of a model, now and after each step of an optimizer.
+    """Makes the masks of all supermask layers of a model, on creation and after each step of an optimizer.
 
-    Of ``total`` weights ``floor(sparsity * total)`` are **dropped**, the pruned ones among them: the threshold is the
-    order statistic of |score| that does so, and a free weight is kept if its |score| is strictly greater.
+    Of ``total`` weights, ``floor(sparsity * total)`` are **dropped**, pruned ones included. The threshold is an order
+    statistic of |score|. A free weight is kept if its |score| is strictly greater.
 
     Args:
-        model: any module; its supermask layers are taken over (their `auto_mask` is turned off).
-        sparsity: fraction of all weights, frozen included, that is dropped.
-        scope: "global" for one threshold over all layers together (Sreenivasan et al., 2022), "local" for one a layer.
+        model: any module. The `auto_mask` of its supermask layers is turned off.
+        sparsity: fraction of all weights, frozen ones included, that is dropped.
+        scope: "global" for one threshold over all layers (Sreenivasan et al., 2022), "local" for one per layer.
 
     Warns:
-        UserWarning: two layers of one seed and layer number (`number_layers`).
+        UserWarning: two layers have the same seed and layer number (`number_layers`).
 
     Raises:
-        TypeError: a model that is no module.
-        ValueError: no supermask layer, or one without scores; a scope of another name; a sparsity outside
-            ``[prune, 1 - lock]``, over all weights together for the global scope, in any layer for the local one.
+        TypeError: ``model`` is not a module.
+        ValueError: there is no supermask layer, or one has no scores; an unknown scope; a sparsity outside
+            ``[prune, 1 - lock]``, of all weights together for the global scope, of any layer for the local one.
 
     Example::
 
         popup = EdgePopup(model, sparsity=0.7)
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
 
-    A model's ``state_dict`` holds the masks, and that an `EdgePopup` made them: a model that has loaded it keeps them.
-    To continue the search, make the `EdgePopup` again and attach it; a layer whose scores train without one warns.
+    A model's ``state_dict`` holds the masks, and records that an `EdgePopup` made them. A model that loads it keeps
+    these masks. To continue the search, make a new `EdgePopup` and attach it. A layer whose scores train without one
+    warns.
 
-    Of scores that are averaged (``torch.optim.swa_utils.AveragedModel``) the masks are made once the average is taken;
-    an average of masks or of ``weight_scale`` means nothing, so buffers stay out of it (``use_buffers=False``, the
-    default)::
+    With averaged scores (``torch.optim.swa_utils.AveragedModel``), make the masks after averaging. Averages of masks or
+    of ``weight_scale`` have no meaning, so leave buffers out of the average (``use_buffers=False``, the default)::
 
         averaged = AveragedModel(model)         # and averaged.update_parameters(model) after steps
         EdgePopup(averaged.module, popup.sparsity, popup.scope)
 
-    or, where an `EdgePopup` of it is there, its `step`. Layers used alone do so of their own accord.
+    or call `step` if it has an `EdgePopup`. Layers used alone make their masks themselves.
     """
 
     def __init__(self, model: nn.Module, sparsity: float, scope: str = "global") -> None:
@@ -66,7 +66,7 @@ class EdgePopup:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of all weights that is dropped; a new value takes effect at the next `step`."""
+        """Fraction of all weights that is dropped. A new value takes effect at the next `step`."""
         return self._sparsity
 
     @sparsity.setter
@@ -78,7 +78,7 @@ class EdgePopup:
         else:
             prune = sum(layer.freeze.prune * layer.total for layer in self.layers) / self.total
             lock = sum(layer.freeze.lock * layer.total for layer in self.layers) / self.total
-            check_sparsity(sparsity, round(prune, 9), round(lock, 9))  # 0.8, where the sum has 0.7999999999999999
+            check_sparsity(sparsity, round(prune, 9), round(lock, 9))  # 0.8 instead of 0.7999999999999999
         self._sparsity = sparsity
         for layer in self.layers:
             layer.sparsity = sparsity
@@ -86,7 +86,7 @@ class EdgePopup:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Makes thresholds and masks from the scores as they are now."""
+        """Makes thresholds and masks from the current scores."""
         if self.scope == "global":
             rank = math.floor(self.sparsity * self.total) - sum(layer.pruned for layer in self.layers)
             threshold = sharded_scores.select(self.layers, rank)
@@ -94,10 +94,11 @@ class EdgePopup:
             layer.update_mask(threshold if self.scope == "global" else sharded_scores.select([layer], layer.rank))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Calls `step` after each step of the optimizer, until the returned handle's ``remove()``.
+        """Calls `step` after each step of the optimizer, until ``remove()`` of the returned handle.
 
-        Masks move after the optimizer's step, so one that evaluates a closure several times in a step (LBFGS) sees
-        the same masks throughout. A copy of an optimizer (``deepcopy``, pickle) has no hooks: attach to it again.
+        Masks change after the optimizer's step. So an optimizer that evaluates a closure several times per step (LBFGS)
+        uses the same masks each time. A copy of an optimizer (``deepcopy``, pickle) has no hooks and needs another
+        `attach`.
 
         Raises:
             ValueError: the optimizer trains none of the scores.

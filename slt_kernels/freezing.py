@@ -1,10 +1,10 @@
-"""How a network's frozen fractions are spread over its layers.
+"""Freezing spreads: how a network's frozen fractions are divided among its layers.
 
-A spread gives each layer the fraction of its weights that stays, ``dist(density)``. Frozen and pruned fractions
-follow Otsuka et al. (2024): with p and r of the whole network, ``frozen_l = 1 - dist(1 - (p + r))``,
-``p_l = 1 - dist(1 - p)``, and ``r_l = frozen_l - p_l``, so the split of a layer differs from the network's.
+A spread maps the fraction of all weights that stays, the density, to one fraction per layer, ``dist(density)``. Layers
+follow Otsuka et al. (2024). With p pruned and r locked in the whole network, ``frozen_l = 1 - dist(1 - (p + r))``,
+``p_l = 1 - dist(1 - p)``, and ``r_l = frozen_l - p_l``. So the ratio of pruned to locked differs between layers.
 
-Every spread takes the shapes of the weights and a density in [0, 1], and raises ValueError for other ones.
+Every spread takes the shapes of the weights and a density in [0, 1], and raises ValueError for other values.
 """
 
 import math
@@ -16,25 +16,25 @@ Shape = Sequence[int]
 
 
 def uniform(shapes: Sequence[Shape], density: float) -> list[float]:
-    """The same fraction everywhere."""
+    """The same fraction in every layer."""
     return [fraction("density", density)] * len(_numels(shapes))
 
 
 def erk(shapes: Sequence[Shape], density: float) -> list[float]:
-    """Erdos-Renyi-kernel (Evci et al., 2020): ``density_l = eps * sum(shape_l) / numel_l``, at most 1."""
+    """Erdos-Renyi-Kernel (Evci et al., 2020): ``density_l = eps * sum(shape_l) / numel_l``, at most 1."""
     numels, density = _numels(shapes), fraction("density", density)
     raw = [sum(map(int, s)) / n for s, n in zip(shapes, numels, strict=True)]
     return _fill(numels, density, [r * n for r, n in zip(raw, numels, strict=True)])
 
 
 def epl(shapes: Sequence[Shape], density: float) -> list[float]:
-    """Edges per layer: the same *number* of weights stays in each; what overflows a small layer goes to the others."""
+    """Edges per layer: the same *number* of weights stays in each; the excess of small layers goes to the others."""
     numels, density = _numels(shapes), fraction("density", density)
     return _fill(numels, density, [1.0] * len(numels))
 
 
 def igq(shapes: Sequence[Shape], density: float) -> list[float]:
-    """Ideal gas quota (Chen et al., 2021): ``keep_l = n_l / (F n_l + 1)``, F found so that the total is met."""
+    """Ideal gas quota (Chen et al., 2021): ``keep_l = n_l / (F n_l + 1)``, with the F that gives the total."""
     numels, density = _numels(shapes), fraction("density", density)
     if density == 0:
         return [0.0] * len(numels)
@@ -61,7 +61,7 @@ SPREADS: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
 
 
 def spread_freeze(freeze: Freeze, shapes: Sequence[Shape], spread: str = "uniform") -> list[Freeze]:
-    """The prune and lock fractions of each layer, so that the whole network's are those of ``freeze``.
+    """The prune and lock fractions of each layer, such that the whole network has those of ``freeze``.
 
     Args:
         freeze: fractions of all weights together.
@@ -69,7 +69,7 @@ def spread_freeze(freeze: Freeze, shapes: Sequence[Shape], spread: str = "unifor
         spread: "uniform" (default), "erk", "epl" or "igq".
 
     Raises:
-        ValueError: a spread of another name; a shape that holds a size under 1 or no integer.
+        ValueError: an unknown spread; a size in a shape that is below 1 or not an integer.
     """
     if spread not in SPREADS:
         raise ValueError(f"spread={spread!r}: expected one of {', '.join(SPREADS)}")
@@ -88,7 +88,7 @@ def _clamped(value: float) -> float:
 
 
 def _fill(numels: list[int], density: float, shares: list[float]) -> list[float]:
-    """Shares ``density * sum(numels)`` out in proportion to ``shares``, no layer above its own size."""
+    """Divides ``density * sum(numels)`` in proportion to ``shares``, at most a layer's size for each layer."""
     rest, left = density * sum(numels), set(range(len(numels)))
     keep = [0.0] * len(numels)
     while left:

@@ -1,4 +1,4 @@
-"""Layer numbers: layers of one seed need different ones, or they hold the same random weights and scores."""
+"""Layer numbers. Layers with the same seed and number have the same random weights and initial scores."""
 
 import warnings
 
@@ -9,27 +9,28 @@ from . import bits
 from .nn import SupermaskLayer, sharded_scores
 from .nn.network import layers_to_search
 
-_NAMED = 3  # layers that a warning names
+_NAMED = 3  # most layers that a warning names
 
 
 def number_layers(model: nn.Module) -> nn.Module:
     """Numbers the supermask layers of a model 0, 1, 2, ... in the order of ``model.modules()``; returns the model.
 
-    For networks built by hand, where ``layer=`` is 0 by default; `convert` numbers its layers itself. Call it before
-    the search, and before an optimizer, `EdgePopup` or `BernoulliMasks` is made. A layer whose number changes has
-    other weights: its frozen pattern, counts, ``source_id``, ``scores`` (a new parameter), mask and ``weight_scale``
-    are made anew from its seed, and trained scores are lost. Its bias, seed and hooks stay. A layer that has its
-    number already is left as it is, so a second call changes nothing. A layer that ``to_empty`` left open stays open
-    until ``reset_parameters``.
+    For networks built by hand, where ``layer=`` is 0 by default. `convert` numbers its layers itself. Call it before
+    the search, and before making an optimizer, an `EdgePopup` or `BernoulliMasks`.
+
+    A layer whose number changes gets new weights, frozen pattern, counts, ``source_id``, ``scores`` (a new parameter),
+    mask and ``weight_scale``; trained scores are lost. Its bias, seed and hooks stay. A layer whose number is right
+    stays unchanged, so a second call changes nothing. After ``to_empty``, a layer stays uninitialized until
+    ``reset_parameters``.
 
     Raises:
-        TypeError: a model that is no module.
-        ValueError: no supermask layer, one without scores, or one that is sharded over processes. The model is
+        TypeError: ``model`` is not a module.
+        ValueError: there is no supermask layer, or one has no scores or is sharded over processes. The model is
             unchanged.
     """
     layers = layers_to_search(model)
     if any(layer.group is not None or sharded_scores.is_dtensor(layer.scores) for layer in layers):
-        raise ValueError("model: its scores are sharded over processes; expected whole ones: number the layers first")
+        raise ValueError("model: its scores are sharded over processes; number the layers before sharding them")
     for number, layer in enumerate(layers):
         if layer.whole.layer != number:
             _renumber(layer, number)
@@ -51,9 +52,9 @@ def _renumber(layer: SupermaskLayer, number: int) -> None:
 
 
 def warn_of_equal_layers(model: nn.Module) -> None:
-    """Warns of the supermask layers of a model that have the seed and the layer number of another one.
+    """Warns if supermask layers of a model have the same seed and layer number.
 
-    Whatever their shapes, they draw the same random numbers: the same weights, frozen pattern and initial scores.
+    Such layers draw the same random numbers for weights, frozen pattern and initial scores, even with other shapes.
     """
     named: dict[tuple[int, int], list[str]] = {}
     for name, layer in model.named_modules():
@@ -64,10 +65,10 @@ def warn_of_equal_layers(model: nn.Module) -> None:
         return
     (seed, number), names = next(iter(equal.items()))
     more = ", ..." if len(names) > _NAMED else ""
-    others = f", and {len(equal) - 1} more such groups" if len(equal) > 1 else ""
+    others = f", and {len(equal) - 1} more such sets" if len(equal) > 1 else ""
     warnings.warn(
         f"{len(names)} layers ({', '.join(names[:_NAMED])}{more}) have seed={seed % 2**64} and layer={number}{others}: "
-        "layers of one seed and number hold the same random weights and scores; give each a layer= of its own, or call "
-        "slt_kernels.number_layers(model) before the search",
+        "layers with the same seed and number have the same random weights and scores; give each its own layer=, or "
+        "call slt_kernels.number_layers(model) before the search",
         stacklevel=3,
     )

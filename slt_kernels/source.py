@@ -1,7 +1,7 @@
-"""The source network: what a layer's weights and its frozen pattern are, as a pure function of a seed.
+"""The source network: a layer's weights and its frozen pattern as pure functions of a seed.
 
-`docs/contract.md` states the contract; this file is its plainest implementation. A layer is a matrix of ``rows``
-(output features or channels) by ``fan`` (inputs of one row), in words of 32 weights (`bits`).
+This file is the plainest implementation of the contract in `docs/contract.md`. A layer is a matrix of ``rows`` (output
+features or channels) by ``fan`` (inputs of one row), in words of 32 weights (`bits`).
 """
 
 import math
@@ -21,7 +21,7 @@ from ._text import shown
 
 CONTRACT_VERSION = 1
 
-_WORDS_A_CALL = 4
+_WORDS_PER_CALL = 4
 _UNIFORM_STD = math.sqrt((128**2 - 1) / 3)
 
 
@@ -35,7 +35,7 @@ _NORMAL_HALF = (
 )
 # fmt: on
 NORMAL_TABLE = (*(-v for v in reversed(_NORMAL_HALF)), *_NORMAL_HALF)
-"""``T`` of ``normal``: an int8 for each byte, 44 times the normal quantile, rounded, at least 1 in size."""
+"""The table ``T`` of ``normal``: for each byte, 44 times the normal quantile, rounded; magnitudes are at least 1."""
 
 
 def _rms(values: tuple[int, ...]) -> float:
@@ -43,28 +43,28 @@ def _rms(values: tuple[int, ...]) -> float:
 
 
 WEIGHTS = ("signed_constant", "uniform", "normal")
-_STD = (1.0, _UNIFORM_STD, _rms(NORMAL_TABLE))  # of the integer weight v, for each of WEIGHTS
+_STD = (1.0, _UNIFORM_STD, _rms(NORMAL_TABLE))  # of v, in the order of WEIGHTS
 
 
 MAX_ROWS = 2**31 - 1
-MAX_FAN = 2**23 - 1  # so that float64 sums of the products are exact
+MAX_FAN = 2**23 - 1  # so that sums of products are exact in float64
 
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    """The value as an ``int``.
+    """Converts a value to ``int``.
 
     Args:
         name: of the argument, for the error.
-        value: a Python or NumPy integer, or an array or tensor of no dimensions that holds one.
+        value: a Python or NumPy integer, or a 0-dimensional array or tensor of one.
         low, high: the smallest and the largest value allowed.
 
     Raises:
-        ValueError: the value is no integer, is a bool, or is outside ``[low, high]``.
+        ValueError: the value is not an integer, is a bool, or is outside ``[low, high]``.
     """
     try:
         plain = python_number(value)
         result = None if isinstance(plain, bool) or hasattr(plain, "shape") else index(plain)
-    except (TypeError, RuntimeError):  # no integer; a tensor on the meta device
+    except (TypeError, RuntimeError):  # not an integer; a tensor on the meta device
         result = None
     if result is None or not low <= result <= high:
         raise ValueError(f"{name}={shown(value)}: expected an integer from {low} to {high}")
@@ -72,19 +72,19 @@ def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
 
 
 def number(name: str, value: Real, low: float, high: float, expected: str = "") -> float:
-    """The value as a Python ``float``, converted once: exact from a NumPy float, else the nearest ``float``.
+    """Converts a value to a Python ``float``: exactly from a NumPy float, otherwise to the nearest one.
 
-    Convert before any arithmetic: a product with a ``numpy.float32`` is rounded to 24 bits, and one with a
+    Convert before any arithmetic. A product with a ``numpy.float32`` is rounded to 24 bits, and one with a
     ``numpy.float16`` overflows at 65,520.
 
     Args:
         name: of the argument, for the error.
-        value: a Python number, a ``fractions.Fraction``, a NumPy scalar, or an array or tensor of no dimensions.
+        value: a Python number, a ``fractions.Fraction``, a NumPy scalar, or a 0-dimensional array or tensor.
         low, high: the smallest and the largest value allowed.
-        expected: the expected values in words. Default: the range.
+        expected: describes the allowed values in the error. Default: the range.
 
     Raises:
-        ValueError: the value is no real number, is a bool, or is outside ``[low, high]``, as NaN is.
+        ValueError: the value is not a real number, is a bool, is NaN, or is outside ``[low, high]``.
     """
     try:
         plain = python_number(value)
@@ -97,39 +97,39 @@ def number(name: str, value: Real, low: float, high: float, expected: str = "") 
 
 
 def fraction(name: str, value: Real) -> float:
-    """`number` for a value in [0, 1]."""
+    """As `number`, for a value in [0, 1]."""
     return number(name, value, 0.0, 1.0, "a fraction in [0, 1]")
 
 
 def positive(name: str, value: Real) -> float:
-    """`number` for a finite value above 0."""
+    """As `number`, for a finite value above 0."""
     return number(name, value, math.ulp(0.0), sys.float_info.max, "a positive number")
 
 
 def python_number(value: object) -> object:
-    """Python's own number for a NumPy scalar and for an array or tensor of no dimensions; any other value as it is."""
+    """Converts a NumPy scalar or a 0-dimensional array or tensor to a Python number; returns other values unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """The part of a layer that is decided by the seed alone.
+    """The fractions of a layer's weights that the seed alone decides.
 
     Args:
-        prune: fraction of the weights that are never in the ticket, in [0, 1]. Default 0.
-        lock: fraction that is always in it, in [0, 1]; ``prune + lock <= 1``. Default 0.
+        prune: fraction of weights that are never in the ticket, in [0, 1]. Default 0.
+        lock: fraction of weights that are always in the ticket, in [0, 1]; ``prune + lock <= 1``. Default 0.
 
-    ``Freeze()`` is the dense source network, ``Freeze(prune=p)`` the randomly pruned one of Gadhikar et al. (2023),
-    and ``Freeze(p, r)`` the frozen one of Otsuka et al. (2024). Each weight draws one byte and compares it with two
-    thresholds, so the fractions are realized in steps of 1/256, and a layer's counts vary as a binomial's.
+    ``Freeze()`` is the dense source network, ``Freeze(prune=p)`` the randomly pruned one of Gadhikar et al. (2023), and
+    ``Freeze(p, r)`` the frozen one of Otsuka et al. (2024). Each weight draws one byte, which is compared with two
+    thresholds. So the fractions are rounded to steps of 1/256, and a layer's counts have a binomial distribution.
 
-    Both are kept as Python floats (`number`).
+    Both are stored as Python floats (`number`).
 
     Warns:
-        UserWarning: a fraction above 0 that rounds to nothing, or two that add to less than 1 and round to all weights.
+        UserWarning: a fraction above 0 that rounds to 0, or two with a sum below 1 that round to all weights.
 
     Raises:
-        ValueError: a fraction outside [0, 1], or two that add past 1.
+        ValueError: a fraction outside [0, 1], or a sum above 1.
     """
 
     prune: float = 0.0
@@ -152,7 +152,7 @@ class Freeze:
 
     @classmethod
     def of_layer(cls, prune: float, lock: float) -> "Freeze":
-        """One layer's part of a network's fractions, which may round to nothing without a warning."""
+        """The fractions of one layer of a network. These may round to 0 without a warning."""
         freeze = object.__new__(cls)
         object.__setattr__(freeze, "prune", fraction("prune", prune))
         object.__setattr__(freeze, "lock", fraction("lock", lock))
@@ -160,14 +160,14 @@ class Freeze:
 
     @property
     def prune_below(self) -> int:
-        """Bytes under this one are pruned, 0 to 256."""
+        """Weights with a byte below this are pruned, 0 to 256."""
         return math.floor(256 * self.prune + 0.5)
 
     @property
     def lock_from(self) -> int:
-        """Bytes from this one on are locked, 0 to 256.
+        """Weights with this byte or a higher one are locked, 0 to 256.
 
-        Never under ``prune_below``: where ``prune + lock = 1`` and both round up, the byte they share is pruned.
+        It is at least ``prune_below``. If ``prune + lock = 1`` and both round up, the byte in both ranges is pruned.
         """
         return max(256 - math.floor(256 * self.lock + 0.5), self.prune_below)
 
@@ -176,9 +176,9 @@ DENSE = Freeze()
 
 
 class Source(NamedTuple):
-    """All that generates one layer, or a shard of it, as ten integers (so it passes through ``torch.ops`` as it is).
+    """What generates a layer, or a shard of it, as ten integers, which pass through ``torch.ops``.
 
-    Make one with `Source.of`, and a shard with `shard`.
+    Made by `Source.of`; a shard by `shard`.
     """
 
     rows: int
@@ -188,9 +188,9 @@ class Source(NamedTuple):
     weight: int  # index into WEIGHTS
     prune_below: int
     lock_from: int
-    first_row: int  # where a shard starts in the whole layer
+    first_row: int  # start of a shard in the whole layer
     first_word: int
-    row_calls: int  # Philox calls a row of the whole layer: ceil(whole fan / 128)
+    row_calls: int  # Philox calls per row of the whole layer: ceil(whole fan / 128)
 
     @classmethod
     def of(
@@ -207,15 +207,15 @@ class Source(NamedTuple):
 
         Args:
             rows: output features or channels, at least 1.
-            fan: inputs of one row, 1 to 2**23 - 1 (so that float64 sums of the products are exact).
+            fan: inputs of one row, 1 to 2**23 - 1 (so that sums of products are exact in float64).
             seed: 0 to 2**64 - 1.
-            layer: the layer's number in its network, 0 to 2**32 - 1; two layers of one seed need two numbers.
+            layer: the layer number, 0 to 2**32 - 1. Layers with the same seed need different numbers.
             weight: "signed_constant", "uniform" or "normal".
             freeze: the pruned and locked fractions.
 
         Raises:
             ValueError: an argument outside its range.
-            TypeError: ``freeze`` that is no `Freeze`.
+            TypeError: ``freeze`` is not a `Freeze`.
         """
         rows = integer("rows", rows, 1, MAX_ROWS)
         fan = integer("fan", fan, 1, MAX_FAN)
@@ -231,10 +231,10 @@ class Source(NamedTuple):
         return cls(rows, fan, signed_seed, layer, kind, freeze.prune_below, freeze.lock_from, 0, 0, row_calls)
 
     def shard(self, rows: tuple[int, int] | None = None, words: tuple[int, int] | None = None) -> "Source":
-        """Rows ``[n0, n1)`` and words ``[w0, w1)`` of this source; generated alone they equal that slice of it.
+        """Rows ``[n0, n1)`` and words ``[w0, w1)`` of this source. The shard generates exactly that slice.
 
         Raises:
-            ValueError: a range that is empty or leaves this source.
+            ValueError: a range is empty or exceeds this source.
         """
         n0, n1 = _range("rows", rows, self.rows)
         w0, w1 = _range("words", words, self.words)
@@ -243,12 +243,12 @@ class Source(NamedTuple):
 
     @property
     def words(self) -> int:
-        """Words of one row."""
+        """Number of words in a row."""
         return bits.words_for(self.fan)
 
     @property
     def total(self) -> int:
-        """Weights, frozen ones included."""
+        """Number of weights, frozen ones included."""
         return self.rows * self.fan
 
     @property
@@ -260,37 +260,37 @@ class Source(NamedTuple):
         return torch.arange(self.first_row, self.first_row + self.rows, device=device).unsqueeze(1)
 
     def _eight_words(self, stream: int, device: torch.device | str) -> Tensor:
-        """The two calls that VALUE and FREEZE spend on each word: int32 ``[rows, words, 8]``."""
+        """The two Philox calls per word of the streams VALUE and FREEZE: int32 ``[rows, words, 8]``."""
         words = torch.arange(self.first_word, self.first_word + self.words, device=device)
-        q = self._rows(device) * (self.row_calls * _WORDS_A_CALL) + words
+        q = self._rows(device) * (self.row_calls * _WORDS_PER_CALL) + words
         pairs = torch.stack((2 * q, 2 * q + 1), dim=-1)
         return philox.call(self.seed, self.layer, stream, pairs).view(self.rows, self.words, 8)
 
     def signs(self, device: torch.device | str = "cpu") -> Tensor:
-        """Sign words of ``signed_constant``, int32 ``[rows, words]``; a set bit is a -1. Padding is not cleared."""
-        first_call = self.first_word // _WORDS_A_CALL
-        last_call = (self.first_word + self.words - 1) // _WORDS_A_CALL
+        """Sign words of ``signed_constant``, int32 ``[rows, words]``. A set bit is -1. Padding bits are not cleared."""
+        first_call = self.first_word // _WORDS_PER_CALL
+        last_call = (self.first_word + self.words - 1) // _WORDS_PER_CALL
         index = self._rows(device) * self.row_calls + torch.arange(first_call, last_call + 1, device=device)
         words = philox.call(self.seed, self.layer, philox.SIGN, index).view(self.rows, -1)
-        skipped = self.first_word - first_call * _WORDS_A_CALL
+        skipped = self.first_word - first_call * _WORDS_PER_CALL
         return words[:, skipped : skipped + self.words]
 
     def integer_weight(self, device: torch.device | str = "cpu") -> Tensor:
         """``v``, the weight without its scale: int8 ``[rows, fan]``, |v| <= 127."""
         if WEIGHTS[self.weight] == "signed_constant":
             return bits.to_k_order(1 - 2 * bits.unpack(self.signs(device)).to(torch.int8), self.fan)
-        values = self._eight_words(philox.VALUE, device).view(torch.uint8)  # the bytes are in plain k order
+        values = self._eight_words(philox.VALUE, device).view(torch.uint8)  # bytes are in k order
         values = values.view(self.rows, -1)[:, : self.fan]
         if WEIGHTS[self.weight] == "uniform":
             return (values ^ 0x80 | 1).view(torch.int8)
         return torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device)[values.int()]
 
     def padding(self, device: torch.device | str = "cpu") -> Tensor:
-        """Int32 ``[words]``: the bits of a row that are weights; those past ``fan`` are 0."""
+        """The valid bits of a row, int32 ``[words]``. Bits past ``fan`` are 0."""
         return bits.pack(bits.to_bit_order(torch.ones(1, self.fan, dtype=torch.bool, device=device)))[0]
 
     def frozen_words(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """The free weights and the locked ones, each a bit in int32 ``[rows, words]``; padding is 0 in both."""
+        """Free weights and locked weights as bits, each int32 ``[rows, words]``. Padding bits are 0."""
         weights = self.padding(device).expand(self.rows, -1)
         if self.prune_below == 0 and self.lock_from == 256:
             return weights.contiguous(), torch.zeros_like(weights)
@@ -305,26 +305,26 @@ class Source(NamedTuple):
         return bits.to_k_order(2 * locked + free - 1, self.fan)
 
     def count_frozen(self) -> tuple[int, int, int]:
-        """How many weights are pruned, free and locked; counted once a process."""
+        """Numbers of pruned, free and locked weights. Counted once per process."""
         return _count_frozen(self)
 
     @property
     def free(self) -> int:
-        """How many weights are free: one score, and one bit of a compact mask, each."""
+        """Number of free weights, which is the number of scores and of bits in a compact mask."""
         return self.count_frozen()[1]
 
     def initial_scores(self, count: int, bound: float, device: torch.device | str = "cpu") -> Tensor:
-        """Scores of the first ``count`` free weights, float32 uniform on (-bound, bound), the same in every process."""
-        if torch.device(device).type == "meta":  # Philox takes long there too, and writes nothing
+        """Scores of the first ``count`` free weights: float32, uniform on (-bound, bound), a function of the seed."""
+        if torch.device(device).type == "meta":  # Philox would take long there, and write nothing
             return torch.empty(count, dtype=torch.float32, device=device)
         index = torch.arange((count + 3) // 4, device=device)
         words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
-        odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # below 2**24 in size: exact in float32
+        odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # magnitude below 2**24, so exact in float32
         return odd.float() * 2.0**-24 * bound
 
 
 def _range(name: str, ends: tuple[int, int] | None, size: int) -> tuple[int, int]:
-    """The ends as Python integers, ``(0, size)`` for None; ValueError unless the range is in it and not empty."""
+    """The ends as Python integers; ``(0, size)`` for None. ValueError if the range is empty or exceeds ``size``."""
     try:
         first, last = (0, size) if ends is None else ends
         first = integer(name, first, 0, size - 1)
@@ -338,7 +338,7 @@ def _count_frozen(source: Source) -> tuple[int, int, int]:
     if source.prune_below == 0 and source.lock_from == 256:
         return 0, source.total, 0
     free = locked = 0
-    step = max(1, (1 << 20) // source.words)  # rows at a time: bounds the memory, whatever the layer's size
+    step = max(1, (1 << 20) // source.words)  # rows at a time, to limit memory
     for n0 in range(0, source.rows, step):
         part = source.shard(rows=(n0, min(n0 + step, source.rows))).frozen_words()
         free += int(bits.popcount(part[0]))
@@ -347,7 +347,7 @@ def _count_frozen(source: Source) -> tuple[int, int, int]:
 
 
 def _below(planes: tuple[Tensor, ...], threshold: int) -> Tensor:
-    """Where the byte that eight bit planes spell (the most significant first) is under ``threshold``, bit by bit."""
+    """Compares the bytes of eight bit planes, the most significant first, with ``threshold``: one result per bit."""
     if threshold == 256:
         return torch.full_like(planes[0], -1)
     below = torch.zeros_like(planes[0])

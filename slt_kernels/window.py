@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """How a convolution's kernel moves over an image, as nine integers (so it passes through ``torch.ops``).
+    """The geometry of a convolution as nine integers, which pass through ``torch.ops``.
 
-    In pixels, and as ``torch.nn.Conv2d``'s: padding is on each side; all but it are at least 1. Nothing is checked
-    here: `ops.conv2d` refuses what is outside its range, or does not fit its source.
+    Arguments are those of ``torch.nn.Conv2d``, in pixels: padding is on each side, and all others are at least 1. This
+    class checks nothing; `ops.conv2d` checks ranges, and that the window fits its source.
     """
 
     kernel_h: int
@@ -40,7 +40,7 @@ class Window(NamedTuple):
         return self.dilation_h, self.dilation_w
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output for an input of that size; under 1 where the kernel does not fit."""
+        """Height and width of the output for an input of that size; less than 1 if the kernel does not fit."""
         return (
             (height + 2 * self.padding_h - self.dilation_h * (self.kernel_h - 1) - 1) // self.stride_h + 1,
             (width + 2 * self.padding_w - self.dilation_w * (self.kernel_w - 1) - 1) // self.stride_w + 1,
@@ -48,5 +48,5 @@ class Window(NamedTuple):
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether a convolution of ``x`` returns a channels-last result: where only that order makes ``x`` contiguous."""
+    """Whether a convolution of ``x`` returns a channels-last result: if ``x`` is contiguous in that format only."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

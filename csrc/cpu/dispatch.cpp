@@ -1,6 +1,7 @@
 // Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
-#include "float_control.h"
-#include "operations.h"
+#include "cpu/dispatch.h"
+#include "cpu/machine/errors.h"
+#include "cpu/machine/float_control.h"
 
 #include <new>
 
@@ -81,13 +82,13 @@ bool run_piece(void (*work)(const void *, int64_t), const void *context, int64_t
     }
 }
 
-int instruction_sets(InstructionSet out[8]) {
+std::vector<InstructionSet> instruction_sets() {
     static const Features features = detect();
-    int count = 0;
+    std::vector<InstructionSet> sets;
 #define SLT_ADD(name) \
-    if (features.name) out[count++] = {#name, &name::operations};
+    if (features.name) sets.push_back({#name, &name::operations});
     SLT_HAVE(SLT_ADD)
-    return count;
+    return sets;
 }
 
 }  // namespace slt

@@ -27,6 +27,7 @@ def check_sparsity(sparsity: Real, prune: float, lock: float) -> float:
 
 
 def check_words(name: str, words: object, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless it is an int32 tensor of that shape."""
     if not isinstance(words, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
     if words.dtype != torch.int32 or words.shape != shape:
@@ -34,6 +35,7 @@ def check_words(name: str, words: object, shape: tuple[int, ...]) -> None:
 
 
 def scale_number(weight_scale: object) -> float:
+    """The scale as a float; TypeError or ValueError unless it is one number that float32 holds."""
     try:
         value = float(weight_scale)
     except (TypeError, ValueError, RuntimeError):

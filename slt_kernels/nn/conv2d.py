@@ -16,7 +16,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class SupermaskConv2d(SupermaskLayer):
-    """``nn.Conv2d`` with a random weight, of which only a mask is learned.
+    """``nn.Conv2d`` with a random weight and a learned mask.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
@@ -92,7 +92,7 @@ class SupermaskConv2d(SupermaskLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_mask()
-        if self._pad_first is not None and isinstance(input, Tensor):  # what is none, the operation refuses
+        if self._pad_first is not None and isinstance(input, Tensor):  # the operation refuses anything else
             if input.dim() not in (3, 4):
                 raise ValueError(f"x.shape={list(input.shape)}: expected [B, C, H, W] or [C, H, W]")
             input = F.pad(input, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)

@@ -11,20 +11,20 @@ from .supermask import SupermaskLayer
 
 
 class SupermaskEmbedding(SupermaskLayer):
-    """``nn.Embedding`` with a random weight, of which only a mask is learned; no row exists but those looked up.
+    """``nn.Embedding`` with a random weight and a learned mask; only the rows that are looked up are generated.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, scale_grad_by_freq, device, dtype: as ``nn.Embedding``'s. The row
             of ``padding_idx`` reads as zeros and has no gradient. ``dtype`` is that of the output, and follows
             ``.to(dtype)``.
-        max_norm, norm_type, sparse: only ``nn.Embedding``'s defaults. A random weight is never changed, so it is not
-            renormalized either; and the scores' gradient is not by rows.
+        max_norm, norm_type, sparse: only ``nn.Embedding``'s defaults. A random weight is never renormalized, and the
+            scores' gradient is dense.
         std: standard deviation of a weight before mask and ``scale``. Default 1, ``nn.Embedding``'s.
         freeze, sparsity, weight, scale, seed, layer, compact: as `SupermaskLinear`'s.
 
     Input int64 or int32 of any shape ``[*]``, output ``[*, embedding_dim]``. Initial scores have the standard
-    deviation ``sqrt(2 / embedding_dim)`` whatever ``std`` is, that of the layers beside which one global threshold
-    ranks them.
+    deviation ``sqrt(2 / embedding_dim)`` for any ``std``: a global threshold ranks them beside the scores of other
+    layers, which start on the same scale.
 
     Raises:
         ValueError, TypeError: an argument outside its range; the message names it.

@@ -1,8 +1,7 @@
-"""Whether a mask is still that of its scores: who made it, of which scores, and when to make it again.
+"""When a layer makes its mask again: the record of who made the mask, and from which scores.
 
-A layer may get its tensors from any loader: ``load_state_dict``, or one that writes parameters and buffers one by one
-and calls no method of the layer. So the facts travel with the state, in the buffer ``mask_origin``, and are read
-again whenever one of the layer's tensors is replaced or written.
+Some loaders write parameters and buffers one by one and call no method of the layer. So the record is part of the
+state, the buffer ``mask_origin``. It is read again when a buffer was replaced or written.
 """
 
 import warnings
@@ -48,9 +47,9 @@ def fingerprint(scores: Tensor) -> int:
 
 
 class _Seen(NamedTuple):
-    """The tensors of a layer as they were when its mask was last known to be right.
+    """The tensors of a layer for which its mask is known to be valid.
 
-    Holding them, and the scores' storage, keeps their addresses from being reused for others.
+    Keeps them, and the scores' storage, alive so that their addresses cannot be reused.
     """
 
     scores: tuple[int, int | None]  # address and version
@@ -71,7 +70,7 @@ def _address(tensor: Tensor) -> int:
 
 
 class FreshMask(nn.Module):
-    """Base of `SupermaskLayer`: keeps the mask that of the scores, or the one that was loaded.
+    """Base of `SupermaskLayer`: keeps the mask up to date with the scores, or keeps the mask that was loaded.
 
     Subclasses have the parameter ``scores`` (or None), the buffers ``mask_words``, ``mask_origin`` and ``source_id``,
     and ``update_mask()``.
@@ -113,14 +112,14 @@ class FreshMask(nn.Module):
         return id(buffers["mask_words"]), id(origin), _version(origin), id(source_id), _version(source_id)
 
     def _see(self) -> None:
-        """Notes that the mask is right for the tensors as they are now."""
+        """Records the present tensors as those for which the mask is valid."""
         scores, buffers = self._counted_scores(), self._buffers
         storage = scores if scores is None or sharded_scores.is_dtensor(scores) else scores.untyped_storage()
         held = (scores, storage, *(buffers[name] for name in ("mask_words", "mask_origin", "source_id")))
         self._seen = _Seen(self._scores_key(), self._state_key(), held)
 
     def _remember_scores(self, maker: Maker | None = None) -> None:
-        """Records that the mask is of the scores as they are now, and who made it (None: as before)."""
+        """Records that the mask was just made from the present scores, and by whom (None: as before)."""
         if torch.compiler.is_compiling():
             self._seen = None
             if maker is not None:
@@ -147,7 +146,7 @@ class FreshMask(nn.Module):
             self.mask_origin.copy_(torch.tensor([maker, fingerprint], device="cpu"))
 
     def _record_fingerprint(self) -> None:
-        """Writes of which scores the mask is, if it is of the present ones; sharded scores have no fingerprint."""
+        """Writes the fingerprint of the scores if the mask is theirs; sharded scores have none."""
         scores = self.scores
         if scores is None or self._fingerprint != UNRECORDED or not self._is_fresh() or self.mask_origin.is_meta:
             return
@@ -156,7 +155,7 @@ class FreshMask(nn.Module):
             self._see()
 
     def _is_fresh(self) -> bool:
-        """Whether nothing was replaced or written since the mask was known to be right."""
+        """Whether no tensor was replaced or written since the mask was known to be valid."""
         seen = self._seen
         if seen is None or seen.state != self._state_key() or seen.scores != self._scores_key():
             return False
@@ -184,7 +183,7 @@ class FreshMask(nn.Module):
         return True
 
     def _refresh_mask(self) -> None:
-        """Makes the mask anew where it is the layer's own and no longer that of the scores."""
+        """Makes the mask again if it is the layer's own and the scores have changed."""
         scores = self._parameters["scores"]
         if torch.compiler.is_compiling():
             if scores is not None and self._auto_mask and self.training:
@@ -200,20 +199,20 @@ class FreshMask(nn.Module):
                 self.update_mask()
 
     def _accept_state(self) -> None:
-        """Takes the mask as it is for that of the scores as they are."""
+        """Records that the present mask is valid for the present scores."""
         scores = self._counted_scores()
         if scores is not None:
             scores.makes_mask = True
         self._see()
 
     def _is_recorded(self, scores: Tensor) -> bool:
-        """Whether these are the scores of which the state says that the mask was made."""
+        """Whether ``mask_origin`` has the fingerprint of these scores."""
         if self._fingerprint == UNRECORDED or sharded_scores.is_dtensor(scores) or scores.is_inference():
             return False
         return scores.dtype in (torch.float32, torch.float64) and fingerprint(scores) == self._fingerprint
 
     def _warn_of_ignored_steps(self) -> None:
-        """Warns once where scores are trained and nothing makes masks of them."""
+        """Warns if scores are trained and nothing makes masks from them."""
         scores = self._counted_scores()
         if torch.compiler.is_compiling() or not (self.training and getattr(scores, "steps_since_mask", 0)):
             return
@@ -233,9 +232,9 @@ class FreshMask(nn.Module):
         )
 
 
-@torch._disable_dynamo  # as `torch.compiler.disable`, which would import the compiler now
+@torch._disable_dynamo  # `torch.compiler.disable` would import the compiler now
 def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Fused optimizers, and those that write to ``.data``, leave a parameter's version as it was."""
+    """Increments versions: fused optimizers, and those that write to ``.data``, do not."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if getattr(p, "makes_mask", False):
@@ -244,7 +243,7 @@ def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 @torch._disable_dynamo
 def _expect_mask(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Counts a step before it is taken, so that a mask made right after it sets the count to 0."""
+    """Counts steps, before they are taken: a mask made right after one sets the count to 0."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if getattr(p, "makes_mask", False) and p.grad is not None:

@@ -1,13 +1,22 @@
 """A layer's ``weight``, for code that expects one: shape, dtype and device are free, values are generated."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-if TYPE_CHECKING:
-    from .supermask import SupermaskLayer
+
+class Layer(Protocol):
+    """What a weight needs of its layer (`SupermaskLayer`)."""
+
+    dtype: torch.dtype
+    mask_words: Tensor
+    weight_shape: tuple[int, ...]
+
+    def dense_weight(self) -> Tensor:
+        """The values."""
+
 
 _FREE = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")),
@@ -37,12 +46,12 @@ class GeneratedWeight(Tensor):
         RuntimeError: an operation that would write to it.
     """
 
-    _is_param = True  # what isinstance(weight, nn.Parameter) asks
-    _layer: "SupermaskLayer"
+    _is_param = True  # isinstance(weight, nn.Parameter) is True
+    _layer: Layer
 
     @staticmethod
-    def __new__(cls, layer: "SupermaskLayer") -> "GeneratedWeight":
-        # One element, expanded; NaN, so that no code that goes around __torch_function__ takes it for a value.
+    def __new__(cls, layer: Layer) -> "GeneratedWeight":
+        # One element, expanded. It is NaN, so that code that bypasses __torch_function__ does not use it unnoticed.
         one = torch.full((), torch.nan, dtype=layer.dtype, device=layer.mask_words.device)
         weight = torch.Tensor._make_subclass(cls, one.expand(layer.weight_shape))
         weight._layer = layer

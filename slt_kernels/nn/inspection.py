@@ -1,4 +1,4 @@
-"""Looking at a layer: its pattern, its mask, its weights. All of it materializes; of a sharded layer, the shard."""
+"""Access to a layer's frozen pattern, mask and weights. All of it materializes; a sharded layer gives its shard."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from .sharding import ShardedLayer
 
 
 class InspectedLayer(ShardedLayer):
-    """What of `SupermaskLayer` shows its weights, for tests and for other code."""
+    """The part of `SupermaskLayer` that materializes its weights, for tests and for other code."""
 
     def frozen_state(self) -> Tensor:
         """Int8, the weight's shape: -1 pruned, 0 free, +1 locked."""
@@ -20,7 +20,7 @@ class InspectedLayer(ShardedLayer):
         return self._as_weight(self.source.integer_weight(self.mask_words.device))
 
     def mask(self) -> Tensor:
-        """Bool, the weight's shape: what is kept, frozen and learned decided."""
+        """Bool, the weight's shape: the weights that are kept, locked ones included."""
         self._refresh_mask()
         return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
 

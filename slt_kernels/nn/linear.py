@@ -11,12 +11,12 @@ from .supermask import SupermaskLayer
 
 
 class SupermaskLinear(SupermaskLayer):
-    """``nn.Linear`` with a random weight, of which only a mask is learned.
+    """``nn.Linear`` with a random weight and a learned mask.
 
     Args:
         in_features, out_features, bias, device, dtype: as ``nn.Linear``'s. ``dtype`` is that of the bias: inputs of
-            float32, float64, bfloat16 and float16 are taken as they come, and outputs are of their dtype.
-        freeze: the fractions that the seed prunes and locks. Default: none, the dense source network.
+            float32, float64, bfloat16 and float16 give outputs of their own dtype.
+        freeze: the fractions that the seed prunes and locks. Default ``Freeze(0, 0)``, the dense source network.
         sparsity: the fraction of **all** weights, frozen included, that is **dropped**, for a layer used alone;
             ``freeze.prune <= sparsity <= 1 - freeze.lock``. Default 0.5. None keeps every free weight.
         weight: "signed_constant" (default), "uniform" or "normal".
@@ -25,14 +25,16 @@ class SupermaskLinear(SupermaskLayer):
             stands, 0 where nothing is kept.
         gain: of the activation that follows. Default sqrt(2), ReLU's.
         seed: of the network, 64 bits. layer: the layer's number in it, 32 bits: two layers need two numbers.
-        compact: hold the mask as one bit a *free* weight, and regenerate the frozen pattern in each product (the
-            least memory), rather than one bit a weight (the fastest, default).
+        compact: hold the mask as one bit per *free* weight, and regenerate the frozen pattern in each product (least
+            memory). Default False: one bit per weight (fastest).
 
     Input ``[..., in_features]``, output ``[..., out_features]``.
 
     Raises:
         ValueError, TypeError: an argument outside its range; the message names it.
     """
+
+    _plan: ops.LinearPlan | None = None
 
     def __init__(
         self,
@@ -66,9 +68,23 @@ class SupermaskLinear(SupermaskLayer):
         return matrix
 
     def forward(self, input: Tensor) -> Tensor:
+        plan = self._plan
+        if plan is not None and plan.takes(input) and self._is_fresh() and plan.is_of(*self._operands()):
+            return plan.call(input)
         self._refresh_mask()
-        bias = self.bias if self.source.fan == self.whole.fan else None  # a part of the sums: the bias comes after all
-        return ops.linear(input, self._scores_to_grade(), self.mask_words, self.weight_scale, bias, self.source)
+        if ops.is_plain(input) and not ops.differentiates():
+            self._plan = ops.LinearPlan(*self._operands())
+        return ops.linear(input, self._scores_to_grade(), *self._operands())
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source]:
+        buffers = self._buffers
+        bias = (
+            self._parameters.get("bias") if self.source.fan == self.whole.fan else None
+        )  # else it is added to the sum of all shards
+        return buffers["mask_words"], buffers["weight_scale"], bias, self.source
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_plan": None}  # a plan holds addresses
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

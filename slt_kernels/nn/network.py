@@ -1,4 +1,4 @@
-"""The supermask layers of a model."""
+"""Functions of a model's supermask layers."""
 
 from torch import nn
 
@@ -8,16 +8,16 @@ from .supermask import SupermaskLayer
 def drop_scores(model: nn.Module) -> nn.Module:
     """Drops the scores of all supermask layers (`SupermaskLayer.drop_scores`), and gives back the model.
 
-    A network that is only used then holds a bit a weight, and what is no supermask layer. On the meta device nothing
-    is allocated before a ticket is loaded, which gives every parameter and buffer of the model's ``state_dict``::
+    In inference the network then holds one bit per weight, and its other parameters and buffers. On the meta device
+    nothing is allocated before a ticket is loaded, which has every parameter and buffer of the ``state_dict``::
 
         with torch.device("meta"):
             model = drop_scores(network())
         load_ticket("net.slt", model.to_empty(device="cpu"))
 
     Raises:
-        TypeError: no module.
-        ValueError: no supermask layer.
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` has no supermask layer.
     """
     for layer in supermask_layers(model):
         layer.drop_scores()
@@ -28,8 +28,8 @@ def layers_to_search(model: nn.Module) -> list[SupermaskLayer]:
     """The supermask layers of a model.
 
     Raises:
-        TypeError: no module.
-        ValueError: there is none, or one's scores were dropped.
+        TypeError: ``model`` is not a module.
+        ValueError: it has no supermask layer, or the scores of one were dropped.
     """
     layers = supermask_layers(model)
     if any(layer.scores is None for layer in layers):
@@ -41,8 +41,8 @@ def supermask_layers(model: nn.Module) -> list[SupermaskLayer]:
     """The supermask layers of a model.
 
     Raises:
-        TypeError: no module.
-        ValueError: there is none.
+        TypeError: ``model`` is not a module.
+        ValueError: it has no supermask layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module, got {type(model).__name__}")

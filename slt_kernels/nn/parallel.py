@@ -7,8 +7,8 @@ The styles stand in plans of ``torch.distributed.tensor.parallel.parallelize_mod
     mesh = init_device_mesh("cuda", (8,))
     parallelize_module(model, mesh, {"mlp.up": ColwiseParallel(), "mlp.down": RowwiseParallel()})
 
-A shard of a weight is an offset in its generator (section 6 of the weight contract), so no weight is ever sent, nor a
-mask but to write a ticket; what processes exchange is activations, their gradients, and histograms of scores. Masks
+A shard of a weight is an offset in its generator (section 6 of the weight contract), so no weight is sent. Processes
+exchange activations, their gradients and histograms of scores, and masks to write a ticket. Masks
 are those of the whole layer in one process, under `EdgePopup` of either scope, and tickets are of the whole network.
 Scores stay plain tensors, each in one process: a gradient's norm over all of them is a sum over the processes.
 """
@@ -98,7 +98,7 @@ class RowwiseParallel(torch_parallel.RowwiseParallel):
         def after(module: SupermaskLayer, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
             y = DTensor.from_local(y, device_mesh, [Partial()], run_check=False)
             y = self._prepare_output_fn(self.output_layouts, False, module, y, device_mesh)
-            # Once, after the sum; its gradient is added up where y is in parts. A process that has all inputs adds it.
+            # The bias is added once, after the sum. Where one process has all inputs, its layer adds it.
             if module.bias is not None and module.source.fan < module.whole.fan:
                 y = y + DTensor.from_local(module.bias.to(y.dtype), device_mesh, [Replicate()], run_check=False)
             return y.to_local() if self.use_local_output else y
@@ -109,9 +109,9 @@ class RowwiseParallel(torch_parallel.RowwiseParallel):
 
 
 def _shard(module: SupermaskLayer, style: torch_parallel.ParallelStyle, mesh: DeviceMesh, **part: tuple) -> None:
-    """Of one bias, as PyTorch's styles: that of the first process, unless the plan says that all have it."""
+    """Shards a layer. All processes take the first one's bias, unless the style says that they have the same one."""
     group = mesh.get_group()
-    first = getattr(style, "src_data_rank", 0)  # PyTorch 2.6 knows no other
+    first = getattr(style, "src_data_rank", 0)  # PyTorch 2.6 always takes the first
     if module.bias is not None and module.group is None and first is not None:
         dist.broadcast(module.bias.detach(), dist.get_global_rank(group, first), group)
     module.shard(group, **part)

@@ -1,12 +1,12 @@
-"""Scores that are spread over processes, and what a mask needs of all of them.
+"""Scores that several processes hold: thresholds and masks without gathering them.
 
-FSDP2 (``torch.distributed.fsdp.fully_shard``) makes a layer's scores a DTensor, of which each process holds a run.
-Under tensor parallelism (`parallel`) each process has a shard of the layer, and that shard's scores. A threshold is an
-order statistic of all of them: processes add up histograms, and never gather scores.
+FSDP2 (``torch.distributed.fsdp.fully_shard``) makes a layer's scores a DTensor; each process holds a run of it. Under
+tensor parallelism (`parallel`) each process has a shard of the layer, and that shard's scores. A threshold is an order
+statistic of all scores: processes add their histograms.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from .. import bits, ops
 from ..source import Source
 
-if TYPE_CHECKING:
-    from .supermask import SupermaskLayer
+
+class Layer(Protocol):
+    """What a mask needs of a layer (`SupermaskLayer`)."""
+
+    scores: Tensor
+    source: Source
+    group: dist.ProcessGroup | None
+    free: int
+    compact: bool
 
 
 def is_dtensor(tensor: Tensor | None) -> bool:
-    """Whether it is a DTensor; torch.distributed.tensor is not imported to say no."""
+    """Whether it is a DTensor; without importing torch.distributed.tensor."""
     if tensor is None or type(tensor) in (Tensor, nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
@@ -29,17 +36,17 @@ def is_dtensor(tensor: Tensor | None) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a DTensor, every process has to ask."""
+    """All of a tensor; collective for a DTensor."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def copy_(tensor: Tensor, values: Tensor) -> None:
-    """``tensor.copy_(values)``; of a DTensor every process has to ask, and takes its part."""
+    """``tensor.copy_(values)``; collective for a DTensor, of which each process writes its part."""
     if is_dtensor(tensor):
         from torch.distributed.tensor import distribute_tensor
 
@@ -48,7 +55,7 @@ def copy_(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
-def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
+def select(layers: Sequence[Layer], rank: int) -> Tensor:
     """`ops.select` over the scores of all layers in all processes; every process gets the threshold."""
     spread: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for layer in layers:
@@ -65,7 +72,7 @@ def select(layers: Sequence["SupermaskLayer"], rank: int) -> Tensor:
     return bits.find_rank(counts, rank, scores[0].dtype)
 
 
-def pack(layer: "SupermaskLayer", threshold: Tensor) -> tuple[Tensor, Tensor]:
+def pack(layer: Layer, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """`ops.pack` of a layer's scores: the mask of what this process multiplies, and how many the whole layer keeps."""
     if is_dtensor(layer.scores):
         mask, kept = _pack_dtensor(layer.scores, threshold, layer.source, layer.compact)
@@ -79,7 +86,7 @@ def _pack_dtensor(scores: Tensor, threshold: Tensor, source: Source, compact: bo
     (group,) = _mesh_groups(scores)
     processes = dist.get_world_size(group)
     run = -(-len(scores) // processes)  # as `torch.chunk` has it: the last ones may be shorter, or empty
-    mine = local(scores).abs() > threshold
+    mine = bits.exceeds(local(scores), threshold)
     mine = bits.pack_sequence(nn.functional.pad(mine, (0, run - len(mine))))
     runs = [torch.empty_like(mine) for _ in range(processes)]
     dist.all_gather(runs, mine, group=group)
@@ -88,7 +95,7 @@ def _pack_dtensor(scores: Tensor, threshold: Tensor, source: Source, compact: bo
     return (mask if compact else ops.expand(mask, source)), kept
 
 
-def _groups(layer: "SupermaskLayer") -> tuple[dist.ProcessGroup, ...]:
+def _groups(layer: Layer) -> tuple[dist.ProcessGroup, ...]:
     """The groups over which the layer's scores are spread: each score is in one process of them."""
     mesh = _mesh_groups(layer.scores) if is_dtensor(layer.scores) else ()
     return mesh if layer.group is None else (*mesh, layer.group)

@@ -10,7 +10,7 @@ from .freshness import FreshMask
 
 
 class ShardedLayer(FreshMask):
-    """What of `SupermaskLayer` cuts a layer up and puts it together again."""
+    """The part of `SupermaskLayer` that cuts a layer into shards and gathers it."""
 
     @torch.no_grad()
     def shard(
@@ -18,12 +18,12 @@ class ShardedLayer(FreshMask):
     ) -> None:
         """Keeps rows ``[n0, n1)``, or words ``[w0, w1)`` of each, with their scores and mask bits, and drops the rest.
 
-        Thresholds, scale, counts and tickets stay the whole layer's: the processes of ``group`` hold all of its
-        shards, and make masks together. `parallel` has what tensor parallelism needs besides. `scores` is a new
-        parameter: make the optimizer afterwards.
+        Thresholds, scale, counts and tickets are those of the whole layer: the processes of ``group`` hold all of its
+        shards and make masks together. `scores` is a new parameter, so make the optimizer afterwards. For tensor
+        parallelism use the styles in `parallel`.
 
         Raises:
-            ValueError: a layer that is sharded already, or a range that is empty or leaves it.
+            ValueError: the layer is sharded already, or a range is empty or outside it.
         """
         if self.group is not None or sharded_scores.is_dtensor(self.scores):
             raise ValueError("layer: expected one that is not sharded yet")
@@ -58,7 +58,7 @@ class ShardedLayer(FreshMask):
         return scores[mine[free]]
 
     def whole_bias(self) -> Tensor:
-        """The bias of all rows; of a sharded layer, every process of the `group` has to ask."""
+        """The bias of all rows; collective over the `group` of a sharded layer."""
         if self.source.rows == self.whole.rows:
             return self.bias.detach()
         bias = self.bias.new_zeros(self.whole.rows, requires_grad=False)

@@ -1,4 +1,4 @@
-"""A layer's state: what it has to have in common with the layer, and how it is saved, loaded, copied and moved."""
+"""How a layer is saved, loaded, copied and moved, and the checks of a state that was made for another layer."""
 
 import struct
 
@@ -26,10 +26,10 @@ _STATE_DTYPES = {
 
 
 class LayerState(InspectedLayer):
-    """What of `SupermaskLayer` is ``nn.Module``'s: attributes, copies, moves, ``state_dict``."""
+    """The part of `SupermaskLayer` that overrides ``nn.Module``: attributes, copies, moves, ``state_dict``."""
 
     def _identity(self, source: Source) -> list[int]:
-        """What a state has to have in common with this layer."""
+        """The numbers that a state of this layer has in ``source_id``."""
         (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))
         return [CONTRACT_VERSION, *source, SCALES.index(self.scale), gain]
 
@@ -37,7 +37,7 @@ class LayerState(InspectedLayer):
         self.source_id.copy_(torch.tensor(self._identity(self.source), device="cpu"))
 
     def is_initialized(self) -> bool:
-        """False on the meta device, and as ``to_empty`` leaves it: there is no mask then."""
+        """False on the meta device and after ``to_empty``: there is no mask then."""
         tensors = (self.mask_words, self.weight_scale, self.source_id, self.mask_origin, self.scores)
         if any(t is not None and t.is_meta for t in tensors):
             return False
@@ -91,7 +91,8 @@ class LayerState(InspectedLayer):
         if name != "scores":
             super().__setattr__(name, value)
             return
-        # FSDP2 shards scores, and gathers them for each use: they stay what they were, and those that it shards count.
+        # FSDP2 replaces scores by sharded ones, and gathers them for each use: their values stay the same. The version
+        # of the sharded ones counts, since the optimizer has them.
         old, is_sharded = self._parameters.get("scores"), sharded_scores.is_dtensor(value)
         was_sharded = sharded_scores.is_dtensor(old)
         fresh = (is_sharded or was_sharded) and self._is_fresh()
@@ -102,7 +103,7 @@ class LayerState(InspectedLayer):
             self._accept_state()
 
     def __getstate__(self) -> dict:
-        # A copy's scores count their versions anew: what it can know is whether its mask was of them.
+        # The versions of a copy's scores start again, so it carries only whether its mask was that of its scores.
         return {**self.__dict__, "_seen": self._is_fresh()}
 
     def __setstate__(self, state: dict) -> None:
@@ -153,7 +154,9 @@ class LayerState(InspectedLayer):
         together = words is not None and (self.scores is None or f"{prefix}scores" in state_dict)
         if words is not None:
             state_dict[f"{prefix}mask_words"] = self._in_own_form(words)
-            if f"{prefix}mask_origin" not in state_dict:  # a state from before it: the mask stays until scores change
+            if (
+                f"{prefix}mask_origin" not in state_dict
+            ):  # a state of an older release: the mask stays until scores change
                 scores = state_dict.get(f"{prefix}scores", self.scores)
                 known = scores is not None and not sharded_scores.is_dtensor(scores) and not scores.is_meta
                 origin = [Maker.LAYER, fingerprint(scores.float()) if known else UNRECORDED]
@@ -162,7 +165,7 @@ class LayerState(InspectedLayer):
         self._seen = None
         if together and not errors and sharded_scores.is_dtensor(self._counted_scores()):
             self._read_changed_state()
-            self._accept_state()  # they have no fingerprint, and came with their mask
+            self._accept_state()  # sharded scores have no fingerprint, but they came with their mask
 
     def _take_part_of_state(self, state_dict: dict, prefix: str) -> None:
         """Makes the whole layer's state this shard's."""

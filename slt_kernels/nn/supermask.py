@@ -1,4 +1,4 @@
-"""What all supermask layers share: scores, a mask made of them, and a scale."""
+"""The base of all supermask layers: scores, the mask made of them, and a scale."""
 
 import math
 from collections.abc import Callable
@@ -18,32 +18,32 @@ INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
 
 
 class SupermaskLayer(LayerState):
-    """A random layer of which only a mask is learned; the base of `SupermaskLinear` and the others.
+    """A random layer with a learned mask; the base of `SupermaskLinear`, `SupermaskConv2d` and `SupermaskEmbedding`.
 
     Attributes:
-        scores: parameter, float32 ``[free]``, one a free weight in the contract's order (row, word, bit); None once
-            `drop_scores` has dropped them.
+        scores: parameter, float32 ``[free]``, one per free weight in the contract's order (row, word, bit); None after
+            `drop_scores`.
         mask_words: buffer, int32: the mask, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
-        weight_scale: buffer, one float32: what the integer weights are multiplied by.
+        weight_scale: buffer, one float32: the factor on the integer weights.
         bias: parameter ``[rows]`` or None.
-        source: what generates the weights and the frozen pattern here; of the whole layer, or of a shard of it.
+        source: generates the weights and the frozen pattern, of the whole layer or of this process's shard.
         whole: the source of the whole layer.
-        group: the processes that hold the shards of it; None where there are none.
+        group: the processes that hold its shards; None if it is not sharded.
         total, pruned, free, locked: counts of the whole layer's weights.
-        sparsity: fraction of all weights, frozen included, that a mask of this layer's own drops; None keeps all.
-        auto_mask: whether the mask is made anew, of this layer's `sparsity`, when it is used and the scores have
-            changed since: by a forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that look at it.
-            A change is seen by the scores' version counter, a step of an optimizer, and another tensor in their place;
-            after a write to ``scores.data`` call `update_mask`. A compiled graph cannot see one: it makes the mask in
-            every forward in training, and in evaluation uses that of the last ``eval()``. In a sharded layer, every
-            process has to use the mask. An `EdgePopup`, `load_ticket` and `load_mask` turn `auto_mask` off: then only
-            they change the mask. The state says so too (``mask_origin``): a layer that has loaded such a mask, by
-            whatever loader, keeps it until an `EdgePopup`, a ticket or `update_mask` makes another.
+        sparsity: fraction of all weights, frozen included, that the layer's own mask drops; None keeps all.
+        auto_mask: whether the layer makes its own mask, with `sparsity`, when the mask is used after the scores have
+            changed. A forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that return it use it.
+            Changes are recognized by the scores' version counter, an optimizer's step, and another tensor as `scores`;
+            after a write to ``scores.data`` call `update_mask`. A compiled graph makes the mask in every forward in
+            training; in evaluation it uses the mask of the last ``eval()``. Making the mask of a sharded layer is
+            collective. `EdgePopup`, `load_ticket` and `load_mask` turn `auto_mask` off, and then only they change the
+            mask. ``mask_origin`` records this, so a layer that loads such a mask, by any loader, keeps it until an
+            `EdgePopup`, a ticket or `update_mask` makes another.
         mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores that
             it was made of, 0 where none is recorded.
         dtype: of the weight, as ``.to(dtype)`` leaves it; products take inputs of any.
-        graded_scores: what a forward puts in the scores' place, for another gradient than Edge-Popup's (as
-            `BernoulliMasks` does): a function of them with the same values; None for the scores themselves.
+        graded_scores: an identity function of the scores with a backward of its own, for another gradient than
+            Edge-Popup's (`BernoulliMasks` has one); None for Edge-Popup's.
 
     Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
     """
@@ -107,7 +107,7 @@ class SupermaskLayer(LayerState):
         return self.gain
 
     def _scores_to_grade(self) -> Tensor | None:
-        """The scores as a forward hands them to the operations."""
+        """The scores as a forward passes them to the operations."""
         self._warn_of_ignored_steps()
         return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
 
@@ -115,7 +115,7 @@ class SupermaskLayer(LayerState):
     def reset_parameters(self) -> None:
         """Initial scores from the seed (`reset_scores`); bias as PyTorch's.
 
-        With it a layer made on the meta device becomes a whole one: ``layer.to_empty(device=...)``, then this.
+        It initializes a layer made on the meta device after ``layer.to_empty(device=...)``.
         """
         self._write_identity()
         self.mask_origin.zero_()
@@ -147,7 +147,7 @@ class SupermaskLayer(LayerState):
         bound = {"uniform": std * math.sqrt(3), "normal": 1.0, "hidden_networks": 1 / root}[how]
         scores = self.whole.initial_scores(self.free, bound, self.scores.device)
         if how == "normal":
-            inverse = torch.erfinv(scores.cpu()).to(scores.device)  # another device's erfinv has other last bits
+            inverse = torch.erfinv(scores.cpu()).to(scores.device)  # erfinv differs in the last bits between devices
             scores = inverse * (std * math.sqrt(2))
         sharded_scores.copy_(self.scores, self._part_of_scores(scores))
 
@@ -194,10 +194,10 @@ class SupermaskLayer(LayerState):
         self._remember_scores(maker)
 
     def drop_scores(self) -> None:
-        """Gives back the scores' memory, 32 bits a free weight, in a layer that is used and not searched.
+        """Frees the scores, 32 bits per free weight, of a layer in inference.
 
-        Its mask stays as it is, its answers are the same bits, and gradients flow to its input and bias. From now on
-        only `load_mask` and `load_ticket` change the mask; `load_state_dict` takes states with scores and without.
+        The mask and the outputs stay the same bits, and gradients flow to the input and the bias. After it only
+        `load_mask` and `load_ticket` change the mask; `load_state_dict` takes states with and without scores.
         """
         initialized = self.is_initialized()
         if initialized:
@@ -249,7 +249,7 @@ class SupermaskLayer(LayerState):
     def compact_mask(self) -> Tensor:
         """The learned bits alone: int32 ``[ceil(free / 32)]``, first bit lowest, 0 past the last.
 
-        They are the whole layer's: of a sharded one, every process of the `group` has to ask.
+        They are the bits of the whole layer; collective over the `group` of a sharded one.
         """
         self._refresh_mask()
         if self.group is not None:

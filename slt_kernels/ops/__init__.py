@@ -1,11 +1,25 @@
-"""The operations, one file each: schema, fake implementation, autograd, dispatch to a backend."""
+"""The operations as functions of tensors, one file each: checks, autograd, dispatch to a kernel."""
 
+from .autograd import differentiates
 from .conv2d import conv2d
+from .dispatch import is_plain
 from .embedding import embedding
 from .expand import expand
 from .linear import linear
 from .materialize import materialize
 from .pack import pack
+from .plan import LinearPlan
 from .select import select
 
-__all__ = ["conv2d", "embedding", "expand", "linear", "materialize", "pack", "select"]
+__all__ = [
+    "LinearPlan",
+    "conv2d",
+    "differentiates",
+    "embedding",
+    "expand",
+    "is_plain",
+    "linear",
+    "materialize",
+    "pack",
+    "select",
+]

@@ -4,42 +4,14 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ..window import Window, channels_last
-from ._operation import (
-    autocast,
-    check_floating,
-    check_images,
-    check_layer,
-    check_tensor,
-    check_window,
-    differentiates,
-    once_differentiable,
-    operation,
-)
+from ..window import Window
+from .autograd import autocast, differentiates, once_differentiable
+from .checks import check_floating, check_images, check_layer, check_tensor, check_window
+from .dispatch import operation
 
-
-@operation("conv2d_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
-def forward(x, mask, scale, bias, source, window):
-    return _empty(x, source[0], Window(*window).output_size(*x.shape[2:]))
-
-
-@operation(
-    "conv2d_grad_input(Tensor dy, Tensor mask, Tensor scale, int[] source, int[] window, SymInt[] size) -> Tensor"
-)
-def grad_input(dy, mask, scale, source, window, size):
-    kernel_h, kernel_w, *_, groups = window
-    return _empty(dy, source[1] // (kernel_h * kernel_w) * groups, size)
-
-
-@operation("conv2d_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source, int[] window) -> Tensor")
-def grad_scores(dy, x, scores, scale, source, window):
-    return torch.empty_like(scores, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-def _empty(like: Tensor, channels: int, size) -> Tensor:
-    memory_format = torch.channels_last if channels_last(like) else torch.contiguous_format
-    shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+forward = operation("conv2d_forward")
+grad_input = operation("conv2d_grad_input")
+grad_scores = operation("conv2d_grad_scores")
 
 
 class _Conv2d(torch.autograd.Function):

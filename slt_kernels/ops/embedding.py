@@ -4,17 +4,12 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_floating, check_layer, check_tensor, differentiates, once_differentiable, operation
+from .autograd import differentiates, once_differentiable
+from .checks import check_floating, check_layer, check_tensor
+from .dispatch import operation
 
-
-@operation("embedding_forward(Tensor index, Tensor mask, Tensor scale, int[] source, ScalarType dtype) -> Tensor")
-def forward(index, mask, scale, source, dtype):
-    return scale.new_empty(index.shape[0], source[1], dtype=dtype)
-
-
-@operation("embedding_grad_scores(Tensor dy, Tensor index, Tensor scores, Tensor scale, int[] source) -> Tensor")
-def grad_scores(dy, index, scores, scale, source):
-    return torch.empty_like(scores, dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
+forward = operation("embedding_forward")
+grad_scores = operation("embedding_grad_scores")
 
 
 class _Embedding(torch.autograd.Function):

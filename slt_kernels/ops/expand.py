@@ -3,12 +3,10 @@
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_mask, check_source, operation
+from .checks import check_mask, check_source
+from .dispatch import operation
 
-
-@operation("expand(Tensor mask, int[] source) -> Tensor")
-def _expand(mask, source):
-    return mask.new_empty(source[0], Source(*source).words)
+_expand = operation("expand")
 
 
 def expand(mask: Tensor, source: Source) -> Tensor:

@@ -4,30 +4,13 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import (
-    autocast,
-    check_floating,
-    check_layer,
-    check_tensor,
-    differentiates,
-    once_differentiable,
-    operation,
-)
+from .autograd import autocast, differentiates, once_differentiable
+from .checks import check_floating, check_layer, check_tensor
+from .dispatch import operation
 
-
-@operation("linear_forward(Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
-def forward(x, mask, scale, bias, source):
-    return x.new_empty(x.shape[0], source[0])
-
-
-@operation("linear_grad_input(Tensor dy, Tensor mask, Tensor scale, int[] source) -> Tensor")
-def grad_input(dy, mask, scale, source):
-    return dy.new_empty(dy.shape[0], source[1])
-
-
-@operation("linear_grad_scores(Tensor dy, Tensor x, Tensor scores, Tensor scale, int[] source) -> Tensor")
-def grad_scores(dy, x, scores, scale, source):
-    return torch.empty_like(scores, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+forward = operation("linear_forward")
+grad_input = operation("linear_grad_input")
+grad_scores = operation("linear_grad_scores")
 
 
 class _Linear(torch.autograd.Function):

@@ -1,15 +1,12 @@
 """Materialize: the masked integer weight, for looking and testing."""
 
-import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_mask, check_source, operation
+from .checks import check_mask, check_source
+from .dispatch import operation
 
-
-@operation("materialize(Tensor mask, int[] source) -> Tensor")
-def _materialize(mask, source):
-    return mask.new_empty(source[0], source[1], dtype=torch.int8)
+_materialize = operation("materialize")
 
 
 def materialize(mask: Tensor, source: Source) -> Tensor:

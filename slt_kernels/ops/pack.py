@@ -4,13 +4,10 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from ._operation import check_source, check_tensor, operation
+from .checks import check_source, check_tensor
+from .dispatch import operation
 
-
-@operation("pack(Tensor scores, Tensor threshold, int[] source, bool compact) -> (Tensor, Tensor)")
-def _pack(scores, threshold, source, compact):
-    shape = ((scores.numel() + 31) // 32,) if compact else (source[0], Source(*source).words)
-    return scores.new_empty(shape, dtype=torch.int32), scores.new_empty((), dtype=torch.int64)
+_pack = operation("pack")
 
 
 def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tuple[Tensor, Tensor]:
@@ -20,7 +17,7 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
         scores: ``[free]``, float32 or float64, in the contract's order (row, word, bit).
         threshold: a scalar of that dtype and device.
         source: of the layer.
-        compact: one bit a free weight, ``[ceil(free / 32)]``, or else resolved, one bit a weight, ``[rows, words]``.
+        compact: one bit per free weight, ``[ceil(free / 32)]``; else resolved, one bit per weight, ``[rows, words]``.
 
     Returns:
         The mask, int32, 0 past the last weight; and how many weights it keeps, locked ones included, an int64 scalar.

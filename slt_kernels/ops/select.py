@@ -6,12 +6,10 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from ._operation import check_tensor, operation
+from .checks import check_tensor
+from .dispatch import operation
 
-
-@operation("select(Tensor[] scores, int rank) -> Tensor")
-def _select(scores, rank):
-    return scores[0].new_empty(())
+_select = operation("select")
 
 
 def select(scores: list[Tensor], rank: int) -> Tensor:
@@ -31,7 +29,7 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
     """
     if isinstance(rank, bool) or not isinstance(rank, SupportsIndex):
         raise TypeError(f"rank={rank!r}: expected an integer")
-    rank = min(max(index(rank), 0), 2**62)  # no tensors hold so many: it means the same, and fits 64 bits
+    rank = min(max(index(rank), 0), 2**62)  # larger than any number of scores; fits 64 bits
     if not scores:
         raise ValueError("scores=[]: expected at least one tensor")
     for i, s in enumerate(scores):

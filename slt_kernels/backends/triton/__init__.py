@@ -1,12 +1,19 @@
 """The Triton backend: fused kernels on CUDA and ROCm devices.
 
-Not yet run on a GPU: it is proved under Triton's interpreter, where it takes CPU tensors (``TRITON_INTERPRET=1`` in the
-environment), and by compiling its kernels ahead of time (``bench/triton_sass.py``).
+Not yet run on a GPU. It is tested under Triton's interpreter (``TRITON_INTERPRET=1`` in the environment), where it
+takes CPU tensors, and by compiling its kernels ahead of time (``bench/triton_sass.py``).
 
-``contract.py`` is the weight contract, ``digits.py`` the fixed point of float32 products, ``images.py`` a convolution
-as a matrix product; then one file an operation, for Linear and Conv2d alike, none of which is named as its operation:
-this module's attribute of that name is the function. Triton is imported once a device is found or an operation asked
-for, and no device is touched before an operation runs. float64 goes through the reference backend.
+Importing this package imports no Triton and touches no device: the registry imports its modules on the first operation.
+
+=======================================================  ==========================================================
+``forward`` ``grad_input`` ``grad_scores``               the products, for Linear and Conv2d
+``embedding``                                            rows that are looked up, and the gradient of their scores
+``select`` ``pack`` ``expand`` ``materialize``           masks
+``words`` ``weights``                                    the weight contract: words, and their expansion to weights
+``fixed_point`` ``images``                               float32 products as int8 digits; implicit im2col
+``tiles`` ``autotuning`` ``split_k``                     how a product is cut into programs
+``launch`` ``magnitudes`` ``arguments``                  what they share
+=======================================================  ==========================================================
 """
 
 from functools import cache
@@ -22,13 +29,13 @@ _OLDEST = (3, 6)
 @cache
 def unavailable() -> str | None:
     spec = find_spec("triton")
-    if spec is None or spec.origin is None:  # without an origin: any folder of that name
+    if spec is None or spec.origin is None:  # a plain folder named triton has no origin
         return "triton is not installed"
     if not _interpreted() and not torch.cuda.is_available():
         return "no CUDA or ROCm device"
     installed = _version()
     if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
-        return f"triton {installed} is installed, and {'.'.join(map(str, _OLDEST))} is the oldest that will do"
+        return f"triton {installed} is installed: expected {'.'.join(map(str, _OLDEST))} or newer"
     return None
 
 
@@ -39,7 +46,7 @@ def describe() -> str:
 
 
 def _version() -> str:
-    """As the module says: distributions of it have several names (triton, triton-rocm, pytorch-triton-rocm)."""
+    """The module's version; distributions have several names (triton, triton-rocm, pytorch-triton-rocm)."""
     return import_module("triton").__version__
 
 
@@ -49,14 +56,3 @@ def supports(device: torch.device) -> bool:
 
 def _interpreted() -> bool:
     return environ.get("TRITON_INTERPRET") == "1"
-
-
-def __getattr__(name: str):
-    """An operation that is asked for the first time: all of them become functions of this module."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    operations = import_module(".operations", __name__)
-    globals().update({operation: getattr(operations, operation) for operation in operations.__all__})
-    if name not in globals():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals()[name]

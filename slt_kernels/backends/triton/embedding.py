@@ -1,4 +1,4 @@
-"""Embedding: the rows that are looked up, each made where it is wanted, and the gradient of their scores."""
+"""Embedding: rows generated as they are looked up, and the gradient of their scores."""
 
 import torch
 import triton
@@ -6,34 +6,33 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
-from .. import reference
-from .contract import (
+from .arguments import kernel
+from .grad_scores import store_grads
+from .launch import blocks, free_start, free_starts, launch, normal_table
+from .weights import integer_weight, spread_bits
+from .words import (
     SIGNED_CONSTANT,
-    Layer,
+    KernelSource,
     compact_words,
     decoded,
     frozen_words,
-    integer_weight,
     resolved_words,
     sign_words,
-    spread_bits,
     words_of,
 )
-from .grad_scores import store_grads
-from .launch import blocks, free_start, free_starts, launch, normal_table
 
 
-def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
-    """float64 goes through the reference. A row that is not there is NaN: a device cannot raise an error."""
-    if dtype == torch.float64:
-        return reference.embedding_forward(index, mask, scale, source, dtype)
-    layer = Layer.of(source)
+@kernel("embedding_forward", when=lambda *arguments: arguments[-1] != torch.float64)
+def embedding_forward(
+    y: Tensor, index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
+) -> None:
+    """An index outside the rows gives NaN: a kernel cannot raise an error."""
+    numbers = KernelSource.of(source)
     starts = free_starts(source, mask.device)
-    y = torch.empty(len(index), source.fan, dtype=dtype, device=mask.device)
     n = 32
     launch(
         embedding_forward_kernel,
-        layer.calls * blocks(len(index), n),
+        numbers.calls * blocks(len(index), n),
         mask.device,
         index.contiguous(),
         mask,
@@ -42,31 +41,30 @@ def embedding_forward(index: Tensor, mask: Tensor, scale: Tensor, source: Source
         normal_table(mask.device),
         scale,
         y,
-        Layer.coded(source),
+        KernelSource.coded(source),
         len(index),
         WEIGHT=source.weight,
         COMPACT=mask.dim() == 1,
         N=n,
     )
-    return y
 
 
-def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
-    """float64 goes through the reference."""
-    if dy.dtype == torch.float64:
-        return reference.embedding_grad_scores(dy, index, scores, scale, source)
-    layer = Layer.of(source)
+@kernel("embedding_grad_scores", when=lambda dy, *_: dy.dtype != torch.float64)
+def embedding_grad_scores(
+    out: Tensor, dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source
+) -> None:
+    numbers = KernelSource.of(source)
     starts = free_starts(source, dy.device)
-    out = torch.zeros(scores.numel(), dtype=torch.float32, device=dy.device)
-    # A row's look-ups are one program's loop. Those of padding_idx, and of another shard's rows, are as many as they
-    # like, and their gradients are zeros: they are sent to a row that is not there.
+    out.zero_()  # rows that are not looked up are not written
+    # One program loops over all look-ups of a row. Those of padding_idx or of another shard's rows may be most of the
+    # batch, and their gradients are zero: they get an index past the last row, which is skipped.
     index = index.masked_fill(~dy.any(1), source.rows)
     index, order = index.sort(stable=True)
     ends = torch.searchsorted(index, index, right=True)
     n = 16
     launch(
         embedding_grad_scores_kernel,
-        layer.calls * blocks(len(index), n),
+        numbers.calls * blocks(len(index), n),
         dy.device,
         dy.contiguous(),
         index,
@@ -78,12 +76,11 @@ def embedding_grad_scores(dy: Tensor, index: Tensor, scores: Tensor, scale: Tens
         starts.call,
         normal_table(dy.device),
         scale,
-        Layer.coded(source),
+        KernelSource.coded(source),
         len(index),
         WEIGHT=source.weight,
         N=n,
     )
-    return out
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -95,32 +92,32 @@ def embedding_forward_kernel(
     table,
     scale,
     y,
-    layer,
+    source,
     count: "i64",
     WEIGHT: tl.constexpr,
     COMPACT: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program makes the 128 weights of one call of N rows that are looked up."""
-    layer = decoded(layer)
-    call = tl.program_id(0) % layer.calls
-    at = (tl.program_id(0) // layer.calls).to(tl.int64) * N + tl.arange(0, N)
+    """A program computes the 128 weights of one call for N look-ups."""
+    source = decoded(source)
+    call = tl.program_id(0) % source.calls
+    at = (tl.program_id(0) // source.calls).to(tl.int64) * N + tl.arange(0, N)
     wanted = tl.load(index + at, mask=at < count, other=0)
-    there = (wanted >= 0) & (wanted < layer.rows)
-    row = tl.where(there, wanted, layer.rows).to(tl.int32)  # layer.rows: none
-    word = words_of(layer, call)
+    valid = (wanted >= 0) & (wanted < source.rows)
+    row = tl.where(valid, wanted, source.rows).to(tl.int32)  # source.rows: no row
+    word = words_of(source, call)
     if COMPACT:
-        free, locked = frozen_words(layer, row, word)
-        keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, layer, row, call))
+        free, locked = frozen_words(source, row, word)
+        keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, row, call))
     else:
-        keep = resolved_words(mask, layer, row, word)
-    sign = sign_words(layer, row, call) if WEIGHT == SIGNED_CONSTANT else keep
-    v = integer_weight(layer, row, word, sign, table, WEIGHT)  # [N, 128]
+        keep = resolved_words(mask, source, row, word)
+    sign = sign_words(source, row, call) if WEIGHT == SIGNED_CONSTANT else keep
+    v = integer_weight(source, row, word, sign, table, WEIGHT)  # [N, 128]
     value = tl.where(spread_bits(keep) != 0, v.to(tl.float32) * tl.load(scale), 0)  # +0, whatever the scale's sign
-    value = tl.where(there[:, None], value, float("nan"))
-    k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
-    inside = (at < count)[:, None] & ((k >= 0) & (k < layer.fan))[None, :]
-    tl.store(y + at[:, None] * layer.fan + k[None, :], value, mask=inside)
+    value = tl.where(valid[:, None], value, float("nan"))
+    k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
+    inside = (at < count)[:, None] & ((k >= 0) & (k < source.fan))[None, :]
+    tl.store(y + at[:, None] * source.fan + k[None, :], value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -135,27 +132,28 @@ def embedding_grad_scores_kernel(
     call_starts,
     table,
     scale,
-    layer,
+    source,
     count: "i64",
     WEIGHT: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program takes one call of N of the sorted look-ups, and finishes the rows that begin among them.
+    """A program takes one call of N of the sorted look-ups, and computes the rows whose first look-up is among them.
 
-    ``order`` sorts the look-ups by row, and a row's end before number ``ends`` of that order. They are added in it.
+    ``order`` sorts the look-ups by row, and ``ends`` is the end of the run of the same row. A run is added in
+    order.
     """
-    layer = decoded(layer)
-    call = tl.program_id(0) % layer.calls
-    at = (tl.program_id(0) // layer.calls).to(tl.int64) * N + tl.arange(0, N)
+    source = decoded(source)
+    call = tl.program_id(0) % source.calls
+    at = (tl.program_id(0) // source.calls).to(tl.int64) * N + tl.arange(0, N)
     row = tl.load(index + at, mask=at < count, other=-1)
     begins = (at < count) & (row != tl.load(index + at - 1, mask=(at > 0) & (at < count), other=-1))
-    begins = begins & (row >= 0) & (row < layer.rows)  # a row that is not there has no scores
+    begins = begins & (row >= 0) & (row < source.rows)  # an index outside the rows has no scores
     times = tl.where(begins, tl.load(ends + at, mask=begins, other=0) - at, 0)
-    k = 128 * call - 32 * layer.skipped + tl.arange(0, 128)
+    k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
     grad = tl.zeros([N, 128], tl.float32)
     for i in range(tl.max(times, axis=0)):
         here = tl.load(order + at + i, mask=i < times, other=0)
-        inside = (i < times)[:, None] & ((k >= 0) & (k < layer.fan))[None, :]
-        grad += tl.load(dy + here[:, None] * layer.fan + k[None, :], mask=inside, other=0).to(tl.float32)
-    n = tl.where(begins, row, layer.rows).to(tl.int32)  # layer.rows: none
-    store_grads(out, grad, scores, row_starts, call_starts, table, scale, layer, n, call, WEIGHT)
+        inside = (i < times)[:, None] & ((k >= 0) & (k < source.fan))[None, :]
+        grad += tl.load(dy + here[:, None] * source.fan + k[None, :], mask=inside, other=0).to(tl.float32)
+    n = tl.where(begins, row, source.rows).to(tl.int32)  # source.rows: no row
+    store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)

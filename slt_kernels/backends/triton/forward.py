@@ -1,7 +1,7 @@
-"""Forward of Linear and Conv2d: y = x W^T, with W made where it is used.
+"""Forward of Linear and Conv2d: y = x W^T, with W generated where it is used.
 
-The product is taken as y^T = W x^T: W is the first operand of the tensor core's product, which Hopper takes from
-registers, so a weight goes from Philox to the product without passing through shared memory.
+The product is y^T = W x^T. W is the first operand of the tensor cores, which Hopper reads from registers, so weights go
+from Philox to the product without shared memory.
 """
 
 from functools import lru_cache
@@ -13,75 +13,67 @@ from torch import Tensor
 
 from ...source import Source
 from ...window import Window
-from .. import reference
-from .contract import (
+from .arguments import kernel, takes
+from .autotuning import choose
+from .expand import resolved
+from .fixed_point import digits_of, sum_of, to_digits
+from .images import NO_IMAGE, Image, flat, padded, patches, write_images
+from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .split_k import split, store_product, workspace
+from .tiles import Tile, narrowed, pieces, resident
+from .weights import byte_quads, coded_words, sign_floats, sign_quads
+from .words import (
     NORMAL,
     SIGNED_CONSTANT,
-    Layer,
-    byte_quads,
-    coded_words,
+    KernelSource,
     compact_words,
     decoded,
     frozen_words,
     full,
     resolved_words,
-    sign_floats,
-    sign_quads,
     sign_words,
     words_of,
 )
-from .digits import digits_of, sum_of, to_digits
-from .expanding import resolved
-from .images import NO_IMAGE, Image, flat, images, padded, patches
-from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, narrowed, pieces, resident, room, split, store_product
 
 COMPACT_COLUMNS = 64
-"""Up to here each weight's frozen pattern is made once in a product, in its kernel. For more columns it would be made
-again for each block of them, at several times the cost of a weight: the mask is expanded first, a bit a weight."""
+"""Up to this many columns the kernel takes a compact mask and generates each weight's frozen pattern once. Each further
+block of columns would generate it again, at several times the cost of a weight: the mask is expanded first."""
 
 
-def linear_forward(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> Tensor:
-    """float64 goes through the reference."""
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return reference.linear_forward(x, mask, scale, bias, source)
-    x = x.contiguous()
-    return _product(x, len(x), mask, scale, bias, source, None, NO_IMAGE, source.fan)
+@kernel("linear_forward", when=takes)
+def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    _product(y, x.contiguous(), mask, scale, bias, source, None, NO_IMAGE, source.fan)
 
 
+@kernel("conv2d_forward", when=takes)
 def conv2d_forward(
-    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
-) -> Tensor:
-    """float64 goes through the reference."""
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return reference.conv2d_forward(x, mask, scale, bias, source, window)
+    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> None:
     image = Image.of(window, *x.shape[2:])
-    columns = len(x) * image.out_height * image.out_width
-    y = _product(flat(x), columns, mask, scale, bias, source, window, image, x.shape[1])
-    return images(y, image.out_height, image.out_width, reference.channels_last(x))
+    with write_images(y) as pixels:
+        _product(pixels, flat(x), mask, scale, bias, source, window, image, x.shape[1])
 
 
 def uses_digits(x: Tensor, source: Source) -> bool:
-    """Whether the product is of integers: always but for 16-bit inputs with weights that take two bits."""
+    """Whether the product is one of integers: all except 16-bit inputs with ``signed_constant`` weights."""
     return x.dtype == torch.float32 or source.weight != SIGNED_CONSTANT.value
 
 
-def _product(x, columns, mask, scale, bias, source, window, image, channels) -> Tensor:
-    """``x`` [B, length] to y [columns, rows]; ``window`` is None for a Linear."""
-    layer = Layer.of(source)
-    groups = window.groups if window else 1
-    group_channels = channels // groups
-    y = torch.empty(columns, source.rows, dtype=x.dtype, device=x.device)
+def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
+    """Writes ``y`` [columns, rows] from ``x`` [B, length]; ``window`` is None for a Linear."""
     if y.numel() == 0:
-        return y
+        return
+    numbers = KernelSource.of(source)
+    groups = window.groups if window else 1
+    group_channels, columns = channels // groups, len(y)
 
-    # Quads of digits need words that no two taps of the window share; else the kernel puts the order right.
+    # Quad order needs words that no two taps of the window share; otherwise the kernel permutes k.
     ordered = not window or group_channels % 32 == 0
     if uses_digits(x, source):
         d = digits_of(x)
         operand, unit = to_digits(x, ordered, 1 if window else 32)
         pitch = channels if window else operand.shape[2]
-        fan = operand.shape[2] if not window else source.fan  # quad order mixes 32 values, so it ends with zeros
+        fan = operand.shape[2] if not window else source.fan  # padded with zeros to whole words of quad order
         plane = operand.stride(0)
     else:
         d, operand, unit, pitch, fan, plane = 0, x, scale, channels, source.fan, 0
@@ -95,13 +87,15 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
     starts = free_starts(source, x.device) if compact else None
     group_rows = source.rows // groups
 
-    def run(tile: Tile) -> Tensor:
-        tiles = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
-        parts, steps = split(layer.calls, 128, tiles, tile.BN * tile.BM, d, tile.programs, x.device)
-        sums, arrived = room(parts, tiles, tile.BN * tile.BM, d, y)
+    device = machine(x.device)
+
+    def run(tile: Tile) -> None:
+        count = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
+        parts, steps = split(numbers.calls, 128, count, tile.BN * tile.BM, d, tile.programs, device)
+        sums, arrived = workspace(parts, count, tile.BN * tile.BM, d, y)
         launch(
             forward_kernel,
-            tiles * parts,
+            count * parts,
             x.device,
             operand,
             unit,
@@ -114,7 +108,7 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
             y,
             sums,
             arrived,
-            Layer.coded(source),
+            KernelSource.coded(source),
             image,
             columns,
             plane,
@@ -129,26 +123,25 @@ def _product(x, columns, mask, scale, bias, source, window, image, channels) -> 
             D=d,
             CONV=window is not None,
             ORDERED=ordered or d == 0,
-            ONE_TAP=group_channels % 128 == 0 and layer.skipped == 0,
-            FULL=full(source) and parts * steps == layer.calls,
+            ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
+            FULL=full(source) and parts * steps == numbers.calls,
             COMPACT=compact,
             BIAS=bias is not None,
             SPLIT=parts > 1,
             PIECES=tile.pieces,
             **tile.meta(),
         )
-        return y
 
     scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
     plain = window is None and full(source)
     conv = window is not None
-    tiles = _tiles(columns, group_rows, groups, d, source.weight, compact, plain, conv, scattered, x.device)
+    choices = tiles(columns, group_rows, groups, d, source.weight, compact, plain, conv, scattered, device)
     key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    return run(choose(key, columns, x.device, tiles, run))
+    run(choose(key, columns, x.device, choices, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(
+def tiles(
     columns: int,
     rows: int,
     groups: int,
@@ -158,38 +151,38 @@ def _tiles(
     plain: bool,
     conv: bool,
     scattered: bool,
-    device: torch.device,
+    machine: Machine,
 ) -> list[Tile]:
-    """First the rule's tile: as many columns as their sums leave registers for.
+    """The tiles to choose from; the first follows the rule: the most columns whose sums fit in registers.
 
-    A convolution's addresses, or a compact mask's starts and bit planes, need some as well; most of all where inputs
-    are ``scattered``: single values of few channels, or bytes that are not in quad order. So does before Hopper the
-    operand that later processors keep in shared memory, most of all where weights are looked up.
+    Registers are also needed for a convolution's addresses and a compact mask's offsets and bit planes; before Hopper
+    also for the operand that is later in shared memory, most of all with weights from a table. ``scattered`` inputs,
+    read value by value (few channels) or not in quad order, need the most.
     """
-    old = generation(device) < 9
+    old = machine.generation < 9
     bn = min(128, max(16, triton.next_power_of_2(rows)))
     looked_up = old and d > 2 and weight == NORMAL.value
     few = 16 if d > 2 else 32
     most = few if scattered else 32 if looked_up else 64 if d or compact or conv or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    bm = narrowed(bm, columns, groups * blocks(rows, bn), device)
+    bm = narrowed(bm, columns, groups * blocks(rows, bn), machine)
     many = (bn == 128 and (d * bm > 64 or (old and bm > 16))) or scattered
     warps = 8 if many else 4
 
     def tile(bn: int, bm: int, warps: int) -> Tile:
-        roomy = plain or (bm > 32 and not old)  # beside half of the weights addresses of images have room as well
+        roomy = plain or (bm > 32 and not old)  # half of the weights leave room for addresses
         programs = resident(warps, bm, d, weight, compact, roomy, old)
-        return Tile(bn, bm, warps, 3 if bm < 256 else 2, programs, pieces(bm, d, device))
+        return Tile(bn, bm, warps, 3 if bm < 256 else 2, programs, pieces(bm, d, machine))
 
     first = tile(bn, bm, warps)
-    tiles = [first, first._replace(num_stages=4), first.with_more_registers(), tile(bn, bm, 12 - warps)]
+    choices = [first, first._replace(num_stages=4), first.with_more_registers(), tile(bn, bm, 12 - warps)]
     if bm > 16:
-        tiles.append(tile(bn, bm // 2, warps))
+        choices.append(tile(bn, bm // 2, warps))
     if rows >= 256:  # the columns are read half as often
-        tiles.append(tile(256, bm, 8))
-    if bm == 128:  # each weight is made half as often
-        tiles.append(tile(bn, 256, 8))
-    return tiles
+        choices.append(tile(256, bm, 8))
+    if bm == 128:  # each weight is generated half as often
+        choices.append(tile(bn, 256, 8))
+    return choices
 
 
 @triton.jit(do_not_specialize=["columns", "parts", "steps"])
@@ -203,9 +196,9 @@ def forward_kernel(
     scale,
     bias,
     out,
-    parts_sums,
+    partial_sums,
     arrived,
-    layer,
+    source,
     image,
     columns: "i32",
     plane: "i64",
@@ -229,18 +222,17 @@ def forward_kernel(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """A program makes BN rows of y^T for BM columns, over one part of k, 128 of them a step.
+    """A program computes BN rows of y^T for BM columns, over one part of k, 128 k per step.
 
-    Programs that follow each other take the next rows of the same columns: they share x in the L2 cache. A step, for
-    a thread of 128 that has one row's call: Philox, 45 instructions; its words through shared memory to the threads
-    that hold that row in the product's layout (four words for each row, where the weights are 128); then expansion
-    in registers, an instruction a weight in 16-bit floats, half of one in int8. x comes through shared memory,
-    by asynchronous copies some steps ahead.
+    Consecutive programs compute the next rows of the same columns, and share x in the L2 cache. In a step each of 128
+    threads computes one row's call: Philox, 45 instructions. The four words of a row go through shared memory to the
+    threads that hold the row in the product's layout. Those expand them to 128 weights in registers, at one instruction
+    per weight in 16-bit floats and half of one in int8. Asynchronous copies bring x to shared memory some steps ahead.
 
-    D = 0: x is bfloat16 or float16 and the sums are float32. Else x is D planes of int8 digits, W is expanded once
-    for all of them, and the sums are int32, each its own accumulator.
+    D = 0: x is bfloat16 or float16, and the sums are float32. Otherwise x is D planes of int8 digits, W is expanded
+    once for all of them, and each plane has its own int32 accumulator.
     """
-    layer = decoded(layer)
+    source = decoded(source)
     row_blocks = tl.cdiv(group_rows, BN)
     column_blocks = tl.cdiv(columns, BM)
     pid = tl.program_id(0)
@@ -252,16 +244,16 @@ def forward_kernel(
     group = pid // parts
 
     in_group = row_block * BN + tl.arange(0, BN)
-    # Past the end: the last one once more, so that nothing is outside, and what is computed twice is stored once.
+    # Rows and columns past the end repeat the last one, so that no load is out of bounds; they are not stored.
     n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
     m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     first = part * steps
 
     if COMPACT:
-        start = free_start(row_starts, call_starts, layer, n, first)
+        start = free_start(row_starts, call_starts, source, n, first)
     SIZE: tl.constexpr = 128 // PIECES
     at = tl.arange(0, SIZE)
-    if not ORDERED:  # the k at each place of a call in quad order
+    if not ORDERED:  # the k at each place of quad order
         bit = (at & 31) >> 2 | (at & 3) << 3
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
 
@@ -269,24 +261,24 @@ def forward_kernel(
     acc0 = tl.zeros([BN, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
-    for step in range(steps):  # a call past the last has no words and no k
+    for step in range(steps):  # calls past the last have no words, and no k inside [0, fan)
         call = first + step
-        word = words_of(layer, call, FULL)
+        word = words_of(source, call, FULL)
         if COMPACT:
-            free, locked = frozen_words(layer, n, word)
+            free, locked = frozen_words(source, n, word)
             keep, start = compact_words(mask, free, locked, start)
         else:
-            keep = resolved_words(mask, layer, n, word, FULL)  # [BN, 4]
+            keep = resolved_words(mask, source, n, word, FULL)  # [BN, 4]
 
         if WEIGHT == SIGNED_CONSTANT:
-            coded = coded_words(keep, sign_words(layer, n, call))
+            coded = coded_words(keep, sign_words(source, n, call))
             w = sign_floats(coded, x.dtype.element_ty) if D == 0 else sign_quads(coded)
         else:
-            w = byte_quads(layer, n, word, keep, table, WEIGHT)  # [BN, 128]
+            w = byte_quads(source, n, word, keep, table, WEIGHT)  # [BN, 128]
 
         weights = pieces_of(w, PIECES)
         for i in tl.static_range(PIECES):
-            k = 128 * call - 32 * layer.skipped + SIZE * i + at
+            k = 128 * call - 32 * source.skipped + SIZE * i + at
             first_channel = group * group_channels
             offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
             acc0 = add_product(acc0, weights[i], x + offset, inside, MASKED)
@@ -294,7 +286,7 @@ def forward_kernel(
                 acc1 = add_product(acc1, weights[i], x + plane + offset, inside, MASKED)
             if D > 2:
                 acc2 = add_product(acc2, weights[i], x + 2 * plane + offset, inside, MASKED)
-        acc0 = waited_for(acc0, PIECES)
+        acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
     store_product(
@@ -307,7 +299,7 @@ def forward_kernel(
         image.out_height * image.out_width,
         sums,
         bias,
-        parts_sums,
+        partial_sums,
         arrived,
         (group * column_blocks + column_block) * row_blocks + row_block,
         part,
@@ -323,14 +315,14 @@ def forward_kernel(
 
 @triton.jit
 def add_product(acc, w, x, inside, MASKED: tl.constexpr):
-    """acc + w x^T: w [N, K] in registers, x points to [M, K]."""
+    """acc + w x^T: w [N, K] in registers, x pointers [M, K]."""
     value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
     return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
 
 
 @triton.jit
 def pieces_of(w, PIECES: tl.constexpr):
-    """W [N, K] in a tuple of pieces [N, K / PIECES]; no weight leaves its thread."""
+    """W [N, K] as a tuple of pieces [N, K / PIECES]; every weight stays in its thread."""
     tl.static_assert(PIECES <= 2)
     if PIECES == 1:
         return (w,)
@@ -339,11 +331,11 @@ def pieces_of(w, PIECES: tl.constexpr):
 
 
 @triton.jit
-def waited_for(acc, PIECES: tl.constexpr):
-    """Sums that are seen to be used are waited for once a piece.
+def touched(acc, PIECES: tl.constexpr):
+    """Uses the accumulator without changing it, so that ptxas inserts one wait per piece on Hopper.
 
-    Else Hopper's compiler means to let products run on, finds that it may not (ptxas: C7515), and has them waited for
-    after each 16 k. Where the sums of one piece are large they stay as they are: in Blackwell's tensor memory.
+    Otherwise ptxas serializes the product and waits after every 16 k (warning C7515). Large sums of one piece are
+    left alone: they are in Blackwell's tensor memory.
     """
     if acc.shape[1] > 32 and PIECES == 1:
         return acc

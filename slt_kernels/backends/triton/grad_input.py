@@ -1,88 +1,85 @@
-"""Grad_input of Linear and Conv2d: dx = dy W, with W made where it is used.
+"""Grad_input of Linear and Conv2d: dx = dy W, with W generated where it is used.
 
-As in `forward`, W is the first operand: dx^T = W^T dy^T, a tile of 128 k (or of channels at one tap of a window)
-summed over rows. A convolution sums over its taps as well.
+As in `forward`, W is the first operand: dx^T = W^T dy^T, a tile of 128 k (or of channels at one tap of the window)
+summed over rows. A convolution also sums over its taps.
 """
 
 from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...source import Source
 from ...window import Window
-from .. import reference
-from .contract import (
-    NORMAL,
-    SIGNED_CONSTANT,
-    Layer,
-    aligned,
+from .arguments import kernel, takes
+from .autotuning import choose
+from .expand import resolved
+from .fixed_point import digits_of, sum_of, to_digits
+from .forward import COMPACT_COLUMNS, add_product, pieces_of, touched, uses_digits
+from .images import NO_IMAGE, Image, flat, padded, write_images
+from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .split_k import split, store_product, workspace
+from .tiles import Tile, narrowed, pieces, resident
+from .weights import (
     byte_weight_from,
     coded_words,
+    integer_weight,
+    sign_floats_by_rows,
+    sign_quads_by_rows,
+    spread_bits,
+)
+from .words import (
+    NORMAL,
+    SIGNED_CONSTANT,
+    KernelSource,
+    aligned,
     compact_words,
     decoded,
     frozen_words,
     full,
-    integer_weight,
-    part_of,
     resolved_words,
-    sign_floats_by_rows,
-    sign_quads_by_rows,
     sign_words,
     sign_words_at,
-    spread_bits,
+    take_words,
     words_of,
 )
-from .digits import digits_of, sum_of, to_digits
-from .expanding import resolved
-from .forward import COMPACT_COLUMNS, add_product, pieces_of, uses_digits, waited_for
-from .images import NO_IMAGE, Image, flat, images, padded
-from .launch import blocks, free_start, free_starts, generation, launch, normal_table
-from .tiles import Tile, choose, narrowed, pieces, resident, room, split, store_product
 
 
-def linear_grad_input(dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> Tensor:
-    """float64 goes through the reference."""
-    if dy.dtype == torch.float64 or dy.numel() == 0:
-        return reference.linear_grad_input(dy, mask, scale, source)
-    return _product(dy.contiguous(), len(dy), mask, scale, source, None, NO_IMAGE, source.fan)
+@kernel("linear_grad_input", when=takes)
+def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
+    _product(dx, dy.contiguous(), mask, scale, source, None, NO_IMAGE)
 
 
+@kernel("conv2d_grad_input", when=lambda dy, *others: takes(dy) and 0 not in others[-1])
 def conv2d_grad_input(
-    dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
-) -> Tensor:
-    """float64 goes through the reference."""
-    if dy.dtype == torch.float64 or dy.numel() == 0 or 0 in size:
-        return reference.conv2d_grad_input(dy, mask, scale, source, window, size)
+    dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
+) -> None:
     image = Image.of(window, *size)
-    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
-    columns = len(dy) * size[0] * size[1]
-    dx = _product(flat(dy), columns, mask, scale, source, window, image, channels)
-    return images(dx, *size, reference.channels_last(dy))
+    with write_images(dx) as pixels:
+        _product(pixels, flat(dy), mask, scale, source, window, image)
 
 
-def _product(dy, columns, mask, scale, source, window, image, channels) -> Tensor:
-    """``dy`` [B, length] to dx [columns, channels]; ``window`` is None for a Linear, whose channels are its k."""
-    layer = Layer.of(source)
+def _product(dx, dy, mask, scale, source, window, image) -> None:
+    """Writes ``dx`` [columns, channels] from ``dy`` [B, length]; a Linear's ``window`` is None, its channels are k."""
+    columns, channels = dx.shape
+    numbers = KernelSource.of(source)
     groups, taps = (window.groups, window.kernel_h * window.kernel_w) if window else (1, 1)
     group_channels, group_rows = channels // groups, source.rows // groups
-    dx = torch.empty(columns, channels, dtype=dy.dtype, device=dy.device)
 
-    # A tile is BC weights of one call at one tap; or SHARED: 32 of any two neighbouring words, which taps may share.
+    # A tile is BC weights of one call at one tap. UNALIGNED: 32 weights of two neighbouring words, shared by taps.
     bc = next((size for size in (128, 64, 32) if group_channels % size == 0), 0) if window else 128
-    shared = bc == 0 or (window is not None and layer.skipped != 0)
-    if shared:
+    unaligned = bc == 0 or (window is not None and numbers.skipped != 0)
+    if unaligned:
         bc = 32
-    if shared or columns > COMPACT_COLUMNS:
+    if unaligned or columns > COMPACT_COLUMNS:
         mask = resolved(mask, source)
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
 
     digits = uses_digits(dy, source)
     stored_rows = group_rows
-    if group_rows > 16 and (window or not digits):  # Linear's digits are padded anyway
+    if group_rows > 16 and (window or not digits):  # a Linear's digits are padded by to_digits
         dy, stored_rows = padded(dy, group_rows)
     if digits:
         d = digits_of(dy)
@@ -92,17 +89,17 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
     else:
         d, operand, unit, plane = 0, dy, scale, 0
 
-    channel_blocks = layer.calls if not window else blocks(group_channels, bc)
+    channel_blocks = numbers.calls if not window else blocks(group_channels, bc)
 
-    def run(tile: Tile) -> Tensor:
-        tiles = groups * channel_blocks * blocks(columns, tile.BM)
-        parts, steps = split(
-            taps * blocks(group_rows, tile.BN), tile.BN, tiles, bc * tile.BM, d, tile.programs, dy.device
-        )
-        sums, arrived = room(parts, tiles, bc * tile.BM, d, dx)
+    device = machine(dy.device)
+
+    def run(tile: Tile) -> None:
+        count = groups * channel_blocks * blocks(columns, tile.BM)
+        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, count, bc * tile.BM, d, tile.programs, device)
+        sums, arrived = workspace(parts, count, bc * tile.BM, d, dx)
         launch(
             grad_input_kernel,
-            tiles * parts,
+            count * parts,
             dy.device,
             operand,
             unit,
@@ -114,7 +111,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             dx,
             sums,
             arrived,
-            Layer.coded(source),
+            KernelSource.coded(source),
             image,
             columns,
             plane,
@@ -129,7 +126,7 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             WEIGHT=source.weight,
             D=d,
             CONV=window is not None,
-            SHARED=shared,
+            UNALIGNED=unaligned,
             FULL=full(source),
             COMPACT=compact,
             SPLIT=parts > 1,
@@ -137,18 +134,17 @@ def _product(dy, columns, mask, scale, source, window, image, channels) -> Tenso
             PIECES=tile.pieces,
             **tile.meta(),
         )
-        return dx
 
     plain = window is None and full(source)
     conv = window is not None
     others = groups * channel_blocks
-    tiles = _tiles(columns, group_rows, others, d, source.weight, compact, plain, conv, dy.device)
+    choices = tiles(columns, group_rows, others, d, source.weight, compact, plain, conv, device)
     key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    return run(choose(key, columns, dy.device, tiles, run))
+    run(choose(key, columns, dy.device, choices, run))
 
 
 @lru_cache(maxsize=4096)
-def _tiles(
+def tiles(
     columns: int,
     rows: int,
     others: int,
@@ -157,31 +153,31 @@ def _tiles(
     compact: bool,
     plain: bool,
     conv: bool,
-    device: torch.device,
+    machine: Machine,
 ) -> list[Tile]:
-    """First the rule's: rows of a step, a call each, and columns of a program: as in `forward`, what registers hold."""
-    old = generation(device) < 9
+    """The tiles to choose from; the first follows the rule, as in `forward`. BN is the rows of a step, a call each."""
+    old = machine.generation < 9
     looked_up = old and d > 2 and weight == NORMAL.value
     bn = min(64 if compact or looked_up else 128, max(32 if d else 16, triton.next_power_of_2(rows)))
     most = 64 if d or compact or not plain or old else 128
     bm = min(most, max(16, triton.next_power_of_2(columns)))
-    bm = narrowed(bm, columns, others, device)
+    bm = narrowed(bm, columns, others, machine)
     many = bm > 32 and (d or (old and not compact and not conv))
     warps = 8 if many else 4
 
     def tile(bn: int, bm: int, warps: int) -> Tile:
         programs = resident(warps, bm, d, weight, compact, plain, old)
-        return Tile(bn, bm, warps, 2, programs, pieces(bm, d, device) if bn >= 64 else 1)
+        return Tile(bn, bm, warps, 2, programs, pieces(bm, d, machine) if bn >= 64 else 1)
 
     first = tile(bn, bm, warps)
-    tiles = [first, first._replace(num_stages=3), first.with_more_registers(), tile(bn, bm, 12 - warps)]
+    choices = [first, first._replace(num_stages=3), first.with_more_registers(), tile(bn, bm, 12 - warps)]
     if bm > 16:
-        tiles.append(tile(bn, bm // 2, warps))
+        choices.append(tile(bn, bm // 2, warps))
     if bn > 32:
-        tiles.append(tile(bn // 2, bm, warps))
-    if bm == 128:  # each weight is made half as often
-        tiles.append(tile(bn, 256, 8))
-    return tiles
+        choices.append(tile(bn // 2, bm, warps))
+    if bm == 128:  # each weight is generated half as often
+        choices.append(tile(bn, 256, 8))
+    return choices
 
 
 @triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"])
@@ -194,9 +190,9 @@ def grad_input_kernel(
     table,
     scale,
     out,
-    parts_sums,
+    partial_sums,
     arrived,
-    layer,
+    source,
     image,
     columns: "i32",
     plane: "i64",
@@ -211,7 +207,7 @@ def grad_input_kernel(
     WEIGHT: tl.constexpr,
     D: tl.constexpr,
     CONV: tl.constexpr,
-    SHARED: tl.constexpr,
+    UNALIGNED: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -220,14 +216,14 @@ def grad_input_kernel(
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """A program makes BC channels (of a Linear: the 128 k of one call) of dx^T for BM columns.
+    """A program computes BC channels (of a Linear: the 128 k of one call) of dx^T for BM columns.
 
-    A step is BN rows at one tap; it makes one call a row, of which it uses BC weights. Four rows of one k are
-    neighbours in an int8 operand and two in a 16-bit one: the words of so many rows are put together by bytes or
-    halves, and then expanded as in `forward`. SHARED: BC weights may begin anywhere in a word, so a word is put
-    together from two, of a call each.
+    A step is BN rows at one tap. It computes one call per row and uses BC of its weights. A register of the operand
+    holds one k of four rows in int8, or of two in 16-bit floats: the words of these rows are first combined by bytes or
+    halves, and then expanded as in `forward`. UNALIGNED: the BC weights may start anywhere in a word, so each word is
+    assembled from two, with one call each.
     """
-    layer = decoded(layer)
+    source = decoded(source)
     column_blocks = tl.cdiv(columns, BM)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)
@@ -238,16 +234,16 @@ def grad_input_kernel(
     part = pid % parts
     group = pid // parts
 
-    # Past the end: the last one once more, and not stored.
+    # Columns past the end repeat the last one; they are not stored.
     m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
     c = channel_block * BC + tl.arange(0, BC)  # [BC], in the group
     if not CONV:
-        c -= 32 * layer.skipped
+        c -= 32 * source.skipped
     b = m // (image.height * image.width)
     y = m % (image.height * image.width) // image.width + image.padding_h
     x = m % image.width + image.padding_w
-    # The output pixel that a tap takes to a column is this one, moved by what the tap alone decides, so that nothing
-    # is divided in the loop; there is one where the remainders are the tap's.
+    # The output pixel that contributes to a column at a tap is (oy, ox) minus an offset of the tap alone, so that the
+    # loop has no division by column. It exists where the remainders equal the tap's.
     oy, left_y = y // image.stride_h, y % image.stride_h
     ox, left_x = x // image.stride_w, x % image.stride_w
     pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
@@ -263,55 +259,55 @@ def grad_input_kernel(
         n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
 
         first_k = tap * group_channels + channel_block * BC
-        if SHARED:
+        if UNALIGNED:
             word = first_k // 32 + tl.arange(0, 2)
-            keep = aligned(resolved_words(mask, layer, n, word), first_k & 31)
+            keep = aligned(resolved_words(mask, source, n, word), first_k & 31)
             if WEIGHT == SIGNED_CONSTANT:
-                coded = coded_words(keep, aligned(sign_words_at(layer, n, word), first_k & 31))
+                coded = coded_words(keep, aligned(sign_words_at(source, n, word), first_k & 31))
             else:
-                v = byte_weight_from(layer, n, first_k, table, WEIGHT)
+                v = byte_weight_from(source, n, first_k, table, WEIGHT)
         else:
             call = first_k // 128
-            here = first_k // BC % (128 // BC)  # of the parts of a call
-            first_word = first_k // 32 - layer.skipped
-            word = words_of(layer, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
+            here = first_k // BC % (128 // BC)  # which BC weights of the call
+            first_word = first_k // 32 - source.skipped
+            word = words_of(source, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
             if COMPACT:
-                free, locked = frozen_words(layer, n, words_of(layer, call, FULL))
-                keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, layer, n, call))
-                keep = part_of(keep, here, BC // 32)
+                free, locked = frozen_words(source, n, words_of(source, call, FULL))
+                keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, n, call))
+                keep = take_words(keep, here, BC // 32)
             else:
-                keep = resolved_words(mask, layer, n, word, FULL and BC == 128)
+                keep = resolved_words(mask, source, n, word, FULL and BC == 128)
             if WEIGHT == SIGNED_CONSTANT:
-                coded = coded_words(keep, part_of(sign_words(layer, n, call), here, BC // 32))
+                coded = coded_words(keep, take_words(sign_words(source, n, call), here, BC // 32))
             else:
-                v = integer_weight(layer, n, word, keep, table, WEIGHT)
+                v = integer_weight(source, n, word, keep, table, WEIGHT)
         if WEIGHT == SIGNED_CONSTANT:
             w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
         else:
             w = (v * spread_bits(keep).to(tl.int8)).trans()
 
-        there = m >= 0
+        valid = m >= 0
         moved = 0
         if CONV:
             tap_y = tap // image.kernel_w * image.dilation_h
             tap_x = tap % image.kernel_w * image.dilation_w
             up, left = tap_y // image.stride_h, tap_x // image.stride_w
-            there = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
-            there = there & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
+            valid = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
+            valid = valid & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
-        # What is not inside meets a dy of 0; so do rows past the group's last, as far as dy is padded with them.
+        # Masked elements of dy are 0, and so is dy's padding past the group's last row.
         rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)
         weights = pieces_of(w, PIECES)
         for j in tl.static_range(PIECES):
             row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
             offset = (start - moved)[:, None] + row[None, :]
-            inside = there[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
+            inside = valid[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
             acc0 = add_product(acc0, weights[j], dy + offset, inside, True)
             if D > 1:
                 acc1 = add_product(acc1, weights[j], dy + plane + offset, inside, True)
             if D > 2:
                 acc2 = add_product(acc2, weights[j], dy + 2 * plane + offset, inside, True)
-        acc0 = waited_for(acc0, PIECES)
+        acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
     store_product(
@@ -324,7 +320,7 @@ def grad_input_kernel(
         image.height * image.width,
         sums,
         scale,
-        parts_sums,
+        partial_sums,
         arrived,
         (group * column_blocks + column_block) * channel_blocks + channel_block,
         part,

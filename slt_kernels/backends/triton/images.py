@@ -1,11 +1,14 @@
-"""A convolution as a matrix product: which element of an image stands at a pixel and a k of its patch.
+"""A convolution as a matrix product by implicit im2col: the address of each (output pixel, k) in the images.
 
-Images are channels-last, [B, H, W, C]. A product's columns m are output pixels, in the order (b, y, x), and k counts
-(kh, kw, c) as the weight's rows do. A Linear is the same product with a vector for each patch.
+Images are channels-last, [B, H, W, C]. The product's columns m are output pixels in the order (b, y, x); k counts
+(kh, kw, c) as in the weight's rows. A Linear is the same product, with a vector in place of each patch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -38,25 +41,35 @@ class Image(NamedTuple):
         )
 
 
-NO_IMAGE = Image(*[1] * 8, 0, 0, 1, 1)  # of a Linear
+NO_IMAGE = Image(*[1] * 8, 0, 0, 1, 1)  # for a Linear
+
+
+_DENSE = {"memory_format": torch.contiguous_format}
 
 
 def flat(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] as vectors [B, H * W * C], channels-last; a copy unless they are so already."""
+    """Images [B, C, H, W] as vectors [B, H * W * C]; a copy unless they are channels-last."""
     return x.permute(0, 2, 3, 1).contiguous().flatten(1)
 
 
-def images(y: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
-    """A matrix [pixels, C] as images [B, C, H, W], in the wanted memory format."""
-    y = y.view(len(y) // (height * width), height, width, y.shape[1]).permute(0, 3, 1, 2)
-    return y if channels_last else y.contiguous()
+@contextmanager
+def write_images(images: Tensor) -> Iterator[Tensor]:
+    """The matrix [pixels, C] for a product to write; after the ``with`` block, ``images`` [B, C, H, W] hold it.
+
+    It is their own memory if they are channels-last, and a copy otherwise.
+    """
+    channels_last = images.permute(0, 2, 3, 1)
+    dense = channels_last if channels_last.is_contiguous() else torch.empty_like(channels_last, **_DENSE)
+    yield dense.flatten(0, 2)
+    if dense is not channels_last:
+        channels_last.copy_(dense)
 
 
 def padded(x: Tensor, length: int) -> tuple[Tensor, int]:
-    """``x`` [B, n * length] with zeros after each ``length``, up to a multiple of 16 values; and that multiple.
+    """``x`` [B, n * length] with each ``length`` padded with zeros to a multiple of 16 values; and that multiple.
 
-    16 bytes are what a thread copies at once. From any other place on it would load each value from an address of its
-    own, and those do not fit in the registers.
+    A thread copies 16 aligned bytes at once. Unaligned rows would be loaded value by value, and the addresses would not
+    fit in registers.
     """
     if length % 16:
         x = F.pad(x.view(len(x), -1, length), (0, -length % 16)).flatten(1)
@@ -85,10 +98,10 @@ def patches(
     ONE_TAP: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and which of them there are.
+    """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and a mask of those inside the image.
 
-    For a Linear, ``channels`` is the pitch from vector to vector. ONE_TAP: all of k is at one tap of the window, so
-    that what depends on it is one number. FULL: all of k is in [0, fan).
+    For a Linear, ``channels`` is the pitch between vectors. ONE_TAP: all k are at one tap of the window, so the tap's
+    terms are scalars. FULL: all k are in [0, fan).
     """
     inside = (m >= 0)[:, None]
     if CONV:
@@ -99,7 +112,7 @@ def patches(
         iy = (y * image.stride_h - image.padding_h)[:, None] + dy
         ix = (x * image.stride_w - image.padding_w)[:, None] + dx
         inside = (iy >= 0) & (iy < image.height) & (ix >= 0) & (ix < image.width)
-        # Two terms, so that the one of m, 64 bits wide, leaves the loop over k.
+        # Two terms, so that the 64-bit one of m is hoisted out of the loop over k.
         origin = (b.to(tl.int64) * image.height + y * image.stride_h - image.padding_h) * image.width
         origin = (origin + x * image.stride_w - image.padding_w) * channels + first_channel  # [M]
         step = (dy * image.width + dx).to(tl.int64) * channels + (k[None, :] - tap * group_channels)  # [1, K]

@@ -1,4 +1,4 @@
-"""What every operation needs on the host: a launch on the tensors' own device, and what is kept for each source."""
+"""The host side of every operation: launches on the tensors' device, and tables that are kept for each source."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from .contract import Layer, decoded, frozen_words, popcount, words_of
+from .words import KernelSource, decoded, frozen_words, popcount, words_of
 
 T = TypeVar("T")
 
@@ -20,10 +20,10 @@ _compiled: dict[tuple, object] = {}
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **meta) -> None:
-    """Runs ``programs`` programs on ``device``, whichever is current. Products and sums are never fused.
+    """Runs ``programs`` programs on ``device``, whichever is current. Multiply-adds are never fused.
 
-    What Triton looks at to find the compiled kernel is looked at here once more, in less time: all numbers, and of a
-    tensor its dtype and whether it is aligned to 16 bytes. A small product takes the host longer than the device.
+    Compiled kernels are cached by what Triton specializes on: all numbers, and each tensor's dtype and alignment to 16
+    bytes. Triton's own look-up takes longer, and a small product takes the host longer than the device.
     """
     if programs == 0:
         return
@@ -42,31 +42,34 @@ def _kind(argument):
 
 
 def blocks(count: int, size: int) -> int:
-    """Blocks of ``size`` that cover ``count``."""
+    """The number of blocks of ``size`` that cover ``count``."""
     return (count + size - 1) // size
 
 
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+class Machine(NamedTuple):
+    """The properties of a device that tiles depend on."""
+
+    generation: int  # the major number of the compute capability; 8: none of the below
+    processors: int  # multiprocessors
 
 
 @cache
-def generation(device: torch.device) -> int:
-    """The major number of a device's compute capability, as tiles depend on it; Hopper is 9.
+def machine(device: torch.device) -> Machine:
+    """A device's properties. The interpreter's CPU counts as a Hopper of one multiprocessor.
 
-    Hopper's tiles need products that take W from registers or tensor memory, and more than 64 KiB of shared memory.
-    GeForce Blackwell (12) lacks the former; AMD's processors, whose MI300 also calls itself 9, lack both.
+    The tiles of generations 9 (Hopper) and 10 (Blackwell) need products that take W from registers or tensor memory,
+    and more than 64 KiB of shared memory. GeForce Blackwell (12) lacks the former; AMD's processors, whose MI300 also
+    reports 9, lack both.
     """
     if device.type != "cuda":
-        return 9
+        return Machine(9, 1)
     major, _ = torch.cuda.get_device_capability(device)
-    return major if major < 12 and not torch.version.hip else 8
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return Machine(major if major < 12 and not torch.version.hip else 8, processors)
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what runs now on the device's current stream goes into a CUDA graph."""
+    """Whether a CUDA graph captures the device's current stream."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
@@ -74,20 +77,20 @@ def capturing(device: torch.device) -> bool:
 
 
 def kept(make: Callable[[], T], device: torch.device) -> T:
-    """The tensors that ``make`` makes on a device, complete and in memory of their own: to be kept for all streams.
+    """The result of ``make``: tensors on a device that are complete, and safe to keep for all streams and graphs.
 
-    What a caller allocates may belong to a graph's pool, which takes it back: so it is while
-    ``torch.compile(mode="reduce-overhead")`` warms up, on a stream that captures nothing. A pool takes the allocations
-    of its own thread alone (`torch.cuda.use_mem_pool`), so another makes them, and waits for them once: no stream can
-    read them too early. They are never freed, as a graph that was captured may read them.
+    The caller's allocations may belong to a graph's memory pool, which reclaims them; for example while
+    ``torch.compile(mode="reduce-overhead")`` warms up. A pool takes the allocations of one thread only
+    (`torch.cuda.use_mem_pool`), so another thread calls ``make``, and synchronizes once so that no stream reads the
+    tensors too early. They are never freed, as a captured graph may read them.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured, which allows neither.
+        RuntimeError: a CUDA graph is being captured, which forbids both.
     """
     if device.type != "cuda":
         return make()
     if capturing(device):
-        raise RuntimeError(f"first use on {device} inside a CUDA graph's capture: expected the same calls once before")
+        raise RuntimeError(f"first use on {device} during CUDA graph capture: run the same calls once before it")
 
     def complete() -> T:
         with torch.cuda.device(device):
@@ -101,52 +104,52 @@ def kept(make: Callable[[], T], device: torch.device) -> T:
 
 @cache
 def normal_table(device: torch.device) -> Tensor:
-    """``T`` of ``normal``, int8 [256]."""
+    """The contract's table T of ``normal``, int8 [256]."""
     return kept(lambda: torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device), device)
 
 
 class FreeStarts(NamedTuple):
-    """Where a layer's free weights stand among each other: the first of call c of row n is number row[n] + call[c, n].
+    """Offsets of a source's free weights in its enumeration: call c of row n starts at row[n] + call[c, n].
 
-    32 bits a call are a quarter of a bit a weight. A kernel reads them where it starts, and counts on from there.
+    32 bits per call are a quarter of a bit per weight. A kernel reads the offset of its first call and counts from it.
     """
 
     row: Tensor  # int64 [rows]
     call: Tensor  # int32 [calls, rows]
-    locked: Tensor  # int64 scalar: locked weights of the layer
+    locked: Tensor  # int64 scalar: the number of locked weights
 
 
 @cache
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
-    """Counted once for each source and device."""
+    """The offsets, computed once for each source and device."""
     return kept(lambda: _counted(source, device), device)
 
 
 def _counted(source: Source, device: torch.device) -> FreeStarts:
-    layer = Layer.of(source)
-    free = torch.empty(layer.calls, layer.rows, dtype=torch.int32, device=device)
+    numbers = KernelSource.of(source)
+    free = torch.empty(numbers.calls, numbers.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)
     n = 128
-    launch(count_kernel, layer.calls * blocks(layer.rows, n), device, free, locked, Layer.coded(source), N=n)
+    launch(count_kernel, numbers.calls * blocks(numbers.rows, n), device, free, locked, KernelSource.coded(source), N=n)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 
 
 @triton.jit
-def count_kernel(free_counts, locked_counts, layer, N: tl.constexpr):
+def count_kernel(free_counts, locked_counts, source, N: tl.constexpr):
     """A program counts the free and the locked weights of one call of N rows."""
-    layer = decoded(layer)
-    call = tl.program_id(0) % layer.calls
-    row = tl.program_id(0) // layer.calls * N + tl.arange(0, N)
-    free, locked = frozen_words(layer, row, words_of(layer, call))
-    at = tl.cast(call, tl.int64) * layer.rows + row
-    tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < layer.rows)
-    tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < layer.rows)
+    source = decoded(source)
+    call = tl.program_id(0) % source.calls
+    row = tl.program_id(0) // source.calls * N + tl.arange(0, N)
+    free, locked = frozen_words(source, row, words_of(source, call))
+    at = tl.cast(call, tl.int64) * source.rows + row
+    tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < source.rows)
+    tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < source.rows)
 
 
 @triton.jit
-def free_start(row_starts, call_starts, layer, row, call):
-    """The number of the first free weight of a call of each row: row [N] -> int64 [N]; 0 past the last row."""
-    inside = row < layer.rows
-    at = tl.cast(call, tl.int64) * layer.rows + row
+def free_start(row_starts, call_starts, source, row, call):
+    """The offset of a call's first free weight in each row: row [N] -> int64 [N]; 0 past the last row."""
+    inside = row < source.rows
+    at = tl.cast(call, tl.int64) * source.rows + row
     return tl.load(row_starts + row, mask=inside, other=0) + tl.load(call_starts + at, mask=inside, other=0)

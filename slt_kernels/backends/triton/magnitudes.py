@@ -1,6 +1,6 @@
-"""Scores by their bits, whose order as integers is that of magnitudes.
+"""Comparison of scores by their bits: as integers these are in the order of the magnitudes.
 
-A comparison of floats takes a denormal number for 0 where a device, or the interpreter's thread, flushes them.
+A comparison of floats would treat denormals as 0 where the device, or the interpreter's thread, flushes them.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def magnitude(x):
-    """The bits of |x| as int32 or int64: NaN is above infinity."""
+    """The bits of |x| as int32 or int64. NaN is above infinity."""
     if x.dtype == tl.float64:
         return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
@@ -18,20 +18,20 @@ def magnitude(x):
 
 @triton.jit
 def is_number(size):
-    """Whether a magnitude is that of a number."""
+    """Whether a magnitude is not NaN."""
     return size <= (0x7FF0000000000000 if size.dtype == tl.int64 else 0x7F800000)
 
 
 @triton.jit
 def is_negative(x):
-    """x < 0, which neither -0.0 nor a NaN is."""
+    """x < 0: false for -0.0 and NaN."""
     size = magnitude(x)
     return (x.to(size.dtype, bitcast=True) < 0) & (size > 0) & is_number(size)
 
 
 @triton.jit
 def exceeds(x, threshold):
-    """|x| > threshold, which no NaN fulfils."""
+    """|x| > threshold: false for NaN."""
     size, limit = magnitude(x), magnitude(threshold)
     numbers = is_number(size) & is_number(limit)
     return numbers & (size > tl.where(is_negative(threshold), -1, limit))

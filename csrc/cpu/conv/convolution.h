@@ -1,0 +1,153 @@
+// A convolution over planes: a product whose vectors are positions of the output.
+//
+// A piece of work is some blocks of outputs of one group, whose panels it makes, by a part of the positions, a few at a
+// time: their vectors are read in place, or copied from the planes (im2col.h), and run against the panels.
+#pragma once
+
+#include "cpu/conv/im2col.h"
+#include "cpu/conv/nchw_writer.h"
+#include "cpu/gemm/work_split.h"
+#include "cpu/machine/parallel.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+// Samples whose planes are made at a time: 16 MB of them, so that they stay in a cache that all threads share and in
+// memory that the process has already; and enough samples for the threads.
+template <class Planes>
+int64_t samples_at_once(const Images &x, const Border &around, Reading reading, int threads) {
+    const Border border = reading == Reading::COPIED ? Border() : around;
+    const int64_t pixels = (x.height + border.rows) * (x.width + border.columns);
+    const int64_t elements = pixels * Planes::pixel_of(x, reading) * Planes::PLANES;
+    return greatest((16 << 20) / (elements * int64_t(sizeof(typename Planes::Element)) + 1), 4 * threads);
+}
+
+struct Convolution {
+    Grid grid;
+    Taps taps;               // of the first group
+    int64_t groups, lanes;   // outputs of a group
+    int64_t skipped = 0, depth;  // a vector is so many zeros, the taps, and zeros up to the depth
+
+    // The results; position (i, j) goes to pixel first + (i * step_down, j * step_right).
+    ResultImages y;
+    int64_t first = 0, step_down = 1, step_right = 1;
+
+    float scale;
+    const float *bias = nullptr;  // of all outputs
+    int zero;                     // the byte of a dropped weight
+    bool small;                   // every sum fits an int32
+    int threads;
+
+    // Of the first channel of position (i, j), among all numbers of y.
+    int64_t place(int64_t sample, int64_t i, int64_t j) const {
+        const int64_t pixel = first + i * step_down * y.width + j * step_right;
+        return sample * y.pixels() * y.channels + pixel * (y.channels_last ? y.channels : 1);
+    }
+
+    Result channel(int64_t c) const { return y.data + c * (y.channels_last ? 1 : y.pixels()); }
+};
+
+// How a thread's scratch is spent: on positions that are copied, results on their way to planes, sums that are kept, and
+// a panel of as much of the depth as fits. (One position of more than 170,000 numbers does not leave enough for a panel,
+// which then comes on top.) No tap may reach a position, and the depth be 0.
+template <class Planes>
+struct Budget {
+    int together;         // positions read at a time
+    int64_t panel_bytes;
+    int64_t part;         // of the depth, that a panel holds
+    int64_t run;          // positions that meet one part before the next is made
+
+    Budget(const Planes &planes, const Convolution &c) {
+        typedef typename Planes::Product Product;
+        constexpr int64_t copies = 448 << 10, kept_sums = 64 << 10, least_panel = 128 << 10;
+        const bool copied = planes.reading != Reading::IN_PLACE;
+        const int64_t vector = Planes::PLANES * (c.depth * int64_t(sizeof(typename Planes::Element)) + 64);
+        const int64_t most = planes.together(c.taps);
+        together = int(copied ? greatest(least(most, copies / vector), 1) : most);
+        const int64_t results = c.y.channels_last ? 0 : ToPlanes<typename Product::Number>::BYTES;
+        const int64_t left = SCRATCH_BYTES - (copied ? together * vector : 0) - results - kept_sums;
+        panel_bytes = greatest(least(PANEL_BYTES, left), least_panel);
+        const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES;
+        part = c.depth == 0 ? 1 : least(c.depth, fit / Product::STEP * Product::STEP);
+        run = c.depth > part ? 4 * together : together;
+    }
+};
+
+// What is different for each of the positions read last.
+template <class Planes>
+struct PositionOutputs {
+    int64_t places[Planes::VECTORS], corrections[Planes::VECTORS];
+    double powers[Planes::VECTORS];
+
+    PositionOutputs(const Convolution &c, const Planes &planes, const Patches<Planes> &patches) {
+        for (int v = 0; v < patches.count; ++v) {
+            places[v] = c.place(patches.sample[v], patches.row[v], patches.column[v]);
+            if constexpr (Planes::Product::FIXED_POINT) {
+                if (!SIGNED_BYTES) corrections[v] = c.zero * patches.sums[v];
+                powers[v] = planes.powers[patches.sample[v]];
+            }
+        }
+    }
+};
+
+// `make_panel(group, lane, lanes, from, depth, panel)` makes the weights of some of a group's outputs, for a part of
+// the depth.
+template <class Planes, class MakePanel>
+void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_panel) {
+    typedef typename Planes::Product Product;
+    typedef ToPlanes<typename Product::Number> Results;
+    static_assert(Results::room(MOST_LANES) >= Planes::VECTORS);
+    const Budget<Planes> budget(planes, c);
+    const int64_t part = budget.part, run = budget.run;
+    const Cut cut(c.lanes, budget.panel_bytes, part * Product::BYTES + Product::SUMS, planes.positions(c.grid),
+                  c.threads, Product::OUTPUTS, budget.together);
+    parallel_for(c.threads, c.groups * cut.pieces, [&](int64_t task) {
+        const int64_t group = task / cut.pieces, piece = task % cut.pieces;
+        const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * c.lanes + lane;
+        const int64_t end = cut.vector(piece) + cut.vectors(piece);
+        Taps taps = c.taps;
+        taps.first = group * c.taps.channels;
+        Patches<Planes> patches(planes, taps, c.grid, c.skipped, c.depth, budget.together);
+        Scratch<uint32_t> panel(cut.most_lanes * part * Product::BYTES / 4);
+        Scratch<int64_t> sums(c.depth > part ? cut.most_lanes * run : 0);
+        Results results(c.y.channels_last ? 0 : lanes, c.channel(channel), c.y.pixels());
+        Workspace workspace;
+        int64_t made = -1;  // where what the panel holds begins
+        for (int64_t from = cut.vector(piece); from < end; from += run)
+            for (int64_t first = 0; first == 0 || first < c.depth; first += part) {
+                const int64_t depth = least(c.depth - first, part);
+                if (made != first) {
+                    make_panel(group, lane, lanes, first, depth, panel);
+                    Product::prepare(panel, ceil_div(lanes, LANES), depth);
+                }
+                made = first;
+                for (int64_t at = from; at < end && at < from + run; at += budget.together) {
+                    patches.read(at, least(at + budget.together, end));
+                    if (patches.count == 0) continue;
+                    const PositionOutputs<Planes> each(c, planes, patches);
+                    Output out;
+                    out.y = c.channel(channel);
+                    out.places = each.places;
+                    out.lanes = int(lanes);
+                    out.powers = each.powers;
+                    out.corrections = each.corrections;
+                    out.scale = c.scale;
+                    out.bias = c.bias ? c.bias + channel : nullptr;
+                    out.small = c.small;
+                    out.sums = c.depth > part ? sums + (at - from) * cut.most_lanes : nullptr;
+                    out.first = first == 0;
+                    out.last = first + depth == c.depth;
+                    if (!c.y.channels_last && out.last) {
+                        out.y = results.add(each.places, patches.count);
+                        out.places = nullptr;
+                        out.vector_stride = results.pitch;
+                    }
+                    Product::multiply(workspace, patches.vectors(first), patches.count, panel, depth, out);
+                }
+            }
+        results.write();
+    });
+}
+
+}  // namespace
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,208 @@
+// Planes of digits, a fixed point for each sample. Pixels are padded to whole words, but where they are PACKED.
+#pragma once
+
+#include "cpu/conv/geometry.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/machine/parallel.h"
+#include "cpu/weights/transposed.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+// The product of a convolution's digits; panels as in gemm.h.
+template <int DIGITS>
+struct DigitProduct {
+    typedef float Number;  // of results, before they are rounded
+    static constexpr bool FIXED_POINT = true;
+    static constexpr int64_t OUTPUTS = DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK;  // that a panel is worth making for
+    static constexpr int64_t BYTES = 1;                                // of a weight
+    static constexpr int64_t STEP = CALL;                              // what depths are multiples of
+    static constexpr int64_t SUMS = DIGITS == WHOLE ? SUM_BYTES : 0;   // bytes of an output's, beside the panel
+
+    static float scale_of(const Weights &, float scale) { return scale; }
+
+    // The weights of LANES rows, from the k-th on.
+    static void make_rows(const Weights &weights, int64_t row, int64_t k, int64_t depth, uint32_t *panel) {
+        weights.write(row, k / CALL, depth / CALL, panel);
+    }
+
+    // One call of COLUMN_ROWS rows, a lane for each k.
+    static void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
+        slt::SLT_ISA::make_columns(weights, row, call, out);
+    }
+
+    // What it reads of a panel's groups, in place.
+    static void prepare(uint32_t *panel, int64_t groups, int64_t depth) {
+        prepare_panel<DIGITS>(panel, groups, depth / 4);
+    }
+
+    static void multiply(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors,
+                         const uint32_t *panel, int64_t depth, const Output &out) {
+        multiply_blocks<DIGITS>(workspace, x, vectors, panel, depth / 4, out);
+    }
+};
+
+template <int DIGITS>
+class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
+    typedef PlanesOf<DigitOf<DIGITS>> Base;
+    using Base::before, Base::clear_border, Base::first, Base::parts_of_sample;
+
+  public:
+    using Base::pixel, Base::plane, Base::reading, Base::row, Base::sample, Base::x;
+    typedef DigitOf<DIGITS> Element;
+    typedef DigitProduct<DIGITS> Product;
+    static constexpr int PLANES = DIGITS, VECTORS = MOST_VECTORS;
+    static constexpr int64_t TILE = 64;  // digits in a row of a tile
+
+    Scratch<double> powers;  // of each sample
+
+    // Elements of a pixel.
+    static int64_t pixel_of(const Images &x, Reading reading) {
+        return reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD;
+    }
+
+    // `layout`: of the words of vectors, which those of pixels are where these are `whole`.
+    DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int bytes,
+                int threads)
+        : Base(x, around, reading, pixel_of(x, reading),
+                 MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
+          powers(x.samples),
+          order(whole ? layout : Layout::PLAIN, PAIRS<DIGITS>),
+          later_order(layout, PAIRS<DIGITS>),
+          shuffle(!whole && (layout == Layout::SIGN_QUADS || (layout == Layout::BYTE_QUADS && PAIRS<DIGITS>))),
+          memory(DIGITS * plane) {
+        for (int d = 0; d < DIGITS; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
+        first = memory + before();
+        // A sample's largest element must be known before its first digit: one thread does both where there are many.
+        const int64_t parts = parts_of_sample(threads);
+        Scratch<uint32_t> largest(x.samples * parts);
+        const auto write = [&](int64_t piece) {
+            const int64_t sample = piece / parts, part = piece % parts;
+            uint32_t most = 0;
+            for (int64_t p = 0; p < parts; ++p) {
+                const uint32_t found = largest[sample * parts + p];
+                most = found > most ? found : most;
+            }
+            const FixedPoint fixed(most, bytes);
+            powers[sample] = fixed.power;
+            write_rows(sample, x.height * part / parts, x.height * (part + 1) / parts, fixed);
+        };
+        parallel_for(threads, x.samples * parts, [&](int64_t piece) {
+            const int64_t part = piece % parts;
+            largest[piece] = largest_of(piece / parts, x.height * part / parts, x.height * (part + 1) / parts);
+            if (parts == 1) write(piece);
+        });
+        if (parts > 1) parallel_for(threads, x.samples * parts, write);
+    }
+
+    // Vectors to take at a time.
+    int together(const Taps &) const { return VECTORS; }
+
+    // Puts the words of a copied vector in order, a plane every `pitch`; returns the sum of its integers, which nobody
+    // needs where bytes are signed.
+    int64_t complete(Element *vector, int64_t pitch, int64_t count) const {
+        int64_t sum = 0;
+        for (int d = DIGITS - 1; d >= 0; --d) {
+            if constexpr (!SIGNED_BYTES && DIGITS != WHOLE)
+                sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
+            if (shuffle) shuffle_words(vector + d * pitch, count);
+        }
+        return sum;
+    }
+
+  private:
+    const Order order, later_order;  // of the planes' words; of those that are put in order when they are copied
+    const bool shuffle;
+    const Scratch<Element> memory;
+
+    uint32_t largest_of(int64_t sample, int64_t first, int64_t end) const {
+        const Input in = x.data + sample * x.channels * x.pixels();
+        if (x.channels_last)
+            return largest_bits(in + first * x.width * x.channels, (end - first) * x.width * x.channels);
+        uint32_t most = 0;
+        for (int64_t c = 0; c < x.channels; ++c) {
+            const uint32_t found = largest_bits(in + c * x.pixels() + first * x.width, (end - first) * x.width);
+            most = found > most ? found : most;
+        }
+        return most;
+    }
+
+    // Rows [first, end) of a sample, with the zeros after them.
+    void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
+        Element *out = memory + before() + sample_index * sample;
+        const Input in = x.data + sample_index * x.channels * x.pixels();
+        if (reading == Reading::PACKED) {
+            pack_rows(in, first, end, fixed, out);
+        } else if (x.channels_last) {
+            for (int64_t h = first; h < end; ++h)
+                for (int64_t w = 0; w < x.width; ++w)
+                    write_vector<DIGITS>(in + (h * x.width + w) * x.channels, x.channels, 0, pixel, fixed, order,
+                                         out + h * row + w * pixel, plane);
+        } else {
+            transpose_rows(in, first, end, fixed, out);
+        }
+        for (int d = 0; d < DIGITS; ++d) clear_border(out + d * plane, first, end);
+    }
+
+    // Rows without padding, through a buffer: digits are made by the word.
+    void pack_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
+        const int64_t count = x.width * x.channels, pitch = ceil_div(count, WORD) * WORD;
+        Scratch<float> channel(x.width), together(count);
+        Scratch<Element> digits(DIGITS * pitch);
+        for (int64_t h = first; h < end; ++h) {
+            Input line = in + h * count;
+            if (!x.channels_last) {
+                for (int64_t c = 0; c < x.channels; ++c) {
+                    read_floats(in + (c * x.pixels() + h * x.width), x.width, channel);
+                    for (int64_t w = 0; w < x.width; ++w) together[w * x.channels + c] = channel[w];
+                }
+                line = {reinterpret_cast<const char *>(together.data), Type::FLOAT32};
+            }
+            write_vector<DIGITS>(line, count, 0, pitch, fixed, order, digits, pitch);
+            for (int d = 0; d < DIGITS; ++d)
+                memcpy(out + h * row + d * plane, digits + d * pitch, size_t(count) * sizeof(Element));
+        }
+    }
+
+    // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
+    void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
+        for (int64_t c = 0; c < x.channels; c += WORD) {
+            const int channels = int(least(x.channels - c, WORD));
+            Position p(first * x.width, x.height, x.width);
+            for (int64_t i = first * x.width; i < end * x.width; i += LANES) {
+                const int pixels = int(least(end * x.width - i, LANES));
+                alignas(64) int32_t integers[LANES][WORD];
+                for (int part = 0; part < WORD; part += LANES) {
+                    S32 square[LANES];
+                    for (int j = 0; j < LANES; ++j) {
+                        const Input at = in + (c + part + j) * x.pixels() + i;
+                        F32 elements = {};
+                        if (part + j < channels) elements = pixels == LANES ? read_floats(at) : read_floats(at, pixels);
+                        square[j] = fixed(elements);
+                    }
+                    transpose(square);
+                    for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
+                }
+                for (int l = 0; l < pixels; ++l, p.next())
+                    write_word<DIGITS>(integers[l], order, out + p.h * row + p.w * pixel + c, plane);
+            }
+        }
+    }
+
+    void shuffle_words(Element *digits, int64_t count) const {
+        for (int64_t at = 0; at < count; at += WORD) {
+#if defined(__AVX512VBMI__)
+            if constexpr (sizeof(Element) == 1) {
+                store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(later_order.k), load<__m256i>(digits + at)));
+                continue;
+            }
+#endif
+            Element word[WORD];
+            memcpy(word, digits + at, sizeof word);
+            for (int p = 0; p < WORD; ++p) digits[at + p] = word[later_order.k[p]];
+        }
+    }
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,200 @@
+// The product of a few vectors, where making the weights is what counts: they are used as they are made, and never form
+// a panel. Sums of all k stay in registers.
+//
+// With AMX the weights of two groups pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of vectors
+// (all digits of 5 vectors, say) by 16 outputs; six of them are as many as there are registers. Per 2048 weights: 188
+// vector instructions to make them (at best 94 cycles on two ports), and beside them 2 x 16 cycles of tile products and
+// 32 stores. With AVX-512 VNNI they go from the generator's registers into the dot product: 32 for each digit of x.
+#pragma once
+
+#include <utility>
+
+#include "cpu/gemm/gemm.h"
+
+#if defined(__AVX512VNNI__)
+
+namespace slt::SLT_ISA {
+namespace {
+
+#if defined(SLT_AMX)
+
+constexpr int FEW_DIGITS = 48;
+
+// Sums T += digits of x (register 6) times weights (register 7).
+template <int T>
+SLT_INLINE void add_product() {
+    if constexpr (T == 0) _tile_dpbssd(0, 6, 7);
+    if constexpr (T == 1) _tile_dpbssd(1, 6, 7);
+    if constexpr (T == 2) _tile_dpbssd(2, 6, 7);
+    if constexpr (T == 3) _tile_dpbssd(3, 6, 7);
+    if constexpr (T == 4) _tile_dpbssd(4, 6, 7);
+    if constexpr (T == 5) _tile_dpbssd(5, 6, 7);
+}
+
+SLT_INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+}
+
+template <int T>
+SLT_INLINE void store_sums(int32_t *to) {
+    if constexpr (T == 0) _tile_stored(0, to, BLOCK * 4);
+    if constexpr (T == 1) _tile_stored(1, to, BLOCK * 4);
+    if constexpr (T == 2) _tile_stored(2, to, BLOCK * 4);
+    if constexpr (T == 3) _tile_stored(3, to, BLOCK * 4);
+    if constexpr (T == 4) _tile_stored(4, to, BLOCK * 4);
+    if constexpr (T == 5) _tile_stored(5, to, BLOCK * 4);
+}
+
+// TALL tiles of digits by two groups of outputs for each P, from `row` on, over `count` calls; digit r of x is row r of
+// `sums`. The last tile of digits may share rows with the one before. Two groups take turns: the last tile of digits
+// serves both, and a product has to wait for the one before it in its own register alone.
+template <bool SIGNS, int TALL, int... P>
+void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
+               int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, P...>) {
+    constexpr int TILE = 16 * LANES;  // words
+    alignas(64) uint32_t quads[2 * QUADS * LANES];
+    const int first_digit[3] = {0, TALL == 2 ? digits - 16 : 16, digits - 16};
+    const auto multiply = [&](auto pair, int64_t call) {
+        constexpr int p = decltype(pair)::value, a = 2 * p * TALL, b = a + TALL;  // sums of the two groups
+        if (call % CALLS_A_LINE == 0) weights.prefetch<2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_A_LINE);
+        weights.write_pair<SIGNS>(row + 2 * p * LANES, call, quads);
+        tile_memory();
+        for (int s = 0; s < 2; ++s) {
+            const Digit *at = x + call * CALL + s * 64;
+            const auto load_digits = [&](int tile) { _tile_loadd(6, at + first_digit[tile] * pitch, pitch); };
+            _tile_loadd(7, quads + s * TILE, 64);
+            load_digits(0);
+            add_product<a>();
+            if constexpr (TALL > 1) {
+                load_digits(1);
+                add_product<a + 1>();
+            }
+            if constexpr (TALL > 2) {
+                load_digits(2);
+                add_product<a + 2>();
+            }
+            _tile_loadd(7, quads + (2 + s) * TILE, 64);
+            add_product<b + TALL - 1>();
+            if constexpr (TALL > 1) {
+                load_digits(TALL - 2);
+                add_product<b + TALL - 2>();
+            }
+            if constexpr (TALL > 2) {
+                load_digits(0);
+                add_product<b>();
+            }
+        }
+    };
+    const auto store_group = [&](auto group) {
+        constexpr int g = decltype(group)::value;
+        store_sums<TALL * g>(sums + g * LANES);
+        if constexpr (TALL > 1) store_sums<TALL * g + 1>(sums + first_digit[1] * BLOCK + g * LANES);
+        if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + first_digit[2] * BLOCK + g * LANES);
+    };
+    for (int line = 0; line < 2; ++line)
+        (weights.prefetch<2 * LANES>(row + 2 * P * LANES, first + line * CALLS_A_LINE), ...);
+    zero_sums();
+    for (int64_t call = first; call < first + count; ++call) (multiply(std::integral_constant<int, P>(), call), ...);
+    ((store_group(std::integral_constant<int, 2 * P>()), store_group(std::integral_constant<int, 2 * P + 1>())), ...);
+}
+
+template <bool SIGNS, int TALL, int PAIRS>
+void few_pairs(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+               int64_t pitch, int digits, int32_t *sums) {
+    tiles.configure(TALL == 1 ? digits : 16, 1 << 7);
+    for (int g = 0; g < GROUPS; g += 2 * PAIRS)
+        few_tiles<SIGNS, TALL>(weights, row + g * LANES, first, count, x, pitch, digits, sums + g * LANES,
+                               std::make_integer_sequence<int, PAIRS>());
+}
+
+template <bool SIGNS>
+void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+              int64_t pitch, int digits, int32_t *sums) {
+    if (digits <= 16) return few_pairs<SIGNS, 1, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 32) return few_pairs<SIGNS, 2, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    few_pairs<SIGNS, 3, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
+}
+
+#else
+
+constexpr int FEW_DIGITS = 12;
+
+// The digits of x against a group of outputs. A dot product waits 5 cycles for the one before: few have sums to spare.
+template <bool SIGNS, int ROWS>
+void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
+                   int32_t *sums) {
+    constexpr int TURNS = ROWS > 3 ? 1 : 2;
+    S32 sums_so_far[ROWS][TURNS] = {};
+    const auto multiply = [&, pitch](const Digit *at, const U32 quads[8]) {
+        S32 sum[ROWS][TURNS];  // gcc would store the others after each product
+        memcpy(sum, sums_so_far, sizeof sum);
+        SLT_UNROLL for (int s = 0; s < 8; ++s)
+            SLT_UNROLL for (int r = 0; r < ROWS; ++r)
+                dot(sum[r][s % TURNS], quads[s], broadcast(at + r * pitch + 4 * s));
+        memcpy(sums_so_far, sum, sizeof sum);
+    };
+    int64_t call = first;
+    for (; call + 1 < first + count; call += 2) {
+        if (const int64_t ahead = call + 2 * CALLS_A_LINE; (call - first) % CALLS_A_LINE == 0)
+            ahead < first + count ? weights.prefetch<LANES>(row, ahead)
+                                  : weights.prefetch<LANES>(row + LANES, ahead - count);
+        weights.each<SIGNS>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
+            multiply(x + (call + p) * CALL + w * WORD, quads);
+        });
+    }
+    if (call < first + count)
+        weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) {
+            multiply(x + call * CALL + w * WORD, quads);
+        });
+    SLT_UNROLL for (int r = 0; r < ROWS; ++r) {
+        const S32 *turns = sums_so_far[r];
+        store(sums + r * BLOCK, TURNS == 1 ? turns[0] : turns[0] + turns[1]);
+    }
+}
+
+template <bool SIGNS>
+void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
+              int64_t pitch, int digits, int32_t *sums) {
+    for (int g = 0; g < GROUPS; ++g, row += LANES, sums += LANES) {
+        if (digits == 2) few_registers<SIGNS, 2>(weights, row, first, count, x, pitch, sums);
+        if (digits == 3) few_registers<SIGNS, 3>(weights, row, first, count, x, pitch, sums);
+        if (digits == 4) few_registers<SIGNS, 4>(weights, row, first, count, x, pitch, sums);
+        if (digits == 6) few_registers<SIGNS, 6>(weights, row, first, count, x, pitch, sums);
+        if (digits == 8) few_registers<SIGNS, 8>(weights, row, first, count, x, pitch, sums);
+        if (digits == 9) few_registers<SIGNS, 9>(weights, row, first, count, x, pitch, sums);
+        if (digits == 10) few_registers<SIGNS, 10>(weights, row, first, count, x, pitch, sums);
+        if (digits == 12) few_registers<SIGNS, 12>(weights, row, first, count, x, pitch, sums);
+    }
+}
+
+#endif
+
+// `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, against a block of outputs from `row` on.
+template <int DIGITS>
+void multiply_few(Workspace &tiles, const Weights &weights, int64_t row, const Digit *x, int64_t pitch, int64_t vectors,
+                  Output out) {
+    constexpr int64_t most = LONGEST / QUADS;
+    const int64_t calls = weights.frame.calls;
+    alignas(64) int32_t sums[FEW_DIGITS * BLOCK];
+    alignas(64) int64_t totals[FEW_DIGITS * BLOCK];
+    if (calls > most) out.sums = totals;
+    for (int64_t first = 0; first < calls; first += most) {
+        const int64_t count = least(calls - first, most);
+        const int digits = int(vectors * DIGITS);
+        weights.signs() ? few_sums<true>(tiles, weights, row, first, count, x, pitch, digits, sums)
+                        : few_sums<false>(tiles, weights, row, first, count, x, pitch, digits, sums);
+        out.first = first == 0;
+        out.last = first + count == calls;
+        for (int64_t v = 0; v < vectors; ++v) finish<DIGITS>(sums + v * DIGITS * BLOCK, v, out);
+    }
+}
+
+}  // namespace
+}  // namespace slt::SLT_ISA
+
+#endif

@@ -1,0 +1,84 @@
+// Conv2d forward: a convolution whose positions are those of the output.
+//
+// Images become planes once, channels-last, some samples at a time: bfloat16 as it is where there is a matrix unit for
+// it, everything else as digits. Panels hold rows of the weight.
+#include "cpu/conv/convolution.h"
+#include "cpu/conv/image_bf16.h"
+#include "cpu/conv/image_int8.h"
+#include "operations.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+template <class Planes>
+void forward(const Conv2dForward &a, int threads) {
+    typedef typename Planes::Product Product;
+    const Source &s = a.source;
+    const Window &w = a.window;
+    const Frame frame(s);
+    const Images &x = a.x;
+    const Grid grid = {a.y.height, a.y.width, w.stride_h, w.stride_w};
+    const int64_t taps_count = w.kernel_h * w.kernel_w, channels = s.fan / taps_count, rows = s.rows / w.groups;
+
+    Scratch<int64_t> down(taps_count), right(taps_count);
+    for (int64_t t = 0; t < taps_count; ++t) {
+        down[t] = t / w.kernel_w * w.dilation_h - w.padding_h;
+        right[t] = t % w.kernel_w * w.dilation_w - w.padding_w;
+    }
+    Taps taps = {taps_count, down, right, channels, 0, channels};
+    Border border;
+    border.include(x, taps, grid);
+    const bool whole = channels % WORD == 0;  // words, put in order once, in the planes
+    Reading reading = Reading::COPIED;
+    if (border.pays_in_place(x, taps, grid, frame.skipped, Planes::TILE)) {
+        reading = Reading::IN_PLACE;
+    } else if (!whole && w.groups == 1 && w.dilation_w == 1 && border.pays(x)) {
+        reading = Reading::PACKED;
+        taps = {w.kernel_h, down, right, w.kernel_w * channels, 0, w.kernel_w * channels};
+        for (int64_t t = 0; t < w.kernel_h; ++t) {
+            down[t] = down[t * w.kernel_w];
+            right[t] = right[t * w.kernel_w];
+        }
+    }
+    const Weights weights(s, a.mask);
+    const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
+    Convolution convolution;
+    convolution.grid = grid;
+    convolution.taps = taps;
+    convolution.groups = w.groups;
+    convolution.lanes = rows;
+    convolution.skipped = frame.skipped * WORD;
+    convolution.depth = depth;
+    convolution.scale = Product::scale_of(weights, a.scale);
+    convolution.bias = a.bias;
+    convolution.zero = zero_of(s.weight);
+    convolution.small = small_sums(s.fan, s.weight, a.digits);
+    convolution.threads = threads;
+    const int64_t step = samples_at_once<Planes>(x, border, reading, threads);
+    for (int64_t first = 0; first < x.samples; first += step) {
+        const Planes planes(x.part(first, step), border, reading, layout_of(s.weight), whole, a.digits, threads);
+        convolution.y = a.y.part(first, step);
+        convolve(planes, convolution, [&](int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth,
+                                          uint32_t *panel) {
+            for (int64_t l = 0; l < lanes; l += LANES, panel += depth * Product::BYTES / 4 * LANES)
+                Product::make_rows(weights, group * rows + lane + l, from, depth, panel);
+        });
+    }
+}
+
+}  // namespace
+
+void conv2d_forward(const Conv2dForward &a, int threads) {
+    if (a.y.bytes() == 0) return;
+    want_large_pages(a.y.data.data, a.y.bytes());
+#if defined(SLT_AMX)
+    const Frame frame(a.source);
+    if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
+        (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
+        return forward<Bfloat16Planes>(a, threads);
+#endif
+    with_digits(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits,
+                [&](auto digits) { forward<DigitPlanes<digits>>(a, threads); });
+}
+
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,76 @@
+// Expand: a compact mask to a resolved one. A piece of work is some rows, LANES of them a word at a time: what a row's
+// deposit takes (two loads of 8 bytes, a shift, a pdep) are other units' instructions than the pattern's of the next
+// word, and stand between the rounds of its generator, so that both run at once: a processor looks ahead by less than a
+// word's pattern.
+#include "cpu/machine/parallel.h"
+#include "cpu/weights/frozen.h"
+#include "operations.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+// Where the bits of one word's free weights begin, in each of LANES rows.
+struct Places {
+    alignas(64) uint32_t free[LANES], locked[LANES], byte[LANES], bit[LANES];
+};
+
+// Words of rows [row, row + lanes). Inside the mask its bits may be read 8 bytes at a time.
+template <bool INSIDE>
+void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes) {
+    const int64_t words = words_of(a.source), free_weights = a.offsets[a.source.rows];
+    const int64_t first = a.offsets[row] / 8 * 8;  // where places are counted from
+    const char *bytes = reinterpret_cast<const char *>(a.compact) + first / 8;
+    uint32_t *out = a.out + row * words;
+    Places places;
+    U32 next = {};  // free weight of each row
+    for (int l = 0; l < lanes; ++l) next[l] = uint32_t(a.offsets[row + l] - first);
+    const auto write = [&](int l) {
+        if (l >= lanes) return;
+        uint32_t bits;
+        if (INSIDE) {
+            uint64_t eight;
+            memcpy(&eight, bytes + places.byte[l], sizeof eight);
+            bits = uint32_t(eight >> places.bit[l]);
+        } else {
+            bits = compact_bits(a.compact, free_weights, first + 8 * int64_t(places.byte[l]) + places.bit[l]);
+        }
+        out[l * words] = deposit(bits, places.free[l]) | places.locked[l];
+    };
+    const auto keep = [&](U32 free, U32 locked) {
+        store(places.free, free);
+        store(places.locked, locked);
+        store(places.byte, next >> 3);
+        store(places.bit, next & 7);
+        next += count_bits(free);
+    };
+    U32 free, locked;
+    pattern(row, 0, free, locked);
+    keep(free, locked);
+    for (int64_t w = 1; w < words; ++w, ++out) {
+        pattern(row, w, free, locked, [&](int i) {
+            constexpr int parts = Generator::BETWEEN;
+            for (int l = i * LANES / parts; l < (i + 1) * LANES / parts; ++l) write(l);
+        });
+        keep(free, locked);
+    }
+    for (int l = 0; l < LANES; ++l) write(l);
+}
+
+}  // namespace
+
+void expand(const Expand &a, int threads) {
+    const int64_t rows = rows_a_piece(a.source), all = a.source.rows;
+    const int64_t inside = a.offsets[all] - 64;  // a read that begins here ends inside
+    parallel_for(threads, ceil_div(all, rows), [&](int64_t piece) {
+        const Pattern pattern(a.source);
+        for (int64_t row = piece * rows; row < (piece + 1) * rows && row < all; row += LANES) {
+            const int lanes = int(least(all - row, LANES));
+            if (a.offsets[row + lanes] <= inside && lanes == LANES)
+                expand_rows<true>(a, pattern, row, LANES);
+            else
+                expand_rows<false>(a, pattern, row, lanes);
+        }
+    });
+}
+
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,88 @@
+// Pack: scores and a threshold to the words of a mask, and the number of weights that it keeps. One comparison gives
+// the bits of 16 scores; for a compact mask they are its words as they come, for a resolved one a pdep puts them at the
+// free weights of a word. Scores are read once; a dense source's pack is bound by that.
+#include "cpu/machine/parallel.h"
+#include "cpu/weights/frozen.h"
+#include "operations.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int64_t PIECE = 1 << 12;  // words of a compact mask
+
+// Magnitudes, as the integers that their bits are: the order is the same, and no processor takes a denormal one for 0.
+constexpr uint32_t MAGNITUDE = 0x7FFFFFFF, INFINITE = 0x7F800000;
+
+// The magnitudes above a threshold: those from the lowest one (`first`) on, so many (`end`) that
+// NaN is none of them. Both are moved by 2^31, for comparisons of signed numbers.
+struct Above {
+    uint32_t first;
+    int32_t end;
+
+    explicit Above(uint32_t threshold) {
+        const uint32_t magnitude = threshold & MAGNITUDE;
+        const bool negative = threshold > magnitude && magnitude > 0;
+        const uint32_t low = magnitude > INFINITE ? INFINITE + 1 : negative ? 0 : magnitude + 1;
+        first = low + 0x80000000;
+        end = int32_t(INFINITE + 1 - low + 0x80000000);
+    }
+
+    // Which of 32 scores' are.
+    SLT_INLINE uint32_t operator()(const uint32_t *scores) const {
+        uint32_t bits = 0;
+#if defined(__AVX512F__)
+        const __m512i sizes = _mm512_set1_epi32(MAGNITUDE), from = _mm512_set1_epi32(int(first));
+        SLT_UNROLL for (int i = 0; i < 2; ++i) {
+            const __m512i v = _mm512_and_si512(_mm512_loadu_si512(scores + 16 * i), sizes);
+            bits |= uint32_t(_mm512_cmplt_epi32_mask(_mm512_sub_epi32(v, from), _mm512_set1_epi32(end))) << 16 * i;
+        }
+#elif defined(__AVX2__)
+        const __m256i sizes = _mm256_set1_epi32(MAGNITUDE), from = _mm256_set1_epi32(int(first));
+        SLT_UNROLL for (int i = 0; i < 4; ++i) {
+            const __m256i v = _mm256_and_si256(load<__m256i>(scores + 8 * i), sizes);
+            const __m256i above = _mm256_cmpgt_epi32(_mm256_set1_epi32(end), _mm256_sub_epi32(v, from));
+            bits |= uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(above))) << 8 * i;
+        }
+#else
+        for (int i = 0; i < WORD; ++i) bits |= uint32_t(int32_t((scores[i] & MAGNITUDE) - first) < end) << i;
+#endif
+        return bits;
+    }
+};
+
+// The scores from number i on, 32 at a time; those that are not there are not above.
+struct Comparison {
+    const uint32_t *scores;
+    int64_t count;
+    Above above;
+
+    SLT_INLINE uint32_t operator()(int64_t i) const {
+        if (i + WORD <= count) return above(scores + i);
+        uint32_t padded[WORD];
+        for (int64_t j = 0; j < WORD; ++j) padded[j] = i + j < count ? scores[i + j] : MAGNITUDE;
+        return above(padded);
+    }
+};
+
+}  // namespace
+
+void pack(const Pack &a, int threads) {
+    const Source &s = a.source;
+    const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
+    const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_a_piece(s);
+    const int64_t pieces = a.compact ? ceil_div(words, PIECE) : ceil_div(s.rows, rows);
+    *a.kept = a.compact ? a.locked : 0;
+    parallel_for(threads, pieces, [&](int64_t piece) {
+        int64_t kept = 0;
+        if (a.compact) {
+            const int64_t end = least((piece + 1) * PIECE, words);
+            for (int64_t w = piece * PIECE; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
+        } else {
+            const int64_t row = piece * rows, left = s.rows - row;
+            kept = resolve_rows(s, a.offsets, row, least(left, rows), a.out + row * words, bits);
+        }
+        __atomic_fetch_add(a.kept, kept, __ATOMIC_RELAXED);
+    });
+}
+
+}  // namespace slt::SLT_ISA

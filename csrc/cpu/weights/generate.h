@@ -1,0 +1,419 @@
+// The contract in vectors: Philox with a row in each lane, and weights as bytes ready for a dot product.
+//
+// Lanes are rows: the calls of LANES rows at one place differ in their counter alone, so the generator runs without a
+// shuffle, and one word of each row is one register. A call of signs covers 128 k, and 128 k of LANES rows are the
+// unit in which everything here works. Counted from the start of the whole layer's row, so a shard's first word need
+// not be the first of its call: `Frame` gives the offset.
+//
+// A weight is a byte. With AMX, whose tile products take signed bytes, it is v itself, and 0 where it is dropped.
+// Elsewhere it is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a
+// dropped one is `zero`; a product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are called a
+// quad: one operand of vpdpbusd, of which 16 registers of 16 rows are one operand of an AMX tile product. A word is
+// eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the order in which
+// shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
+//
+// Vector instructions for 16 rows x 128 k (2048 weights) with AVX-512, loads and stores aside: a call of Philox 116;
+// gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 a weight.
+#pragma once
+
+#include "contract/source.h"
+#include "cpu/machine/simd.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int QUADS = 32;  // of a call
+constexpr int CALLS_A_LINE = 4;  // of a row of the mask, in a line of the caches
+
+#if defined(SLT_AMX)
+constexpr bool SIGNED_BYTES = true;
+#else
+constexpr bool SIGNED_BYTES = false;
+#endif
+
+// The byte of a dropped weight.
+SLT_INLINE int zero_of(int64_t weight) { return SIGNED_BYTES ? 0 : weight == SIGNED_CONSTANT ? 1 : 128; }
+
+// The k inside its word of byte i of quad s.
+SLT_INLINE int quad_k(int64_t weight, int s, int i) {
+    return weight == SIGNED_CONSTANT ? k_of_bit(8 * i + s) : 4 * s + i;
+}
+
+// A source's words in calls: word w of the source is word w + skipped of the calls that it touches.
+struct Frame {
+    int64_t first_call;  // of the whole layer's row
+    int64_t skipped;     // words of the first call that are not the source's
+    int64_t calls;
+    int64_t k;  // weights of those calls: 128 * calls
+
+    explicit Frame(const Source &s)
+        : first_call(s.first_word / WORDS_A_CALL),
+          skipped(s.first_word % WORDS_A_CALL),
+          calls(ceil_div(skipped + words_of(s), WORDS_A_CALL)),
+          k(calls * CALL) {}
+};
+
+// 64-bit numbers of LANES rows: of the even rows and of the odd ones.
+struct Index {
+    U64 even, odd;
+
+    Index operator+(uint64_t n) const { return {even + n, odd + n}; }
+    Index twice() const { return {even + even, odd + odd}; }
+};
+
+// first + lane * step, for a step of 32 bits.
+SLT_INLINE Index index_of(uint64_t first, uint32_t step) {
+    U64 lane;
+    for (int i = 0; i < LANES / 2; ++i) lane[i] = 2 * i;
+    return {first + multiply_low(lane, step), first + multiply_low(lane + 1, step)};
+}
+
+// Runs between the rounds of a generator, if nothing else does.
+struct Nothing {
+    SLT_INLINE void operator()(int) const {}
+};
+
+// One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
+// next multiplication ignores the high one. The stream and the layer are the same in every lane, so a third of the
+// first two rounds is done here. A round waits for the one before (7 cycles with AVX-512, where a call's work in it is
+// 6), so two calls run side by side wherever 32 registers hold their state.
+class Generator {
+  public:
+    Generator(const Source &s, Stream stream) {
+        uint32_t k0 = uint32_t(s.seed), k1 = uint32_t(uint64_t(s.seed) >> 32);
+        for (int i = 0; i < PHILOX_ROUNDS; ++i) {
+            key0[i] = k0;
+            key1[i] = k1;
+            k0 += PHILOX_KEY_STEP_0;
+            k1 += PHILOX_KEY_STEP_1;
+        }
+        const uint64_t b = uint64_t(PHILOX_MULTIPLIER_1) * stream;
+        const uint32_t c0 = uint32_t(b >> 32) ^ uint32_t(s.layer) ^ uint32_t(key0[0]);
+        const uint64_t a = uint64_t(PHILOX_MULTIPLIER_0) * c0;
+        c1 = uint32_t(b);
+        a_high = uint32_t(a >> 32) ^ key1[1];
+        a_low = uint32_t(a);
+    }
+
+    // The four words of each call, for each row of its index. `between(i)` runs once for each i < BETWEEN, between the
+    // rounds of the first calls.
+    template <int CALLS, class Between = Nothing>
+    SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4], const Between &between = {}) const {
+        constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
+        SLT_UNROLL for (int i = 0; i < CALLS; i += together) {
+            U64 c[2 * together][4];
+            SLT_UNROLL for (int j = 0; j < together; ++j) {
+                c[2 * j][0] = index[i + j].even;
+                c[2 * j + 1][0] = index[i + j].odd;
+            }
+            i == 0 ? rounds<2 * together>(c, between) : rounds<2 * together>(c, Nothing());
+            SLT_UNROLL for (int j = 0; j < together; ++j)
+                SLT_UNROLL for (int w = 0; w < 4; ++w) out[i + j][w] = interleave(c[2 * j][w], c[2 * j + 1][w]);
+        }
+    }
+
+    static constexpr int BETWEEN = PHILOX_ROUNDS - 2;
+
+  private:
+    static constexpr int TOGETHER = LANES == 16 ? 2 : 1;
+
+    uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
+    uint64_t c1, a_high, a_low;  // of the state after the rounds' constant part
+
+    // From the index in c[h][0] to the words in c[h].
+    template <int HALVES, class Between>
+    SLT_INLINE void rounds(U64 c[HALVES][4], const Between &between) const {
+        SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
+            const U64 index = c[h][0], a = multiply_low(index, PHILOX_MULTIPLIER_0);
+            const U64 b = multiply_low(a >> 32 ^ index >> 32 ^ key1[0], PHILOX_MULTIPLIER_1);
+            c[h][0] = b >> 32 ^ (c1 ^ key0[1]);
+            c[h][1] = b;
+            c[h][2] = a ^ a_high;
+            c[h][3] = splat64(a_low);
+        }
+        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i) {
+            between(i - 2);
+            SLT_UNROLL for (int h = 0; h < HALVES; ++h) {
+                const U64 a = multiply_low(c[h][0], PHILOX_MULTIPLIER_0);
+                const U64 b = multiply_low(c[h][2], PHILOX_MULTIPLIER_1);
+                c[h][0] = b >> 32 ^ c[h][1] ^ key0[i];
+                c[h][1] = b;
+                c[h][2] = a >> 32 ^ c[h][3] ^ key1[i];
+                c[h][3] = a;
+                SLT_IN_ORDER(c[h][0], c[h][1], c[h][2], c[h][3]);
+            }
+        }
+    }
+};
+
+// The calls of LANES rows from `row` on: for SIGN, one call for four words.
+SLT_INLINE Index sign_index(const Source &s, int64_t row, int64_t call) {
+    const uint64_t first = uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_A_CALL + call;
+    return index_of(first, uint32_t(s.row_calls));
+}
+
+// For VALUE and FREEZE: twice this number, and the one after it. `word` counts from the frame's first.
+SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, int64_t word) {
+    const uint64_t step = uint64_t(s.row_calls) * WORDS_A_CALL;  // at most 2^18
+    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, uint32_t(step));
+}
+
+template <class Between = Nothing>
+SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 out[8], const Between &between = {}) {
+    const Index twice = word.twice();
+    U32 calls[2][4];
+    generator({twice, twice + 1}, calls, between);
+    SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
+}
+
+// A threshold for bytes that come as eight bit planes: its bits, each as a whole word, and the result for equal bytes.
+struct Threshold {
+    uint32_t bits[8], equal;
+
+    explicit Threshold(int64_t threshold) : equal(threshold == 256 ? ~0u : 0) {
+        for (int i = 0; i < 8; ++i) bits[i] = threshold == 256 || threshold >> i & 1 ? ~0u : 0;
+    }
+
+    // Where the bytes are below it, from the lowest plane on: one majority a plane.
+    SLT_INLINE U32 operator()(const U32 planes[8]) const {
+        U32 result = splat(equal);
+        SLT_UNROLL for (int i = 0; i < 8; ++i) result = majority_not(result, planes[7 - i], splat(bits[i]));
+        return result;
+    }
+};
+
+// The frozen pattern of LANES rows. Padding is not cleared (`valid_bits` does it).
+class FrozenWords {
+  public:
+    explicit FrozenWords(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
+
+    // The free and the locked weights of one word; `between` as of a generator.
+    template <class Between = Nothing>
+    SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked, const Between &between = {}) const {
+        U32 planes[8];
+        eight_words(generator, word, planes, between);
+        const U32 unlocked = lock(planes);
+        free = unlocked & ~prune(planes);
+        locked = ~unlocked;
+    }
+
+  private:
+    const Generator generator;
+    const Threshold prune, lock;
+};
+
+// Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0. The
+// matrix has `rows` more rows from this one on, and its last one stands for those past it: where all are, `rows` is 0 or
+// less, and that one lies before `matrix`.
+__attribute__((noinline)) inline void load_edge(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word,
+                                                U32 out[4]) {
+    uint32_t lanes[4][LANES];
+    for (int i = 0; i < 4; ++i)
+        for (int l = 0; l < LANES; ++l) {
+            const int64_t row = least(l, rows - 1);
+            lanes[i][l] = word + i >= 0 && word + i < words ? matrix[row * words + word + i] : 0;
+        }
+    memcpy(out, lanes, sizeof lanes);
+}
+
+SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word, U32 out[4]) {
+    if (__builtin_expect(word < 0 || word + 4 > words || rows < LANES, 0))
+        return load_edge(matrix, words, rows, word, out);
+    const uint32_t *at = matrix + word;
+#if defined(__AVX512F__)
+    __m512i r[4];  // four rows a register, a row in each 128 bits; then a transposition inside the 128 bits
+    SLT_UNROLL for (int i = 0; i < 4; ++i) {
+        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(at + i * words)));
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (4 + i) * words)), 1);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (8 + i) * words)), 2);
+        r[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (12 + i) * words)), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    out[0] = (U32)_mm512_unpacklo_epi64(a, c);
+    out[1] = (U32)_mm512_unpackhi_epi64(a, c);
+    out[2] = (U32)_mm512_unpacklo_epi64(b, d);
+    out[3] = (U32)_mm512_unpackhi_epi64(b, d);
+#else
+    for (int l = 0; l < LANES; ++l)
+        for (int i = 0; i < 4; ++i) out[i][l] = at[l * words + i];
+#endif
+}
+
+// Two bits of every byte, 2f and 2f + 1, as the byte's value; the value of signed bytes is that of two bits with a sign.
+SLT_INLINE U32 field(U32 v, int f) {
+#if defined(__GFNI__) && defined(__AVX512F__)
+    // Result bit i is the product with row 7 - i: bit 0 is bit 2f, and bit 1 (with a sign all the others) bit 2f + 1.
+    const uint64_t matrix = (1ull << 56 | (SIGNED_BYTES ? 0x0002020202020202 : 2ull << 48)) << (2 * f);
+    return (U32)_mm512_gf2p8affine_epi64_epi8((__m512i)v, _mm512_set1_epi64(int64_t(matrix)), 0);
+#else
+    static_assert(!SIGNED_BYTES);
+    return v >> (2 * f) & 0x03030303;
+#endif
+}
+
+// One word of signed_constant: its eight quads. A weight is coded in two bits, the codes of the even bits in one
+// register, those of the odd bits in another, and every field of a register then takes one shift and one AND, or with
+// GFNI one product of bit matrices. high = keep and not sign, low = not keep spell v + 1; high = keep and sign,
+// low = keep spell the signed v.
+SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
+    const U32 high = keep & (SIGNED_BYTES ? sign : ~sign), high_bits = splat(0xAAAAAAAA);
+    const U32 even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);
+    const U32 odd = SIGNED_BYTES ? where(high_bits, high, keep >> 1) : where_not(high_bits, high, keep >> 1);
+    SLT_UNROLL for (int f = 0; f < 4; ++f) {
+        out[2 * f] = field(even, f);
+        out[2 * f + 1] = field(odd, f);
+    }
+}
+
+alignas(64) constexpr int8_t NORMAL_HALF[128] = SLT_NORMAL_HALF;
+
+// v + 128 of NORMAL for each byte.
+SLT_INLINE U32 normal_bytes(U32 u) {
+#if defined(__AVX512VBMI__)
+    // The half table in two registers, looked up by the low seven bits, mirrored where the top bit is clear.
+    const __mmask64 upper = _mm512_movepi8_mask((__m512i)u);
+    const __m512i lookup = _mm512_mask_mov_epi8((__m512i)(u ^ 0x7F7F7F7F), upper, (__m512i)u);
+    const __m512i low = load<__m512i>(NORMAL_HALF), high = load<__m512i>(NORMAL_HALF + 64);
+    const __m512i half = _mm512_permutex2var_epi8(low, lookup, high), zero = _mm512_set1_epi8(-128);
+    return (U32)_mm512_mask_add_epi8(_mm512_sub_epi8(zero, half), upper, zero, half);
+#else
+    U8 bytes = (U8)u;
+    for (int i = 0; i < 4 * LANES; ++i)
+        bytes[i] = uint8_t(bytes[i] >= 128 ? 128 + NORMAL_HALF[bytes[i] - 128] : 128 - NORMAL_HALF[127 - bytes[i]]);
+    return (U32)bytes;
+#endif
+}
+
+// v + 128 of the byte weights for each byte.
+SLT_INLINE U32 value_bytes(int64_t weight, U32 u) { return weight == UNIFORM ? u | 0x01010101 : normal_bytes(u); }
+
+// One call of LANES rows, for what finishes weights one by one: [word][0] its sign words, or [word][8] the bytes v + 128
+// in the order of k.
+inline void call_words(int64_t weight, const Generator &generator, const Index &call, const Index &first_word,
+                       uint32_t (*out)[8][LANES]) {
+    if (weight == SIGNED_CONSTANT) {
+        U32 sign[1][4];
+        generator({call}, sign);
+        for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[0][i]);
+        return;
+    }
+    for (int i = 0; i < WORDS_A_CALL; ++i) {
+        U32 u[8];
+        eight_words(generator, first_word + i, u);
+        for (int j = 0; j < 8; ++j) store(out[i][j], value_bytes(weight, u[j]));
+    }
+}
+
+// One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1
+// of the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
+SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
+#if defined(__AVX512BW__)
+    const __m512i first = _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200);  // bytes 0, 2, 0, 2
+    const __m512i second = _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301);
+    const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, first), _mm512_shuffle_epi8((__m512i)keep, second)};
+#endif
+    SLT_UNROLL for (int j = 0; j < 8; ++j) {
+        const U32 v = value_bytes(weight, out[j]) ^ (SIGNED_BYTES ? 0x80808080 : 0);
+#if defined(__AVX512BW__)
+        const __m512i bits = _mm512_set1_epi32(0x02020101 << (2 * j % 8));
+        const __mmask64 kept = _mm512_test_epi8_mask(halves[j / 4], bits);
+        out[j] = (U32)_mm512_mask_mov_epi8(_mm512_set1_epi8(SIGNED_BYTES ? 0 : -128), kept, (__m512i)v);
+#else
+        const U32 pair = keep >> (2 * j);
+        const U32 kept = (pair & 1) | (pair >> 8 & 0x100) | (pair << 15 & 0x10000) | (pair << 7 & 0x1000000);
+        out[j] = where((kept << 8) - kept, v, splat(0x80808080));
+#endif
+    }
+}
+
+// Makes the weights of LANES rows, a call or two at a time.
+class Weights {
+  public:
+    const Source &source;
+    const Frame frame;
+
+    // One call of the rows from `row` on.
+    struct Place {
+        int64_t row, call;
+    };
+
+    // `mask`: resolved words.
+    Weights(const Source &s, const uint32_t *mask)
+        : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE), mask(mask),
+          words(words_of(s)) {}
+
+    bool signs() const { return source.weight == SIGNED_CONSTANT; }
+
+    // use(p, w, quads) for the eight quads of word w at each place p. SIGNS: whether the weight is signed_constant.
+    template <bool SIGNS, int PLACES, class Use>
+    SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
+        Index index[PLACES];
+        U32 sign[PLACES][4];
+        if constexpr (SIGNS) {
+            SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
+            generator(index, sign);
+        }
+        SLT_UNROLL for (int p = 0; p < PLACES; ++p) {
+            const int64_t row = places[p].row, word = places[p].call * WORDS_A_CALL;
+            U32 keep[4], quads[8];
+            load_words(mask + row * words, words, source.rows - row, word - frame.skipped, keep);
+            SLT_UNROLL for (int w = 0; w < WORDS_A_CALL; ++w) {
+                if constexpr (SIGNS) {
+                    sign_quads(keep[w], sign[p][w], quads);
+                } else {
+                    eight_words(generator, word_index(source, row, frame, word + w), quads);
+                    byte_quads(source.weight, keep[w], quads);
+                }
+                use(p, w, quads);
+            }
+        }
+    }
+
+    // Stores them, [PLACES][QUADS][LANES].
+    template <bool SIGNS, int PLACES>
+    SLT_INLINE void write(const Place (&places)[PLACES], uint32_t *out) const {
+        each<SIGNS>(places, [&](int p, int w, const U32 quads[8]) {
+            uint32_t *at = out + (p * QUADS + 8 * w) * LANES;
+            SLT_UNROLL for (int s = 0; s < 8; ++s) store(at + s * LANES, quads[s]);
+        });
+    }
+
+    // Stores `count` calls of the rows from `row` on.
+    void write(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
+        signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
+    }
+
+    // Stores one call of two groups: of the rows from `row` on, and of the LANES rows after them.
+    template <bool SIGNS>
+    SLT_INLINE void write_pair(int64_t row, int64_t call, uint32_t *out) const {
+        if constexpr (SIGNS) return write<true>({{row, call}, {row + LANES, call}}, out);
+        write_calls<false>(row, call, 1, out);
+        write_calls<false>(row + LANES, call, 1, out + QUADS * LANES);
+    }
+
+    // Has the lines of the mask at this call of so many rows on their way. Rows lie too far apart, and too many are read
+    // together, for a processor to see where they are going.
+    template <int ROWS>
+    SLT_INLINE void prefetch(int64_t row, int64_t call) const {
+        const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
+        SLT_UNROLL for (int l = 0; l < ROWS; ++l) __builtin_prefetch(at + l * words);
+    }
+
+  private:
+    const Generator generator;
+    const uint32_t *mask;
+    const int64_t words;
+
+    // Byte weights are 20 KB of instructions: one copy is all that a processor's cache for them has room for.
+    template <bool SIGNS>
+    __attribute__((noinline)) void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
+        int64_t i = 0;
+        for (; i + 1 < count; i += 2)
+            write<SIGNS>({{row, call + i}, {row, call + i + 1}}, out + i * QUADS * LANES);
+        if (i < count) write<SIGNS>({{row, call + i}}, out + i * QUADS * LANES);
+    }
+};
+
+}  // namespace
+}  // namespace slt::SLT_ISA

@@ -1,0 +1,64 @@
+// Weights for the products that sum over rows: four rows a lane, and the lanes run along k.
+//
+// The generator makes quads of four k in lanes that are rows. Each four lanes hold 4 rows x 4 k: transposed, a lane
+// holds four rows of one k. Sixteen such lanes side by side are a quad of a panel whose outputs are k.
+#pragma once
+
+#include "cpu/weights/generate.h"
+
+namespace slt::SLT_ISA {
+namespace {
+
+constexpr int COLUMN_ROWS = 2 * LANES;  // two calls of the generator
+constexpr int ROW_QUADS = COLUMN_ROWS / 4;
+
+// The quads of one call of LANES rows to their columns.
+inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out) {
+#if defined(__AVX512BW__)
+    // A register is 4 x (4 rows x 4 k). Signs come as k = 2s, 2s + 16, 2s + 1, 2s + 17: two k of a register go beside
+    // two of the next one.
+    const __m512i transpose = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
+    const __m512i pairs = _mm512_set4_epi32(0x0F0B0703, 0x0D090501, 0x0E0A0602, 0x0C080400);
+    for (int half = 0; half < QUADS / 4; ++half) {  // 16 k, for all rows
+        __m512i r[4];
+        if (shuffled) {
+            const uint32_t *at = quads + half / 2 * 8 * LANES;
+            for (int i = 0; i < 4; ++i) {
+                const __m512i a = _mm512_shuffle_epi8(load<__m512i>(at + 2 * i * LANES), pairs);
+                const __m512i b = _mm512_shuffle_epi8(load<__m512i>(at + (2 * i + 1) * LANES), pairs);
+                r[i] = half % 2 ? _mm512_unpackhi_epi64(a, b) : _mm512_unpacklo_epi64(a, b);
+            }
+        } else {
+            for (int i = 0; i < 4; ++i)
+                r[i] = _mm512_shuffle_epi8(load<__m512i>(quads + (4 * half + i) * LANES), transpose);
+        }
+        const __m512i a = _mm512_shuffle_i32x4(r[0], r[1], 0x88), b = _mm512_shuffle_i32x4(r[0], r[1], 0xDD);
+        const __m512i c = _mm512_shuffle_i32x4(r[2], r[3], 0x88), d = _mm512_shuffle_i32x4(r[2], r[3], 0xDD);
+        uint32_t *to = out + 16 * half;
+        store(to, _mm512_shuffle_i32x4(a, c, 0x88));
+        store(to + CALL, _mm512_shuffle_i32x4(b, d, 0x88));
+        store(to + 2 * CALL, _mm512_shuffle_i32x4(a, c, 0xDD));
+        store(to + 3 * CALL, _mm512_shuffle_i32x4(b, d, 0xDD));
+    }
+#else
+    const uint8_t *from = reinterpret_cast<const uint8_t *>(quads);
+    uint8_t *to = reinterpret_cast<uint8_t *>(out);
+    for (int q = 0; q < QUADS; ++q)
+        for (int i = 0; i < 4; ++i) {
+            const int k = q / 8 * int(WORD) + (shuffled ? quad_k(SIGNED_CONSTANT, q % 8, i) : q % 8 * 4 + i);
+            for (int l = 0; l < LANES; ++l) to[(l / 4 * CALL + k) * 4 + l % 4] = from[(q * LANES + l) * 4 + i];
+        }
+#endif
+}
+
+// One call of COLUMN_ROWS rows: [ROW_QUADS][CALL] lanes of four rows, in the order of k.
+inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
+    alignas(64) uint32_t quads[2 * QUADS * LANES];
+    const bool shuffled = weights.signs();
+    shuffled ? weights.write_pair<true>(row, call, quads) : weights.write_pair<false>(row, call, quads);
+    transpose_quads(quads, shuffled, out);
+    transpose_quads(quads + QUADS * LANES, shuffled, out + LANES / 4 * CALL);
+}
+
+}  // namespace
+}  // namespace slt::SLT_ISA

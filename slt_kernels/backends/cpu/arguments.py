@@ -1,0 +1,73 @@
+"""Tensors as the extension takes them, and the offsets of free weights."""
+
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from ...source import Source
+from ...window import channels_last
+from .. import registry
+from . import _cpu, threads
+
+kernel = partial(registry.kernel, backend="cpu")
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of operations.h
+
+
+def narrow(*tensors: Tensor) -> bool:
+    """Whether none is float64."""
+    return all(t.dtype != torch.float64 for t in tensors)
+
+
+def typed(x: Tensor) -> tuple[int, int]:
+    """Address and type of its elements."""
+    return x.data_ptr(), TYPES[x.dtype]
+
+
+def images(x: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Dense images: address and type, then sizes, and whether channels are last."""
+    return typed(x), (*x.shape, channels_last(x))
+
+
+def dense(x: Tensor) -> Tensor:
+    """Images in one of the two dense formats."""
+    return x.detach() if channels_last(x) else x.detach().contiguous()
+
+
+def floats(x: Tensor | None) -> Tensor | None:
+    """As contiguous float32, which holds every narrower float."""
+    return None if x is None else x.detach().float().contiguous()
+
+
+def pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def digit_count(x: Tensor) -> int:
+    """Digits of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
+    return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+
+
+def resolved(mask: Tensor, source: Source) -> Tensor:
+    """Contiguous resolved words of a mask of either form."""
+    return (registry.run("expand", mask, source) if mask.dim() == 1 else mask).contiguous()
+
+
+@lru_cache(maxsize=4096)
+def count_frozen(source: Source) -> tuple[Tensor, int]:
+    """`free_offsets`, and how many weights are locked."""
+    offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    _cpu.count_frozen(source=source, offsets=offsets.data_ptr(), locked=locked.data_ptr(), threads=threads())
+    return offsets, int(locked)
+
+
+def free_offsets(source: Source) -> Tensor:
+    """Where the free weights of each row start in the layer's enumeration: int64 ``[rows + 1]``, not to be written."""
+    return count_frozen(source)[0]
+
+
+def check_count(name: str, count: int, expected: int, source: Source) -> None:
+    """Raises ValueError for a tensor shorter or longer than the kernel reads."""
+    if count != expected:
+        raise ValueError(f"{name} has {count} elements: expected {expected} for {source}")

@@ -1,0 +1,69 @@
+"""Linear on the CPU."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...source import Source
+from ...window import Window
+from .. import registry
+from . import _cpu, threads
+from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed
+from .grad_scores import write_grad_scores
+
+
+@kernel("linear_forward", when=lambda x, *_: narrow(x))
+def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    x, mask, bias = x.detach().contiguous(), resolved(mask, source), floats(bias)
+    _cpu.linear_forward(
+        source=source,
+        mask=mask.data_ptr(),
+        x=typed(x),
+        batch=len(x),
+        scale=scale.data_ptr(),
+        bias=pointer(bias),
+        y=typed(y),
+        digits=digit_count(x),
+        threads=threads(),
+    )
+
+
+@registry.planner("linear_forward", backend="cpu")
+def plan_linear_forward(
+    mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
+) -> Callable[[Tensor], Tensor] | None:
+    if mask.dim() == 1 or (bias is not None and bias.dtype != torch.float32):  # both are converted in each call
+        return None
+    plan = _cpu.LinearPlan(source=source, mask=mask.data_ptr(), scale=scale.data_ptr(), bias=pointer(bias))
+    forward, rows, fan = plan.forward, source.rows, source.fan
+
+    def call(x: Tensor) -> Tensor:
+        y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
+        forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], digit_count(x), threads())
+        return y
+
+    return call
+
+
+@kernel("linear_grad_input", when=lambda dy, *_: narrow(dy))
+def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
+    dy, mask = dy.detach().contiguous(), resolved(mask, source)
+    _cpu.linear_grad_input(
+        source=source,
+        mask=mask.data_ptr(),
+        dy=typed(dy),
+        batch=len(dy),
+        scale=scale.data_ptr(),
+        dx=typed(dx),
+        digits=digit_count(dy),
+        threads=threads(),
+    )
+
+
+@kernel("linear_grad_scores", when=lambda dy, x, scores, *_: narrow(dy, x, scores))
+def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> None:
+    def one_pixel(t: Tensor) -> Tensor:
+        return t[:, :, None, None]
+
+    write_grad_scores(out, one_pixel(dy), one_pixel(x), scores, scale, source, Window(1, 1))

@@ -1,0 +1,19 @@
+"""The scores' gradient from the weights' gradient."""
+
+import torch
+from torch import Tensor
+
+from ... import bits
+from ...source import Source
+from .numbers import narrow, wide
+
+
+def grad_scores(grad: Tensor, dtype: torch.dtype, scores: Tensor, scale: Tensor, source: Source) -> Tensor:
+    """From dL/dW ``[rows, fan]`` to the free weights' straight-through gradient: dL/dW * v * scale * sign(score).
+
+    A score of 0 counts as positive: a zero gradient would keep it there for ever.
+    """
+    free, _ = source.frozen_words(grad.device)
+    grad = bits.to_bit_order(grad * source.integer_weight(grad.device))[bits.unpack(free)] * wide(scale)
+    grad = torch.where(bits.is_negative(scores), -grad, grad)
+    return grad if dtype == torch.float64 else narrow(grad)

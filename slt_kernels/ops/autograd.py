@@ -1,0 +1,52 @@
+"""What the autograd functions of the operations share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Identity on ``grads``; raises if they are differentiated again by ``tensors``."""
+
+    @staticmethod
+    def forward(ctx, grads, *tensors):
+        return tuple(None if g is None else g.detach() for g in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("a supermask layer has no second derivative")
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """A ``backward(ctx, dy, *saved_tensors)`` whose gradients raise where they are differentiated in turn.
+
+    PyTorch's own decorator cuts them off from what they come of: where zeros are taken for what cannot be reached, as
+    by ``torch.autograd.functional.hessian``, a second derivative would be zero, silently.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
+        with torch.no_grad():
+            grads = backward(ctx, dy, *saved)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
+            return grads
+        return _NoSecondDerivative.apply(grads, dy, *(t for t in saved if t is not None))
+
+    return wrapper
+
+
+def differentiates() -> bool:
+    """Whether gradients may be asked for, in backward mode or in forward mode (which the operations refuse)."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
+
+
+def autocast(x: Tensor) -> Tensor:
+    """``x`` as ``F.linear`` would take it under autocast: in the lower precision, unless it is float64."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
