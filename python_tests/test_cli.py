@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from slt_kernels import cli, convert, save_ticket, ticket_info
+from slt_kernels import backends, cli, convert, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.experiments import data
@@ -93,11 +93,21 @@ def test_doctor(capsys):
     assert f"PyTorch {torch.__version__}" in printed
     assert "backend reference: plain PyTorch" in printed
     assert re.search(r"^backend cpu: ", printed, re.MULTILINE)
-    assert re.search(r"^tensors on the CPU use ", printed, re.MULTILINE)
+    assert re.search(r"^tensors on cpu use ", printed, re.MULTILINE)
+
+
+def test_doctor_shows_the_kernels_of_each_operation(capsys):
+    """A row per operation and a column per device: the backends in the order in which they are tried."""
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = (number for number, line in enumerate(lines) if re.match("operation +cpu", line))
+    shown = [re.split(r" {2,}", line)[:2] for line in lines[header + 1 :]]
+    table = backends.table(torch.device("cpu"))
+    assert shown == [[operation, ", ".join(names)] for operation, names in table.items()]
 
 
 def test_doctor_reports_an_unknown_forced_backend(capsys, monkeypatch):
-    monkeypatch.setattr("slt_kernels.backends._forced", "foo")
+    monkeypatch.setattr("slt_kernels.backends.registry._forced", "foo")
     assert main(["doctor"]) == 0
     assert "foo" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -475,7 +476,7 @@ def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file:
         raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it describes {here}")
 
 
-# info and doctor
+# info
 
 
 def _add_info(commands) -> None:
@@ -526,8 +527,11 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise SystemExit(status)
 
 
+# doctor
+
+
 def _add_doctor(commands) -> None:
-    _add(commands, "doctor", _doctor, "list the backends, and why one does not run on this machine")
+    _add(commands, "doctor", _doctor, "list the backends and their kernels, and why a backend does not run here")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -539,10 +543,24 @@ def _doctor(arguments: argparse.Namespace) -> None:
             print(f"{package} is not installed")
     for name in backends.names():
         print(f"backend {name}: {backends.describe(name)}")
-    try:
-        print(f"tensors on the CPU use {backends.name_for(torch.device('cpu'))}")
-    except (RuntimeError, ValueError) as error:  # a wrong SLT_BACKEND or SLT_CPU_ISA
-        print(error)
+    devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+    for device in devices:
+        try:
+            print(f"tensors on {device} use {backends.name_for(device)}")
+        except (RuntimeError, ValueError) as error:  # a wrong SLT_BACKEND or SLT_CPU_ISA
+            print(error)
+    print(_kernel_table(devices))
+
+
+def _kernel_table(devices: Sequence[torch.device]) -> str:
+    """The backends with a kernel for each operation and device, in the order in which they are tried."""
+    tables = [backends.table(device) for device in devices]
+    lines = [["operation", *map(str, devices)]]
+    lines += [[operation, *(", ".join(table[operation]) for table in tables)] for operation in tables[0]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 if __name__ == "__main__":
