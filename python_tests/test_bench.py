@@ -168,7 +168,7 @@ def test_a_machine_without_git(monkeypatch, tmp_path):
 def test_bench_needs_a_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "slt_kernels" / "cli.py"))
     assert cli.main(["bench", "quick"]) == 2
-    assert "in a checkout alone" in capsys.readouterr().err
+    assert "only in a checkout" in capsys.readouterr().err
 
 
 def test_partial_runs_stay_out_of_the_results(monkeypatch, capsys):

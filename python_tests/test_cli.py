@@ -7,36 +7,37 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from slt_kernels import cli, convert, data, save_ticket, ticket_info
+from slt_kernels import backends, cli, convert, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
+from slt_kernels.experiments import data
 from slt_kernels.models import convnet
 
-SMALL = ("--epochs", "1", "--width", "8")
+SMALL = ("--epochs", "1", "--width", "8", "--batch-size", "256")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """(the ticket, the report) of a small search."""
+    """(ticket, report, standard output) of a small search."""
     folder = tmp_path_factory.mktemp("find")
     file, report = folder / "net.slt", folder / "report.json"
-    assert main(["find", "--out", str(file), "--json", str(report), *SMALL]) == 0
-    return file, json.loads(report.read_text())
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["find", "--out", str(file), "--json", str(report), *SMALL]) == 0
+    return file, json.loads(report.read_text()), printed.getvalue()
 
 
 def percentages(text: str) -> list[str]:
     return re.findall(r"\d+\.\d\d%", text)
 
 
-def test_find_reports_what_it_wrote(tmp_path, capsys):
-    file = tmp_path / "net.slt"
-    assert main(["find", "--out", str(file), *SMALL]) == 0
-    printed = capsys.readouterr().out
+def test_find_reports_what_it_wrote(found):
+    file, _, printed = found
     info = ticket_info(file)
     accuracies = percentages(printed)
     assert accuracies[0] == accuracies[1] == f"{info.metadata['test_accuracy']:.2%}"
@@ -92,11 +93,21 @@ def test_doctor(capsys):
     assert f"PyTorch {torch.__version__}" in printed
     assert "backend reference: plain PyTorch" in printed
     assert re.search(r"^backend cpu: ", printed, re.MULTILINE)
-    assert re.search(r"^tensors on the CPU use ", printed, re.MULTILINE)
+    assert re.search(r"^tensors on cpu use ", printed, re.MULTILINE)
 
 
-def test_doctor_tells_what_is_forced_in_vain(capsys, monkeypatch):
-    monkeypatch.setattr("slt_kernels.backends._forced", "foo")
+def test_doctor_shows_the_kernels_of_each_operation(capsys):
+    """A row per operation and a column per device: the backends in the order in which they are tried."""
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = (number for number, line in enumerate(lines) if re.match("operation +cpu", line))
+    shown = [re.split(r" {2,}", line)[:2] for line in lines[header + 1 :]]
+    table = backends.table(torch.device("cpu"))
+    assert shown == [[operation, ", ".join(names)] for operation, names in table.items()]
+
+
+def test_doctor_reports_an_unknown_forced_backend(capsys, monkeypatch):
+    monkeypatch.setattr("slt_kernels.backends.registry._forced", "foo")
     assert main(["doctor"]) == 0
     assert "foo" in capsys.readouterr().out
 
@@ -108,7 +119,7 @@ def test_compressing_without_the_package_is_refused_before_the_search(tmp_path, 
     assert 'pip install "slt_kernels[compress]"' in capsys.readouterr().err
 
 
-def test_a_device_or_a_pipe_is_no_ticket(tmp_path, capsys):
+def test_a_pipe_is_not_a_ticket(tmp_path, capsys):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert main(["find", "--out", str(pipe), *SMALL]) == 2
@@ -119,7 +130,7 @@ def test_a_device_or_a_pipe_is_no_ticket(tmp_path, capsys):
 def test_options_reach_the_ticket(tmp_path, capsys):
     file = tmp_path / "net.slt"
     options = ["--seed", "7", "--prune", "0.3", "--lock", "0.2", "--spread", "erk", "--weight", "normal"]
-    options += ["--scale", "static", "--compact", "--sparsity", "0.5", "--scope", "global", "--batch-size", "256"]
+    options += ["--scale", "static", "--compact", "--sparsity", "0.5", "--scope", "global"]
     assert main(["find", "--out", str(file), *SMALL, *options]) == 0
     info = ticket_info(file)
     assert {(x.source.seed, x.weight, x.scale, x.sparsity) for x in info.layers} == {(7, "normal", "static", 0.5)}
@@ -154,12 +165,12 @@ def test_options_reach_the_ticket(tmp_path, capsys):
         (("--threads", str(2**40)), f"--threads={2**40}: expected at most"),
         (("--device", "quantum"), "--device='quantum': expected cpu, cuda or cuda:N"),
         (("--device", "meta"), "--device='meta': expected cpu, cuda or cuda:N"),
-        (("--device", "cuda:99"), "--device='cuda:99': PyTorch sees"),
+        (("--device", "cuda:99"), "--device='cuda:99': PyTorch finds"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_find_refuses(arguments, message, tmp_path, capsys):
-    """Exit status 2, a message that names the argument, and the old file as it was."""
+    """Exit status 2, a message that names the argument, and an unchanged old file."""
     file = tmp_path / "net.slt"
     file.write_bytes(b"old")
     assert main(["find", "--out", str(file), *SMALL, *arguments]) == 2
@@ -199,13 +210,13 @@ def test_a_search_that_diverges_writes_no_ticket(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_find_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+def test_find_refuses_a_folder_that_does_not_exist(tmp_path, capsys):
     assert main(["find", "--out", str(tmp_path / "none" / "net.slt"), *SMALL]) == 2
     assert "--out=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ("out", "json"))
-def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys, monkeypatch):
+def test_find_refuses_an_output_that_cannot_be_written(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     assert main(["find", f"--{name}", "folder", *SMALL]) == 2
@@ -220,7 +231,7 @@ def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys,
 
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     assert main(["find", f"--{name}", "folder/file", *SMALL]) == 2
-    assert f"--{name}=folder/file: expected a file in a folder that can be written to" in capsys.readouterr().err
+    assert f"--{name}=folder/file: expected a file in a folder that can be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -232,7 +243,7 @@ def test_find_refuses_what_it_could_not_write_in_the_end(name, tmp_path, capsys,
         (("--config", "net.yaml", "--json", "net.yaml"), "--json=net.yaml: expected another file than --config="),
     ),
 )
-def test_find_overwrites_nothing_that_it_reads_or_has_written(arguments, message, tmp_path, capsys, monkeypatch):
+def test_find_overwrites_neither_its_inputs_nor_its_outputs(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     contents = {"text": "so it goes", "net.yaml": "{seed: 3}"}
     for name, content in contents.items():
@@ -242,13 +253,13 @@ def test_find_overwrites_nothing_that_it_reads_or_has_written(arguments, message
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
 
 
-def test_a_run_goes_on_with_other_workers(tmp_path):
+def test_a_search_continues_with_another_number_of_workers(tmp_path):
     command = ["find", "--out", str(tmp_path / "net.slt"), "--folder", str(tmp_path / "run"), *SMALL]
     assert main(command) == 0
     assert main([*command, "--workers", "1"]) == 0
 
 
-def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
+def test_flags_override_a_config(tmp_path, capsys):
     config, out = tmp_path / "small.yaml", tmp_path / "net.slt"
     config.write_text("{seed: 3, model: {name: convnet, width: 8}, source: {prune: 0.2, lock: 0.3}}")
     command = ["find", "--config", str(config), "--out", str(out), "--lock", "0.4", "--set", "search.sparsity=0.4"]
@@ -271,24 +282,24 @@ def test_a_file_and_then_flags_say_what_is_searched(tmp_path, capsys):
         (("--set", "=3"), "--set='=3': expected KEY=VALUE"),
         (("--set", "search.lr=-1"), "--set search.lr=-1.0: expected at least 0"),
         (("--set", "search.rate=1"), "search.rate: unknown"),
-        (("--set", "search.lr=["), "--set='search.lr=[': no YAML"),
+        (("--set", "search.lr=["), "--set='search.lr=[': not YAML"),
         (("--set", "model.depth=4"), "--set model.depth=4: convnet has only"),
-        (("--path", "here"), "--path=here: expected none"),
-        (("--data", "cifar10"), "--path: expected the folder or file that it lies in, for cifar10"),
+        (("--path", "here"), "--path=here: expected no path: digits ships"),
+        (("--data", "cifar10"), "--path: expected the folder or file of cifar10"),
         (("--data", "text", "--path", "here"), "--path=here: no such file"),
-        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+        (("--model", "gpt_mini"), "expected data of kind text, got images"),
         (("--save-every", "-1", "--folder", "run"), "--save-every=-1: expected at least 0"),
-        (("--save-every", "3"), "--save-every: expected with --folder"),
-        (("--tensorboard",), "--tensorboard: expected with --folder"),
+        (("--save-every", "3"), "--save-every: expected --folder too"),
+        (("--tensorboard",), "--tensorboard: expected --folder too"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_find_refuses_what_does_not_fit(arguments, message, tmp_path, capsys, monkeypatch):
+def test_find_refuses_arguments_that_do_not_fit(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["find", *SMALL, *arguments]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
-    assert printed.out == ""  # no progress was begun
+    assert printed.out == ""  # no progress bar
     assert not list(tmp_path.iterdir())
 
 
@@ -303,12 +314,12 @@ def test_find_refuses_what_does_not_fit(arguments, message, tmp_path, capsys, mo
         (("--jobs", "0"), "--jobs=0: expected at least 1"),
         (("--seeds", "0"), "--seeds=0: expected at least 1"),
         (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
-        (("--data", "text"), "--path: expected the folder or file that it lies in, for text"),
-        (("--model", "gpt_mini"), "expected data of that kind, got images"),
+        (("--data", "text"), "--path: expected the folder or file of text"),
+        (("--model", "gpt_mini"), "expected data of kind text, got images"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_sweep_refuses_before_it_begins(arguments, message, tmp_path, capsys, monkeypatch):
+def test_sweep_refuses_before_the_first_search(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *arguments]) == 2
     printed = capsys.readouterr()
@@ -322,18 +333,18 @@ def test_sweep_refuses_before_it_begins(arguments, message, tmp_path, capsys, mo
 
 
 @pytest.mark.parametrize("command", ("find", "sweep", "eval"))
-def test_every_setting_is_told_by_its_flag(command):
+def test_errors_name_the_flag_of_a_setting(command):
     arguments = cli._parser().parse_args([command, *(["x"] if command == "eval" else [])])
     options = {a.dest: a.option_strings[0] for a in arguments.parser._actions if a.option_strings}
     for name, option in options.items():
-        assert cli._told(ValueError(f"{name}=3: expected 4"), arguments) == f"{option}=3: expected 4"
+        assert cli._message(ValueError(f"{name}=3: expected 4"), arguments) == f"{option}=3: expected 4"
         assert (
-            cli._told(ValueError(f"a {name.rpartition('.')[2]}=None: expected 4"), arguments)
+            cli._message(ValueError(f"a {name.rpartition('.')[2]}=None: expected 4"), arguments)
             == f"a {option}: expected 4"
         )
 
 
-def test_what_stands_in_a_file_is_told_as_it_stands_there(tmp_path, capsys):
+def test_errors_in_a_config_keep_its_keys(tmp_path, capsys):
     file = tmp_path / "a.yaml"
     file.write_text("search: {lr: -1}")
     assert main(["find", "--config", str(file), "--lr", "0.1"]) == 2
@@ -354,13 +365,13 @@ def test_what_stands_in_a_file_is_told_as_it_stands_there(tmp_path, capsys):
         ("info info", "info", "file=info: "),
     ),
 )
-def test_a_file_at_fault_is_told_by_its_flag(command, file, flag):
-    """Though other arguments, and the command itself, may have the same name."""
+def test_errors_name_the_flag_of_a_file(command, file, flag):
+    """Even if another argument or the command has the same name."""
     error = OSError(30, "Read-only file system", file)
-    assert cli._told(error, cli._parser().parse_args(command.split())) == f"{flag}Read-only file system"
+    assert cli._message(error, cli._parser().parse_args(command.split())) == f"{flag}Read-only file system"
 
 
-def test_a_file_system_that_is_read_only(tmp_path, capsys, monkeypatch):
+def test_a_read_only_file_system(tmp_path, capsys, monkeypatch):
     def mkdir(path, **_):
         raise OSError(30, "Read-only file system", str(path))
 
@@ -373,7 +384,7 @@ def test_a_file_system_that_is_read_only(tmp_path, capsys, monkeypatch):
 
 
 class Log(io.StringIO):
-    """A file that remembers what was in it whenever it was flushed."""
+    """A file that records its content at each flush."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()
@@ -418,8 +429,8 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ("find", "sweep", "eval", "info", "bench", "doctor"))
-def test_torchrun_leaves_every_option_to_the_command(command):
-    """Its parser looks at the whole line, and refuses what could be one of several options of its own."""
+def test_torchrun_passes_on_every_option(command):
+    """torchrun parses the whole line and refuses an option that abbreviates several of its own."""
     for action in cli._parser()._subparsers._group_actions[0].choices[command]._actions:
         for option in action.option_strings:
             line = [command, option, "X", f"{option}=X"]
@@ -427,7 +438,7 @@ def test_torchrun_leaves_every_option_to_the_command(command):
             assert (parsed.nproc_per_node, parsed.training_script_args) == ("2", line)
 
 
-def test_a_graph_network_has_the_graph_that_ships(tmp_path):
+def test_the_default_data_of_a_graph_network(tmp_path):
     out = tmp_path / "net.slt"
     assert main(["find", "--model", "gin", "--width", "8", "--epochs", "1", "--out", str(out)]) == 0
     assert ticket_info(out).metadata["network"]["data"] == {"name": "karate"}
@@ -445,14 +456,14 @@ def test_a_graph_network_has_the_graph_that_ships(tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_file_that_cannot_be_read(arguments, message, tmp_path, capsys, monkeypatch):
-    """One line, which names the argument."""
+    """The error is one line that names the argument."""
     monkeypatch.chdir(tmp_path)
     assert main(list(arguments)) == 2
     assert capsys.readouterr() == ("", f"slt {arguments[0]}: {message}\n")
 
 
 @pytest.mark.parametrize("command", ("eval", "info"))
-def test_files_that_are_no_tickets(command, found, tmp_path, capsys):
+def test_files_that_are_not_tickets(command, found, tmp_path, capsys):
     file = tmp_path / "net.slt"
     assert main([command, str(file)]) == 2
     assert "net.slt" in capsys.readouterr().err
@@ -461,7 +472,7 @@ def test_files_that_are_no_tickets(command, found, tmp_path, capsys):
     assert "cut short" in capsys.readouterr().err
 
 
-def test_eval_refuses_what_find_did_not_write(tmp_path, capsys):
+def test_eval_refuses_a_ticket_that_find_did_not_write(tmp_path, capsys):
     file = tmp_path / "net.slt"
     save_ticket(convert(convnet(4)), file)
     assert main(["eval", str(file)]) == 2
@@ -469,16 +480,18 @@ def test_eval_refuses_what_find_did_not_write(tmp_path, capsys):
     assert main(["info", str(file)]) == 0
 
 
-@pytest.mark.parametrize("module", ("slt_kernels", "slt_kernels.cli"))
-def test_as_a_program(module):
-    command = [sys.executable, "-m", module]
-    done = subprocess.run([*command, "info", "no-such-file"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "no-such-file" in done.stderr
-    assert "Traceback" not in done.stderr
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
-    assert helped.returncode == 0
-    assert helped.stdout.startswith("usage: slt ")
+@pytest.mark.parametrize(
+    "module,arguments,status,out,err",
+    (
+        ("slt_kernels", ("--help",), 0, "usage: slt .*", ""),
+        ("slt_kernels.cli", ("info", "no-such-file"), 2, "", "slt info: .*no-such-file: .*\n"),
+    ),
+)
+def test_as_a_program(module, arguments, status, out, err):
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert re.fullmatch(out, done.stdout, re.DOTALL) and re.fullmatch(err, done.stderr)
 
 
 # Data

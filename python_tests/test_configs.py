@@ -1,4 +1,4 @@
-"""Every file in configs/ is an experiment that runs: small, on small files in the real formats."""
+"""Every file in configs/ runs, at small size and on small files of the real formats."""
 
 from pathlib import Path
 
@@ -15,6 +15,12 @@ from slt_kernels.train import Experiment, build, load_data
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 WEIGHTS = {"cifar10_conv6": 2_261_184, "cifar10_resnet18": 11_164_352, "imagenet_resnet50": 25_502_912}
+PAPER = {  # (data, pruned fraction, locked fraction, sparsity, epochs) of Otsuka et al. (2024)
+    "cifar10_conv6": ("cifar10", 0.25, 0.25, 0.5, 100),
+    "cifar10_resnet18": ("cifar10", 0.25, 0.25, 0.5, 100),
+    "imagenet_resnet50": ("image_folder", 0.49, 0.21, 0.7, 100),
+    "ogbn_arxiv_gin": ("ogbn_arxiv", 0.0, 0.4, 0.2, 400),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +44,14 @@ def files(tmp_path_factory) -> dict[str, str]:
     }
 
 
-def test_there_is_one_for_each_experiment_of_the_paper():
-    assert {"cifar10_conv6", "cifar10_resnet18", "imagenet_resnet50", "ogbn_arxiv_gin"} <= {c.stem for c in CONFIGS}
+@pytest.mark.parametrize("config", PAPER)
+def test_it_has_the_paper_s_settings(config):
+    experiment = Experiment.load(FOLDER / f"{config}.yaml")
+    source, search = experiment.source, experiment.search
+    settings = (experiment.data["name"], source.prune, source.lock, search.sparsity, search.epochs)
+    assert settings == PAPER[config]
+    assert (source.spread, search.algorithm, search.scope, search.scores) == ("epl", "edge_popup", "global", "normal")
+    assert (search.schedule, search.pick) == ("cosine", "best")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
@@ -56,7 +68,7 @@ def test_it_runs(config, files, tmp_path, capsys):
 
 @pytest.mark.parametrize("config", WEIGHTS)
 def test_it_is_the_paper_s_network(config):
-    """Counted on the dense network of the file, without memory for it."""
+    """Counts the weights of the config's dense network on the meta device."""
     experiment = Experiment.load(FOLDER / f"{config}.yaml")
     model = models.build(**experiment.model, device="meta")
     masked = (torch.nn.Linear, torch.nn.Conv2d)
@@ -69,7 +81,7 @@ def test_the_digits_are_the_default():
 
 
 def test_a_ticket_builds_its_network_again(tmp_path):
-    """From what `slt find` wrote in it alone."""
+    """The metadata that `slt find` writes are sufficient."""
     out = tmp_path / "net.slt"
     assert main(["find", "--config", str(FOLDER / "karate_gin.yaml"), "--epochs", "1", "--out", str(out)]) == 0
     network = Experiment.from_dict(ticket_info(out).metadata["network"])

@@ -283,6 +283,11 @@ def test_initial_scores(count):
     assert (scores != 0).all()
 
 
+def test_initial_scores_on_the_meta_device():
+    scores = Source.of(40, 40).initial_scores(37, 0.3, "meta")
+    assert (scores.device.type, scores.dtype, scores.shape) == ("meta", torch.float32, (37,))
+
+
 def test_initial_scores_are_spread_evenly():
     scores = Source.of(1, 1).initial_scores(100_000, 1.0)
     assert scores.mean().item() == pytest.approx(0, abs=0.01)

@@ -1,4 +1,4 @@
-"""Data sets, from small files in the real formats; and loaders, which may stop and go on anywhere."""
+"""Data sets from small files of the real formats, and loaders that resume at any step."""
 
 import gzip
 import itertools
@@ -15,17 +15,17 @@ from hypothesis import given
 from PIL import Image, UnidentifiedImageError
 
 from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, load
-from slt_kernels.data.chance import draws, order, split
-from slt_kernels.data.folder import ImageFiles, random_box
-from slt_kernels.data.graph import neighbours_mean
-from slt_kernels.data.images import crop_and_flip
-from slt_kernels.data.text import Sequences
+from slt_kernels.experiments.data.folder import ImageFiles, random_box
+from slt_kernels.experiments.data.graph import neighbours_mean
+from slt_kernels.experiments.data.images import crop_and_flip
+from slt_kernels.experiments.data.rng import draws, order, split
+from slt_kernels.experiments.data.text import Sequences
 
 SUFFIXES = ("JPEG", "JPEG", "png", "png", "JPEG")
 
 
 class Numbers(Part):
-    """Examples that are their own numbers; augmented, a thousand an epoch more."""
+    """Examples equal to their indices; augmentation adds 1000 per epoch."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -45,7 +45,7 @@ def together(lists) -> list[int]:
     return sorted(itertools.chain.from_iterable(lists))
 
 
-# Chance
+# Random numbers
 
 
 def test_order_is_a_permutation_of_seed_and_epoch():
@@ -57,7 +57,7 @@ def test_order_is_a_permutation_of_seed_and_epoch():
 
 
 def test_order_and_draws_are_their_definitions():
-    """So that a search which is resumed under a later version meets the same batches."""
+    """A search that a later version resumes must have the same batches."""
     keys = []
     for i in range(4):
         words = oracle.call(2**63 + 1, 2, 4, i)
@@ -68,7 +68,7 @@ def test_order_and_draws_are_their_definitions():
     assert (draws(torch.tensor([0, 2**33]), 5, seed=1, epoch=2) * 2**32).tolist() == expected
 
 
-def test_draws_are_of_each_index_alone():
+def test_draws_depend_on_each_index_only():
     all_of_them = draws(torch.arange(500), 6, 3, 4)
     assert all_of_them.shape == (500, 6)
     assert 0 <= all_of_them.min() < 0.01 < 0.99 < all_of_them.max() < 1
@@ -94,7 +94,7 @@ def test_split():
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2), st.integers(0, 9))
 def test_training_batches(count, batch_size, ranks, epoch, start):
-    """Whatever the ranks, the same global batches; whatever the start, the same rest of the epoch."""
+    """Global batches are the same for any number of ranks and any start."""
     if min(count, batch_size) < ranks:
         with pytest.raises(ValueError, match="expected one for each of"):
             Loader(Numbers(count), batch_size, training=True, ranks=ranks)
@@ -117,7 +117,7 @@ def test_training_batches(count, batch_size, ranks, epoch, start):
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5))
-def test_evaluation_meets_each_example_once(count, batch_size, ranks):
+def test_evaluation_has_each_example_once(count, batch_size, ranks):
     each = [Loader(Numbers(count), batch_size, rank=r, ranks=ranks) for r in range(ranks)]
     assert [len(numbers(loader)) for loader in each] == [loader.steps for loader in each]
     assert together(batch for loader in each for batch in numbers(loader)) == list(range(count))
@@ -125,7 +125,7 @@ def test_evaluation_meets_each_example_once(count, batch_size, ranks):
 
 
 @pytest.mark.parametrize("workers", (0, 2))
-def test_an_epoch_leaves_the_random_numbers_of_pytorch_alone(workers):
+def test_an_epoch_does_not_change_the_global_generator(workers):
     before = torch.random.get_rng_state()
     for batch in Loader(Numbers(30), 7, training=True, workers=workers).epoch(1):
         assert type(batch.inputs) is tuple
@@ -142,7 +142,7 @@ def test_workers_are_other_processes():
     assert os.getpid() not in seen
 
 
-def test_epochs_may_run_side_by_side():
+def test_epochs_can_be_interleaved():
     loader = Loader(Numbers(30), 7, training=True)
     pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
     assert [[b.inputs[0].tolist() for b in pair] for pair in pairs] == [
@@ -191,7 +191,7 @@ def test_crop_and_flip_is_its_definition(dtype):
 
 
 def write_cifar(folder, classes: int = 10, count: int = 20) -> dict[str, np.ndarray]:
-    """Files in the binary format; the records of each."""
+    """Writes files of the binary format; returns the records of each."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     labels = 1 if classes == 10 else 2
@@ -230,7 +230,7 @@ def test_cifar(classes, folder, inside, tmp_path):
     assert (images.dtype, labels.tolist()) == (torch.float32, test[:, -3073].tolist())
 
 
-def test_cifar_is_augmented_in_training_alone(tmp_path):
+def test_cifar_is_augmented_only_in_training(tmp_path):
     write_cifar(tmp_path / "cifar-10-batches-bin")
     loaded, plain = load("cifar10", tmp_path), load("cifar10", tmp_path, augment=False)
     indices = torch.arange(len(loaded.train))
@@ -261,7 +261,7 @@ def test_cifar_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"data_batch_3\.bin: 0 bytes"):
         load("cifar10", tmp_path)
     batch.write_bytes(b"\x0a" + content[1:])
-    with pytest.raises(ValueError, match=r"data_batch_3\.bin: label 10, expected under 10"):
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin: label 10, expected less than 10"):
         load("cifar10", tmp_path)
     batch.unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3\.bin: not found"):
@@ -269,13 +269,13 @@ def test_cifar_refuses(tmp_path):
     for file in folder.glob("data*.bin"):
         file.write_bytes(bytes(3073 * 20))
     batch.write_bytes(bytes(3073 * 20))
-    with pytest.raises(ValueError, match="cifar-10-batches-bin: all training images have one value in a channel"):
+    with pytest.raises(ValueError, match="cifar-10-batches-bin: a channel is constant"):
         load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("make", (os.mkfifo, os.mkdir), ids=("pipe", "folder"))
-def test_what_is_no_regular_file_is_refused(make, tmp_path):
-    """A pipe would be waited for without end."""
+def test_paths_that_are_not_regular_files_are_refused(make, tmp_path):
+    """Reading a pipe would block forever."""
     write_cifar(tmp_path / "cifar-10-batches-bin")
     batch = tmp_path / "cifar-10-batches-bin/data_batch_3.bin"
     image = tmp_path / "train/a/0.png"
@@ -291,7 +291,7 @@ def test_what_is_no_regular_file_is_refused(make, tmp_path):
             load(name, path or file)
 
 
-def test_a_broken_link_among_images_is_no_image_less(tmp_path):
+def test_a_broken_link_among_images_is_refused(tmp_path):
     (tmp_path / "train/a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "train/a/0.png")
     (tmp_path / "train/a/1.png").symlink_to(tmp_path / "nowhere")
@@ -334,8 +334,8 @@ def test_image_folder(folder):
     assert torch.allclose(images[0], color.view(3, 1, 1).expand(3, 16, 16), atol=1e-5)
 
 
-def test_the_middle_of_an_image_is_taken(tmp_path):
-    """A red square of 7/8 of the shorter side in the middle of a blue image is all that is seen."""
+def test_images_are_cropped_at_the_centre(tmp_path):
+    """Of a blue image with a central red square of 7/8 of the shorter side, only red is left."""
     pixels = np.zeros((64, 96, 3), dtype=np.uint8)
     pixels[..., 2] = 255
     pixels[4:60, 20:76] = (255, 0, 0)
@@ -349,7 +349,7 @@ def test_the_middle_of_an_image_is_taken(tmp_path):
     assert (images[0, 2] < 0).all()
 
 
-def test_images_are_augmented_in_training_alone(folder):
+def test_images_are_augmented_only_in_training(folder):
     loaded, plain = load("image_folder", folder, size=12), load("image_folder", folder, size=12, augment=False)
     indices = torch.arange(8)
     (still,), _ = loaded.train.batch(indices)
@@ -361,7 +361,7 @@ def test_images_are_augmented_in_training_alone(folder):
 
 
 def test_half_of_the_training_images_are_mirrored(tmp_path):
-    """The less red the further to the right, so a mirrored image is redder on the right, whatever its crop."""
+    """Red decreases to the right, so a mirrored image is redder on the right for any crop."""
     pixels = np.zeros((48, 48, 3), dtype=np.uint8)
     pixels[:, :, 0] = np.linspace(255, 0, 48).astype(np.uint8)
     for part in ("train", "val"):
@@ -379,7 +379,7 @@ def test_workers_make_the_same_batches(folder):
     part = load("image_folder", folder, size=12).train
     alone = Loader(part, 3, training=True, seed=5)
     workers = Loader(part, 3, training=True, seed=5, workers=2)
-    next(workers.epoch(1))  # and leave it there
+    next(workers.epoch(1))  # and abandon the epoch
     for epoch, start in ((0, 0), (1, 1), (2, 0)):
         pairs = list(zip(alone.epoch(epoch, start), workers.epoch(epoch, start), strict=True))
         assert len(pairs) == 3 - start
@@ -423,7 +423,7 @@ def test_image_folder_refuses(folder, tmp_path):
         load("image_folder", tmp_path)
     (tmp_path / "train" / "empty").rmdir()
     (tmp_path / "val" / "b").mkdir(parents=True)
-    with pytest.raises(ValueError, match="val/b: no such class in train"):
+    with pytest.raises(ValueError, match="val/b: train has no such class"):
         load("image_folder", tmp_path)
     with pytest.raises(ValueError, match="size=0: expected at least 1"):
         load("image_folder", folder, size=0)
@@ -446,7 +446,7 @@ def test_damaged_images(damage, suffix, tmp_path):
 
 
 @given(st.sampled_from(("png", "jpg", "bmp", "webp")), st.data())
-def test_any_damage_to_an_image_is_told_or_harmless(tmp_path_factory, suffix, data):
+def test_damage_to_an_image_raises_or_is_harmless(tmp_path_factory, suffix, data):
     file = tmp_path_factory.mktemp("image") / f"0.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file)
@@ -476,23 +476,23 @@ def test_any_damage_to_an_image_is_told_or_harmless(tmp_path_factory, suffix, da
     ),
     ids=lambda error: type(error).__name__,
 )
-def test_whatever_the_reader_of_images_raises_names_the_file(error, tmp_path, monkeypatch):
+def test_errors_of_pillow_name_the_file(error, tmp_path, monkeypatch):
     def read(*_):
         raise error
 
     monkeypatch.setattr(Image, "open", read)
     part = ImageFiles(tmp_path, np.array([b"0.png"]), torch.zeros(1, dtype=torch.int64), 8)
-    with pytest.raises(ValueError, match=r"0\.png: damaged, or not an image: ") as told:
+    with pytest.raises(ValueError, match=r"0\.png: damaged, or not an image: ") as raised:
         part.batch(torch.tensor([0]))
-    assert len(str(told.value)) < 500
-    assert "\n" not in str(told.value)
-    error = PermissionError(13, "Permission denied", "0.png")  # of a file that is not damaged
+    assert len(str(raised.value)) < 500
+    assert "\n" not in str(raised.value)
+    error = PermissionError(13, "Permission denied", "0.png")  # not damage
     with pytest.raises(PermissionError):
         part.batch(torch.tensor([0]))
 
 
 @pytest.mark.parametrize("workers", (0, 1))
-def test_a_damaged_image_is_told_in_one_sentence(workers, tmp_path):
+def test_the_error_of_a_damaged_image_is_one_sentence(workers, tmp_path):
     for part in ("train", "val"):
         (tmp_path / part / "a").mkdir(parents=True)
         for i in range(2):
@@ -544,7 +544,7 @@ def test_karate():
 
 
 def write_arxiv(root) -> dict[str, np.ndarray]:
-    """A small graph in the files that ogb unpacks."""
+    """Writes a small graph in the files that ogb unpacks."""
     random = np.random.default_rng(0)
     tables = {
         "raw/edge": random.integers(0, 30, (70, 2)),
@@ -608,11 +608,11 @@ def test_ogbn_arxiv_refuses(tmp_path, monkeypatch):
         ("raw/num-node-list", "29", "node-feat"),
         ("split/time/train", "30", "train: expected integers from 0 to 29"),
         ("split/time/test", "-1", "test: expected integers from 0 to 29"),
-        ("split/time/valid", "3", "split: expected each node once at most"),
+        ("split/time/valid", "3", "split: expected each node at most once"),
     ),
 )
 def test_a_graph_out_of_bounds_is_refused(name, row, message, tmp_path):
-    """Before it is computed with: an edge to a node that is not there would be read past the end."""
+    """An edge to a missing node would read out of bounds."""
     write_arxiv(tmp_path / "ogbn_arxiv")
     file = tmp_path / f"ogbn_arxiv/{name}.csv.gz"
     first, *others = gzip.decompress(file.read_bytes()).decode().splitlines()
@@ -639,7 +639,7 @@ def test_text(tmp_path):
 
 
 @given(st.integers(12, 60), st.integers(0, 5))
-def test_training_sequences_are_rotated_whole(count, epoch):
+def test_all_training_sequences_shift_by_one_offset(count, epoch):
     part = Sequences(torch.arange(count), 10, seed=1)
     (tokens,), targets = part.batch(torch.arange(len(part)), epoch)
     assert torch.equal(tokens + 1, targets)
@@ -695,8 +695,8 @@ def test_data_move_to_a_device(tmp_path):
     "name,options,message",
     (
         ("mnist", {}, "data='mnist': expected one of digits, cifar10"),
-        ("cifar10", {}, "path=None: expected the folder or file that it lies in, for cifar10"),
-        ("digits", {"path": "a"}, "path=a: expected none, it ships with a package, for digits"),
+        ("cifar10", {}, "path=None: expected the folder or file of cifar10"),
+        ("digits", {"path": "a"}, "path=a: expected no path: digits ships with a package"),
         ("digits", {"size": 8}, "size=8: digits has only seed"),
     ),
 )

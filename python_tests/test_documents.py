@@ -26,8 +26,8 @@ from slt_kernels import (
     SupermaskLinear,
     cli,
     convert,
-    sweep,
 )
+from slt_kernels.experiments import sweep
 from slt_kernels.nn.supermask import check_sparsity
 from slt_kernels.source import NORMAL_TABLE
 

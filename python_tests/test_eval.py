@@ -1,4 +1,4 @@
-"""``slt eval`` of tickets that others wrote: what their metadata name is compared before it is built or opened."""
+"""``slt eval`` of foreign tickets, whose metadata are checked before a network is built or a file opened."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def networks() -> dict[str, nn.Module]:
 
 @pytest.fixture
 def evaluate(networks, tmp_path, capsys, monkeypatch):
-    """Status and error of eval of a ticket with other metadata; it may not build a network for use."""
+    """Status and error of eval for a ticket with other metadata; building the network is forbidden."""
 
     def run(metadata: dict, *arguments: str, name: str = "convnet", builds: bool = False) -> tuple[int, str]:
         save_ticket(networks[name], tmp_path / "net.slt", metadata)
@@ -40,15 +40,15 @@ def test_a_ticket_of_its_network_is_tested(experiment, evaluate):
     assert evaluate(named(experiment), name=experiment.model["name"], builds=True) == (0, "")
 
 
-def test_a_path_of_the_author_s_is_not_opened(evaluate, monkeypatch, tmp_path):
-    monkeypatch.setattr("slt_kernels.data.load", None)
+def test_the_path_in_the_ticket_is_not_opened(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setattr("slt_kernels.experiments.data.load", None)
     for name in ("text", "cifar10", "image_folder", "ogbn_arxiv"):
         status, error = evaluate(named(data={"name": name, "path": str(tmp_path / "theirs")}))
         assert status == 2
-        assert f"path: expected --path, the folder or file that {name} lies in (when found: '{tmp_path}" in error
+        assert f"path: expected --path, the folder or file of {name} (path in the ticket: '{tmp_path}" in error
 
 
-def test_the_path_of_the_user_s_is_the_one_that_is_opened(evaluate, tmp_path):
+def test_the_path_of_the_flag_is_opened(evaluate, tmp_path):
     metadata = named(data={"name": "text", "path": "theirs"}, model={"name": "gpt_mini", "width": 64})
     status, error = evaluate(metadata, "--path", str(tmp_path / "ours"))
     assert (status, "ours" in error, "theirs" in error) == (2, True, False)
@@ -62,16 +62,16 @@ def test_a_network_of_another_width_is_not_built(width, evaluate):
 
 
 @pytest.mark.parametrize("name,options", (("gin", {}), ("vit_tiny", {"size": 8, "channels": 1, "patch": 4})), ids=str)
-def test_a_network_without_end_is_not_built(name, options, evaluate):
+def test_a_huge_network_is_not_built(name, options, evaluate):
     data = {"name": "karate" if name == "gin" else "digits"}
     status, error = evaluate(named(model={"name": name, "depth": 10**9, **options}, data=data))
     assert status == 2
-    assert "model.depth=1000000000, and it has 5 layers" in error
+    assert "model.depth=1000000000: expected at most 5, the number of its layers" in error
 
 
-def test_another_network_is_named_by_its_first_tensor(evaluate):
+def test_the_error_of_another_network_names_a_tensor(evaluate):
     status, error = evaluate(named(model={"name": "conv2", "width": 4, "size": 8, "channels": 1}))
-    assert status == 2 and " has shape " in error and ", in the network that it names " in error
+    assert status == 2 and " has shape " in error and ", in the network that it describes " in error
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_another_network_is_named_by_its_first_tensor(evaluate):
     ),
     ids=lambda metadata: str(metadata)[-40:],
 )
-def test_metadata_that_name_no_network(metadata, evaluate):
+def test_metadata_without_a_network(metadata, evaluate):
     status, error = evaluate(metadata)
     assert status == 2
     assert "net.slt: " in error and error.count("\n") == 1
 
 
-def test_info_shows_names_that_a_terminal_would_obey(tmp_path, capsys):
-    """As escapes, on the line that they are on."""
+def test_info_escapes_control_characters(tmp_path, capsys):
+    """Escapes keep each name on its line."""
     model = nn.Module()
     model.add_module("a\x1b[31m\nb", cli.models.build("convnet", width=4, supermask={}))
     model.register_buffer("\u202e", torch.zeros(1))
@@ -115,8 +115,8 @@ def test_info_shows_names_that_a_terminal_would_obey(tmp_path, capsys):
     assert len(printed) < 1_010_000
 
 
-def test_what_eval_takes_to_bound_a_depth():
-    """Every network that can be of any depth has a layer for each unit of it."""
+def test_eval_bounds_the_depth_by_the_layers():
+    """Networks of arbitrary depth have at least one layer per unit of depth."""
     for name, (_, kind, _) in cli.models.MODELS.items():
         if kind != "images" or name.startswith(("vit", "cifar_vit")):
             needed = {"gin": {"features": 3, "classes": 2}}.get(

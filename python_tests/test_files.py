@@ -1,4 +1,4 @@
-"""Files: written whole whatever happens to the writers, and read without waiting or following what is planted."""
+"""Atomic writes with killed and concurrent writers, and reads that neither block nor follow planted links."""
 
 import errno
 import multiprocessing
@@ -22,7 +22,7 @@ CONTENTS = [bytes([65 + i]) * (300_000 + 7 * i) for i in range(3)]
 
 
 class Child:
-    """A forked process that runs a function; whatever happens, it is killed in the end."""
+    """Runs a function in a forked process, which is always killed at the end."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
@@ -44,7 +44,7 @@ def file(tmp_path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_writers_and_a_reader(file):
-    """No write fails, and every read is one of the contents, whole."""
+    """No write fails, and every read returns one complete content."""
     write_atomically(file, CONTENTS[0])
 
     def write(content: bytes) -> None:
@@ -85,7 +85,7 @@ def test_writers_in_threads(file):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(file):
-    """Wherever it is killed; the next writer removes what it left."""
+    """At any point; the next writer removes its temporary file."""
     write_atomically(file, CONTENTS[0])
     left = 0
 
@@ -105,8 +105,8 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(file):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_what_a_living_writer_holds_stays(file):
-    """Another write meanwhile leaves its temporary file alone, and it goes on to replace the file."""
+def test_the_temporary_file_of_a_living_writer_stays(file):
+    """A concurrent write keeps it, and the first writer still replaces the file."""
     begun, go_on = (multiprocessing.get_context("fork").Event() for _ in range(2))
 
     def wait(_: int) -> None:
@@ -114,7 +114,7 @@ def test_what_a_living_writer_holds_stays(file):
         go_on.wait(60)
 
     def write() -> None:
-        os.fsync = wait  # in the child alone
+        os.fsync = wait  # in the child only
         write_atomically(file, b"of the living")
 
     with Child(write) as child:
@@ -130,7 +130,7 @@ def test_what_a_living_writer_holds_stays(file):
 
 
 def test_a_writer_whose_temporary_was_removed_before_its_lock_takes_another(file, monkeypatch):
-    """Between creating and locking, another writer's cleaning comes."""
+    """Another writer removes it between creation and locking."""
     lock, created = files._lock, []
 
     def clean_first(descriptor: int, wait: bool) -> bool:
@@ -145,8 +145,8 @@ def test_a_writer_whose_temporary_was_removed_before_its_lock_takes_another(file
     assert created and file.read_bytes() == b"whole"
 
 
-def test_what_is_planted_is_not_followed(file, monkeypatch):
-    """A link or a file at the temporary's name, if it could be guessed."""
+def test_planted_links_are_not_followed(file, monkeypatch):
+    """A link or a file at a guessed temporary name."""
     names = iter(("0" * 16, "1" * 16, "2" * 16))
     monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
     victim = file.with_name("victim")
@@ -157,11 +157,11 @@ def test_what_is_planted_is_not_followed(file, monkeypatch):
     assert error.value.filename == str(file)
     assert victim.read_text() == "precious" and not file.exists()
     os.link(victim, file.parent / f".slt-{'1' * 16}.tmp")
-    write_atomically(file, b"new")  # the stale name goes, its file stays under its other name
+    write_atomically(file, b"new")  # removes the stale name; the file keeps its other name
     assert victim.read_text() == "precious" and file.read_bytes() == b"new"
 
 
-def test_other_names_are_left_alone(file):
+def test_files_with_other_names_stay(file):
     others = {".slt-0.tmp", ".file.1.tmp", ".slt-" + "g" * 16 + ".tmp", "slt-" + "0" * 16 + ".tmp"}
     for name in others:
         (file.parent / name).write_text("mine")
@@ -251,7 +251,7 @@ def test_a_failure_names_the_file_and_not_its_temporary(number, file, monkeypatc
 
 
 def test_without_file_locks(file, monkeypatch):
-    """As on Windows: everything works, and nothing is removed."""
+    """As on Windows: writes work, and no temporary file is removed."""
     monkeypatch.setattr(files, "fcntl", None)
     stale = file.with_name(".slt-" + "0" * 16 + ".tmp")
     stale.write_text("")
@@ -259,7 +259,7 @@ def test_without_file_locks(file, monkeypatch):
     assert file.read_bytes() == b"new" and stale.exists()
 
 
-def test_reading_waits_for_no_pipe(file):
+def test_reading_a_pipe_does_not_block(file):
     os.mkfifo(file)
     with pytest.raises(ValueError, match="file: expected a file, not a folder, a device or a pipe"):
         read_file(file)
@@ -274,7 +274,7 @@ def test_reading_waits_for_no_pipe(file):
 
 
 def nested(depth: int, kind: type = list):
-    """``2 ** depth`` numbers to print, and `depth` objects in memory."""
+    """``depth`` objects in memory that print as ``2 ** depth`` numbers."""
     value = [1]
     for _ in range(depth):
         value = kind([value, value]) if kind is not dict else {"a": value, "b": value}
@@ -300,18 +300,18 @@ class Named(dict):
     ),
     ids=("lists", "tuples", "dicts", "a subclass", "text", "long", "digits", "digits inside", "wide"),
 )
-def test_what_is_shown_is_short(value):
+def test_shown_is_short(value):
     started = time.perf_counter()
     assert len(shown(value)) <= 400
     assert time.perf_counter() - started < 5
 
 
-def test_what_is_shown_is_a_repr():
+def test_shown_is_a_repr():
     for value in ("text", 3, -1.5, None, True, ["a", 1], {"a": {"b": (1, 2)}}, "a\nb\x1b[0m\ud800"):
         assert shown(value) == repr(value)
 
 
-def test_what_is_printed_is_printable():
+def test_printable():
     assert printable("layer.0 ü") == "layer.0 ü"
     assert printable("\x1b[31m\n\ud800\u202e") == "\\x1b[31m\\n\\ud800\\u202e"
     printable("\ud800").encode()

@@ -1,4 +1,4 @@
-"""Networks: what each is made of, against plain formulas of it, and what a search in it needs."""
+"""Networks compared with plain formulas, and what a search needs of them."""
 
 import math
 import re
@@ -13,16 +13,16 @@ from layers import relative_error
 from torch import nn
 
 from slt_kernels import EdgePopup, Freeze, convert, data, load_ticket, models, save_ticket, summary
-from slt_kernels.data.graph import neighbours_mean
+from slt_kernels.experiments.data.graph import neighbours_mean
+from slt_kernels.experiments.models.transformer import Attention
 from slt_kernels.models import MODELS, build
-from slt_kernels.models.transformer import Attention
 from slt_kernels.nn import SupermaskLayer
 
 FROZEN = {"freeze": Freeze(0.3, 0.2), "sparsity": None, "weight": "uniform", "seed": 7}
 
 
 def tiny(name: str, **supermask) -> tuple[nn.Module, tuple[torch.Tensor, ...], torch.Tensor]:
-    """The network, narrow, with inputs and targets."""
+    """A narrow network with inputs and targets."""
     kind, options = MODELS[name].kind, {"width": 4}
     if kind == "images":
         options |= {"channels": 2, "classes": 5}
@@ -75,12 +75,12 @@ def test_forward_backward_and_a_threshold_step(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_supermask_network_is_the_dense_one_with_its_weights(name):
-    """Each weight is converted, and no option is lost: the same function, in float64."""
+    """In float64 both compute the same function, so every weight is converted and no option lost."""
     supermask, inputs, _ = tiny(name, **FROZEN)
     dense, *_ = tiny(name)
     assert {n for n, _ in supermask.named_parameters()} == {f"{n}.scores" for n in layers_of(supermask)}
     assert {n for n, _ in dense.named_parameters()} == {f"{n}.weight" for n in layers_of(supermask)}
-    supermask, dense = supermask.double().eval(), dense.double().eval()  # as in training, but not ill-conditioned
+    supermask, dense = supermask.double().eval(), dense.double().eval()  # evaluation mode is better conditioned
     with torch.no_grad():
         for layer_name, layer in layers_of(supermask).items():
             weight = layer.integer_weight() * layer.mask() * layer.weight_scale.double()
@@ -92,14 +92,14 @@ def test_a_supermask_network_is_the_dense_one_with_its_weights(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_heads_have_the_classes_that_are_asked_for(name):
+def test_heads_have_the_requested_classes(name):
     model, inputs, targets = tiny(name)
     classes = 11 if MODELS[name].kind == "text" else 5
     assert model.eval()(*inputs).shape == (*targets.shape, classes)
 
 
 @pytest.mark.parametrize("name", ("conv4", "gpt_mini", "gin"))
-def test_built_on_the_meta_device_it_is_the_same(name):
+def test_building_on_the_meta_device_gives_the_same_network(name):
     direct, *_ = tiny(name, **FROZEN)
     dense, *_ = tiny(name)
     converted = convert(dense, **FROZEN).state_dict()
@@ -122,7 +122,7 @@ def test_no_dense_weight_is_allocated(monkeypatch):
 
 @pytest.mark.parametrize("name", ("conv2", "cifar_resnet18", "gin", "cifar_vit_tiny", "gpt_mini"))
 def test_mixed_precision(name):
-    """Under autocast to bfloat16 the loss and the gradients are near those in float32."""
+    """Loss and gradients under bfloat16 autocast are near those of float32."""
     results = []
     for enabled in (False, True):
         torch.manual_seed(1)
@@ -166,7 +166,7 @@ def test_tickets(name, tmp_path):
         ("resnet18", {}, 11_678_912),
         ("resnet34", {}, 21_779_648),
         ("resnet50", {}, 25_502_912),
-        ("resnet101", {}, 44_549_160 - 1000 - 105_344),  # torchvision's parameters without bias and BatchNorm's
+        ("resnet101", {}, 44_549_160 - 1000 - 105_344),  # parameters of torchvision without biases and BatchNorm
         ("wide_resnet50_2", {}, 68_814_016),
         ("gin", {"features": 128, "classes": 40}, 128 * 386 + 2 * 386 * 386 + 2 * 386 * 40),
         ("vit_tiny", {}, 3 * 256 * 192 + 196 * 192 + 12 * 12 * 192**2 + 192 * 1000),
@@ -212,10 +212,10 @@ def test_layers_without_bias_and_batch_norm_without_affine():
             assert not isinstance(module, nn.BatchNorm2d) or name.startswith("conv") is (name == "convnet")
 
 
-# What is asked of build
+# Building
 
 
-def test_build_takes_what_the_data_tell(tmp_path):
+def test_build_takes_dimensions_of_the_data(tmp_path):
     (tmp_path / "a").write_bytes(bytes(range(200)) * 2)
     text = data.load("text", tmp_path / "a", context=8)
     for loaded, name, options in (
@@ -246,7 +246,7 @@ def test_build_takes_what_the_data_tell(tmp_path):
         ("gin", {"features": 3, "classes": 3, "depth": 1}, "depth=1: expected at least 2"),
         ("vit_tiny", {"size": 30}, "patch=16: expected a divisor of size=30"),
         ("vit_tiny", {"width": 100}, "width=100: expected a positive multiple of head_width=64"),
-        ("gin", {"data": "digits"}, "model='gin' takes nodes: expected data of that kind, got images"),
+        ("gin", {"data": "digits"}, "model='gin': expected data of kind nodes, got images"),
         ("conv6", {"supermask": {"fre": 1}}, "supermask: fre=1: convert has only freeze, sparsity, spread, weight"),
         ("conv6", {"supermask": {"spread": "none"}}, "spread='none': expected one of uniform"),
     ),
@@ -264,7 +264,7 @@ def test_build_refuses(name, options, message):
 @given(st.integers(2, 8), st.integers(0, 12), st.integers(2, 5))
 @settings(max_examples=15)
 def test_gin_is_its_definition(nodes, edges, depth):
-    """Mean aggregation with eps 0, one linear map, BatchNorm and ReLU after each layer; the two last averaged."""
+    """Mean aggregation with eps 0, a linear map, BatchNorm and ReLU per layer; mean of the last two outputs."""
     torch.manual_seed(nodes + 10 * edges)
     pairs = torch.randint(nodes, (2, edges))
     model = models.GIN(3, 4, width=6, depth=depth).double()
@@ -278,7 +278,7 @@ def test_gin_is_its_definition(nodes, edges, depth):
         rows = []
         for node in range(nodes):
             near = [h[-1][n] for n in neighbours[node]]
-            share = float(torch.tensor(1 / max(len(near), 1)))  # float32, as the matrix has it
+            share = float(torch.tensor(1 / max(len(near), 1)))  # float32, as in the matrix
             rows.append(h[-1][node] + share * sum(near))
         z = torch.stack(rows) @ layer.weight.T
         z = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt()
@@ -294,7 +294,7 @@ def test_gin_is_its_definition(nodes, edges, depth):
 @pytest.mark.parametrize("qk_scaling", (False, True))
 @pytest.mark.parametrize("causal", (False, True))
 def test_attention_is_its_definition(causal, qk_scaling):
-    """With the scaling: as if the query and key weights were n_K ** (1/4) times as large (arXiv 2511.04217, 3.1)."""
+    """Scaling multiplies the query and key weights by n_K ** (1/4) (arXiv 2511.04217, section 3.1)."""
     width, head_width, tokens = 12, 4, 5
     attention = Attention(width, head_width, causal, qk_scaling).double()
     x = torch.randn(2, tokens, width, dtype=torch.float64)
@@ -355,7 +355,7 @@ def test_a_cache_changes_no_logits(cuts):
         assert torch.allclose(torch.cat(pieces, 1), model(tokens), rtol=0, atol=1e-5)
 
 
-def test_the_future_is_not_looked_at():
+def test_later_tokens_do_not_change_logits():
     model, tokens = gpt(), torch.randint(11, (2, 9))
     changed = tokens.clone()
     changed[:, 5] = (changed[:, 5] + 1) % 11
@@ -365,7 +365,7 @@ def test_the_future_is_not_looked_at():
     assert (before[:, 5:] != after[:, 5:]).any(-1).all()
 
 
-def test_generate_takes_the_likeliest_token():
+def test_generate_takes_the_most_likely_token():
     model, tokens = gpt(), torch.randint(11, (2, 3))
     expected = tokens
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A search in several processes: the scores of one process, the same masks everywhere, and only gradients sent."""
+"""A search in several processes: scores as in one process, equal masks, and only gradients sent."""
 
 import subprocess
 import sys
@@ -10,17 +10,18 @@ from processes import run_processes
 
 from slt_kernels import ticket_info
 from slt_kernels.cli import main
+from slt_kernels.experiments.train.processes import joined
 from slt_kernels.train import search
-from slt_kernels.train.processes import joined
 
-# What both the one process and the two run: 20 steps, the last one of each epoch on a smaller batch. The noise is there
-# because digits repeat patches: the maxima that are pooled would be so close that rounding decides between them.
+# Run by the single process and by both processes: 20 steps, the last of each epoch on a smaller batch. Digits contain
+# equal patches, so without noise rounding would decide between equal maxima in the pooling.
 SETUP = """
 import torch
 from slt_kernels import Freeze, models
 from slt_kernels.data import digits
-from slt_kernels.data.images import Images
-from slt_kernels.train import Interrupted, Run, Search, processes, search
+from slt_kernels.experiments.data.images import Images
+from slt_kernels.experiments.train import processes
+from slt_kernels.train import Interrupted, Run, Search, search
 
 SEARCHES = {
     "batch normalization": ("convnet", {}),
@@ -49,7 +50,7 @@ for case, (name, changes) in SEARCHES.items():
     rows = search(model, data, settings)
     found[case] = model.state_dict(), rows
 
-# What travels in a step: DistributedDataParallel's buckets, as a hook of theirs sees them.
+# A communication hook records the buckets that DistributedDataParallel sends in a step.
 sent = []
 
 class Watched(processes.DistributedDataParallel):
@@ -69,7 +70,7 @@ rows = search(model, data, settings)
 processes.DistributedDataParallel = plain
 found["sent"] = sent
 
-# A signal to one of the processes stops both after the same step, and they go on together.
+# A signal to one process stops both after the same step; both resume.
 def stop(epoch, step, steps):
     if rank == 1 and (epoch, step) == (2, 3):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -97,7 +98,7 @@ torch.save(found, folder / f"{rank}.pt")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict]:
-    """What each of two processes found."""
+    """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
     run_processes(SETUP + IN_TWO, 2, folder, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -146,7 +147,7 @@ def test_a_signal_to_one_stops_both_and_they_continue(two):
         assert all(torch.equal(t, again[name]) for name, t in state.items())
 
 
-def test_masks_that_differ_are_noticed(two):
+def test_different_masks_are_detected(two):
     for found in two:
         assert found["check"] == "the masks or parameters of processes [1] differ from those of process 0"
 
@@ -155,7 +156,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     for name, value in {"RANK": "4", "LOCAL_RANK": "4", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(ValueError, match="LOCAL_RANK=4: PyTorch sees 4 GPUs here"), joined(torch.device("cuda")):
+    with pytest.raises(ValueError, match="LOCAL_RANK=4: PyTorch finds 4 GPUs"), joined(torch.device("cuda")):
         pass
 
 
@@ -166,7 +167,7 @@ def test_torchrun_takes_the_same_command(tmp_path, capsys):
     command += ["--folder", str(folder)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("A ticket in digits") == 1
+    assert done.stdout.count("A ticket for digits") == 1
     assert done.stdout.count("epoch 1 of 1: loss") == 1
     assert (folder / "last.pt").exists()
     assert main(["eval", str(out)]) == 0

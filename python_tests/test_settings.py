@@ -1,4 +1,4 @@
-"""Settings: from YAML, plain values and flags; what is unknown or out of range is refused by name."""
+"""Settings from YAML, plain values and flags; errors name the unknown or wrong setting."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_yaml(tmp_path):
     assert Experiment.load(file).model == {"name": "conv4"}
 
 
-def test_values_go_through_json_and_back():
+def test_settings_survive_json():
     experiment = Experiment(seed=3, search=Search(milestones=(1, 2), amp="fp16"), source=SourceNetwork(scale=None))
     assert Experiment.from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
 
@@ -115,7 +115,7 @@ def test_a_file_is_named_in_its_errors(tmp_path):
     with pytest.raises(ValueError, match=r"experiment\.yaml: search\.epoch: unknown"):
         Experiment.load(file)
     for content, message in (
-        (b"search: {epochs: [", "no YAML: "),
+        (b"search: {epochs: [", "not YAML: "),
         (b"seed: 1\nsearch: {}\nseed: 2", "seed: given twice"),
         (b"search: {lr: 1, lr: 2}", "lr: given twice"),
         (b"\xff\xfe", "can't decode"),
@@ -130,20 +130,20 @@ def test_a_file_is_named_in_its_errors(tmp_path):
         Experiment.load(tmp_path / "none.yaml")
 
 
-def test_a_file_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
+def test_files_are_utf8_in_every_locale(tmp_path, monkeypatch):
     file = tmp_path / "experiment.yaml"
     file.write_bytes("data: {name: text, path: Übung.txt}".encode())
     monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
     assert Experiment.load(file).data["path"] == "Übung.txt"
 
 
-def test_options_are_of_the_builder_s_types():
+def test_options_have_the_builder_s_types():
     values = {"model": "convnet", "data": {"name": "cifar10", "path": "a", "validation": "1e-1"}}
     assert Experiment.from_dict(values).data["validation"] == 0.1  # YAML 1.1 reads 1e-1 as text
     assert Experiment(model="conv2", data="digits") == Experiment(model={"name": "conv2"})
 
 
-def test_readers_do_not_decide_what_is_found():
+def test_identity_ignores_workers():
     assert Experiment(search=Search(workers=3)).identity == Experiment().identity
     assert Experiment(search=Search(epochs=3)).identity != Experiment().identity
 
@@ -154,7 +154,7 @@ def test_override():
     assert (changed.seed, changed.search.lr, changed.source.prune) == (2, 0.3, 0.2)
     assert changed.data["path"] == "there"
     assert changed.model == {"name": "resnet18", "width": 8}
-    assert base.override({"model": "resnet18"}) == base  # its options stay
+    assert base.override({"model": "resnet18"}) == base  # keeps the options
     assert base.override({"model": "conv2", "model.width": 4}).model == {"name": "conv2", "width": 4}
     with pytest.raises(ValueError, match=r"serach\.lr: unknown; did you mean search"):
         base.override({"serach.lr": 1})
@@ -163,7 +163,7 @@ def test_override():
 
 
 @given(st.sampled_from(dataclasses.fields(Search)), st.one_of(st.integers(), st.floats(), st.text(), st.none()))
-def test_any_value_is_taken_or_refused_by_name(setting, value):
+def test_any_value_is_accepted_or_named_in_an_error(setting, value):
     try:
         taken = getattr(Experiment.from_dict({"search": {setting.name: value}}).search, setting.name)
     except ValueError as error:
@@ -172,7 +172,7 @@ def test_any_value_is_taken_or_refused_by_name(setting, value):
         assert taken == value or (value == "none" and taken is None)
 
 
-# Values without end
+# Huge values
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
@@ -200,8 +200,8 @@ MERGES = "a: &a {k: 1}\n" + "".join(
         "unknown: *p",
     ),
 )
-def test_aliases_of_aliases_end_in_a_short_message(use, tmp_path):
-    """Each is a list of 8 of the last: 8 ** 16 values to print, in 1 KB."""
+def test_the_error_for_nested_aliases_is_short(use, tmp_path):
+    """Each list has 8 of the previous one: 1 KB that prints as 8 ** 16 values."""
     file = tmp_path / "experiment.yaml"
     values = Experiment.read_value(f"{BOMB}{use}")
     key = use.partition(":")[0]
@@ -218,23 +218,23 @@ def test_aliases_of_aliases_end_in_a_short_message(use, tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     (
-        (MERGES, "expected at most 1000 keys, merged ones included"),
-        ("[" * 20_000, "no YAML: nested too deeply"),
-        ("seed: !!timestamp x", "no YAML: "),
-        ("seed: !!bool x", "no YAML: "),
-        ("seed: !!int x", "no YAML: "),
-        ("seed: !!python/object:os.system x", "no YAML: could not determine a constructor"),
-        ("seed: " + "9" * 5000, "no YAML: "),
+        (MERGES, "expected at most 1000 keys, including merged ones"),
+        ("[" * 20_000, "not YAML: nested too deeply"),
+        ("seed: !!timestamp x", "not YAML: "),
+        ("seed: !!bool x", "not YAML: "),
+        ("seed: !!int x", "not YAML: "),
+        ("seed: !!python/object:os.system x", "not YAML: could not determine a constructor"),
+        ("seed: " + "9" * 5000, "not YAML: "),
         ("seed: 0x" + "f" * 5000, "seed=<integer of 20000 bits>: expected 0 to"),
         ("search: {epochs: -0x" + "f" * 5000 + "}", "epochs=<integer of 20000 bits>: expected at least 1"),
-        ("? [a]\n: 1", "no YAML: "),
+        ("? [a]\n: 1", "not YAML: "),
         (2 * ("? " + "k" * 100_000 + "\n: 1\n"), "given twice"),
         ("? " + "k" * 100_000 + "\n: 1\n", "unknown"),
         ('"\\e[31m": 1', "x1b"),
     ),
     ids=lambda value: value[:20],
 )
-def test_yaml_that_is_not_taken_is_told_in_one_short_line(text, message, tmp_path):
+def test_the_error_for_wrong_yaml_is_one_short_line(text, message, tmp_path):
     file = tmp_path / "experiment.yaml"
     file.write_text(text)
     with pytest.raises(ValueError) as error:

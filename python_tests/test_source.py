@@ -25,10 +25,10 @@ from slt_kernels import (
     load_ticket,
     save_ticket,
 )
+from slt_kernels.experiments.train.settings import Experiment, Search, SourceNetwork
 from slt_kernels.models import build
 from slt_kernels.nn.checks import check_sparsity
 from slt_kernels.source import fraction, integer, number, positive
-from slt_kernels.train.settings import Experiment, Search, SourceNetwork
 
 REALS = (np.float16, np.float32, np.float64, np.longdouble, Fraction, torch.tensor, np.array)
 INTEGERS = (np.int8, np.int32, np.uint32, np.int64, np.uint64, torch.tensor, np.array)

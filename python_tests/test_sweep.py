@@ -1,4 +1,4 @@
-"""The sweep: its grid, that it goes on where it stopped, and what it makes of the rows."""
+"""The sweep: its grid, resuming, and its table and plots."""
 
 import csv
 import errno
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from slt_kernels import sweep
 from slt_kernels.cli import main
+from slt_kernels.experiments import sweep
+from slt_kernels.experiments.train.run_folder import held
 from slt_kernels.sweep import Grid, Point
 from slt_kernels.train import Experiment, Search
-from slt_kernels.train.run import held
 
 FOUND = dict.fromkeys(sweep.COLUMNS[4:], 1)
 BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))
@@ -23,7 +24,7 @@ def grid(**changes) -> Grid:
 
 
 def rows_of(points, accuracy=lambda point: 0.5) -> list[dict]:
-    """As a sweep's folder gives them."""
+    """Rows as `sweep.read` returns them."""
     return [
         {
             "source": point.source,
@@ -78,10 +79,13 @@ def test_a_grid_refuses(changes, message):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """(folder, rows, options) of a sweep of three searches, in a process of its own."""
+    """(folder, rows, options) of a sweep of three searches in a child process."""
     folder = tmp_path_factory.mktemp("sweep") / "digits"
     options = ["--width", "6", "--epochs", "1", "--ratios", "0.5", "--splits", "1:0", "1:1", "--seeds", "1"]
+    options += ["--batch-size", "128"]
+    threads = torch.get_num_threads()
     assert main(["sweep", "--out", str(folder), *options, "--threads", "1"]) == 0
+    torch.set_num_threads(threads)
     return folder, sweep.read(folder), options
 
 
@@ -103,14 +107,14 @@ def test_a_sweep_writes_rows_and_plots(swept):
     assert "randomly pruned" in (folder / "sweep.svg").read_text()
 
 
-def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
+def test_a_sweep_runs_the_missing_searches(swept, monkeypatch, capsys):
     folder, rows, options = swept
     text = (folder / "sweep.csv").read_text()
     lines = text.splitlines(keepends=True)
-    (folder / "sweep.csv").write_text("".join(lines[:1] + lines[2:]))  # without the dense source
+    (folder / "sweep.csv").write_text("".join(lines[:1] + lines[2:]))  # removes the dense source
 
     class Inline:
-        """Runs what is submitted at once, and counts it."""
+        """Runs each submitted search at once and counts it."""
 
         count = 0
 
@@ -137,21 +141,21 @@ def test_a_sweep_goes_on_with_what_is_missing(swept, monkeypatch, capsys):
         row.pop("seconds")
     assert again == rows
     with pytest.raises(SystemExit):
-        main(["sweep", "--out", str(folder), "--prune", "0.1"])  # what a sweep varies is no flag of it
+        main(["sweep", "--out", str(folder), "--prune", "0.1"])  # a sweep has no flags for the settings that it varies
     assert main(["sweep", "--out", str(folder), *options, "--lr", "0.2"]) == 2
     assert "holds rows of another experiment" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder), *options, "--seeds", "-1"]) == 2
     assert "seeds=-1: expected at least 1" in capsys.readouterr().err
     with held("out", folder):
         assert main(["sweep", "--out", str(folder), *options]) == 2
-    assert f"out={folder}: another search runs there" in capsys.readouterr().err
+    assert f"out={folder}: another search is running there" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder), *options, "--jobs", "0"]) == 2
     assert "jobs=0: expected at least 1" in capsys.readouterr().err
     assert main(["sweep", "--out", str(folder / "sweep.csv"), *options]) == 2
     assert "sweep.csv: expected a folder" in capsys.readouterr().err
 
 
-def test_table_has_mean_and_spread():
+def test_table_has_mean_and_range():
     points = grid(seeds=range(3)).experiments(Experiment())
     rows = rows_of(points, lambda point: 0.9 + 0.01 * point.seed - 0.1 * point.ratio)
     lines = sweep.table(rows).splitlines()
@@ -180,8 +184,8 @@ def test_a_plot_of_many_widths(tmp_path):
 
 
 def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch):
-    """The first search fails while the second is under way: that one's row is kept, and no further one is begun."""
-    begun = []
+    """The first search fails while the second runs. The second's row is kept; no further search starts."""
+    started = []
 
     class Pool:
         def __init__(self, *_):
@@ -195,15 +199,15 @@ def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch
 
         def submit(self, *_):
             future = sweep.Future()
-            if len(begun) < 2:
+            if len(started) < 2:
                 future.set_running_or_notify_cancel()
-            begun.append(future)
+            started.append(future)
             return future
 
     def as_completed(futures):
-        if not begun[0].done():
-            begun[0].set_exception(ValueError("no memory"))
-            yield begun[0]
+        if not started[0].done():
+            started[0].set_exception(ValueError("no memory"))
+            yield started[0]
         for future in futures:
             future.set_result(FOUND)
             yield future
@@ -214,7 +218,7 @@ def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="no memory"):
         sweep.run(BASE, grid(), tmp_path)
     assert [row["seed"] for row in sweep.read(tmp_path)] == [1]
-    assert all(future.cancelled() for future in begun[2:])
+    assert all(future.cancelled() for future in started[2:])
 
 
 @pytest.mark.parametrize("damage", ("", "a,b\n1,2\n", None), ids=("empty", "another table", "cut short"))
@@ -234,7 +238,7 @@ def test_a_damaged_table_is_refused(damage, tmp_path, swept):
     ids=lambda value: value[:9],
 )
 def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, capsys):
-    """As a sweep that goes on finds it: one line, which names the file, the row and the column."""
+    """A resumed sweep raises in one line that names the file, the row and the column."""
     rows = [FOUND | row for row in rows_of(grid().experiments(BASE))]
     rows[2][column] = cell
     with (tmp_path / "sweep.csv").open("w", newline="") as file:
@@ -248,15 +252,15 @@ def test_a_cell_that_is_not_of_its_column_is_refused(column, cell, tmp_path, cap
         assert f"damaged in row 3: {column}=" in str(error.value)
 
 
-def test_a_row_that_is_there_twice_is_refused(tmp_path):
+def test_a_duplicate_row_is_refused(tmp_path):
     row = FOUND | rows_of(grid().experiments(BASE))[0]
     sweep._write(tmp_path, [row, row])
-    with pytest.raises(ValueError, match=r"damaged in row 2: the search of an earlier row"):
+    with pytest.raises(ValueError, match=r"damaged in row 2: same search as an earlier row"):
         sweep.read(tmp_path)
 
 
 @pytest.mark.parametrize("content", (b"\xff\xfe", b"\0", b'"'), ids=("encoding", "zero", "quote"))
-def test_files_that_are_no_text(content, tmp_path):
+def test_files_that_are_not_text(content, tmp_path):
     (tmp_path / "sweep.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"sweep\.csv: damaged, or not of a sweep"):
         sweep.read(tmp_path)
@@ -265,7 +269,7 @@ def test_files_that_are_no_text(content, tmp_path):
         sweep.run(Experiment(), grid(), tmp_path)
 
 
-def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, capsys):
+def test_the_error_of_a_read_only_file_system_names_the_folder(tmp_path, monkeypatch, capsys):
     """The folder's default name is the command's."""
 
     def refuse(self, *_, **__):
@@ -284,7 +288,7 @@ def test_a_read_only_file_system_is_told_of_the_folder(tmp_path, monkeypatch, ca
     assert not (tmp_path / "sweep/elsewhere").exists()
 
 
-def test_plots_are_written_whole(tmp_path, monkeypatch):
+def test_plots_are_written_atomically(tmp_path, monkeypatch):
     rows = rows_of(grid().experiments(BASE))
     sweep.plot(rows, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -305,7 +309,7 @@ def test_without_matplotlib_nothing_is_searched(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_read_back_as_they_were(tmp_path):
+def test_rows_are_read_back_unchanged(tmp_path):
     points = grid(widths=[None, 8]).experiments(Experiment())
     rows = rows_of(points)
     sweep._write(tmp_path, [FOUND | row for row in rows])

@@ -1,4 +1,4 @@
-"""Tickets: the same answers from the file, its size, its bytes, and what is refused."""
+"""Tickets: round trips, size, golden bytes, damage, and refused models."""
 
 import errno
 import itertools
@@ -30,8 +30,8 @@ from slt_kernels import (
     drop_scores,
     load_ticket,
     save_ticket,
-    ticket,
     ticket_info,
+    tickets,
 )
 from slt_kernels.files import write_atomically
 
@@ -41,7 +41,7 @@ FROZEN = Freeze(0.4, 0.2)
 
 
 def golden_network() -> nn.Sequential:
-    """Never change it: golden_ticket.slt is a ticket of it."""
+    """The network of golden_ticket.slt; never change it."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4))
     convert(model, FROZEN, 0.6, seed=2**63 + 5, weight="uniform", scale="dynamic")
     for layer in (model[0], model[4]):
@@ -59,7 +59,7 @@ def network(seed: int = 5, **options) -> nn.Module:
 
 
 def searched(model: nn.Module, scope: str = "global") -> nn.Module:
-    """Trained for a few steps, so that nothing is as it was built."""
+    """The model after a few training steps, so that all its state has changed."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     EdgePopup(model, 0.6, scope).attach(optimizer)
@@ -113,7 +113,7 @@ def test_round_trip_gives_the_same_bits(forms, weight, file):
 
 @pytest.mark.parametrize("scale", (None, "static", "dynamic"))
 @pytest.mark.parametrize("spread", ("erk", "igq"))
-def test_round_trip_of_a_spread(spread, scale, file):
+def test_round_trip_of_each_spread(spread, scale, file):
     options = {"spread": spread, "sparsity": None, "scale": scale}
     model = searched(network(**options))
     save_ticket(model, file)
@@ -134,7 +134,7 @@ def test_round_trip_of_another_dtype(dtype, file):
     assert {t.dtype for t in info.tensors} == {str(dtype).removeprefix("torch."), "int64"}
 
 
-def test_masks_stay_what_the_ticket_says(file):
+def test_loaded_masks_are_not_recomputed(file):
     model = searched(network())
     save_ticket(model, file)
     other = network().train()
@@ -148,7 +148,7 @@ def test_masks_stay_what_the_ticket_says(file):
 
 
 def test_extremes_of_freezing(file):
-    """No free weight at all, and none frozen."""
+    """All weights frozen, and none."""
     for freeze in (Freeze(0.4, 0.6), Freeze(1.0), Freeze(0, 1.0), Freeze()):
         model = nn.Sequential(SupermaskLinear(7, 5, freeze=freeze, sparsity=None, bias=False)).eval()
         other = nn.Sequential(SupermaskLinear(7, 5, freeze=freeze, sparsity=None, bias=False)).eval()
@@ -166,7 +166,7 @@ def test_a_model_that_is_itself_a_layer(file):
 
 
 def test_wrapped_models(file, tmp_path):
-    """A ticket does not know of DataParallel and torch.compile, neither when written nor when read."""
+    """DataParallel and torch.compile change neither a written ticket nor loading."""
     model = searched(network())
     save_ticket(model, file)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -195,7 +195,7 @@ def test_tied_parameters_are_stored_once(file):
     assert [t.name for t in info.tensors] == ["a.bias", "b.weight"]
 
 
-# What it says
+# Content
 
 
 def test_info(file):
@@ -225,7 +225,7 @@ def test_info(file):
 
 
 @pytest.mark.parametrize("compact", (False, True))
-def test_a_network_that_is_only_used_never_has_scores(file, compact):
+def test_loading_for_inference_makes_no_scores(file, compact):
     model = searched(network())
     model(torch.randn(8, 2, 6, 6))  # BatchNorm's statistics
     save_ticket(model, file)
@@ -233,7 +233,7 @@ def test_a_network_that_is_only_used_never_has_scores(file, compact):
         used = drop_scores(network(compact=compact))
     used = used.to_empty(device="cpu")
     for t in (*used.parameters(), *used.buffers()):
-        t.detach().reshape(-1).view(torch.uint8).fill_(0xFF)  # what memory held before
+        t.detach().reshape(-1).view(torch.uint8).fill_(0xFF)  # garbage in uninitialized memory
     load_ticket(file, used)
     x = torch.randn(3, 2, 6, 6)
     assert torch.equal(used.eval()(x), model.eval()(x))
@@ -256,14 +256,14 @@ def test_a_model_on_the_meta_device_is_refused(on_meta, name, file):
         load_ticket(file, model)
 
 
-def test_metadata_of_nothing(file):
+def test_empty_metadata(file):
     assert save_ticket(network(), file).metadata == {}
 
 
 @pytest.mark.parametrize("metadata", ({"a": float("nan")}, {"a": object()}, {"a": {1, 2}}, {"a": torch.ones(2)}, ["a"]))
-def test_metadata_that_json_does_not_hold(metadata, file):
+def test_metadata_that_are_not_json(metadata, file):
     file.write_bytes(b"old")
-    with pytest.raises(ValueError, match=r"metadata=.*: expected (a dict|what JSON holds)"):
+    with pytest.raises(ValueError, match=r"metadata=.*: expected (a dict|JSON values)"):
         save_ticket(network(), file, metadata)
     assert file.read_bytes() == b"old"
 
@@ -296,7 +296,7 @@ class Deep(nn.Module):
 )
 @pytest.mark.parametrize("freeze", (Freeze(), Freeze(0.35, 0.35)), ids=("dense", "frozen"))
 def test_size(build, freeze, file):
-    """The mask bits, the other tensors, and little else."""
+    """A ticket is hardly larger than its mask bits and other tensors."""
     model = convert(build(), freeze, None, spread="erk", seed=2**64 - 1)
     layers = [m for m in model.modules() if hasattr(m, "scores")]
     ours = {id(t) for m in layers for t in (m.scores, m.mask_words, m.weight_scale, m.source_id, m.mask_origin)}
@@ -313,7 +313,7 @@ def test_size(build, freeze, file):
 
 
 def contents(path: Path) -> tuple[str, dict, dict]:
-    """Its version, the index, and the tensors: zlib may compress differently elsewhere."""
+    """Version, index and tensors of a ticket; the bytes of the index depend on zlib's version."""
     with safe_open(path, framework="pt") as f:
         (entry,) = f.metadata().items()
     tensors = from_safetensors(path.read_bytes())
@@ -327,7 +327,7 @@ def same_contents(a: Path, b: Path) -> bool:
 
 
 def check_like_golden(path: Path, golden: Path) -> None:
-    """The golden files are older than a layer's ``arguments``; but for these, the same."""
+    """The golden files have no ``arguments``, which are newer; the rest must be equal."""
     version, index, tensors = contents(path)
     arguments = [layer.pop("arguments", None) for layer in index["layers"]]
     pairs = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]}
@@ -345,12 +345,12 @@ def test_the_same_network_is_the_same_bytes(written, tmp_path):
 
 
 def test_golden_ticket_loads():
-    """A ticket written by version 1 decodes to the same network for ever."""
+    """A ticket of version 1 must always decode to the same network."""
     model = golden_network()
     info = load_ticket(GOLDEN, model)
     assert info.metadata == {"golden": True}
     x = (torch.arange(2 * 2 * 4 * 4).view(2, 2, 4, 4) % 7 - 3) / 4
-    logits = model[4](model[0](x).relu().flatten(1))  # the contract's products alone, the same on every machine
+    logits = model[4](model[0](x).relu().flatten(1))  # only products that the contract fixes
     words = logits.detach().view(torch.int32).flatten().tolist()
     assert [f"{w & 0xFFFFFFFF:08x}" for w in words] == GOLDEN_LOGITS
     assert model[1].running_var.tolist() == [1.5, 2.0, 0.75]
@@ -380,7 +380,7 @@ def written(tmp_path_factory) -> Path:
 
 
 def refused(path: Path, message: str, model: nn.Module | None = None) -> None:
-    """load_ticket says so, and the model is as it was."""
+    """load_ticket raises with that message and leaves the model unchanged."""
     model = network() if model is None else model
     before, automatic = everything(model), [getattr(m, "auto_mask", None) for m in model.modules()]
     with pytest.raises(TicketError, match=message) as error:
@@ -416,7 +416,7 @@ def test_each_byte_changed(written, file, flip):
 
 
 def rewritten(path: Path, file: Path, version="1", index=None, **tensors) -> Path:
-    """The ticket with parts of it replaced, and a right checksum: what only a program could have made."""
+    """The ticket with some parts replaced and a correct checksum."""
     all_tensors = from_safetensors(path.read_bytes())
     old_index = json.loads(zlib.decompress(all_tensors["index"].numpy().tobytes()))
     if index is not None:
@@ -425,26 +425,29 @@ def rewritten(path: Path, file: Path, version="1", index=None, **tensors) -> Pat
         all_tensors["index"] = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
     all_tensors.update(tensors)
     all_tensors = {name: t for name, t in all_tensors.items() if t is not None}
-    metadata = {"slt_kernels.ticket": f"{version} {ticket.format.checksum(all_tensors)}"}
+    metadata = {"slt_kernels.ticket": f"{version} {tickets.format.checksum(all_tensors)}"}
     file.write_bytes(to_safetensors(all_tensors, metadata))
     return file
 
 
-def test_rewriting_is_what_it_takes(written, file):
+def test_a_rewritten_ticket_loads(written, file):
     load_ticket(rewritten(written, file, index=lambda index: index), network())
 
 
 @pytest.mark.parametrize("version", ("3", "10", "0", "-1", "", "one", "1.0"))
 def test_another_version(version, written, file):
-    refused(rewritten(written, file, version), f"version='{version}': this package reads up to 2")
+    refused(
+        rewritten(written, file, version),
+        f"version='{version}': written by a newer package; this one reads up to version 2",
+    )
 
 
 def test_another_contract(written, file):
     path = rewritten(written, file, index=lambda index: index | {"contract": 2})
-    refused(path, "contract=2: this package knows version 1")
+    refused(path, "contract=2: this package implements version 1")
 
 
-def test_no_ticket(file):
+def test_files_that_are_not_tickets(file):
     file.write_bytes(to_safetensors({"weight": torch.ones(3)}))
     refused(file, "expected 'slt_kernels.ticket' in its metadata, got \\[\\]")
     file.write_bytes(to_safetensors({"weight": torch.ones(3)}, {"format": "pt"}))
@@ -479,24 +482,24 @@ def test_no_ticket(file):
     ),
 )
 def test_a_damaged_index(index, written, file):
-    refused(rewritten(written, file, index=index), "damaged index|lengths that its index gives")
+    refused(rewritten(written, file, index=index), "damaged index|contradict its index")
 
 
 def test_damaged_tensors(written, file):
-    refused(rewritten(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "lengths that its index gives")
-    refused(rewritten(written, file, index=None, float32=None), "lengths that its index gives")
+    refused(rewritten(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "contradict its index")
+    refused(rewritten(written, file, index=None, float32=None), "contradict its index")
     refused(rewritten(written, file, more=torch.zeros(3)), r"damaged: 'more' is float32 \[3\]")
     path = rewritten(written, file)
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     assert b'"index"' in content[8 : 8 + length]
     del_index = {name: t for name, t in from_safetensors(content).items() if name != "index"}
-    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {ticket.format.checksum(del_index)}"}))
+    path.write_bytes(to_safetensors(del_index, {"slt_kernels.ticket": f"1 {tickets.format.checksum(del_index)}"}))
     refused(path, "damaged index")
 
 
 def bombs(index: dict) -> dict[str, bytes]:
-    """Texts of an index that are small in the file alone."""
+    """Large texts of an index that are small when compressed."""
     text = json.dumps(index).encode()
     return {
         "spaces": text + b" " * (1 << 27),
@@ -507,12 +510,12 @@ def bombs(index: dict) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ("spaces", "lists", "nested"))
 def test_a_small_file_that_holds_a_large_index_is_refused(kind, written, file):
-    """Before the memory for it is taken."""
+    """Raises before allocating memory for the index."""
     rewritten(written, file, index=lambda index: bombs(index)[kind])
     assert file.stat().st_size < 1 << 18
     model = network()
     with pytest.raises(TicketError, match="damaged index"):
-        load_ticket(file, model)  # once, so that what is measured is not what imports take
+        load_ticket(file, model)  # once before measuring, so that imports are not counted
     tracemalloc.start()
     try:
         refused(file, "damaged index", model)
@@ -523,7 +526,7 @@ def test_a_small_file_that_holds_a_large_index_is_refused(kind, written, file):
 
 
 def test_metadata_that_compress_well_are_kept(file):
-    """No honest ticket meets the bound on an index."""
+    """The bound on an index does not limit valid tickets."""
     metadata = {"zeros": [0] * 2_000_000}
     save_ticket(network(), file, metadata)
     assert ticket_info(file).metadata == metadata
@@ -534,18 +537,18 @@ def test_metadata_that_compress_well_are_kept(file):
 
 
 def test_a_deep_network_s_index_is_far_from_its_bound(file):
-    """The index of 300 equal layers, which compresses best, is held as zlib writes it."""
+    """The index of 300 equal layers, the most compressible case, is stored compressed."""
     model = nn.ModuleList(SupermaskLinear(1, 1, layer=i, bias=False) for i in range(300))
     save_ticket(model, file)
     packed = from_safetensors(file.read_bytes())["index"].numpy().tobytes()
-    assert len(zlib.decompress(packed)) < len(packed) * ticket.format._MAX_RATIO / 2
+    assert len(zlib.decompress(packed)) < len(packed) * tickets.format._MAX_RATIO / 2
 
 
 # How files are read
 
 
 class Alarm:
-    """Ends a test that hangs."""
+    """Fails a test that hangs."""
 
     def __enter__(self) -> None:
         def ring(*_):
@@ -559,7 +562,7 @@ class Alarm:
         signal.signal(signal.SIGALRM, self.before)
 
 
-def test_what_is_no_file_is_refused_at_once(file):
+def test_paths_that_are_not_files_are_refused_at_once(file):
     os.mkfifo(file)
     model = network()
     for path in (file, Path("/dev/null"), Path("/dev/zero"), file.parent):
@@ -570,8 +573,8 @@ def test_what_is_no_file_is_refused_at_once(file):
         load_ticket(file.with_name("loop.slt"), model)
 
 
-def test_a_large_file_that_is_no_ticket_is_not_read(file):
-    """A hole of a terabyte takes no space, and reading it would never end."""
+def test_a_large_file_that_is_not_a_ticket_is_not_read(file):
+    """A sparse file of a terabyte, which would take too long to read."""
     with file.open("wb") as sparse:
         sparse.truncate(1 << 40)
     with Alarm():
@@ -579,8 +582,8 @@ def test_a_large_file_that_is_no_ticket_is_not_read(file):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_file_that_is_cut_short_meanwhile_is_read_or_refused(written, file):
-    """Truncated and written again in place, by another process."""
+def test_a_file_that_is_truncated_during_loading_is_read_or_refused(written, file):
+    """Another process truncates and rewrites it in place."""
     content = written.read_bytes()
     file.write_bytes(content)
     info, model, refusals = ticket_info(written), network(), 0
@@ -607,7 +610,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_read_or_refused(written, file):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_file_that_is_replaced_meanwhile_is_one_of_the_two(written, file):
+def test_a_file_that_is_replaced_during_loading_is_old_or_new(written, file):
     contents = []
     for metadata in ({"a": 1}, {"a": 2, "more": "x" * 50_000}):
         save_ticket(network(), file, metadata)
@@ -634,7 +637,7 @@ def test_a_ticket_is_opened_once(written, monkeypatch):
     assert opened == [written]
 
 
-# What cannot take a ticket
+# Models that cannot load a ticket
 
 
 def with_buffer(name: str, value: torch.Tensor) -> nn.Module:
@@ -656,7 +659,7 @@ def lazy() -> nn.Module:
         (lambda: with_buffer("running_mean", torch.zeros(6, device="meta")), "1.running_mean: on the meta device"),
         (lambda: with_buffer("running_mean", torch.zeros(6).to_sparse()), "1.running_mean: layout=torch.sparse_coo"),
         (lambda: with_buffer("running_mean", torch.zeros(6).double()), "network dtype=float64"),
-        (lazy, "6.weight: expected a parameter with a shape"),
+        (lazy, "6.weight: expected an initialized parameter"),
     ),
     ids=("expanded", "stride 0", "complex128", "meta", "sparse", "float64", "lazy"),
 )
@@ -682,12 +685,12 @@ def test_inference_tensors(written):
         assert torch.equal(whole.eval()(images()), expected.eval()(images()))
 
 
-def test_tensors_that_share_memory_take_no_two_values(written):
-    """Buffers that are views of one tensor, and a ticket in which they differ; as the same values they are taken."""
+def test_tensors_that_share_memory_need_equal_values(written):
+    """Buffers that are views of one tensor load equal values and refuse different ones."""
     model = network()
     shared = torch.zeros(11)
     model[1].running_mean, model[1].running_var = shared[:6], shared[5:]
-    refused(written, r"net\.slt: 1\.running_mean: it shares memory with another tensor", model)
+    refused(written, r"net\.slt: 1\.running_mean: shares memory with a tensor", model)
     apart = torch.zeros(12)
     model[1].running_mean, model[1].running_var = apart[::2], apart[1::2]
     load_ticket(written, model)
@@ -718,8 +721,8 @@ def test_a_scale_of_another_dtype_is_refused(written):
 
 
 @pytest.mark.parametrize("failure", (MemoryError, KeyboardInterrupt, RuntimeError("out of memory")), ids=str)
-@pytest.mark.parametrize("owner,name,call", ((SupermaskLinear, "load_mask", 1), (ticket.network.Other, "load", 3)))
-def test_a_failure_between_writes_puts_back_what_was_there(owner, name, call, failure, written, monkeypatch):
+@pytest.mark.parametrize("owner,name,call", ((SupermaskLinear, "load_mask", 1), (tickets.network.Other, "load", 3)))
+def test_a_failure_between_writes_restores_the_model(owner, name, call, failure, written, monkeypatch):
     model = searched(network(scale="static"))
     saved = written.with_name("static.slt")
     save_ticket(searched(network(scale="static"), "local"), saved)
@@ -743,7 +746,7 @@ def test_a_failure_between_writes_puts_back_what_was_there(owner, name, call, fa
     assert not same(everything(model), before)
 
 
-def test_a_model_that_is_none(file, written):
+def test_a_model_that_is_not_a_module(file, written):
     for model in (None, 3, {"a": 1}, network().state_dict()):
         with pytest.raises(TypeError, match=r"^model: expected a module, got "):
             load_ticket(written, model)
@@ -757,7 +760,7 @@ def test_a_model_that_is_none(file, written):
     (torch.zeros(6, dtype=torch.complex128), torch.zeros(6).to_sparse(), torch.zeros(6, dtype=torch.complex64).conj()),
     ids=("complex128", "sparse", "conjugate"),
 )
-def test_a_tensor_that_a_ticket_does_not_hold_is_refused_before_the_file_is_written(value, file):
+def test_tensors_that_safetensors_cannot_store_are_refused_before_writing(value, file):
     file.write_bytes(b"old")
     model = with_buffer("running_mean", value)
     if value.dtype == torch.complex64:
@@ -774,11 +777,11 @@ def test_a_tensor_that_a_ticket_does_not_hold_is_refused_before_the_file_is_writ
 
 
 @pytest.mark.parametrize("nested", (0, 10**4), ids=("short", "deep"))
-def test_metadata_without_end_are_told_in_short(nested, file):
+def test_the_error_for_huge_metadata_is_short(nested, file):
     value = [object()]
     for _ in range(nested or 60):
         value = [value] if nested else [value, value]
-    with pytest.raises(ValueError, match="expected what JSON holds") as error:
+    with pytest.raises(ValueError, match="expected JSON values") as error:
         save_ticket(network(), file, {"a": value if nested else 10**5000})
     assert len(str(error.value)) < 1000
 
@@ -787,7 +790,7 @@ def test_metadata_without_end_are_told_in_short(nested, file):
 
 
 class Other(nn.Module):
-    """The network of the tests under other names."""
+    """The network of the tests with other names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -821,10 +824,10 @@ def without_bias() -> nn.Module:
         (lambda: network(weight="normal"), "0: the ticket has weight=signed_constant, the network weight=normal"),
         (lambda: network(scale=None), "0: the ticket has scale=dynamic, the network scale=None"),
         (lambda: network().double(), "0.bias: the ticket has dtype=float32, the network dtype=float64"),
-        (lambda: network(exclude=["0"]), r"supermask layers in the ticket alone \['0'\], in the network alone \[\]"),
-        (Other, r"supermask layers in the ticket alone \['0', '3', '5'\], in the network alone \['body.0'"),
-        (renamed_buffer, r"other tensors in the ticket alone \[\], in the network alone \['1.more'\]"),
-        (without_bias, r"other tensors in the ticket alone \['5.bias'\]"),
+        (lambda: network(exclude=["0"]), r"supermask layers only in the ticket \['0'\], only in the network \[\]"),
+        (Other, r"supermask layers only in the ticket \['0', '3', '5'\], only in the network \['body.0'"),
+        (renamed_buffer, r"other tensors only in the ticket \[\], only in the network \['1.more'\]"),
+        (without_bias, r"other tensors only in the ticket \['5.bias'\]"),
         (
             lambda: convert(nn.Sequential(*list(network_shapes(5, 3))), FROZEN, 0.6, seed=5, scale="dynamic"),
             r"5: the ticket has shape=\[5, 16\], the network shape=\[3, 16\]",
@@ -872,7 +875,7 @@ def conv(*channels: int, **arguments) -> SupermaskConv2d:
     ids=("padding", "same", "stride", "dilation", "groups", "padding_mode"),
 )
 def test_another_geometry(build, message, file):
-    """The weights are the same ones; the answers are not. A file that does not say its geometry fits all."""
+    """Equal weights, other outputs. A file without geometry fits all."""
     save_ticket(nn.Sequential(conv()), file)
     refused(file, rf"^0: the ticket has {message}", nn.Sequential(build()))
 
@@ -884,14 +887,14 @@ def test_another_geometry(build, message, file):
 
 
 @pytest.mark.parametrize("kernel,numbers", ((3, 1), ((3, 5), (1, 2)), ((1, 5), (0, 2))), ids=str)
-def test_padding_in_words_and_in_numbers_is_one_network(kernel, numbers, file):
+def test_padding_as_word_equals_padding_as_numbers(kernel, numbers, file):
     save_ticket(nn.Sequential(conv(4, 6, kernel, padding="same")), file)
     load_ticket(file, nn.Sequential(conv(4, 6, kernel, padding=numbers)))
     save_ticket(nn.Sequential(conv(4, 6, kernel, padding="valid")), file)
     load_ticket(file, nn.Sequential(conv(4, 6, kernel, padding=0)))
 
 
-def test_another_row_of_zeros(file):
+def test_another_padding_idx(file):
     save_ticket(nn.Sequential(SupermaskEmbedding(9, 4, padding_idx=-1)), file)
     load_ticket(file, nn.Sequential(SupermaskEmbedding(9, 4, padding_idx=8)))
     refused(
@@ -900,7 +903,7 @@ def test_another_row_of_zeros(file):
 
 
 def network_shapes(kernel: int, outputs: int):
-    """The network of the tests with another head, or with a kernel of another shape and as many weights."""
+    """The network of the tests with another head, or with another kernel shape of equal size."""
     first = nn.Conv2d(2, 6, (9, 1)) if kernel == 2 else nn.Conv2d(2, 6, 3)
     yield from (first, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.Flatten())
     yield nn.Linear(16, outputs)
@@ -928,27 +931,27 @@ def test_a_model_without_layers(file):
     assert not file.exists()
 
 
-def test_a_layer_that_holds_nothing_yet_is_refused(file):
+def test_an_uninitialized_layer_is_refused(file):
     with torch.device("meta"):
         model = network()
-    with pytest.raises(ValueError, match=r"^0: its source_id is not .* expected .* reset_parameters"):
+    with pytest.raises(ValueError, match=r"^0: its source_id does not match .* expected reset_parameters"):
         save_ticket(model, file)
     model = model.to_empty(device="cpu")
     for t in (*model.parameters(), *model.buffers()):
-        t.detach().reshape(-1).view(torch.uint8).fill_(0x01)  # what memory held before
+        t.detach().reshape(-1).view(torch.uint8).fill_(0x01)  # garbage in uninitialized memory
     model[0].reset_parameters()
-    with pytest.raises(ValueError, match=r"^3: its source_id is not .* expected .* reset_parameters"):
+    with pytest.raises(ValueError, match=r"^3: its source_id does not match .* expected reset_parameters"):
         save_ticket(model, file)
     assert not file.exists()
 
 
-def test_a_mask_that_is_not_the_seed_s_is_refused(file):
-    """As averaging words makes them: bits of several masks mixed; garbage past a row's last weight is no harm."""
+def test_a_mask_that_contradicts_the_seed_is_refused(file):
+    """A mask of mixed bits, as averaging words makes it. Garbage past the last weight of a row is allowed."""
     model = searched(network())
     average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True, avg_fn=lambda a, b, _: (a + b) // 2)
     for other in (model, searched(network(), "local")):
         average.update_parameters(other)
-    with pytest.raises(ValueError, match=r"^0: its mask keeps pruned weights or drops locked ones \(\d+ together\)"):
+    with pytest.raises(ValueError, match=r"^0: its mask keeps pruned weights or drops locked ones \(\d+ in total\)"):
         save_ticket(average.module, file)
     assert not file.exists()
     EdgePopup(average.module, 0.6)
@@ -965,7 +968,7 @@ def test_a_scale_that_is_not_finite_is_refused(file):
     assert not file.exists()
 
 
-def test_what_a_link_points_to_is_written(file, tmp_path):
+def test_the_target_of_a_link_is_written(file, tmp_path):
     target, model = tmp_path / "elsewhere.slt", network()
     file.symlink_to(target)
     save_ticket(model, file)
@@ -982,7 +985,7 @@ def test_a_pipe_is_not_replaced(file):
     assert file.is_fifo()
 
 
-def test_an_ambient_device_is_not_theirs(file):
+def test_a_default_device_is_ignored(file):
     with torch.device("meta"):
         model = nn.Sequential(SupermaskLinear(9, 5, device="cpu"), SupermaskConv2d(5, 4, 3, device="cpu", compact=True))
         save_ticket(model, file)
@@ -992,7 +995,7 @@ def test_an_ambient_device_is_not_theirs(file):
     assert torch.equal(model[1].dense_weight(), expected[1].dense_weight())
 
 
-def test_extra_state_that_is_no_tensor(file):
+def test_extra_state_that_is_not_a_tensor(file):
     class Extra(nn.Linear):
         def get_extra_state(self):
             return {"a": 1}
@@ -1018,8 +1021,8 @@ def test_a_failed_save_leaves_the_old_file(owner, function, file, monkeypatch):
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_where_no_file_can_be(file, monkeypatch):
-    """The message has the path that was given, and no other."""
+def test_paths_that_cannot_be_files(file, monkeypatch):
+    """The message names the given path only."""
     monkeypatch.chdir(file.parent)
     with pytest.raises(FileNotFoundError, match=r"^none/net\.slt: expected a file in a folder that exists"):
         save_ticket(network(), "none/net.slt")
@@ -1037,7 +1040,7 @@ def test_saving_replaces_and_leaves_no_temporary(file):
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_saving_is_deterministic_and_leaves_the_model_alone(file):
+def test_saving_is_deterministic_and_does_not_change_the_model(file):
     model = searched(network())
     before = everything(model)
     save_ticket(model, file)

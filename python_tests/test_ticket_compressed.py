@@ -1,4 +1,4 @@
-"""Compressed tickets: the plain one's network, at the entropy of its bits, and what is refused."""
+"""Compressed tickets: round trips, size at the entropy of the bits, and damage."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def written(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("sparsity", (0.4, 0.5, 0.7, 0.8), ids=str)
 def test_round_trip_gives_the_same_bits(sparsity, forms, file):
     saved, loaded = (network(compact=compact) for compact in forms)
-    EdgePopup(searched(saved), sparsity)  # from no free weight kept to all
+    EdgePopup(searched(saved), sparsity)  # from none to all of the free weights kept
     info = save_ticket(saved, file, compress=True)
     assert info.compressed and load_ticket(file, loaded) == info
     assert torch.equal(loaded.eval()(images()), saved(images()))
@@ -45,7 +45,7 @@ def test_round_trip_gives_the_same_bits(sparsity, forms, file):
 
 
 def entropy(model: nn.Module) -> float:
-    """Of the learned bits, in bits: each layer's fraction of ones is known."""
+    """Entropy of the learned bits, in bits, given each layer's fraction of ones."""
     total = 0.0
     for layer in (m for m in model.modules() if hasattr(m, "scores")):
         ones = int(layer.mask().sum()) - layer.locked
@@ -56,7 +56,7 @@ def entropy(model: nn.Module) -> float:
 
 @pytest.mark.parametrize("sparsity", (0.21, 0.3, 0.5, 0.7, 0.78, 0.799), ids=str)
 def test_it_is_as_small_as_its_entropy(sparsity, file):
-    """Within 2 % and a few words; against the plain form, whatever the density gives."""
+    """Within 2 % and a few words of the entropy."""
     freeze = Freeze(0.2, 0.2)
     model = convert(nn.Sequential(nn.Linear(900, 400), nn.Linear(400, 300)), freeze, None, spread="erk")
     EdgePopup(model, sparsity)
@@ -76,7 +76,7 @@ def test_no_free_weight(file):
 
 
 def test_golden_ticket():
-    """What is written today decodes to the same network for ever."""
+    """A ticket of version 2 must always decode to the same network."""
     ours, plain = golden_network(), golden_network()
     info = load_ticket(GOLDEN_COMPRESSED, ours)
     load_ticket(GOLDEN, plain)
@@ -92,7 +92,7 @@ def test_golden_ticket_is_written_the_same(file):
     assert contents(file)[0] == "slt_kernels.ticket 2"
 
 
-def test_info_says_so(written, capsys):
+def test_info_says_that_it_is_compressed(written, capsys):
     assert cli.main(["info", str(written)]) == 0
     assert f"learned bits: {ticket_info(written).mask_bytes} bytes, entropy-coded" in capsys.readouterr().out
 
@@ -141,12 +141,12 @@ def test_bits_that_do_not_decode(written, file):
 def test_an_index_that_does_not_fit(written, file):
     for ones in (-1, 10**9, "many", None):
         refused(damaged(written, file, index=first_layer(ones=ones)), "damaged index")
-    refused(rewritten(written, file, "1"), "damaged index|lengths that its index gives")
-    refused(damaged(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "lengths that its index gives")
+    refused(rewritten(written, file, "1"), "damaged index|contradict its index")
+    refused(damaged(written, file, masks=torch.zeros(3, dtype=torch.uint8)), "contradict its index")
     refused(damaged(written, file, coded=None), "damaged index")
 
 
-def test_a_plain_ticket_that_calls_itself_compressed(file):
+def test_a_plain_ticket_with_the_version_of_a_compressed_one(file):
     save_ticket(network(), file)
     tensors = from_safetensors(file.read_bytes())
     tensors["coded"] = tensors.pop("masks")

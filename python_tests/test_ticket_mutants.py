@@ -1,4 +1,4 @@
-"""Tickets that a program altered, with a right checksum: refused without any change, or loaded as they say."""
+"""Random edits of tickets with a correct checksum: refused without changes, or loaded as edited."""
 
 import argparse
 import hashlib
@@ -26,15 +26,15 @@ from slt_kernels import (
     cli,
     load_ticket,
     save_ticket,
-    ticket,
+    tickets,
 )
 from slt_kernels.ticket import TicketInfo
 
-MUTANTS = 5_000  # of each of the cases below
+MUTANTS = 5_000  # per case
 
 
 class Network(nn.Module):
-    """Small, with each kind of layer and of other tensor; nobody calls it."""
+    """A small network with each kind of layer and of other tensor; never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ CODES = {
 
 
 def file_of(tensors: dict[str, torch.Tensor], version: str) -> bytes:
-    """A ticket of any tensors; its checksum is right."""
+    """A ticket of arbitrary tensors with a correct checksum."""
     digest, header, content = hashlib.sha256(), {}, b""
     for name in sorted(tensors):
         t, octets = tensors[name], bytes_of(tensors[name])
@@ -101,7 +101,7 @@ VALUES = (
 
 
 def places(tree, found: list) -> list:
-    """All (container, key) of a tree."""
+    """All pairs (container, key) of a tree."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         found.append((tree, key))
@@ -110,7 +110,7 @@ def places(tree, found: list) -> list:
 
 
 def other_type(value, rng: random.Random):
-    """The same value as another type, or next to it."""
+    """The value as another type, or a nearby value."""
     if isinstance(value, bool) or value is None:
         return rng.choice((0, 1, "none"))
     if isinstance(value, int):
@@ -225,14 +225,14 @@ def written(request, tmp_path_factory) -> Path:
 
 
 def identity(info: TicketInfo) -> list:
-    """What of a ticket is a network's: all but metadata, sparsity, and arguments that a file may leave out."""
+    """The fields of a ticket that define the network: all except metadata, sparsity and arguments."""
     fields = ("name", "shape", "source", "free", "kept", "scale", "weight_scale", "ones")
     layers = [[(type(v), v) for v in (getattr(layer, field) for field in fields)] for layer in info.layers]
     return [layers, info.tensors]
 
 
-def check_is_what_it_says(model: nn.Module, info: TicketInfo, file: Path) -> None:
-    """The network holds the bits of the file."""
+def check_equals_file(model: nn.Module, info: TicketInfo, file: Path) -> None:
+    """Asserts that the network has the bits of the file."""
     layers = {name: m for name, m in model.named_modules() if hasattr(m, "weight_scale")}
     assert list(layers) == [layer.name for layer in info.layers]
     octets = []
@@ -243,7 +243,7 @@ def check_is_what_it_says(model: nn.Module, info: TicketInfo, file: Path) -> Non
     tensors = from_safetensors(file.read_bytes())
     if info.compressed:
         ones = [layer.ones for layer in info.layers]
-        coded = ticket.entropy.encode(octets, [layer.free for layer in info.layers], ones)
+        coded = tickets.entropy.encode(octets, [layer.free for layer in info.layers], ones)
         assert torch.equal(coded, tensors["coded"])
     else:
         assert torch.equal(torch.cat(octets), tensors["masks"])
@@ -257,14 +257,14 @@ def check_is_what_it_says(model: nn.Module, info: TicketInfo, file: Path) -> Non
 
 @pytest.fixture
 def file(tmp_path) -> Iterator[Path]:
-    """In memory, where there is such a file system: thousands are written."""
+    """A file in memory if there is such a file system, because thousands are written."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
         yield Path(folder, "mutant.slt")
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """A ticket's tensors, and its version."""
+    """Tensors and version of a ticket."""
     with safe_open(path, framework="pt") as opened:
         version = opened.metadata()["slt_kernels.ticket"].split()[0]
     return from_safetensors(path.read_bytes()), version
@@ -272,7 +272,7 @@ def parts(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 @pytest.mark.parametrize("seed", (1, 2))
 def test_mutants(seed, written, file):
-    """20,000 in all."""
+    """20,000 mutants over all cases."""
     model, rng = Network(), random.Random(seed)
     info = load_ticket(written, model)
     before, loaded, messages = state(model), 0, set()
@@ -290,9 +290,9 @@ def test_mutants(seed, written, file):
             if after == before:
                 assert identity(found) == identity(info)
             else:
-                check_is_what_it_says(model, found, file)
+                check_equals_file(model, found, file)
             before, info = after, found
-    assert loaded > MUTANTS / 100 and len(messages) > 30, "the mutants are too much alike"
+    assert loaded > MUTANTS / 100 and len(messages) > 30, "the mutants are too similar"
 
 
 def test_info_of_mutants_is_printable_or_a_ticket_error(written, file, capsys):
@@ -302,14 +302,14 @@ def test_info_of_mutants_is_printable_or_a_ticket_error(written, file, capsys):
         try:
             cli._info(argparse.Namespace(file=file))
         except TicketError as error:
-            told = str(error)
+            printed = str(error)
         else:
-            told = capsys.readouterr().out
-        assert all(line.isprintable() for line in told.splitlines())
+            printed = capsys.readouterr().out
+        assert all(line.isprintable() for line in printed.splitlines())
 
 
 def test_headers_of_safetensors(written, file):
-    """What comes before the tensors is no part of the checksum."""
+    """The header is not part of the checksum."""
     content = written.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]

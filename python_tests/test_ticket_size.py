@@ -1,4 +1,4 @@
-"""The file that the paper promises: ResNet-50 for ImageNet, 70 % frozen, as a ticket."""
+"""Size of a ticket of ResNet-50 for ImageNet, 70 % frozen, beside the paper's."""
 
 import math
 
@@ -14,7 +14,7 @@ WEIGHTS = 25_502_912
 
 
 def network(freeze: Freeze) -> nn.Module:
-    """Without scores, which a ticket does not need: nothing but masks is made."""
+    """A network with masks only; a ticket needs no scores."""
     with torch.device("meta"):
         model = convert(resnet(50, classes=1000, imagenet=True), freeze, None, compact=True)
     model.to_empty(device="cpu")
@@ -30,7 +30,7 @@ def masks(model: nn.Module) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def tickets(tmp_path_factory) -> dict[str, tuple[TicketInfo, int]]:
-    """Of a dense and a frozen source, kept at random: half of the free weights; written, and read again."""
+    """Tickets of a dense and a frozen source with half of the free weights kept at random, saved and loaded."""
     infos = {}
     for name, freeze in (("dense", Freeze()), ("frozen", Freeze(0.35, 0.35))):
         path = tmp_path_factory.mktemp(name) / "net.slt"

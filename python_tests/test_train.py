@@ -1,6 +1,7 @@
-"""The search: what it trains, that it can stop at any step and go on, and each of its settings."""
+"""The search: what it trains, stopping and resuming at any step, and each setting."""
 
 import csv
+import functools
 import hashlib
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,11 +20,17 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
-from slt_kernels.data.images import Images
+from slt_kernels.experiments.data.images import Images
 from slt_kernels.files import write_atomically
 from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The networks are too small for several threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +79,12 @@ def test_search_trains_scores_alone_and_learns():
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["kept"] == pytest.approx(0.3, abs=1e-3)
-    assert accuracy(model, digits().test) > 0.2  # a tenth by chance; that it goes to 98 % is the main job's to show
+    assert accuracy(model, digits().test) > 0.2  # chance is 10 %; the experiments reach 98 %
     assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"scores"}
     assert all(not m.auto_mask for m in layers_of(model))
 
 
-def test_search_tells_how_far_it_is(data):
+def test_search_reports_its_progress(data):
     epochs, steps = [], []
     search(network(), data, settings(), lambda *news: epochs.append(news), on_step=lambda *news: steps.append(news))
     assert [number for number, *_ in epochs] == [1, 2]
@@ -105,7 +113,7 @@ def test_accuracy_is_the_fraction_that_is_right():
     assert not model.training
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 class KilledError(Exception):
@@ -121,15 +129,29 @@ CASES = {
 }
 
 
+def with_dropout() -> nn.Module:
+    """A network that uses the global generator."""
+    model = network()
+    model.insert(-1, nn.Dropout(0.2))
+    return model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data):
+    """The network and rows of each case; searched once."""
+
+    @functools.cache
+    def search_case(case: str) -> tuple[nn.Module, list[dict]]:
+        model = with_dropout()
+        return model, search(model, data, settings(**CASES[case]), seed=3)
+
+    return search_case
+
+
 @pytest.mark.parametrize("stop_at", (1, 4, 6), ids=lambda n: f"step {n}")
 @pytest.mark.parametrize("case", CASES)
-def test_a_search_that_is_killed_continues_to_the_same_bits(case, stop_at, data, tmp_path):
-    """Killed just before its checkpoint of that step; a dropout draws random numbers of its own."""
-
-    def model() -> nn.Module:
-        net = network()
-        net.insert(-1, nn.Dropout(0.2))
-        return net
+def test_a_search_that_is_killed_continues_to_the_same_bits(case, stop_at, data, tmp_path, uninterrupted):
+    """Killed just before the checkpoint of that step."""
 
     def run() -> Run:
         return Run(tmp_path / "run", {"case": case}, save_every=1)
@@ -138,11 +160,11 @@ def test_a_search_that_is_killed_continues_to_the_same_bits(case, stop_at, data,
         if (epoch - 1) * steps + step == stop_at:
             raise KilledError
 
-    whole, first, second = model(), model(), model()
-    rows = search(whole, data, settings(**CASES[case]), seed=3)
+    whole, rows = uninterrupted(case)
+    second = with_dropout()
     with pytest.raises(KilledError):
-        search(first, data, settings(**CASES[case]), seed=3, run=run(), on_step=kill)
-    torch.rand(7)  # the process's own random numbers do not matter
+        search(with_dropout(), data, settings(**CASES[case]), seed=3, run=run(), on_step=kill)
+    torch.rand(7)  # the global generator's state must not matter
     again = search(second, data, settings(**CASES[case]), seed=3, run=run())
     assert again == rows
     assert same_state(whole, second)
@@ -167,20 +189,21 @@ def test_a_signal_stops_a_search_after_its_step(number, data, tmp_path):
 
 
 def test_the_program_stops_and_goes_on(tmp_path):
-    """As a user does it: SIGTERM, and the same command again; the ticket is that of a search left alone."""
+    """SIGTERM, and the same command again; the ticket equals that of an uninterrupted search."""
 
     def command(name: str) -> list[str]:
         files = ["--folder", str(tmp_path / name), "--out", str(tmp_path / f"{name}.slt"), "--save-every", "9"]
-        return ["find", "--width", "6", "--epochs", "2", "--threads", "1", *files]
+        return ["find", "--width", "6", "--epochs", "2", "--batch-size", "64", "--threads", "1", *files]
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     stopped = subprocess.Popen([sys.executable, "-m", "slt_kernels.cli", *command("stopped")], **pipes)
     while not (tmp_path / "stopped/last.pt").exists():
         assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.005)
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, errors
-    assert "the same command continues" in errors
+    assert "run the same command to continue" in errors
     assert not (tmp_path / "stopped.slt").exists()
     for name in ("stopped", "alone"):
         assert main(command(name)) == 0
@@ -206,7 +229,7 @@ def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
     refusals = []
 
     def second(*_) -> None:
-        with pytest.raises(ValueError, match=r"^folder=.*: another search runs there; expected another") as error:
+        with pytest.raises(ValueError, match=r"^folder=.*: another search is running there; expected another") as error:
             search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
         refusals.append(error)
 
@@ -215,12 +238,12 @@ def test_a_folder_in_which_a_search_runs_is_refused(data, tmp_path):
     assert search(network(), data, settings(epochs=1), run=Run(tmp_path, {})) == rows
 
 
-def test_a_search_that_was_killed_keeps_nobody_out(data, tmp_path):
+def test_a_killed_search_releases_its_lock(data, tmp_path):
     code = "import sys, pathlib; from slt_kernels.train import Run; held = Run(pathlib.Path(sys.argv[1]), {}).held()"
     holder = [sys.executable, "-c", f"{code}; held.__enter__(); print(flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        with pytest.raises(ValueError, match="another search runs there"):
+        with pytest.raises(ValueError, match="another search is running there"):
             search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
         process.kill()
         process.wait()
@@ -233,7 +256,7 @@ def test_a_damaged_checkpoint_is_refused(name, damage, data, tmp_path):
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     log, file = (tmp_path / "log.csv").read_text(), tmp_path / f"{name}.pt"
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
-    message = rf"{name}\.pt: no checkpoint of a search, or a damaged one; delete .*last\.pt, and the search starts from"
+    message = rf"{name}\.pt: not a checkpoint of a search, or damaged; delete .*last\.pt to start the search from"
     with pytest.raises(ValueError, match=rf"{message} the beginning$"):
         search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     (tmp_path / "last.pt").unlink()
@@ -242,18 +265,18 @@ def test_a_damaged_checkpoint_is_refused(name, damage, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ("last", "best"))
-def test_each_flipped_bit_of_a_checkpoint_is_found(name, data, tmp_path):
+def test_a_flipped_bit_of_a_checkpoint_is_detected(name, data, tmp_path):
     search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     file = tmp_path / f"{name}.pt"
     content = file.read_bytes()
     assert Run(tmp_path, {}).load(name) is not None
     for at in (*range(0, 100, 3), *range(100, len(content), len(content) // 40)):
         file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
-        with pytest.raises(ValueError, match=r"\.pt: no checkpoint of a search, or a damaged one"):
+        with pytest.raises(ValueError, match=r"\.pt: not a checkpoint of a search, or damaged"):
             Run(tmp_path, {}).load(name)
 
 
-def test_a_checkpoint_without_a_checksum_is_one_of_an_older_version(data, tmp_path):
+def test_a_checkpoint_without_a_checksum_is_of_an_older_version(data, tmp_path):
     rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     for name in ("last", "best"):
         file = tmp_path / f"{name}.pt"
@@ -282,7 +305,7 @@ def spoilt(at: int, value: float):
     return change
 
 
-# What a program could have made of a checkpoint: each is refused, and nothing of it is taken.
+# Edits of a checkpoint, each of which is refused.
 EDITS = {
     "no dict": lambda last: [1],
     "empty": lambda last: last.clear(),
@@ -334,7 +357,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def stopped(data, tmp_path_factory):
-    """The folder of a search of two epochs that stopped in the second, and its checkpoints."""
+    """The folder of a search of two epochs that stopped in the second."""
     folder = tmp_path_factory.mktemp("stopped")
 
     def kill(epoch: int, step: int, steps: int) -> None:
@@ -360,7 +383,7 @@ NAMES = [f"last: {name}" for name in EDITS] + [f"best: {name}" for name in OF_BE
 
 @pytest.mark.parametrize("name,edit", CHANGES, ids=NAMES)
 def test_an_edited_checkpoint_is_refused(name, edit, data, tmp_path, stopped):
-    """Its checksum is right; the message is short, and names the folder or the file."""
+    """The checksum is correct. The message is short and names the folder or the file."""
     shutil.copytree(stopped, tmp_path / "run")
     state = Run(tmp_path / "run", {}).load(name)
     changed = edit(state)
@@ -373,13 +396,13 @@ def test_an_edited_checkpoint_is_refused(name, edit, data, tmp_path, stopped):
     assert str(tmp_path / "run") in str(error.value) and len(str(error.value)) < 2000
 
 
-def test_a_lock_or_a_checkpoint_that_is_planted_is_refused(data, tmp_path):
+def test_pipes_and_links_in_the_folder_are_refused(data, tmp_path):
     victim = tmp_path / "victim"
     for name in ("lock", "last.pt"):
         folder = tmp_path / f"run_{name}"
         folder.mkdir()
         os.mkfifo(folder / name)
-        with pytest.raises(ValueError, match=r"expected a file, not|no checkpoint of a search"):
+        with pytest.raises(ValueError, match=r"expected a file, not|not a checkpoint of a search"):
             search(network(), data, settings(epochs=1), run=Run(folder, {}))
         (folder / name).unlink()
         (folder / name).symlink_to(victim)
@@ -388,10 +411,10 @@ def test_a_lock_or_a_checkpoint_that_is_planted_is_refused(data, tmp_path):
         assert not victim.exists()
 
 
-def test_a_lost_best_checkpoint_is_told(data, tmp_path):
+def test_a_missing_best_checkpoint_is_refused(data, tmp_path):
     search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(ValueError, match=r"last\.pt is there without best\.pt"):
+    with pytest.raises(ValueError, match=r"has last\.pt without best\.pt"):
         search(network(), data, settings(epochs=1, pick="best"), run=Run(tmp_path, {}))
 
 
@@ -407,7 +430,7 @@ def test_a_crash_at_the_end_of_an_epoch_loses_no_row(data, tmp_path, monkeypatch
     with pytest.raises(OSError, match="gone"):
         search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))
     monkeypatch.undo()
-    rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))  # nothing is left to do
+    rows = search(network(), data, settings(epochs=1), run=Run(tmp_path, {}))  # finds a finished search
     with (tmp_path / "log.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows) == 1
 
@@ -415,14 +438,14 @@ def test_a_crash_at_the_end_of_an_epoch_loses_no_row(data, tmp_path, monkeypatch
 def test_the_picked_epoch_s_validation_is_reported(tmp_path, monkeypatch):
     said = iter((0.9, 0.5, 0.4, 0.4))  # two epochs, the ticket, and its reload
     for module in ("loop", "find"):
-        monkeypatch.setattr(sys.modules[f"slt_kernels.train.{module}"], "accuracy", lambda *_: next(said))
+        monkeypatch.setattr(sys.modules[f"slt_kernels.experiments.train.{module}"], "accuracy", lambda *_: next(said))
     experiment = Experiment(model={"name": "convnet", "width": 4}, search=settings(pick="best", batch_size=600))
     assert find(experiment, tmp_path / "net.slt", torch.device("cpu"))["validation_accuracy"] == 0.9
 
 
 @pytest.mark.parametrize("save_every,taken", ((0, 4), (1, 5)), ids=("epoch", "step"))
 def test_a_search_that_diverges_stops_and_keeps_the_last_good_checkpoint(save_every, taken, data, tmp_path):
-    """The scores are spoilt after the sixth step: it is found at the next checkpoint, or when the epoch ends."""
+    """A score becomes NaN after the sixth step; the next checkpoint or the end of the epoch detects it."""
     model = network()
 
     def spoil(epoch: int, step: int, steps: int) -> None:
@@ -478,7 +501,7 @@ def test_logs(data, tmp_path):
 
 
 def rates_of(data, **changes) -> list[float]:
-    """The learning rate of each step; one a epoch."""
+    """The learning rate of each step, with one step per epoch."""
     rates = []
     handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     try:
@@ -505,7 +528,7 @@ def test_schedules(schedule, expected, data):
 
 
 def one_step(data, **changes) -> tuple[nn.Module, nn.Module]:
-    """The network after one step on all of the data, and the network before it, with that step's gradients."""
+    """The network after one step on all data, and the network before it."""
     after, _ = found(data, epochs=1, batch_size=200, weight_decay=0.0, momentum=0.0, **changes)
     before = network()
     return after, before
@@ -535,7 +558,7 @@ def test_mixup_mixes_inputs_and_targets(data):
 
 @pytest.mark.parametrize("amp", (None, "bf16", "fp16"))
 def test_clipping_bounds_a_step_with_and_without_amp(amp, data):
-    """With momentum 0 a step moves the scores by at most lr times the bound."""
+    """Without momentum a step moves the scores by lr times the bound."""
     after, before = one_step(data, clip=1e-3, lr=1.0, amp=amp)
     pairs = zip(layers_of(after), layers_of(before), strict=True)
     moved = sum((a.scores - b.scores).square().sum() for a, b in pairs).sqrt()
@@ -553,7 +576,7 @@ def test_amp_computes_in_its_dtype(amp, data):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_ema_averages_scores_and_its_masks_are_theirs(data):
+def test_ema_averages_scores_and_makes_masks_of_them(data):
     decay, history, plain = 0.6, [], network()
     search(
         plain, data, settings(epochs=1), on_step=lambda *_: history.append([m.scores.clone() for m in layers_of(plain)])
@@ -573,9 +596,9 @@ def test_ema_averages_scores_and_its_masks_are_theirs(data):
 
 
 def test_pick_best_leaves_the_best_epoch(data, monkeypatch):
-    """The second of three epochs, by decree."""
+    """Patched accuracies make the second of three epochs the best."""
     said = iter((0.3, 0.9, 0.5))
-    monkeypatch.setattr("slt_kernels.train.loop.accuracy", lambda *_: next(said))
+    monkeypatch.setattr("slt_kernels.experiments.train.loop.accuracy", lambda *_: next(said))
     best = network()
     search(best, data, settings(epochs=3, pick="best", schedule="constant"))
     monkeypatch.undo()

@@ -1,11 +1,11 @@
-"""Values and names from files and users as text for messages: short, and printable."""
+"""Short, printable text for messages, from values and names of files and users."""
 
 import reprlib
 from typing import Any
 
 
 class _Short(reprlib.Repr):
-    """``repr`` of bounded size and time; subclasses of the built-in containers are bounded as well."""
+    """``repr`` with bounded size and time, also for subclasses of the built-in containers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,19 +20,19 @@ class _Short(reprlib.Repr):
         return self.repr_instance(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to write integers of more than 4,300 digits in decimal.
+        # Python raises for decimal conversion of integers with more than 4,300 digits.
         return repr(x) if x.bit_length() <= 256 else f"<integer of {x.bit_length()} bits>"
 
 
 _SHORT = _Short()
 
 
-def shown(value: Any, most: int = 400) -> str:
-    """``repr(value)`` in at most ``most`` characters, in bounded time whatever the value is nested of."""
+def shown(value: Any, limit: int = 400) -> str:
+    """``repr(value)`` in at most ``limit`` characters, in bounded time for any nesting."""
     text = _SHORT.repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what a terminal would interpret or cannot print."""
+    """The text with escapes for characters that a terminal interprets or cannot print."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""The command line, ``slt``: find, sweep, eval, info, bench, doctor; each is one ``_add_*`` function."""
+"""The command line ``slt``: find, sweep, eval, info, bench and doctor, each in an ``_add_*`` function."""
 
 import argparse
 import dataclasses
@@ -12,19 +12,18 @@ import subprocess
 import sys
 import tempfile
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import backends, models, sweep
+from . import backends
 from ._text import printable, shown
-from .data import DATASETS, DEFAULTS, Dataset
-from .files import write_atomically
-from .models import MODELS
-from .nn import drop_scores
-from .ticket import TicketInfo, load_ticket, ticket_info
-from .train import (
+from .experiments import models, sweep
+from .experiments.data import DATASETS, DEFAULTS, Dataset
+from .experiments.models import MODELS
+from .experiments.train import (
     Experiment,
     Interrupted,
     Run,
@@ -37,39 +36,42 @@ from .train import (
     load_data,
     processes,
 )
+from .files import write_atomically
+from .nn import drop_scores
+from .tickets import TicketInfo, load_ticket, ticket_info
 
-_STOPPED = 130  # as a shell reports a program that SIGINT ended
-_PATHS = (Path, os.fspath)  # types of the arguments that are files or folders; `os.fspath` leaves a string as it is
+_STOPPED = 130  # exit status of a program that SIGINT ends
+_PATHS = (Path, os.fspath)  # types of arguments that are files or folders; `os.fspath` keeps a string unchanged
 _SETTING = re.compile(r"""(?<![\w./'"=-])(?<!- )(?:(?:model|data|source|search)\.)?(\w+)=(None(?=:))?""")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0; 2 where an argument or a file is at fault; 130 if stopped."""
+    """Runs the command line. Returns the exit status: 0, 2 for a wrong argument or file, 130 if stopped."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.function(arguments)
         status = 0
     except Interrupted as stop:
-        print(f"slt {arguments.command}: {stop}; the same command continues", file=sys.stderr)
+        print(f"slt {arguments.command}: {stop}; run the same command to continue", file=sys.stderr)
         status = _STOPPED
     except KeyboardInterrupt:
         print(f"slt {arguments.command}: stopped", file=sys.stderr)
         status = _STOPPED
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        print(f"slt {arguments.command}: {_told(error, arguments)}", file=sys.stderr)
+        print(f"slt {arguments.command}: {_message(error, arguments)}", file=sys.stderr)
         status = 2
     if argv is None and processes.launched():
         processes.leave(status)
     return status
 
 
-def _told(error: Exception, arguments: argparse.Namespace) -> str:
-    """An error in the terms of the command line: with flags for settings, and the flag of a file that is at fault."""
+def _message(error: Exception, arguments: argparse.Namespace) -> str:
+    """The error's text with flags in place of names of settings, and with the flag of the file that it names."""
     if isinstance(error, OSError) and error.filename is not None:
-        return _told_of_file(str(error.filename), error.strerror or str(error), arguments)
+        return _file_message(str(error.filename), error.strerror or str(error), arguments)
     text = str(error)
     for action, path in _paths(arguments):
-        if text.startswith(f"{path}: "):  # what it names stands in that file, not on the command line
+        if text.startswith(f"{path}: "):  # names of settings in it belong to that file, not to the command line
             return f"{action.option_strings[0]}={text}" if action.option_strings else text
     flags = _flags(arguments)
 
@@ -80,8 +82,8 @@ def _told(error: Exception, arguments: argparse.Namespace) -> str:
     return _SETTING.sub(flag, text)
 
 
-def _told_of_file(file: str, reason: str, arguments: argparse.Namespace) -> str:
-    """Names the argument that is the file, or the innermost folder around it."""
+def _file_message(file: str, reason: str, arguments: argparse.Namespace) -> str:
+    """Names the argument that is the file, or the innermost folder that contains it."""
     found = []
     for action, path in _paths(arguments):
         name = f"{action.option_strings[0] if action.option_strings else action.dest}={path}"
@@ -93,19 +95,19 @@ def _told_of_file(file: str, reason: str, arguments: argparse.Namespace) -> str:
 
 
 def _paths(arguments: argparse.Namespace) -> list[tuple[argparse.Action, Path | str]]:
-    """The arguments that are files or folders, where they are given, and what they are."""
+    """The given arguments that are files or folders, with their values."""
     found = [(a, getattr(arguments, a.dest, None)) for a in arguments.parser._actions if a.type in _PATHS]
     return [(action, path) for action, path in found if path is not None]
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, str]:
-    """The flag of each setting by its name in messages; of two for one setting, the one that was typed."""
+    """The flag of each setting by its name in messages; the given one if a setting has two flags."""
     flags = {}
     actions = [a for a in arguments.parser._actions if a.option_strings]
     for action in sorted(actions, key=lambda a: getattr(arguments, a.dest, a.default) != a.default):
         name = action.dest.rpartition(".")[2]
         flags[name] = action.option_strings[0]
-        if action.nargs == "+":  # messages are about one of its values
+        if action.nargs == "+":  # messages name one of its values
             flags[name.removesuffix("s")] = action.option_strings[0]
     for key, _, _ in (text.partition("=") for text in getattr(arguments, "set", ())):
         flags[key.rpartition(".")[2]] = f"--set {key}"
@@ -126,22 +128,28 @@ def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-# What several commands share: an experiment, and the machine
+# Arguments of several commands: the experiment, and the machine
 
 
 def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
-    """Flags for an experiment; each changes what the file or the default says, and only where it is given."""
+    """Flags of an experiment; a given flag overrides the value of the file or the default."""
     what = parser.add_argument_group("experiment")
-    what.add_argument("--config", type=Path, help="a YAML file to start from; without one, the digits")
+    what.add_argument("--config", type=Path, help="YAML file with settings; flags override them (default: the digits)")
     given = {"default": argparse.SUPPRESS}
     what.add_argument("--data", choices=DATASETS, help="data set (default: digits, or karate for graphs)", **given)
     what.add_argument(
-        "--path", dest="data.path", type=os.fspath, metavar="PATH", help="the folder or file that it lies in", **given
+        "--path", dest="data.path", type=os.fspath, metavar="PATH", help="folder or file of the data set", **given
     )
     what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
-    what.add_argument("--width", dest="model.width", type=int, metavar="N", help="of its first layer", **given)
     what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of a YAML file, as in model.depth=4"
+        "--width", dest="model.width", type=int, metavar="N", help="width of the network's first layer", **given
+    )
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of a YAML file, for example model.depth=4",
     )
     for title, section, kind in (
         ("", "", Experiment),
@@ -180,17 +188,17 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     for text in arguments.set:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise ValueError(f"set={text!r}: expected KEY=VALUE")
+            raise ValueError(f"set={shown(text)}: expected KEY=VALUE")
         try:
             changes[key] = Experiment.read_value(value)
         except ValueError as error:
-            raise ValueError(f"set={text!r}: {error}") from None
+            raise ValueError(f"set={shown(text)}: {error}") from None
     return experiment.override(changes)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads of a process (default: PyTorch's choice)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each process (default: PyTorch's choice)")
 
 
 def _on_machine(arguments: argparse.Namespace) -> torch.device:
@@ -206,15 +214,15 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={arguments.device!r}: expected cpu, cuda or cuda:N")
+        raise ValueError(f"device={shown(arguments.device)}: expected cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise ValueError(f"device={arguments.device!r}: PyTorch sees {gpus or 'no'} GPU{'s' * (gpus > 1)} here")
+        raise ValueError(f"device={shown(arguments.device)}: PyTorch finds {gpus or 'no'} GPU{'s' * (gpus > 1)}")
     return device
 
 
 def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names: str) -> None:
-    """Raises ValueError for files that could not be written in the end, or not without a loss, before anything runs."""
+    """Raises ValueError before a search for output files that cannot be written or would overwrite an input."""
     used = {"config": arguments.config, "path": experiment.data.get("path")}
     used = {Path(path).resolve(): f"{name}={path}" for name, path in used.items() if path is not None}
     for name in names:
@@ -225,10 +233,10 @@ def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names
         if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
         try:
-            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+            with tempfile.TemporaryFile(dir=folder):  # permissions are not sufficient, as on a read-only file system
                 pass
         except OSError:
-            raise ValueError(f"{name}={path}: expected a file in a folder that can be written to") from None
+            raise ValueError(f"{name}={path}: expected a file in a folder that can be written") from None
         if path.resolve() in used:
             raise ValueError(f"{name}={path}: expected another file than {used[path.resolve()]}")
         used[path.resolve()] = f"{name}={path}"
@@ -245,9 +253,9 @@ def _rich():
 
 
 class _Progress:
-    """What a long command shows: on a terminal a bar, elsewhere a line for each event, written at once.
+    """Progress of a long command: a bar on a terminal, otherwise a line per event, flushed at once.
 
-    The bar appears with the first update, so that errors in arguments are told before it.
+    The bar appears with the first update, so that errors in arguments are printed before it.
     """
 
     def __init__(self, rich, shown: bool = True) -> None:
@@ -272,7 +280,7 @@ class _Progress:
             self._bar.start()
             self._bar.update(self._task, completed=done, total=total)
 
-    def tell(self, event: str) -> None:
+    def show(self, event: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, event=event)
         elif self._lines:
@@ -283,18 +291,16 @@ class _Progress:
 
 
 def _add_find(commands) -> None:
-    parser = _add(commands, "find", _find, "search a ticket, write it, reload and test it, report what it is")
-    parser.add_argument(
-        "--out", type=Path, default=Path("ticket.slt"), help="the ticket to write (default: ticket.slt)"
-    )
-    parser.add_argument("--json", type=Path, help="write the report there too, as JSON")
+    parser = _add(commands, "find", _find, "search for a ticket, write it, reload and test it, and print a report")
+    parser.add_argument("--out", type=Path, default=Path("ticket.slt"), help="file of the ticket (default: ticket.slt)")
+    parser.add_argument("--json", type=Path, help="file for the report as JSON")
     parser.add_argument("--compress", action="store_true", help="entropy-code the ticket's bits")
     run = parser.add_argument_group("run")
-    run.add_argument(  # not --run: torchrun, which reads this command line too, takes that for its own --run-path
-        "--folder", type=Path, help="checkpoints and logs are written there; a search that was stopped is continued"
+    run.add_argument(  # not --run, which torchrun would parse as its own --run-path
+        "--folder", type=Path, help="folder for checkpoints and logs; a stopped search continues from them"
     )
-    run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: an epoch)")
-    run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
+    run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: one epoch)")
+    run.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     _add_machine(run)
     _add_experiment(parser)
 
@@ -305,7 +311,7 @@ def _find(arguments: argparse.Namespace) -> None:
     _check_written(arguments, experiment, "out", "json")
     if arguments.folder is None and (arguments.save_every or arguments.tensorboard):
         given = "--save-every" if arguments.save_every else "--tensorboard"
-        raise ValueError(f"{given}: expected with --folder, which it writes to")
+        raise ValueError(f"{given}: expected --folder too, the folder of the checkpoints and logs")
     epochs = experiment.search.epochs
     with processes.joined(_on_machine(arguments)) as device:
         first = processes.rank() == 0
@@ -318,7 +324,7 @@ def _find(arguments: argparse.Namespace) -> None:
                 progress.update((epoch - 1) * steps + step, epochs * steps)
 
             def on_epoch(epoch: int, loss: float, validation: float) -> None:
-                progress.tell(f"epoch {epoch} of {epochs}: loss {loss:.3f}, validation {validation:.1%}")
+                progress.show(f"epoch {epoch} of {epochs}: loss {loss:.3f}, validation {validation:.1%}")
 
             news = {"on_epoch": on_epoch, "on_step": on_step}
             report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **news)
@@ -330,7 +336,7 @@ def _find(arguments: argparse.Namespace) -> None:
 
 def _print_report(rich, report: dict[str, Any], out: Path) -> None:
     network = report["experiment"]
-    table = rich.table.Table(title=f"A ticket in {network['data']['name']}", show_header=False)
+    table = rich.table.Table(title=f"A ticket for {network['data']['name']}", show_header=False)
     size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
     for row in (
         ("test accuracy", f"{report['test_accuracy']:.2%}"),
@@ -338,7 +344,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
         ("kept weights", f"{report['kept']:,}"),
-        ("ticket", f"{size:,} bytes ({size - report['mask_bytes']:,} of them not mask bits)"),
+        ("ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),
@@ -352,26 +358,31 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
 
 
 def _add_sweep(commands) -> None:
-    parser = _add(commands, "sweep", _sweep, "accuracy against ticket size for the three source networks")
-    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder of the results (default: sweep)")
+    parser = _add(commands, "sweep", _sweep, "measure accuracy against ticket size for three kinds of source network")
+    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder for the results (default: sweep)")
     grid = parser.add_argument_group("grid")
     grid.add_argument(
         "--ratios", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="frozen fractions (default: %(default)s)"
     )
     grid.add_argument(
-        "--splits", nargs="+", default=["1:0", "6:1", "1:1"], help="of them, pruned:locked (default: %(default)s)"
+        "--splits",
+        nargs="+",
+        default=["1:0", "6:1", "1:1"],
+        help="pruned:locked, of the frozen weights (default: %(default)s)",
     )
-    grid.add_argument("--widths", type=int, nargs="+", help="of the network (default: its own)")
-    grid.add_argument("--seeds", type=int, default=3, help="seeds, from 0 (default: 3)")
+    grid.add_argument("--widths", type=int, nargs="+", help="widths of the network (default: its own)")
+    grid.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
     grid.add_argument("--keep", type=float, default=0.5, help="fraction of the free weights kept (default: 0.5)")
-    grid.add_argument("--jobs", type=int, default=1, help="searches at a time, each in its own process (default: 1)")
+    grid.add_argument(
+        "--jobs", type=int, default=1, help="number of concurrent searches, each in its own process (default: 1)"
+    )
     _add_machine(grid)
     _add_experiment(parser, leave_out=("seed", "prune", "lock", "sparsity"))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
-    sweep.load_matplotlib()  # what is missing is told before the searches
+    sweep.load_matplotlib()  # a missing package raises here, before the searches
     if arguments.seeds < 1:
         raise ValueError(f"seeds={arguments.seeds}: expected at least 1")
     experiment, device = _experiment(arguments), _on_machine(arguments)
@@ -388,7 +399,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
         def on_row(done: int, total: int) -> None:
             progress.update(done, total)
-            progress.tell(f"{done} of {total} searches done")
+            progress.show(f"{done} of {total} searches done")
 
         rows = sweep.run(
             experiment,
@@ -408,10 +419,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _add_eval(commands) -> None:
-    parser = _add(commands, "eval", _eval, "load a ticket that find wrote, and test it")
+    parser = _add(commands, "eval", _eval, "load and test a ticket of slt find")
     parser.add_argument("file", type=Path)
     parser.add_argument(
-        "--path", type=os.fspath, help="the folder or file that the data lie in (needed for data that do not ship)"
+        "--path",
+        type=os.fspath,
+        help="folder or file of the data set (required for data that do not ship with a package)",
     )
     _add_machine(parser)
 
@@ -421,7 +434,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     info = ticket_info(arguments.file)
     network, found = info.metadata.get("network"), info.metadata.get("test_accuracy")
     if not isinstance(network, dict) or type(found) not in (int, float):
-        raise ValueError(f"{arguments.file}: not written by slt find: nothing in it tells how to build its network")
+        raise ValueError(f"{arguments.file}: not written by slt find: it does not describe how to build its network")
     try:
         experiment = Experiment.from_dict(network)
     except ValueError as error:
@@ -429,27 +442,27 @@ def _eval(arguments: argparse.Namespace) -> None:
     name, named = experiment.data["name"], experiment.data.get("path")
     if arguments.path is not None:
         experiment = experiment.override({"data.path": arguments.path})
-    elif "path" in inspect.signature(DATASETS[name]).parameters:  # a ticket says where its author had them
-        raise ValueError(f"path: expected --path, the folder or file that {name} lies in (when found: {shown(named)})")
+    elif "path" in inspect.signature(DATASETS[name]).parameters:  # the ticket has the path on its author's machine
+        raise ValueError(f"path: expected --path, the folder or file of {name} (path in the ticket: {shown(named)})")
     _check_depth(experiment, info, arguments.file)
     data = load_data(experiment)
     _check_shapes(experiment, data, info, arguments.file)
     model = drop_scores(build(experiment, data, device))
     load_ticket(arguments.file, model)
     result = accuracy(model, data.test)
-    print(f"test accuracy {result:.2%} (when it was found: {found:.2%})")
+    print(f"test accuracy {result:.2%} (in the ticket: {found:.2%})")
 
 
 def _check_depth(experiment: Experiment, info: TicketInfo, file: Path) -> None:
-    """Raises ValueError for a network of more blocks than the ticket has layers: building it could take for ever."""
+    """Raises ValueError for more blocks than the ticket has layers; such a network could take forever to build."""
     depth = experiment.model.get("depth", 0)
-    names = ("resnet", "conv_n")  # whose depth is one of a few
+    names = ("resnet", "conv_n")  # builders with a short list of depths
     if depth > len(info.layers) and MODELS[experiment.model["name"]].builder.__name__ not in names:
-        raise ValueError(f"{file}: model.depth={depth}, and it has {len(info.layers)} layers: expected one network")
+        raise ValueError(f"{file}: model.depth={depth}: expected at most {len(info.layers)}, the number of its layers")
 
 
 def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file: Path) -> None:
-    """Raises ValueError unless the network that a ticket names has the ticket's shapes; takes no memory for either."""
+    """Raises ValueError unless the network described by a ticket has the ticket's shapes; allocates neither."""
     try:
         dense = models.build(**experiment.model, data=data, device="meta")
     except RuntimeError as error:  # sizes that overflow
@@ -460,14 +473,14 @@ def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file:
     if different:
         name = different[0]
         there, here = (shape and list(shape) for shape in (held.get(name), named.get(name)))
-        raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it names {here}")
+        raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it describes {here}")
 
 
-# info and doctor
+# info
 
 
 def _add_info(commands) -> None:
-    _add(commands, "info", _info, "what a ticket file holds").add_argument("file", type=Path)
+    _add(commands, "info", _info, "print the content of a ticket").add_argument("file", type=Path)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -493,8 +506,10 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _add_bench(commands) -> None:
-    parser = _add(commands, "bench", _bench, "measure speed, memory and sizes here, beside what others do")
-    parser.add_argument("profile", choices=("quick", "full"), help="a few minutes, or about twenty, on two cores")
+    parser = _add(commands, "bench", _bench, "measure speed, memory and sizes on this machine, beside other libraries")
+    parser.add_argument(
+        "profile", choices=("quick", "full"), help="quick takes a few minutes on two cores, full about twenty"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results of the checkout)")
 
 
@@ -502,18 +517,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     suite = Path(__file__).resolve().parent.parent / "bench" / "suite.py"
     if not suite.is_file():
         raise FileNotFoundError(
-            f"{suite} is not there: the benches are in a checkout alone, with `pip install -e .`, beside the package"
+            f"{suite} does not exist: the benches are only in a checkout, installed with `pip install -e .`"
         )
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before minutes of work
+        arguments.out.mkdir(parents=True, exist_ok=True)  # an error here comes before minutes of work
     out = [] if arguments.out is None else ["--out", str(arguments.out)]
     status = subprocess.run([sys.executable, str(suite), arguments.profile, *out], check=False).returncode
     if status != 0:
         raise SystemExit(status)
 
 
+# doctor
+
+
 def _add_doctor(commands) -> None:
-    _add(commands, "doctor", _doctor, "which backends run here, and for the others why not")
+    _add(commands, "doctor", _doctor, "list the backends and their kernels, and why a backend does not run here")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -525,10 +543,24 @@ def _doctor(arguments: argparse.Namespace) -> None:
             print(f"{package} is not installed")
     for name in backends.names():
         print(f"backend {name}: {backends.describe(name)}")
-    try:
-        print(f"tensors on the CPU use {backends.name_for(torch.device('cpu'))}")
-    except (RuntimeError, ValueError) as error:  # what the environment asks for
-        print(error)
+    devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+    for device in devices:
+        try:
+            print(f"tensors on {device} use {backends.name_for(device)}")
+        except (RuntimeError, ValueError) as error:  # a wrong SLT_BACKEND or SLT_CPU_ISA
+            print(error)
+    print(_kernel_table(devices))
+
+
+def _kernel_table(devices: Sequence[torch.device]) -> str:
+    """The backends with a kernel for each operation and device, in the order in which they are tried."""
+    tables = [backends.table(device) for device in devices]
+    lines = [["operation", *map(str, devices)]]
+    lines += [[operation, *(", ".join(table[operation]) for table in tables)] for operation in tables[0]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 if __name__ == "__main__":

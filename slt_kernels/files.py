@@ -1,4 +1,4 @@
-"""Files on disk: read as one regular file, and replaced whole."""
+"""Reads regular files, and replaces files atomically."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-# Not derived from the file's name, which may have all of the 255 bytes that file systems allow.
+# Not derived from the file's name, which may already have the maximum length of 255 bytes.
 _TEMPORARY = re.compile(r"\.slt-[0-9a-f]{16}\.tmp")
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -23,11 +23,11 @@ _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os,
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file for reading, without waiting for a pipe's other end.
+    """Opens a regular file for reading; does not block on a pipe.
 
     Raises:
         ValueError: the path is a folder, a device or a pipe.
-        OSError: it cannot be opened; ``filename`` is the path.
+        OSError: the file cannot be opened; ``filename`` is the path.
     """
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _COMMON)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -37,7 +37,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The content of a regular file, from one opening of it.
+    """The content of a regular file, opened once.
 
     Raises:
         ValueError, OSError: as `open_regular`.
@@ -47,19 +47,19 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file so that at every moment, in a crash too, the old file or the new one is there, whole.
+    """Replaces a file so that at any time, even after a crash, either the old or the new file is complete.
 
-    Of several writers of one path the last one to finish wins. What a link points to is written, and keeps its
-    permissions and its owner, where this user may give a file to that owner. Each writer locks its temporary file;
-    temporary files in the folder that nobody locks were left by writers that died, and are removed.
+    With several writers of one path, the last one to finish wins. For a link, its target is replaced. An existing
+    file's permissions are kept, and its owner if the user may set it. Each writer locks its temporary file; unlocked
+    temporary files in the folder are from writers that died, and are removed.
 
     Args:
         path: the file.
-        content: all of its bytes.
+        content: the new content.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder is not there, or the path is a folder,
-            a device or a pipe.
+        FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder does not exist, or the path is a
+            folder, a device or a pipe.
         OSError: the path is a loop of links, or cannot be written; ``filename`` is the path.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
                 file.close()  # Windows does not rename an open file
             temporary.replace(target)
         _sync_folder(target.parent)
-    except OSError as error:  # of the temporary file, whose name says nothing to the user
+    except OSError as error:  # names the temporary file, which the user does not know
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -90,7 +90,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new, empty, locked file beside the target, with its permissions; removed in the end unless it was renamed."""
+    """A new, empty, locked file beside the target with its permissions; removed at the end unless renamed."""
     existing = target.stat() if target.exists() else None
     path, descriptor = _create(target.parent, 0o666 if existing is None else 0o600)
     with open(descriptor, "wb") as file:
@@ -116,19 +116,19 @@ def _create(folder: Path, mode: int) -> tuple[Path, int]:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        os.close(descriptor)  # before it was locked, another writer removed it as stale
+        os.close(descriptor)  # another writer removed it before it was locked
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes the temporary files that no living process has locked; without file locks, none."""
+    """Removes temporary files that no process has locked. Without file locks, removes nothing."""
     if fcntl is None:
         return
-    with suppress(PermissionError):  # a folder that can be written to and not listed
+    with suppress(PermissionError):  # a folder that can be written but not listed
         for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
             path = folder / name
             try:
                 descriptor = os.open(path, os.O_RDWR | _NONBLOCK | _NOFOLLOW | _COMMON)
-            except OSError:  # renamed meanwhile, another user's, or no file
+            except OSError:  # already renamed, owned by another user, or not a file
                 continue
             try:
                 if _lock(descriptor, wait=False) and _is_at(path, descriptor):
@@ -138,7 +138,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    """Whether this opening of the file now holds its lock; False too where there are no locks."""
+    """Locks the open file; returns whether that succeeded. False without file locks."""
     if fcntl is None:
         return False
     try:
@@ -149,7 +149,7 @@ def _lock(descriptor: int, wait: bool) -> bool:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the path still names the opened file."""
+    """Whether the path is still the open file."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -157,15 +157,15 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder last through a power failure, where the system can say so."""
+    """Makes a rename in the folder durable against power failure, if the file system supports it."""
     if os.name == "nt":
         return
-    with suppress(PermissionError):  # a folder that can be written to and not read
+    with suppress(PermissionError):  # a folder that can be written but not read
         descriptor = os.open(folder, os.O_RDONLY | _COMMON)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without it
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system does not support it
                 raise
         finally:
             os.close(descriptor)

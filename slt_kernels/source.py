@@ -5,7 +5,6 @@ features or channels) by ``fan`` (inputs of one row), in words of 32 weights (`b
 """
 
 import math
-import reprlib
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import bits, philox
+from ._text import shown
 
 CONTRACT_VERSION = 1
 
@@ -67,7 +67,7 @@ def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     except (TypeError, RuntimeError):  # not an integer; a tensor on the meta device
         result = None
     if result is None or not low <= result <= high:
-        raise ValueError(f"{name}={_shown(value)}: expected an integer from {low} to {high}")
+        raise ValueError(f"{name}={shown(value)}: expected an integer from {low} to {high}")
     return result
 
 
@@ -92,7 +92,7 @@ def number(name: str, value: Real, low: float, high: float, expected: str = "") 
     except (OverflowError, RuntimeError):  # larger than any float; a tensor on the meta device
         result = math.nan
     if not low <= result <= high:
-        raise ValueError(f"{name}={_shown(value)}: expected {expected or f'a number from {low} to {high}'}")
+        raise ValueError(f"{name}={shown(value)}: expected {expected or f'a number from {low} to {high}'}")
     return result
 
 
@@ -109,14 +109,6 @@ def positive(name: str, value: Real) -> float:
 def python_number(value: object) -> object:
     """Converts a NumPy scalar or a 0-dimensional array or tensor to a Python number; returns other values unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
-
-
-def _shown(value: object) -> str:
-    """A shortened ``repr``."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python does not print integers of more than 4,300 digits
-        return f"<{type(value).__name__} of thousands of digits>"
 
 
 @dataclass(frozen=True)
@@ -323,6 +315,8 @@ class Source(NamedTuple):
 
     def initial_scores(self, count: int, bound: float, device: torch.device | str = "cpu") -> Tensor:
         """Scores of the first ``count`` free weights: float32, uniform on (-bound, bound), a function of the seed."""
+        if torch.device(device).type == "meta":  # Philox would take long there, and write nothing
+            return torch.empty(count, dtype=torch.float32, device=device)
         index = torch.arange((count + 3) // 4, device=device)
         words = philox.call(self.seed, self.layer, philox.SCORE, index).flatten()[:count]
         odd = 2 * (words >> 8 & 0xFFFFFF) + 1 - 2**24  # magnitude below 2**24, so exact in float32
@@ -336,7 +330,7 @@ def _range(name: str, ends: tuple[int, int] | None, size: int) -> tuple[int, int
         first = integer(name, first, 0, size - 1)
         return first, integer(name, last, first + 1, size)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={_shown(ends)}: expected a range inside [0, {size})") from None
+        raise ValueError(f"{name}={shown(ends)}: expected a range inside [0, {size})") from None
 
 
 @lru_cache(maxsize=4096)

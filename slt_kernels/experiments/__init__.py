@@ -1,0 +1,1 @@
+"""Experiments with the package's layers: data sets, networks, the search for a ticket, and sweeps over settings."""

@@ -1,0 +1,296 @@
+"""The search for a ticket: trains the scores of a supermask network."""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ... import bits
+from ...bernoulli import BernoulliMasks
+from ...edge_popup import EdgePopup
+from ...nn.network import supermask_layers
+from ..data import UNANSWERED, Batch, Dataset, Loader, Part
+from . import processes
+from .checkpoint_checks import check
+from .run_folder import Interrupted, Run, StopSignals
+from .settings import Search
+
+_DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def search(
+    model: nn.Module,
+    data: Dataset,
+    settings: Search,
+    on_epoch: Callable[[int, float, float], None] | None = None,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Searches for a ticket in a supermask model, in place, starting from initial scores.
+
+    Under ``torch.distributed`` each process takes its share of every batch (`processes`). Randomness is a function of
+    ``seed`` and of the epoch or step, so a search with a `Run` that was stopped at any step resumes to the same scores,
+    bit for bit on a CPU.
+
+    Args:
+        model: a network of supermask layers on the device to train on. Afterwards it is the ticket: of the last or the
+            best epoch (``pick``), and with ``ema`` of the averaged scores.
+        data: the data set; the search trains on its training part.
+        settings: see `Search`.
+        on_epoch: called after each epoch with its number (from 1), mean loss, and validation accuracy.
+        seed: for the order of examples, mixup, and dropout.
+        run: the folder for checkpoints and logs. Without it nothing is written, and signals are not handled.
+        on_step: called after each step with the epoch, the step (both from 1), and the steps in an epoch.
+
+    Returns:
+        One row per epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept.
+
+    Raises:
+        ValueError: a sparsity that the model's freezing does not allow; mixup of data that are not images; a folder
+            that holds another search or in which one is running.
+        Interrupted: the search was stopped by a signal, after writing a checkpoint.
+        RuntimeError: processes with different masks or parameters; or a diverged search, detected at the end of an
+            epoch or before a checkpoint.
+    """
+    if settings.mixup and data.kind != "images":
+        raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
+    state = _Search(model, data, settings, seed)
+    with ExitStack() as stack:
+        stop = None
+        if run is not None:
+            stack.enter_context(run.held())
+            stop = stack.enter_context(StopSignals())
+            state.resume(run)
+        while state.epoch < settings.epochs:
+            for batch in state.loader.epoch(state.epoch, start=state.step):
+                state.train(batch)
+                if on_step is not None:
+                    on_step(state.epoch + 1, state.step, state.loader.steps)
+                stopped = stop is not None and stop.agreed()
+                if run is not None and (stopped or (run.save_every and state.taken % run.save_every == 0)):
+                    run.save(state.checkpoint())
+                if stopped:
+                    raise Interrupted(f"stopped in epoch {state.epoch + 1}, after step {state.step}")
+            improved = state.finish_epoch()
+            if run is not None:
+                if improved:
+                    run.save(state.best, "best")
+                run.log(state.rows)  # before the checkpoint, so that the log has every epoch that the checkpoint counts
+                run.save(state.checkpoint())
+            if on_epoch is not None:
+                row = state.rows[-1]
+                on_epoch(row["epoch"], row["loss"], row["validation"])
+    state.load_ticket()
+    return state.rows
+
+
+class _Search:
+    """State of a running search."""
+
+    def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
+        self.model, self.settings, self.seed = model, settings, seed
+        self.device = supermask_layers(model)[0].scores.device
+        self.data = data.to(self.device)
+        shared = {"rank": processes.rank(), "ranks": processes.world(), "workers": settings.workers}
+        self.loader = Loader(self.data.train, settings.batch_size, seed=seed, training=True, **shared)
+
+        if settings.algorithm == "edge_popup":
+            for layer in supermask_layers(model):
+                layer.reset_scores(settings.scores)
+        self.masks = _masks(model, settings)
+        if settings.algorithm == "bernoulli":
+            self.masks.start_at(settings.sparsity)
+        self.parallel = processes.parallel(model)
+        self.average: AveragedModel | None = None
+        if settings.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.average_masks = _masks(self.average, settings)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.trained, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
+
+        self.epoch = self.step = self.taken = 0  # current epoch, steps in it, steps in total
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)  # summed over the epoch's steps
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+
+    def train(self, batch: Batch) -> None:
+        """One step on this process's share of a batch."""
+        settings = self.settings
+        batch = batch.to(self.device)
+        random = np.random.default_rng((self.seed, self.taken, processes.rank()))
+        torch.manual_seed(int(random.integers(2**63)))  # for random numbers inside the network, such as dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.epoch)
+
+        self.model.train()
+        with torch.autocast(self.device.type, _DTYPES[settings.amp], enabled=settings.amp is not None):
+            if settings.mixup:
+                kept = np.random.default_rng((self.seed, self.taken)).beta(settings.mixup, settings.mixup)
+                (images,) = batch.inputs
+                logits = self.parallel(images.lerp(images.flip(0), 1 - kept))
+                loss = kept * self._loss(logits, batch.targets) + (1 - kept) * self._loss(logits, batch.targets.flip(0))
+            else:
+                loss = self._loss(self.parallel(*batch.inputs), batch.targets)
+        loss = loss * batch.share  # so that the sum over processes is the mean over the batch
+
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss * processes.world()).backward()  # DDP averages gradients
+        if settings.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained, settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.masks.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.loss += loss.detach()
+        self.step += 1
+        self.taken += 1
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.settings.label_smoothing
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=UNANSWERED, label_smoothing=smoothing
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def finish_epoch(self) -> bool:
+        """Validates and starts the next epoch. Returns whether this epoch is the best so far."""
+        processes.check_same(self.model)
+        loss = self._finite_loss()
+        if self.average is not None:
+            if isinstance(self.average_masks, BernoulliMasks):
+                self.average_masks.draws = self.masks.draws
+            self.average_masks.step()
+        settings = self.settings
+        validation = accuracy(self.evaluated, self.data.validation, settings.batch_size, settings.workers)
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.taken,
+            "lr": settings.rate(self.epoch),
+            "loss": loss / self.loader.steps,
+            "validation": validation,
+            "kept": _kept(self.evaluated),
+        }
+        self.rows.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss.zero_()
+        improved = self.best is None or validation > self.best["validation"]
+        if improved:
+            state = {name: t.detach().to("cpu", copy=True) for name, t in self.evaluated.state_dict().items()}
+            self.best = {"epoch": row["epoch"], "validation": validation, "model": state}
+        return improved
+
+    def _finite_loss(self) -> float:
+        """The loss summed over processes and the epoch's steps; RuntimeError if it or a score is not finite."""
+        (loss,) = processes.total(self.loss.item())
+        finite = math.isfinite(loss)
+        if not finite or not all(p.isfinite().all() for p in self.trained):
+            raise RuntimeError(
+                f"diverged in epoch {self.epoch + 1}: {'a score' if finite else 'the loss'} is not finite; expected a "
+                f"lower learning rate than lr={self.settings.lr}, or clip"
+            )
+        return loss
+
+    def load_ticket(self) -> None:
+        """Loads the picked ticket into the model."""
+        if self.settings.pick == "best":
+            self.model.load_state_dict(self.best["model"])
+        elif self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if isinstance(self.masks, BernoulliMasks):
+            self.masks.remove()
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The complete state, for `resume`."""
+        loss = self._finite_loss()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "draws": getattr(self.masks, "draws", None),
+            "progress": {"epoch": self.epoch, "step": self.step, "taken": self.taken, "loss": loss},
+            "rows": self.rows,
+        }
+
+    def resume(self, run: Run) -> None:
+        """Continues from the run's checkpoint, if there is one."""
+        checkpoint = run.load()
+        if checkpoint is None:
+            return
+        best = run.load("best")
+        if best is None and checkpoint.get("rows"):
+            raise ValueError(f"folder={run.folder}: has last.pt without best.pt; expected both or neither")
+        try:
+            rates = [self.settings.rate(i) for i in range(self.settings.epochs)]
+            here, evaluated = self.checkpoint(), self.evaluated.state_dict()
+            check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps)
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(checkpoint["average"])
+        except (ValueError, RuntimeError) as error:  # RuntimeError: missing or unexpected keys
+            raise ValueError(f"folder={run.folder}: its checkpoints do not fit this search ({error})") from None
+        if isinstance(self.masks, BernoulliMasks):
+            self.masks.draws = checkpoint["draws"]
+        progress = checkpoint["progress"]
+        self.epoch, self.step, self.taken = (progress[name] for name in ("epoch", "step", "taken"))
+        self.loss.fill_(progress["loss"] if processes.rank() == 0 else 0)
+        self.rows, self.best = checkpoint["rows"], best
+        processes.check_same(self.model)
+
+
+def _masks(model: nn.Module, settings: Search) -> EdgePopup | BernoulliMasks:
+    if settings.algorithm == "bernoulli":
+        return BernoulliMasks(model)
+    return EdgePopup(model, settings.sparsity, settings.scope)
+
+
+def _optimizer(trained: list[nn.Parameter], settings: Search) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+
+
+def _kept(model: nn.Module) -> float:
+    """The fraction of all weights that the masks keep."""
+    layers = supermask_layers(model)
+    kept = sum(int(bits.popcount(m.mask_words)) + (m.locked if m.compact else 0) for m in layers)
+    return kept / sum(m.total for m in layers)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int = 0) -> float:
+    """Accuracy of the model on a part, ignored targets left out. Sets the model to evaluation mode.
+
+    Several processes divide the examples; all return the same accuracy.
+
+    Args:
+        batch_size, workers: arguments of the `Loader`.
+    """
+    model.eval()
+    device = next(chain(model.parameters(), model.buffers())).device
+    correct = labelled = 0
+    for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
+        batch = batch.to(device)
+        found = model(*batch.inputs).argmax(-1)
+        correct += int((found == batch.targets).sum())
+        labelled += int((batch.targets != UNANSWERED).sum())
+    correct, labelled = processes.total(correct, labelled)
+    return correct / labelled
