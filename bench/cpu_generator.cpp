@@ -1,5 +1,5 @@
-// The bounds of a product on the CPU without a matrix unit: the cost of making weights, 2048 at a time (16 rows x 128 k),
-// and of multiplying by them, on one thread.
+// The bounds of a product on the CPU without a matrix unit, on one thread: the cost of making weights, 2048 at a time
+// (16 rows x 128 k), and of multiplying by them.
 //
 //     flags="-std=c++20 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq"
 //     flags="$flags -mavx512vl -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"

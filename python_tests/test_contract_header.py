@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import fixed_point, known, rounded
+
 from slt_kernels import Freeze, Source, bits, philox
 from slt_kernels.source import NORMAL_TABLE, WEIGHTS
 from slt_kernels.window import Window
