@@ -29,7 +29,7 @@ FLAGS = (
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
 
-# What of C++20 the sources use.
+# Features of C++20 that the sources use.
 CXX20 = "struct { int a, b; } pair = {.a = 1, .b = __builtin_bit_cast(int, 1.0f)};"
 
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt"
@@ -65,7 +65,7 @@ class NinjaBuild(build_ext):
 
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Not setuptools' temporary folder: what stays here is built anew only where it changed, and can be checked.
+        # Not setuptools' temporary folder: kept objects are compiled again only after a change, and tests read them.
         folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
