@@ -29,6 +29,9 @@ FLAGS = (
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
 
+# Features of C++20 that the sources use.
+CXX20 = "struct { int a, b; } pair = {.a = 1, .b = __builtin_bit_cast(int, 1.0f)};"
+
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
@@ -51,8 +54,8 @@ class NinjaBuild(build_ext):
         import pybind11
 
         compiler = shlex.split(os.environ.get("CXX", "c++"))
-        if not compiles(compiler, []):
-            raise CompileError(f"no working C++20 compiler ({shlex.join(compiler)})")
+        if not compiles(compiler, [], CXX20):
+            raise CompileError(f"{shlex.join(compiler)} is no working C++20 compiler: gcc 11 or clang 14, or later")
         openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
         sets = {
             name: flags
@@ -62,7 +65,7 @@ class NinjaBuild(build_ext):
 
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Not setuptools' temporary folder: what stays here is built anew only where it changed, and can be checked.
+        # Not setuptools' temporary folder: kept objects are compiled again only after a change, and tests read them.
         folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]

@@ -1,12 +1,12 @@
-// What bounds a product on the CPU: the cost of making weights, 2048 at a time (16 rows x 128 k), and of multiplying by
-// them without a matrix unit, on one thread.
+// The bounds of a product on the CPU without a matrix unit, on one thread: the cost of making weights, 2048 at a time
+// (16 rows x 128 k), and of multiplying by them.
 //
-//     flags="-std=c++17 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
-//     flags="$flags -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"
+//     flags="-std=c++20 -O3 -ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq"
+//     flags="$flags -mavx512vl -mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni"
 //     c++ $flags -DSLT_ISA=avx512vnni -Icsrc bench/cpu_generator.cpp -o /tmp/cpu_generator && /tmp/cpu_generator
 //
-// Calls are made two at a time, as products make them. Cycles are those of a chain of dependent multiplications, three
-// each, timed in the same run: additions of constants can be folded where registers are renamed.
+// Two calls are made at a time, as in products. The cycle is timed in the same run, by a chain of dependent
+// multiplications of three cycles each.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +17,7 @@
 using namespace slt;
 using namespace slt::SLT_ISA;
 
-constexpr int64_t ROWS = 1024, CALLS = 32, ROUNDS = 20, REPEATS = 100;  // the best of which counts
+constexpr int64_t ROWS = 1024, CALLS = 32, ROUNDS = 20, REPEATS = 100;  // the best repeat counts
 
 static double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -49,8 +49,8 @@ static void measure(const char *name, const Body &body) {
     printf("%-22s %6.1f ns  %5.0f cycles\n", name, best * 1e9, best / cycle());
 }
 
-// The vector instructions that make 2048 weights of signed_constant (cpu/weights/generate.h), independent of each other:
-// the bound of the processor.
+// The vector instructions that make 2048 weights of signed_constant (cpu/weights/generate.h), independent of each
+// other: the bound of the processor.
 static void mixed() {
 #define PAIR(r) "vpmuludq %%zmm20, %%zmm" #r ", %%zmm" #r "\n vpsrlq $32, %%zmm" #r ", %%zmm" #r "\n"
 #define THREE(r) PAIR(r) "vpternlogq $0x96, %%zmm20, %%zmm21, %%zmm" #r "\n"
@@ -68,7 +68,7 @@ static void dot_products() {
                  "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15");
 }
 
-// The same with sixteen whole vectors, as sums from tables: a line for three weights, whose number is known.
+// The same with sixteen vectors of integers, as sums from tables: one line for three weights, with known numbers.
 static void lines(const uint32_t *tables) {
 #define LINE(r) "vpaddd " #r "*64(%0), %%zmm" #r ", %%zmm" #r "\n"
     for (int i = 0; i < 4096 / 48; ++i, tables += 16)
@@ -77,7 +77,7 @@ static void lines(const uint32_t *tables) {
 }
 
 int main() {
-    const int64_t words = CALLS * WORDS_A_CALL;
+    const int64_t words = CALLS * WORDS_PER_CALL;
     uint32_t *mask = static_cast<uint32_t *>(aligned_alloc(64, ROWS * words * 4));
     for (int64_t i = 0; i < ROWS * words; ++i) mask[i] = uint32_t(rand()) * 2654435761u;
     alignas(64) static uint32_t out[2 * QUADS * LANES];
@@ -91,8 +91,8 @@ int main() {
         for (int i = 0; i < 8; ++i) sum ^= two[i / 4][i % 4];
     });
     measure("mask words", [&](int64_t row, int64_t call) {
-        load_words(mask + row * words, words, ROWS - row, call * WORDS_A_CALL, two[0]);
-        load_words(mask + row * words, words, ROWS - row, (call + 1) * WORDS_A_CALL, two[1]);
+        load_words(mask + row * words, words, ROWS - row, call * WORDS_PER_CALL, two[0]);
+        load_words(mask + row * words, words, ROWS - row, (call + 1) * WORDS_PER_CALL, two[1]);
         for (int i = 0; i < 8; ++i) sum ^= two[i / 4][i % 4];
     });
     measure("a digit", [&](int64_t, int64_t) { dot_products(); });
@@ -100,20 +100,22 @@ int main() {
     Source half = source;
     half.prune_below = 90, half.lock_from = 166;
     const FrozenWords frozen(half);
-    const Frame frame(half);
+    const Frame frame = frame_of(half);
     measure("frozen pattern", [&](int64_t row, int64_t call) {
-        for (int64_t word = call * WORDS_A_CALL; word < (call + 2) * WORDS_A_CALL; ++word) {
+        for (int64_t word = call * WORDS_PER_CALL; word < (call + 2) * WORDS_PER_CALL; ++word) {
             frozen(word_index(half, row, frame, word), two[0][0], two[0][1]);
             sum ^= two[0][0] ^ two[0][1];
         }
     });
-    for (const auto &[name, weight] : {std::pair{"signed constant", SIGNED_CONSTANT}, {"uniform", UNIFORM}, {"normal", NORMAL}}) {
+    const std::pair<const char *, Weight> kinds[] = {
+        {"signed constant", SIGNED_CONSTANT}, {"uniform", UNIFORM}, {"normal", NORMAL}};
+    for (const auto &[name, weight] : kinds) {
         source.weight = weight;
         const Weights weights(source, mask);
         measure(name, [&](int64_t row, int64_t call) { weights.write(row, call, 2, out); });
     }
     uint32_t kept = out[0];
     for (int i = 0; i < LANES; ++i) kept ^= sum[i];
-    printf("(%u)\n", kept);  // so that nothing above is left out
+    printf("(%u)\n", kept);  // keeps the computation above
     free(mask);
 }

@@ -1,6 +1,7 @@
-// What bounds a large batch on a CPU with AMX: products of int8 tiles (16 x 16 x 64), and where their operands come from.
+// What bounds a large batch on a CPU with AMX: products of int8 tiles (16 x 16 x 64), and where their operands come
+// from.
 //
-//     c++ -std=c++17 -O3 -mavx512f -mamx-tile -mamx-int8 bench/cpu_tiles.cpp -o /tmp/cpu_tiles && /tmp/cpu_tiles
+//     c++ -std=c++20 -O3 -mavx512f -mamx-tile -mamx-int8 bench/cpu_tiles.cpp -o /tmp/cpu_tiles && /tmp/cpu_tiles
 //
 // On one thread. Cycles are those of a chain of dependent multiplications, three each, timed in the same run.
 #include <immintrin.h>
@@ -31,7 +32,7 @@ static double cycle() {
     return best;
 }
 
-// `count` of something a call.
+// `count`: of the measured thing per call of body.
 template <class Body>
 static void measure(const char *name, int64_t count, const Body &body) {
     double best = 1;

@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -39,98 +41,158 @@ void run(Operation<Arguments> operation, const Arguments &arguments, int threads
     (chosen.operations->*operation)(arguments, threads);
 }
 
-// What Python passes for a member of type T, and its value.
+// The value of a Python object for a member of type T. Sets a Python error if the object has another type.
 template <class T>
-struct Passed {
-    typedef T Type;
-    static T value(T v) { return v; }
+struct From {
+    static T python(PyObject *v) { return T(PyLong_AsLongLong(v)); }
 };
 
 template <class T>
-struct Passed<T *> {
-    typedef Pointer Type;
-    static T *value(Pointer p) { return reinterpret_cast<T *>(p); }
+struct From<T *> {
+    static T *python(PyObject *v) { return static_cast<T *>(PyLong_AsVoidPtr(v)); }
 };
 
 // The scale is passed as a pointer: a Python float would become 0 where the thread flushes denormal numbers.
 template <>
-struct Passed<float> {
-    typedef Pointer Type;
-    static float value(Pointer p) { return *reinterpret_cast<const float *>(p); }
-};
-
-template <>
-struct Passed<Source> {
-    typedef std::array<int64_t, 10> Type;
-    static Source value(const Type &v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]}; }
-};
-
-template <>
-struct Passed<Window> {
-    typedef std::array<int64_t, 9> Type;
-    static Window value(const Type &v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]}; }
-};
-
-template <class Byte>
-struct Passed<Numbers<Byte>> {
-    typedef std::pair<Pointer, int> Type;  // and the element type
-    static Numbers<Byte> value(const Type &v) { return {reinterpret_cast<Byte *>(v.first), slt::Type(v.second)}; }
-};
-
-template <class Byte>
-struct Passed<ImagesOf<Byte>> {
-    // Elements; samples, channels, height, width, channels_last.
-    typedef std::pair<typename Passed<Numbers<Byte>>::Type, std::array<int64_t, 5>> Type;
-    static ImagesOf<Byte> value(const Type &v) {
-        const auto &[samples, channels, height, width, last] = v.second;
-        const bool channels_last = last || height * width == 1;  // images of one pixel are channels-last in both formats
-        return {Passed<Numbers<Byte>>::value(v.first), samples, channels, height, width, channels_last};
+struct From<float> {
+    static float python(PyObject *v) {
+        const float *scale = From<const float *>::python(v);
+        return scale ? *scale : 0;
     }
 };
 
-template <class Arguments, class T>
-struct Field {
-    const char *name;
-    T Arguments::*member;
+// Item i of a tuple.
+template <class T>
+T item(PyObject *tuple, Py_ssize_t i) {
+    if (PyTuple_Check(tuple) && i < PyTuple_GET_SIZE(tuple)) return From<T>::python(PyTuple_GET_ITEM(tuple, i));
+    PyErr_SetString(PyExc_TypeError, "expected a longer tuple");
+    return {};
+}
+
+template <>
+struct From<Source> {
+    static Source python(PyObject *v) {
+        const auto at = [v](int i) { return item<int64_t>(v, i); };
+        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9)};
+    }
 };
 
-#define SLT_FIELD(member) Field<A, decltype(A::member)>{#member, &A::member}
+template <>
+struct From<Window> {
+    static Window python(PyObject *v) {
+        const auto at = [v](int i) { return item<int64_t>(v, i); };
+        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
+    }
+};
 
-// Binds an operation to a function of its fields and `threads`.
-template <class Arguments, class... T>
-void bind(py::module_ &m, const char *name, Operation<Arguments> operation, Field<Arguments, T>... fields) {
-    m.def(
-        name,
-        [operation, fields...](typename Passed<T>::Type... values, int threads) {
-            Arguments arguments{};
-            ((arguments.*fields.member = Passed<T>::value(values)), ...);
+// (pointer, element type)
+template <class Byte>
+struct From<Numbers<Byte>> {
+    static Numbers<Byte> python(PyObject *v) { return {item<Byte *>(v, 0), Type(item<int>(v, 1))}; }
+};
+
+// (numbers, (samples, channels, height, width, channels_last))
+template <class Byte>
+struct From<ImagesOf<Byte>> {
+    static ImagesOf<Byte> python(PyObject *v) {
+        PyObject *sizes = PyTuple_Check(v) && PyTuple_GET_SIZE(v) == 2 ? PyTuple_GET_ITEM(v, 1) : v;
+        const auto at = [sizes](int i) { return item<int64_t>(sizes, i); };
+        const bool channels_last = at(4) || at(2) * at(3) == 1;  // one pixel is channels-last in both formats
+        return {item<Numbers<Byte>>(v, 0), at(0), at(1), at(2), at(3), channels_last};
+    }
+};
+
+// The Python function of an operation. It takes one argument for each field, and `threads`, all by name.
+template <class Arguments>
+class Function {
+  public:
+    struct Field {
+        const char *name;
+        void (*set)(Arguments &, PyObject *);
+        PyObject *key = nullptr;  // the interned name
+    };
+
+    static void add_to(py::module_ &m, const char *name, Operation<Arguments> of, std::vector<Field> with) {
+        operation = of;
+        fields = std::move(with);
+        fields.push_back({"threads", nullptr});
+        for (Field &field : fields) field.key = PyUnicode_InternFromString(field.name);
+        const auto function = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call));
+        methods[0] = {name, function, METH_FASTCALL | METH_KEYWORDS, nullptr};
+        if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
+    }
+
+  private:
+    static inline Operation<Arguments> operation;
+    static inline std::vector<Field> fields;
+    static inline PyMethodDef methods[2];
+
+    // pybind11's binding of keywords costs more than a small product.
+    static PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t positional, PyObject *names) {
+        const size_t count = names ? size_t(PyTuple_GET_SIZE(names)) : 0;
+        if (positional != 0 || count != fields.size())
+            return PyErr_Format(PyExc_TypeError, "%s takes %zu arguments, by name", methods[0].ml_name, fields.size());
+        Arguments arguments{};
+        int threads = 1;
+        for (size_t i = 0; i < count; ++i) {  // names are distinct, so all fields are set
+            const Field *field = find(PyTuple_GET_ITEM(names, Py_ssize_t(i)), i);
+            if (!field)
+                return PyErr_Format(PyExc_TypeError, "%s has no argument %R", methods[0].ml_name,
+                                    PyTuple_GET_ITEM(names, Py_ssize_t(i)));
+            if (field->set)
+                field->set(arguments, values[i]);
+            else
+                threads = From<int>::python(values[i]);
+        }
+        if (PyErr_Occurred()) return nullptr;
+        try {
             py::gil_scoped_release unlocked;
             run(operation, arguments, threads);
-        },
-        py::kw_only(), py::arg(fields.name)..., py::arg("threads"));
+        } catch (const std::bad_alloc &) {
+            return PyErr_NoMemory();
+        }
+        Py_RETURN_NONE;
+    }
+
+    // The field of a name, which is probably number i.
+    static const Field *find(PyObject *name, size_t i) {
+        if (fields[i].key == name) return &fields[i];
+        for (const Field &field : fields)
+            if (PyUnicode_Compare(field.key, name) == 0) return &field;
+        return nullptr;
+    }
+};
+
+template <class Arguments, auto member>
+void set(Arguments &arguments, PyObject *value) {
+    arguments.*member = From<std::remove_reference_t<decltype(arguments.*member)>>::python(value);
 }
+
+#define SLT_FIELD(member) {#member, set<A, &A::member>}
 
 // linear_forward with the arguments that stay the same from call to call.
 class LinearPlan {
   public:
-    LinearPlan(const Passed<Source>::Type &source, Pointer mask, Pointer scale, Pointer bias)
-        : arguments{.source = Passed<Source>::value(source),
-                    .mask = Passed<const uint32_t *>::value(mask),
+    LinearPlan(py::tuple source, Pointer mask, Pointer scale, Pointer bias)
+        : arguments{.source = From<Source>::python(source.ptr()),
+                    .mask = reinterpret_cast<const uint32_t *>(mask),
                     .x = {},
                     .batch = 0,
                     .scale = 0,
-                    .bias = Passed<const float *>::value(bias),
+                    .bias = reinterpret_cast<const float *>(bias),
                     .y = {},
                     .digits = 0},
-          scale(scale) {}
+          scale(reinterpret_cast<const float *>(scale)) {
+        if (PyErr_Occurred()) throw py::error_already_set();
+    }
 
     // `type`: of x and y. The scale is read at every call.
     void forward(Pointer x, int64_t batch, Pointer y, int type, int digits, int threads) const {
         LinearForward a = arguments;
-        a.x = Passed<Input>::value({x, type});
+        a.x = {reinterpret_cast<const char *>(x), Type(type)};
         a.batch = batch;
-        a.scale = Passed<float>::value(scale);
-        a.y = Passed<Result>::value({y, type});
+        a.scale = *scale;
+        a.y = {reinterpret_cast<char *>(y), Type(type)};
         a.digits = digits;
         if (a.source.rows * a.source.fan * batch < LOCKED_WEIGHTS) {
             run(&Operations::linear_forward, a, threads);
@@ -141,12 +203,12 @@ class LinearPlan {
     }
 
   private:
-    // A product of fewer weights times vectors keeps the interpreter's lock. Releasing it and taking it again costs 0.1 us,
-    // and other threads must expect to wait for the lock anyway: the interpreter's switch interval is 5 ms.
+    // A product of fewer weights times vectors keeps the interpreter's lock. Releasing it and taking it again costs 0.1
+    // us, and other threads must expect to wait for the lock anyway: the interpreter's switch interval is 5 ms.
     static constexpr int64_t LOCKED_WEIGHTS = 1 << 16;
 
     const LinearForward arguments;
-    const Pointer scale;
+    const float *const scale;
 };
 
 }  // namespace
@@ -164,58 +226,60 @@ PYBIND11_MODULE(_cpu, m) {
 
     {
         typedef Materialize A;
-        bind(m, "materialize", &Operations::materialize, SLT_FIELD(source), SLT_FIELD(mask), SLT_FIELD(out));
+        Function<A>::add_to(m, "materialize", &Operations::materialize, {SLT_FIELD(source), SLT_FIELD(mask),
+            SLT_FIELD(out)});
     }
     {
         typedef LinearForward A;
-        bind(m, "linear_forward", &Operations::linear_forward, SLT_FIELD(source), SLT_FIELD(mask), SLT_FIELD(x),
-             SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits));
+        Function<A>::add_to(m, "linear_forward", &Operations::linear_forward, {SLT_FIELD(source), SLT_FIELD(mask),
+            SLT_FIELD(x), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits)});
     }
     {
         typedef LinearGradInput A;
-        bind(m, "linear_grad_input", &Operations::linear_grad_input, SLT_FIELD(source), SLT_FIELD(mask),
-             SLT_FIELD(dy), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(dx), SLT_FIELD(digits));
+        Function<A>::add_to(m, "linear_grad_input", &Operations::linear_grad_input, {SLT_FIELD(source),
+            SLT_FIELD(mask), SLT_FIELD(dy), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(dx), SLT_FIELD(digits)});
     }
     {
         typedef Conv2dForward A;
-        bind(m, "conv2d_forward", &Operations::conv2d_forward, SLT_FIELD(source), SLT_FIELD(window), SLT_FIELD(mask),
-             SLT_FIELD(x), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits));
+        Function<A>::add_to(m, "conv2d_forward", &Operations::conv2d_forward, {SLT_FIELD(source), SLT_FIELD(window),
+            SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits)});
     }
     {
         typedef Conv2dGradInput A;
-        bind(m, "conv2d_grad_input", &Operations::conv2d_grad_input, SLT_FIELD(source), SLT_FIELD(window),
-             SLT_FIELD(mask), SLT_FIELD(dy), SLT_FIELD(scale), SLT_FIELD(dx), SLT_FIELD(digits));
+        Function<A>::add_to(m, "conv2d_grad_input", &Operations::conv2d_grad_input, {SLT_FIELD(source),
+            SLT_FIELD(window), SLT_FIELD(mask), SLT_FIELD(dy), SLT_FIELD(scale), SLT_FIELD(dx), SLT_FIELD(digits)});
     }
     {
         typedef GradScores A;
-        bind(m, "grad_scores", &Operations::grad_scores, SLT_FIELD(source), SLT_FIELD(window), SLT_FIELD(dy),
-             SLT_FIELD(x), SLT_FIELD(scores), SLT_FIELD(scale), SLT_FIELD(offsets), SLT_FIELD(out),
-             SLT_FIELD(digits));
+        Function<A>::add_to(m, "grad_scores", &Operations::grad_scores, {SLT_FIELD(source), SLT_FIELD(window),
+            SLT_FIELD(dy), SLT_FIELD(x), SLT_FIELD(scores), SLT_FIELD(scale), SLT_FIELD(offsets), SLT_FIELD(out),
+            SLT_FIELD(digits)});
     }
     {
         typedef EmbeddingForward A;
-        bind(m, "embedding_forward", &Operations::embedding_forward, SLT_FIELD(source), SLT_FIELD(mask),
-             SLT_FIELD(offsets), SLT_FIELD(index), SLT_FIELD(count), SLT_FIELD(scale), SLT_FIELD(y));
+        Function<A>::add_to(m, "embedding_forward", &Operations::embedding_forward, {SLT_FIELD(source),
+            SLT_FIELD(mask), SLT_FIELD(offsets), SLT_FIELD(index), SLT_FIELD(count), SLT_FIELD(scale), SLT_FIELD(y)});
     }
     {
         typedef EmbeddingGradScores A;
-        bind(m, "embedding_grad_scores", &Operations::embedding_grad_scores, SLT_FIELD(source), SLT_FIELD(index),
-             SLT_FIELD(count), SLT_FIELD(starts), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(scores),
-             SLT_FIELD(scale), SLT_FIELD(offsets), SLT_FIELD(out));
+        Function<A>::add_to(m, "embedding_grad_scores", &Operations::embedding_grad_scores, {SLT_FIELD(source),
+            SLT_FIELD(index), SLT_FIELD(count), SLT_FIELD(starts), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(scores),
+            SLT_FIELD(scale), SLT_FIELD(offsets), SLT_FIELD(out)});
     }
     {
         typedef CountFrozen A;
-        bind(m, "count_frozen", &Operations::count_frozen, SLT_FIELD(source), SLT_FIELD(offsets), SLT_FIELD(locked));
+        Function<A>::add_to(m, "count_frozen", &Operations::count_frozen, {SLT_FIELD(source), SLT_FIELD(offsets),
+            SLT_FIELD(locked)});
     }
     {
         typedef Expand A;
-        bind(m, "expand", &Operations::expand, SLT_FIELD(source), SLT_FIELD(compact), SLT_FIELD(offsets),
-             SLT_FIELD(out));
+        Function<A>::add_to(m, "expand", &Operations::expand, {SLT_FIELD(source), SLT_FIELD(compact),
+            SLT_FIELD(offsets), SLT_FIELD(out)});
     }
     {
         typedef Pack A;
-        bind(m, "pack", &Operations::pack, SLT_FIELD(source), SLT_FIELD(scores), SLT_FIELD(threshold),
-             SLT_FIELD(offsets), SLT_FIELD(locked), SLT_FIELD(compact), SLT_FIELD(out), SLT_FIELD(kept));
+        Function<A>::add_to(m, "pack", &Operations::pack, {SLT_FIELD(source), SLT_FIELD(scores), SLT_FIELD(threshold),
+            SLT_FIELD(offsets), SLT_FIELD(locked), SLT_FIELD(compact), SLT_FIELD(out), SLT_FIELD(kept)});
     }
     m.def(
         "select",
@@ -235,7 +299,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::kw_only(), py::arg("scores"), py::arg("counts"), py::arg("rank"), py::arg("out"), py::arg("threads"));
 
     py::class_<LinearPlan>(m, "LinearPlan", "linear_forward of one layer, prepared. The tensors must outlive it.")
-        .def(py::init<const Passed<Source>::Type &, Pointer, Pointer, Pointer>(), py::kw_only(), py::arg("source"),
+        .def(py::init<py::tuple, Pointer, Pointer, Pointer>(), py::kw_only(), py::arg("source"),
              py::arg("mask"), py::arg("scale"), py::arg("bias"))
         .def("forward", &LinearPlan::forward, "forward(x, batch, y, type, digits, threads): y from x, by pointers");
 }

@@ -37,7 +37,10 @@ struct ImagesOf {
 
     // At most `count` samples, beginning with `first`.
     ImagesOf part(int64_t first, int64_t count) const {
-        return {data + first * channels * pixels(), least(samples - first, count), channels, height, width, channels_last};
+        ImagesOf some = *this;
+        some.data = data + first * channels * pixels();
+        some.samples = least(samples - first, count);
+        return some;
     }
 };
 using Images = ImagesOf<const char>;

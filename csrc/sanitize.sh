@@ -3,7 +3,7 @@
 #
 #     csrc/sanitize.sh [pytest arguments]
 #
-# Other compilers and flags are tested the same way: SANITIZE= CXX=clang++ csrc/sanitize.sh
+# To test another compiler: SANITIZE= CXX=clang++ csrc/sanitize.sh
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 copy=$(mktemp -d)
@@ -17,7 +17,7 @@ rm -f "$copy"/slt_kernels/_cpu*.so
 cd "$copy"
 CXX=$cxx CXXFLAGS=$sanitize python setup.py --quiet build_ext --inplace
 if [ -n "$sanitize" ]; then
-    # The interpreter itself is not instrumented: the run-time library has to come first, and its leaks are not ours.
+    # The interpreter is not instrumented: the run-time library must be loaded first, and leaks are not checked.
     LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so.6)"
     export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
 fi

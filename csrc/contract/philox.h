@@ -1,14 +1,10 @@
-// Philox4x32-10, the counter-based generator that every random bit of a network comes from
-// (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11), for host and device compilers.
+// Section 1 of the contract (docs/contract.md): Philox4x32-10, the counter-based generator of every random bit of a
+// network (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 #pragma once
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SLT_HD static constexpr __host__ __device__ __forceinline__
-#else
-#define SLT_HD static constexpr inline
-#endif
+#include "contract/host_device.h"
 
 namespace slt {
 
@@ -22,7 +18,7 @@ struct Words4 {
     uint32_t word[4];
 };
 
-SLT_HD Words4 philox4x32(Words4 counter, uint32_t k0, uint32_t k1) {
+SLT_HOST_DEVICE Words4 philox4x32(Words4 counter, uint32_t k0, uint32_t k1) {
     uint32_t *c = counter.word;
     for (int round = 0; round < PHILOX_ROUNDS; ++round) {
         const uint64_t a = uint64_t(PHILOX_MULTIPLIER_0) * c[0];
@@ -37,8 +33,8 @@ SLT_HD Words4 philox4x32(Words4 counter, uint32_t k0, uint32_t k1) {
     return counter;
 }
 
-// call(stream, index) of the weight contract: four words.
-SLT_HD Words4 philox_call(int64_t seed, int64_t layer, Stream stream, uint64_t index) {
+// call(stream, index) of the contract: four words.
+SLT_HOST_DEVICE Words4 philox_call(int64_t seed, int64_t layer, Stream stream, uint64_t index) {
     return philox4x32({{uint32_t(index), uint32_t(layer), uint32_t(stream), uint32_t(index >> 32)}},
                       uint32_t(seed), uint32_t(uint64_t(seed) >> 32));
 }

@@ -1,4 +1,4 @@
-// Which of the compiled instruction sets this processor and this operating system run. Compiled for the baseline.
+// Finds the compiled instruction sets that this processor and operating system run. Compiled for the baseline.
 #include "cpu/dispatch.h"
 #include "cpu/machine/errors.h"
 #include "cpu/machine/float_control.h"
@@ -13,7 +13,7 @@
 
 namespace slt {
 
-// setup.py defines SLT_HAVE(X) with an X(name) for each instruction set that the compiler knows, the best last.
+// setup.py defines SLT_HAVE(X) as X(name) for each instruction set of the compiler, the best last.
 #define SLT_DECLARE(name)            \
     namespace name {                 \
     extern const Operations operations; \
@@ -28,13 +28,13 @@ struct Features {
 };
 
 #if defined(__x86_64__)
-uint64_t enabled_state() {  // register files that the operating system saves: XCR0
+uint64_t enabled_state() {  // XCR0: the register files that the operating system saves
     uint32_t low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return uint64_t(high) << 32 | low;
 }
 
-// Tile registers are off until a process asks for them (Linux 5.16 and later).
+// Tile registers are off until a process requests them (Linux 5.16 and later).
 bool tiles_permitted() {
 #if defined(__linux__)
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;

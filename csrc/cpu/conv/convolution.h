@@ -1,7 +1,8 @@
 // A convolution over planes: a product whose vectors are positions of the output.
 //
-// A piece of work is some blocks of outputs of one group, whose panels it makes, by a part of the positions, a few at a
-// time: their vectors are read in place, or copied from the planes (im2col.h), and run against the panels.
+// A piece of work is some blocks of outputs of one group, whose panels it makes, by a part of the positions. It reads
+// the vectors of a few positions at a time, in place or copied from the planes (im2col.h), and multiplies them by the
+// panels.
 #pragma once
 
 #include "cpu/conv/im2col.h"
@@ -12,8 +13,8 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Samples whose planes are made at a time: 16 MB of them, so that they stay in a cache that all threads share and in
-// memory that the process has already; and enough samples for the threads.
+// The number of samples whose planes are made at a time: 16 MB of planes, which stay in the shared cache and in memory
+// that the process already has; and enough samples for the threads.
 template <class Planes>
 int64_t samples_at_once(const Images &x, const Border &around, Reading reading, int threads) {
     const Border border = reading == Reading::COPIED ? Border() : around;
@@ -25,12 +26,11 @@ int64_t samples_at_once(const Images &x, const Border &around, Reading reading, 
 struct Convolution {
     Grid grid;
     Taps taps;               // of the first group
-    int64_t groups, lanes;   // outputs of a group
-    int64_t skipped = 0, depth;  // a vector is so many zeros, the taps, and zeros up to the depth
+    int64_t groups, lanes;   // groups; outputs of a group
+    int64_t skipped = 0, depth;  // im2col vector: `skipped` zeros, the taps, zeros up to `depth`
 
-    // The results; position (i, j) goes to pixel first + (i * step_down, j * step_right).
     ResultImages y;
-    int64_t first = 0, step_down = 1, step_right = 1;
+    int64_t first = 0, step_down = 1, step_right = 1;  // (i, j) is pixel first + (i * step_down, j * step_right)
 
     float scale;
     const float *bias = nullptr;  // of all outputs
@@ -38,7 +38,7 @@ struct Convolution {
     bool small;                   // every sum fits an int32
     int threads;
 
-    // Of the first channel of position (i, j), among all numbers of y.
+    // Where the first channel of position (i, j) is in y, in elements.
     int64_t place(int64_t sample, int64_t i, int64_t j) const {
         const int64_t pixel = first + i * step_down * y.width + j * step_right;
         return sample * y.pixels() * y.channels + pixel * (y.channels_last ? y.channels : 1);
@@ -47,15 +47,15 @@ struct Convolution {
     Result channel(int64_t c) const { return y.data + c * (y.channels_last ? 1 : y.pixels()); }
 };
 
-// How a thread's scratch is spent: on positions that are copied, results on their way to planes, sums that are kept, and
-// a panel of as much of the depth as fits. (One position of more than 170,000 numbers does not leave enough for a panel,
-// which then comes on top.) No tap may reach a position, and the depth be 0.
+// The use of a thread's scratch: copied positions, results to be written as planes, kept sums, and a panel of the part
+// of the depth that fits. A position of more than 170,000 numbers does not leave enough for a panel, which then exceeds
+// the budget. depth is 0 if no tap reaches the position.
 template <class Planes>
 struct Budget {
     int together;         // positions read at a time
     int64_t panel_bytes;
-    int64_t part;         // of the depth, that a panel holds
-    int64_t run;          // positions that meet one part before the next is made
+    int64_t part;         // of the depth, in a panel
+    int64_t run;          // positions that are multiplied by one part before the next is made
 
     Budget(const Planes &planes, const Convolution &c) {
         typedef typename Planes::Product Product;
@@ -64,7 +64,7 @@ struct Budget {
         const int64_t vector = Planes::PLANES * (c.depth * int64_t(sizeof(typename Planes::Element)) + 64);
         const int64_t most = planes.together(c.taps);
         together = int(copied ? greatest(least(most, copies / vector), 1) : most);
-        const int64_t results = c.y.channels_last ? 0 : ToPlanes<typename Product::Number>::BYTES;
+        const int64_t results = c.y.channels_last ? 0 : NchwWriter<typename Product::Number>::BYTES;
         const int64_t left = SCRATCH_BYTES - (copied ? together * vector : 0) - results - kept_sums;
         panel_bytes = greatest(least(PANEL_BYTES, left), least_panel);
         const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES;
@@ -73,47 +73,47 @@ struct Budget {
     }
 };
 
-// What is different for each of the positions read last.
+// The fields of `Output` that differ from position to position.
 template <class Planes>
 struct PositionOutputs {
     int64_t places[Planes::VECTORS], corrections[Planes::VECTORS];
     double powers[Planes::VECTORS];
 
-    PositionOutputs(const Convolution &c, const Planes &planes, const Patches<Planes> &patches) {
-        for (int v = 0; v < patches.count; ++v) {
-            places[v] = c.place(patches.sample[v], patches.row[v], patches.column[v]);
+    PositionOutputs(const Convolution &c, const Planes &planes, const Im2col<Planes> &im2col) {
+        for (int v = 0; v < im2col.count; ++v) {
+            places[v] = c.place(im2col.sample[v], im2col.row[v], im2col.column[v]);
             if constexpr (Planes::Product::FIXED_POINT) {
-                if (!SIGNED_BYTES) corrections[v] = c.zero * patches.sums[v];
-                powers[v] = planes.powers[patches.sample[v]];
+                if (!SIGNED_BYTES) corrections[v] = c.zero * im2col.sums[v];
+                powers[v] = planes.powers[im2col.sample[v]];
             }
         }
     }
 };
 
-// `make_panel(group, lane, lanes, from, depth, panel)` makes the weights of some of a group's outputs, for a part of
-// the depth.
+// `make_panel(group, lane, lanes, from, depth, panel)` makes the weights of outputs [lane, lane + lanes) of a group,
+// for the part [from, from + depth) of the depth.
 template <class Planes, class MakePanel>
 void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_panel) {
     typedef typename Planes::Product Product;
-    typedef ToPlanes<typename Product::Number> Results;
+    typedef NchwWriter<typename Product::Number> Results;
     static_assert(Results::room(MOST_LANES) >= Planes::VECTORS);
     const Budget<Planes> budget(planes, c);
     const int64_t part = budget.part, run = budget.run;
-    const Cut cut(c.lanes, budget.panel_bytes, part * Product::BYTES + Product::SUMS, planes.positions(c.grid),
-                  c.threads, Product::OUTPUTS, budget.together);
-    parallel_for(c.threads, c.groups * cut.pieces, [&](int64_t task) {
-        const int64_t group = task / cut.pieces, piece = task % cut.pieces;
-        const int64_t lane = cut.lane(piece), lanes = cut.lanes(piece), channel = group * c.lanes + lane;
-        const int64_t end = cut.vector(piece) + cut.vectors(piece);
+    const WorkSplit split(c.lanes, budget.panel_bytes, part * Product::BYTES + Product::SUMS,
+                          planes.positions(c.grid), c.threads, Product::OUTPUTS, budget.together);
+    parallel_for(c.threads, c.groups * split.pieces, [&](int64_t task) {
+        const int64_t group = task / split.pieces, piece = task % split.pieces;
+        const int64_t lane = split.lane(piece), lanes = split.lanes(piece), channel = group * c.lanes + lane;
+        const int64_t end = split.vector(piece) + split.vectors(piece);
         Taps taps = c.taps;
         taps.first = group * c.taps.channels;
-        Patches<Planes> patches(planes, taps, c.grid, c.skipped, c.depth, budget.together);
-        Scratch<uint32_t> panel(cut.most_lanes * part * Product::BYTES / 4);
-        Scratch<int64_t> sums(c.depth > part ? cut.most_lanes * run : 0);
+        Im2col<Planes> im2col(planes, taps, c.grid, c.skipped, c.depth, budget.together);
+        Scratch<uint32_t> panel(split.most_lanes * part * Product::BYTES / 4);
+        Scratch<int64_t> sums(c.depth > part ? split.most_lanes * run : 0);
         Results results(c.y.channels_last ? 0 : lanes, c.channel(channel), c.y.pixels());
         Workspace workspace;
-        int64_t made = -1;  // where what the panel holds begins
-        for (int64_t from = cut.vector(piece); from < end; from += run)
+        int64_t made = -1;  // where the panel's part begins
+        for (int64_t from = split.vector(piece); from < end; from += run)
             for (int64_t first = 0; first == 0 || first < c.depth; first += part) {
                 const int64_t depth = least(c.depth - first, part);
                 if (made != first) {
@@ -122,27 +122,26 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
                 }
                 made = first;
                 for (int64_t at = from; at < end && at < from + run; at += budget.together) {
-                    patches.read(at, least(at + budget.together, end));
-                    if (patches.count == 0) continue;
-                    const PositionOutputs<Planes> each(c, planes, patches);
-                    Output out;
-                    out.y = c.channel(channel);
-                    out.places = each.places;
-                    out.lanes = int(lanes);
-                    out.powers = each.powers;
-                    out.corrections = each.corrections;
-                    out.scale = c.scale;
-                    out.bias = c.bias ? c.bias + channel : nullptr;
-                    out.small = c.small;
-                    out.sums = c.depth > part ? sums + (at - from) * cut.most_lanes : nullptr;
-                    out.first = first == 0;
-                    out.last = first + depth == c.depth;
+                    im2col.read(at, least(at + budget.together, end));
+                    if (im2col.count == 0) continue;
+                    const PositionOutputs<Planes> each(c, planes, im2col);
+                    Output out = {.y = c.channel(channel),
+                                  .places = each.places,
+                                  .lanes = int(lanes),
+                                  .powers = each.powers,
+                                  .corrections = each.corrections,
+                                  .scale = c.scale,
+                                  .bias = c.bias ? c.bias + channel : nullptr,
+                                  .small = c.small,
+                                  .sums = c.depth > part ? sums + (at - from) * split.most_lanes : nullptr,
+                                  .first = first == 0,
+                                  .last = first + depth == c.depth};
                     if (!c.y.channels_last && out.last) {
-                        out.y = results.add(each.places, patches.count);
+                        out.y = results.add(each.places, im2col.count);
                         out.places = nullptr;
                         out.vector_stride = results.pitch;
                     }
-                    Product::multiply(workspace, patches.vectors(first), patches.count, panel, depth, out);
+                    Product::multiply(workspace, im2col.vectors(first), im2col.count, panel, depth, out);
                 }
             }
         results.write();

@@ -1,15 +1,14 @@
-// Images as a convolution reads them: a vector for each position of the output, which holds, at each tap of the kernel,
-// the channels of one group of one pixel, or zeros beyond the edge.
+// Images as a convolution reads them: one vector for each position of the output. It holds the channels of one group of
+// a pixel for each tap of the kernel, or zeros beyond the edge.
 //
-// Images are brought into planes once, [plane][sample][row][pixel][channel]: digits (image_int8.h), or bfloat16 as it
-// is (image_bf16.h). How vectors come from there (`Reading`):
+// Images are converted to planes once, [plane][sample][row][pixel][channel]: digits (image_int8.h), or bfloat16
+// (image_bf16.h). Vectors are read from planes in one of three ways (`Reading`):
 //
-// - IN_PLACE, with AMX: neighbouring positions, each tap of them a tile whose rows are a pixel apart. For this there are
-//   zeros between rows and between samples (`Border`), which count as positions too; their results are dropped. Taps
-//   must be whole tiles, and positions neighbours.
-// - PACKED, where words would be mostly padding, as those of an RGB image: pixels without any, and zeros around images,
-//   so that a whole row of the kernel is copied as one tap.
-// - COPIED, elsewhere: tap by tap.
+// - IN_PLACE, with AMX: each tap of neighbouring positions is a tile whose rows are one pixel apart. The zeros between
+//   rows and between samples (`Border`) count as positions too, whose results are dropped. Taps must be whole tiles.
+// - PACKED, for images whose words would be mostly padding, as those of an RGB image: pixels have no padding, and zeros
+//   are around images, so that a whole row of the kernel is copied as one tap.
+// - COPIED, otherwise: tap by tap.
 #pragma once
 
 #include "cpu/layout/position.h"
@@ -20,13 +19,13 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// The taps of a convolution, or of a part of it: where each reads, from its position's first pixel.
+// The taps of a convolution, or of a part of it: where each reads, relative to its position's first pixel.
 struct Taps {
     int64_t count;
     const int64_t *down, *right;
-    int64_t length;    // elements that a tap takes
-    int64_t first;     // channel
-    int64_t channels;  // that exist of `length`; the rest are zeros
+    int64_t length;    // elements per tap
+    int64_t first;     // first channel
+    int64_t channels;  // of a tap's elements; the rest are zeros
 };
 
 // A rectangle of positions; position (i, j) reads from pixel (i * step_down + ..., j * step_right + ...).
@@ -36,7 +35,7 @@ struct Grid {
 
 enum class Reading { IN_PLACE, PACKED, COPIED };
 
-// Zeros around images. Those after a row of pixels, or after a sample, are the ones before the next as well.
+// Zeros around images. The zeros after a row of pixels, or after a sample, are also the zeros before the next.
 struct Border {
     int64_t rows = 0, columns = 0;                  // after each sample; after each row
     int64_t up = 0, down = 0, left = 0, right = 0;  // how far taps reach from their position
@@ -54,12 +53,12 @@ struct Border {
         raise(columns, (grid.width - 1) * grid.step_right + 1 + right - x.width);
     }
 
-    // Whether few enough pixels are zeros. (Any padding may come here: the product must not overflow.)
+    // Whether few enough pixels are zeros. (The padding may be any number: the product must not overflow.)
     bool pays(const Images &x) const {
         return rows <= x.height && columns <= x.width && (x.height + rows) * (x.width + columns) <= 2 * x.pixels();
     }
 
-    // Whether positions can be read in place, too: `tile` elements are a row of one.
+    // Whether positions can also be read in place; a row of a tile has `tile` elements.
     bool pays_in_place(const Images &x, const Taps &taps, const Grid &grid, int64_t skipped, int64_t tile) const {
 #if defined(SLT_AMX)
         return taps.length % tile == 0 && taps.channels == taps.length && skipped == 0 && grid.step_down == 1 &&
@@ -73,7 +72,7 @@ struct Border {
     static void raise(int64_t &a, int64_t b) { a = greatest(a, b); }
 };
 
-// Where the elements of the planes lie.
+// The layout of planes.
 template <class Element>
 class PlanesOf {
   public:
@@ -85,12 +84,13 @@ class PlanesOf {
     // The first channel of the first pixel of a plane.
     const Element *at(int p) const { return first + p * plane; }
 
-    // Positions of all samples, with those between images where they are read in place.
+    // Positions of all samples, including the zeros between images if they are read in place.
     int64_t positions(const Grid &grid) const {
         return reading == Reading::IN_PLACE ? x.samples * sample / pixel : x.samples * grid.height * grid.width;
     }
 
-    // Whether positions overlap, so much that what neighbouring `vectors` read of `planes` stays in L1.
+    // Whether positions overlap enough that the elements that `vectors` neighbouring positions read of `planes` stay in
+    // L1.
     bool overlap(const Taps &taps, int64_t vectors, int64_t planes) const {
         const int64_t rows = border.up + border.down + 1, columns = vectors + border.left + border.right;
         const int64_t bytes = rows * columns * taps.length * planes * int64_t(sizeof(Element));
@@ -100,7 +100,7 @@ class PlanesOf {
   protected:
     const Element *first = nullptr;
 
-    // `more` elements may be read behind the last one.
+    // `more` elements may be read behind the last.
     PlanesOf(const Images &x, const Border &around, Reading reading, int64_t pixel, int64_t more)
         : x(x),
           border(reading == Reading::COPIED ? Border() : around),
@@ -110,16 +110,16 @@ class PlanesOf {
           sample((x.height + border.rows) * row),
           plane(before() + x.samples * sample + border.down * row + border.right * pixel + more) {}
 
-    // Runs of rows that a sample is brought here in: one, unless there are fewer samples than work for the threads.
+    // The number of runs of rows in which a sample is converted: one, unless there are too few samples for the threads.
     int64_t parts_of_sample(int threads) const {
         const int64_t wanted = threads == 1 || x.samples == 0 ? 1 : ceil_div(4 * threads, x.samples);
         return least(wanted, x.height);
     }
 
-    // Zeros that a plane begins with.
+    // Zeros before the first sample of a plane.
     int64_t before() const { return border.up * row + border.left * pixel; }
 
-    // Zeros after rows [from, end) of a sample, and after its last one.
+    // Clears the zeros after rows [from, end) of a sample, and after its last row.
     void clear_border(Element *sample, int64_t from, int64_t end) const {
         for (int64_t h = from; h < end; ++h)
             memset(sample + h * row + x.width * pixel, 0, size_t(border.columns * pixel) * sizeof(Element));

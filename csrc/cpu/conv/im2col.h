@@ -1,4 +1,4 @@
-// The positions of images, and their vectors.
+// im2col: the vectors of positions of images, a few positions at a time.
 #pragma once
 
 #include "cpu/conv/geometry.h"
@@ -7,20 +7,20 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Positions of all samples and their vectors, a few at a time.
 template <class Planes>
-class Patches {
+class Im2col {
   public:
     typedef typename Planes::Element Element;
     static constexpr int MOST = Planes::VECTORS;
 
-    // Those read last.
+    // The positions read last.
     int count = 0;
     int64_t sample[MOST], row[MOST], column[MOST];
-    int64_t sums[MOST];  // of a vector's integers; nobody needs them where bytes are signed
+    int64_t sums[MOST];  // of each vector's integers; unused with signed bytes
 
-    // A vector is `skipped` zeros, the taps, zeros up to `padded`. `together` of them are read at a time, at most MOST.
-    Patches(const Planes &planes, const Taps &taps, const Grid &grid, int64_t skipped, int64_t padded, int together)
+    // im2col vector: `skipped` zeros, the taps, zeros up to `padded`. `together` positions are read at a time, at most
+    // MOST.
+    Im2col(const Planes &planes, const Taps &taps, const Grid &grid, int64_t skipped, int64_t padded, int together)
         : planes(planes), taps(taps), grid(grid), in_place(planes.reading == Reading::IN_PLACE), skipped(skipped),
           padded(padded),
           pitch(padded + 64 / int64_t(sizeof(Element))),  // not a power of two: vectors must not share cache sets
@@ -29,14 +29,14 @@ class Patches {
           copies(in_place ? 0 : together * Planes::PLANES * pitch) {
         for (int64_t s = 0; in_place && s < padded / Planes::TILE; ++s) {
             const int64_t tap = Planes::TILE * s / taps.length;
-            // The weights of a step behind the last tap are zeros.
+            // The weights of a step past the last tap are zeros.
             steps[s] = tap < taps.count ? taps.down[tap] * planes.row + taps.right[tap] * planes.pixel + taps.first +
                                               Planes::TILE * s % taps.length
                                         : 0;
         }
     }
 
-    // Those of [from, end), of which there may be none.
+    // Reads positions [from, end). `count` may be 0: zeros between images are not positions of the output.
     void read(int64_t from, int64_t end) {
         start = from;
         count = 0;
@@ -52,7 +52,7 @@ class Patches {
         }
     }
 
-    // Their elements from the first-th on, whole tiles.
+    // Elements of the vectors from number `first` on, whole tiles.
     VectorsOf<Element> vectors(int64_t first) const {
         if (in_place)
             return {planes.at(0) + start * planes.pixel, planes.pixel, planes.plane, steps + first / Planes::TILE,
@@ -61,7 +61,7 @@ class Patches {
     }
 
   private:
-    static constexpr int64_t COPY = sizeof(U32) / sizeof(Element);  // copied at a time, past the last one too
+    static constexpr int64_t COPY = sizeof(U32) / sizeof(Element);  // elements per store, which may pass the end
 
     const Planes &planes;
     const Taps taps;

@@ -1,4 +1,4 @@
-// Planes of bfloat16 numbers as they are: the images themselves, where no zeros need to stand around them, or a copy.
+// Planes of bfloat16: the images themselves if they need no zeros around them, or a copy.
 #pragma once
 
 #include "cpu/conv/geometry.h"
@@ -15,12 +15,12 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
     typedef uint16_t Element;
     typedef Bfloat16Product Product;
     static constexpr int PLANES = 1, VECTORS = Bfloat16Product::VECTORS;
-    static constexpr int64_t TILE = 32;  // numbers in a row of a tile
+    static constexpr int64_t TILE = 32;  // elements in a row of a tile
 
     // Elements of a pixel.
     static int64_t pixel_of(const Images &x, Reading) { return x.channels; }
 
-    // The unnamed arguments are those of digits.
+    // The unnamed arguments are for fixed point.
     Bfloat16Planes(const Images &x, const Border &around, Reading reading, Layout, bool, int, int threads)
         : PlanesOf(x, around, reading, pixel_of(x, reading), sizeof(U32)), memory(is_view() ? 0 : plane) {
         if (is_view()) {
@@ -36,10 +36,10 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
         });
     }
 
-    // Vectors to take at a time.
+    // Vectors to multiply at a time.
     int together(const Taps &taps) const { return overlap(taps, VECTORS, PLANES) ? VECTORS : 32; }
 
-    // Nothing is left to do for a copied vector.
+    // A copied vector is complete.
     int64_t complete(uint16_t *, int64_t, int64_t) const { return 0; }
 
   private:
@@ -49,7 +49,7 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
         return x.channels_last && reading != Reading::PACKED && before() == 0 && sample == x.pixels() * pixel;
     }
 
-    // Rows [from, end) of a sample, with the zeros after them.
+    // Writes rows [from, end) of a sample, with the zeros after them.
     void write_rows(int64_t index, int64_t from, int64_t end) const {
         uint16_t *out = memory + before() + index * sample;
         if (x.channels_last) {
@@ -64,8 +64,8 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
 
     static constexpr int64_t AHEAD = 128;  // pixels
 
-    // Has the next pixels of 32 channels on their way: a few lines of one after the other, since each lies in a page of
-    // its own.
+    // Prefetches the next pixels of 32 channels, several lines of one channel after the other: each channel is in
+    // another page.
     void fetch(int64_t index, int64_t c, int64_t first, int64_t end) const {
         const int64_t last = least(first + AHEAD, end);
         for (int64_t channel = c; channel < c + TILE && channel < x.channels; ++channel)
@@ -73,7 +73,7 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
                 __builtin_prefetch((x.data + ((index * x.channels + channel) * x.pixels() + i)).data);
     }
 
-    // Rows whose channels lie planes apart: 32 channels by 16 pixels at a time.
+    // Writes rows of NCHW images: 32 channels by 16 pixels at a time, transposed.
     void transpose_rows(int64_t index, int64_t from, int64_t end, uint16_t *out) const {
         for (int64_t c = 0; c < x.channels; c += TILE) {
             const __mmask32 exist = x.channels - c < TILE ? (1u << (x.channels - c)) - 1 : ~0u;

@@ -1,4 +1,4 @@
-// Planes of digits, a fixed point for each sample. Pixels are padded to whole words, but where they are PACKED.
+// Planes of fixed point, each sample with its own power of two. Pixels are padded to whole words, except when PACKED.
 #pragma once
 
 #include "cpu/conv/geometry.h"
@@ -9,50 +9,50 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// The product of a convolution's digits; panels as in gemm.h.
-template <int DIGITS>
+// The product of a convolution in fixed point; panels as in gemm.h.
+template <class Form>
 struct DigitProduct {
-    typedef float Number;  // of results, before they are rounded
+    typedef float Number;  // type of results, not yet rounded
     static constexpr bool FIXED_POINT = true;
-    static constexpr int64_t OUTPUTS = DIGITS == WHOLE ? TABLE_OUTPUTS : BLOCK;  // that a panel is worth making for
-    static constexpr int64_t BYTES = 1;                                // of a weight
-    static constexpr int64_t STEP = CALL;                              // what depths are multiples of
-    static constexpr int64_t SUMS = DIGITS == WHOLE ? SUM_BYTES : 0;   // bytes of an output's, beside the panel
+    static constexpr int64_t OUTPUTS = Form::TABLES ? TABLE_OUTPUTS : BLOCK;  // fewest for a panel
+    static constexpr int64_t BYTES = 1;    // per weight
+    static constexpr int64_t STEP = CALL;  // depths are multiples of it
+    static constexpr int64_t SUMS = Form::TABLES ? SUM_BYTES : 0;  // bytes of sums per output, beside the panel
 
     static float scale_of(const Weights &, float scale) { return scale; }
 
-    // The weights of LANES rows, from the k-th on.
+    // The weights of LANES rows, from k on.
     static void make_rows(const Weights &weights, int64_t row, int64_t k, int64_t depth, uint32_t *panel) {
         weights.write(row, k / CALL, depth / CALL, panel);
     }
 
-    // One call of COLUMN_ROWS rows, a lane for each k.
+    // One call of COLUMN_ROWS rows, one lane per k.
     static void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
         slt::SLT_ISA::make_columns(weights, row, call, out);
     }
 
-    // What it reads of a panel's groups, in place.
+    // Converts a panel's groups to what `multiply` reads, in place.
     static void prepare(uint32_t *panel, int64_t groups, int64_t depth) {
-        prepare_panel<DIGITS>(panel, groups, depth / 4);
+        prepare_panel<Form>(panel, groups, depth / 4);
     }
 
-    static void multiply(Workspace &workspace, const VectorsOf<DigitOf<DIGITS>> &x, int64_t vectors,
+    static void multiply(Workspace &workspace, const VectorsOf<typename Form::Element> &x, int64_t vectors,
                          const uint32_t *panel, int64_t depth, const Output &out) {
-        multiply_blocks<DIGITS>(workspace, x, vectors, panel, depth / 4, out);
+        multiply_blocks<Form>(workspace, x, vectors, panel, depth / 4, out);
     }
 };
 
-template <int DIGITS>
-class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
-    typedef PlanesOf<DigitOf<DIGITS>> Base;
+template <class Form>
+class DigitPlanes : public PlanesOf<typename Form::Element> {
+    typedef PlanesOf<typename Form::Element> Base;
     using Base::before, Base::clear_border, Base::first, Base::parts_of_sample;
 
   public:
     using Base::pixel, Base::plane, Base::reading, Base::row, Base::sample, Base::x;
-    typedef DigitOf<DIGITS> Element;
-    typedef DigitProduct<DIGITS> Product;
-    static constexpr int PLANES = DIGITS, VECTORS = MOST_VECTORS;
-    static constexpr int64_t TILE = 64;  // digits in a row of a tile
+    typedef typename Form::Element Element;
+    typedef DigitProduct<Form> Product;
+    static constexpr int PLANES = Form::PLANES, VECTORS = MOST_VECTORS;
+    static constexpr int64_t TILE = 64;  // elements in a row of a tile
 
     Scratch<double> powers;  // of each sample
 
@@ -61,19 +61,19 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
         return reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD;
     }
 
-    // `layout`: of the words of vectors, which those of pixels are where these are `whole`.
-    DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int bytes,
+    // `layout`: of the words of vectors. `whole`: pixels are whole words, so planes have that layout already.
+    DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int digits,
                 int threads)
         : Base(x, around, reading, pixel_of(x, reading),
                  MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
           powers(x.samples),
-          order(whole ? layout : Layout::PLAIN, PAIRS<DIGITS>),
-          later_order(layout, PAIRS<DIGITS>),
-          shuffle(!whole && (layout == Layout::SIGN_QUADS || (layout == Layout::BYTE_QUADS && PAIRS<DIGITS>))),
-          memory(DIGITS * plane) {
-        for (int d = 0; d < DIGITS; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
+          order(order_of<Form>(whole ? layout : Layout::PLAIN)),
+          later_order(order_of<Form>(layout)),
+          shuffle(!whole && (layout == Layout::SIGN_QUADS || (layout == Layout::BYTE_QUADS && Form::PAIRS))),
+          memory(PLANES * plane) {
+        for (int d = 0; d < PLANES; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
         first = memory + before();
-        // A sample's largest element must be known before its first digit: one thread does both where there are many.
+        // A sample's largest element is needed before its first digit. One thread finds both if there are many samples.
         const int64_t parts = parts_of_sample(threads);
         Scratch<uint32_t> largest(x.samples * parts);
         const auto write = [&](int64_t piece) {
@@ -83,7 +83,7 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
                 const uint32_t found = largest[sample * parts + p];
                 most = found > most ? found : most;
             }
-            const FixedPoint fixed(most, bytes);
+            const FixedPoint fixed = fixed_point(most, digits);
             powers[sample] = fixed.power;
             write_rows(sample, x.height * part / parts, x.height * (part + 1) / parts, fixed);
         };
@@ -95,15 +95,15 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
         if (parts > 1) parallel_for(threads, x.samples * parts, write);
     }
 
-    // Vectors to take at a time.
+    // Vectors to multiply at a time.
     int together(const Taps &) const { return VECTORS; }
 
-    // Puts the words of a copied vector in order, a plane every `pitch`; returns the sum of its integers, which nobody
-    // needs where bytes are signed.
+    // Orders the words of a copied vector, in planes `pitch` apart. Returns the sum of its integers, or 0 if it is
+    // unused.
     int64_t complete(Element *vector, int64_t pitch, int64_t count) const {
         int64_t sum = 0;
-        for (int d = DIGITS - 1; d >= 0; --d) {
-            if constexpr (!SIGNED_BYTES && DIGITS != WHOLE)
+        for (int d = PLANES - 1; d >= 0; --d) {
+            if constexpr (!SIGNED_BYTES && !Form::TABLES)
                 sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
             if (shuffle) shuffle_words(vector + d * pitch, count);
         }
@@ -111,7 +111,7 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
     }
 
   private:
-    const Order order, later_order;  // of the planes' words; of those that are put in order when they are copied
+    const Order &order, &later_order;  // of words in planes; of words that are ordered when they are copied
     const bool shuffle;
     const Scratch<Element> memory;
 
@@ -127,7 +127,7 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
         return most;
     }
 
-    // Rows [first, end) of a sample, with the zeros after them.
+    // Writes rows [first, end) of a sample, with the zeros after them.
     void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {
         Element *out = memory + before() + sample_index * sample;
         const Input in = x.data + sample_index * x.channels * x.pixels();
@@ -136,19 +136,19 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
         } else if (x.channels_last) {
             for (int64_t h = first; h < end; ++h)
                 for (int64_t w = 0; w < x.width; ++w)
-                    write_vector<DIGITS>(in + (h * x.width + w) * x.channels, x.channels, 0, pixel, fixed, order,
+                    write_vector<Form>(in + (h * x.width + w) * x.channels, x.channels, 0, pixel, fixed, order,
                                          out + h * row + w * pixel, plane);
         } else {
             transpose_rows(in, first, end, fixed, out);
         }
-        for (int d = 0; d < DIGITS; ++d) clear_border(out + d * plane, first, end);
+        for (int d = 0; d < PLANES; ++d) clear_border(out + d * plane, first, end);
     }
 
-    // Rows without padding, through a buffer: digits are made by the word.
+    // Writes rows without padding, through a buffer: digits are made by the word.
     void pack_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
         const int64_t count = x.width * x.channels, pitch = ceil_div(count, WORD) * WORD;
         Scratch<float> channel(x.width), together(count);
-        Scratch<Element> digits(DIGITS * pitch);
+        Scratch<Element> digits(PLANES * pitch);
         for (int64_t h = first; h < end; ++h) {
             Input line = in + h * count;
             if (!x.channels_last) {
@@ -158,13 +158,13 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
                 }
                 line = {reinterpret_cast<const char *>(together.data), Type::FLOAT32};
             }
-            write_vector<DIGITS>(line, count, 0, pitch, fixed, order, digits, pitch);
-            for (int d = 0; d < DIGITS; ++d)
+            write_vector<Form>(line, count, 0, pitch, fixed, order, digits, pitch);
+            for (int d = 0; d < PLANES; ++d)
                 memcpy(out + h * row + d * plane, digits + d * pitch, size_t(count) * sizeof(Element));
         }
     }
 
-    // Rows whose channels lie planes apart: 32 channels by LANES pixels at a time, transposed.
+    // Writes rows of NCHW images: 32 channels by LANES pixels at a time, transposed.
     void transpose_rows(const Input in, int64_t first, int64_t end, const FixedPoint &fixed, Element *out) const {
         for (int64_t c = 0; c < x.channels; c += WORD) {
             const int channels = int(least(x.channels - c, WORD));
@@ -178,13 +178,13 @@ class DigitPlanes : public PlanesOf<DigitOf<DIGITS>> {
                         const Input at = in + (c + part + j) * x.pixels() + i;
                         F32 elements = {};
                         if (part + j < channels) elements = pixels == LANES ? read_floats(at) : read_floats(at, pixels);
-                        square[j] = fixed(elements);
+                        square[j] = fixed_integers(fixed, elements);
                     }
                     transpose(square);
                     for (int l = 0; l < LANES; ++l) store(integers[l] + part, square[l]);
                 }
                 for (int l = 0; l < pixels; ++l, p.next())
-                    write_word<DIGITS>(integers[l], order, out + p.h * row + p.w * pixel + c, plane);
+                    write_word<Form>(integers[l], order, out + p.h * row + p.w * pixel + c, plane);
             }
         }
     }

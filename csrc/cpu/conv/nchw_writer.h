@@ -1,4 +1,4 @@
-// Results for images whose channels are planes.
+// Writes results as NCHW images.
 #pragma once
 
 #include "cpu/machine/dtype.h"
@@ -7,23 +7,23 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Results of an image, collected as [position][lane], and written as columns once there are many, a whole cache line of
-// a plane at a time: lines in parts cost several times as much. `Number`: float, which is rounded to the
-// type of the images, or uint16_t, numbers of that type already.
+// Collects results as [position][lane] and writes them transposed, a whole cache line of a channel at a time: writing
+// parts of lines costs several times more. `Number`: float, which is rounded to the type of the images, or uint16_t,
+// bits of that type already.
 template <class Number>
-class ToPlanes {
+class NchwWriter {
   public:
     static constexpr int64_t BYTES = 144 << 10, MOST = 256;
     const int64_t pitch;
 
-    // Positions that there is room for. Behind the last one whole registers are read.
+    // The number of positions that fit. Whole registers are read, past the last position too.
     static constexpr int64_t room(int64_t pitch) {
         const int64_t rows = BYTES / int64_t(sizeof(Number)) / pitch - LANES;
         return least(rows, MOST);
     }
 
-    // Of `lanes` outputs, at most MOST_LANES, whose planes are so many pixels each.
-    ToPlanes(int64_t lanes, const Result &y, int64_t plane)
+    // `lanes` outputs, at most MOST_LANES, each a plane of `plane` pixels.
+    NchwWriter(int64_t lanes, const Result &y, int64_t plane)
         : pitch(ceil_div(lanes, LANES) * LANES),
           lanes(lanes),
           plane(plane),
@@ -31,7 +31,7 @@ class ToPlanes {
           y(y),
           rows(lanes == 0 ? 0 : (most + LANES) * pitch) {}
 
-    // Room for the next few, whose places are those of the first lane in y.
+    // Room for the next positions; `places`: where their first lanes are in y.
     Result add(const int64_t *places, int positions) {
         if (count + positions > most) write();
         memcpy(place + count, places, positions * sizeof *places);
@@ -53,7 +53,7 @@ class ToPlanes {
     static constexpr bool NARROW = sizeof(Number) == 2;
     const int64_t lanes, plane, most;
     const Result y;
-    const Scratch<Number> rows;  // the last ones are only read
+    const Scratch<Number> rows;  // the last LANES are only read
     int64_t place[MOST];
     int64_t count = 0;
 
@@ -64,7 +64,7 @@ class ToPlanes {
             return;
         }
         for (int64_t i = 0, here; i < run; i += here) {
-            here = LANES - int64_t(uintptr_t((to + i).data) / to.size() % LANES);  // up to the end of a line
+            here = LANES - int64_t(uintptr_t((to + i).data) / to.size() % LANES);  // up to the end of a cache line
             here = least(here, run - i);
             S32 square[LANES];
             for (int j = 0; j < LANES; ++j) square[j] = read(from + (i + j) * pitch);

@@ -1,7 +1,7 @@
-// Where the exact sums of a product go: joined from those of their digits, corrected, rounded, with the bias.
+// The epilogue of a product: joins the exact sums of digits, subtracts the correction, rounds, and adds the bias.
 //
-// A panel of weights is worked on a BLOCK of outputs at a time, a lane each, in groups of LANES. float64 holds the sums
-// of the digits of a part exactly; a sum in several parts is an int64.
+// A product has a BLOCK of outputs at a time, a lane each, in groups of LANES. float64 holds the joined sums of one
+// part exactly; sums in several parts are int64.
 #pragma once
 
 #include "cpu/gemm/fixed_point.h"
@@ -19,7 +19,7 @@ constexpr int GROUPS = 2;
 constexpr int BLOCK = GROUPS * LANES;
 constexpr int MOST_VECTORS = 16;
 
-// Quads that fit int32 sums whatever the digits: 255 * 128 * 4 a quad for bytes, 255 * 2048 * 4 for pairs of int16.
+// Quads whose int32 sums cannot overflow: 255 * 128 * 4 per quad of bytes, 255 * 2048 * 4 of pairs of int16.
 constexpr int64_t LONGEST = SLT_BYTE_DIGITS ? 16384 : 1024;
 
 // Vectors of elements, in planes; strides in elements.
@@ -27,31 +27,31 @@ template <class Element>
 struct VectorsOf {
     const Element *at;
     int64_t vector_pitch, plane_pitch;
-    // With AMX alone: vectors that overlap in memory, as positions of an image do.
-    const int64_t *steps = nullptr;  // where each row of a tile stands; null where they follow each other
-    const int *chosen = nullptr;     // of the vectors, those that exist; null for the first ones
-    bool overlap = false;            // so much that they stay in L1
+    // With AMX only: vectors that overlap in memory, as positions of an image do.
+    const int64_t *steps = nullptr;  // of each step from `at`; null if steps follow each other
+    const int *chosen = nullptr;     // numbers of the vectors that exist; null for the first ones
+    bool overlap = false;            // enough that they stay in L1
 
-    // Where a step begins, whose rows of a tile are so many elements.
+    // Where step s begins; `row`: elements in a row of a tile.
     const Element *step(int64_t s, int64_t row) const { return at + (steps ? steps[s] : row * s); }
 };
 typedef VectorsOf<Digit> Vectors;
 
 // Where sums go: y[v] = float(sum - correction) * power * scale + bias, lane by lane.
 struct Output {
-    Result y;  // of vector 0, lane 0
-    const int64_t *places = nullptr;  // of each vector in y; null for v * vector_stride
+    Result y;                              // at vector 0, lane 0
+    const int64_t *places = nullptr;       // of each vector in y; null for v * vector_stride
     int64_t vector_stride = 0;
-    int first_lane = 0, lanes;        // those that exist: [first_lane, lanes)
-    const double *powers;             // of each vector
-    const int64_t *corrections;       // of each vector: zero * sum of its integers; not read where bytes are signed
-    float scale;
-    const float *bias = nullptr;      // of lane 0
-    bool small;                       // every sum fits an int32, whatever the vectors
-    int64_t *sums = nullptr;          // [vector][BLOCK] of a sum in several parts
-    bool first = true, last = true;   // part
+    int first_lane = 0, lanes = 0;         // lanes that exist: [first_lane, lanes)
+    const double *powers = nullptr;        // of each vector
+    const int64_t *corrections = nullptr;  // of each vector: zero * sum of its integers; unused with signed bytes
+    float scale = 0;
+    const float *bias = nullptr;           // at lane 0
+    bool small = false;                    // every sum fits an int32, whatever the vectors
+    int64_t *sums = nullptr;               // [vector][BLOCK] of a sum in several parts
+    bool first = true, last = true;        // part
 
-    // The same from vector v and from this lane on, for at most so many lanes. Sums in parts are not moved.
+    // The same from vector v and this lane on, for at most `most` lanes. Sums in parts are not moved.
     Output part(int64_t v, int64_t lane, int64_t most) const {
         Output out = *this;
         out.first_lane = first_lane > lane ? int(first_lane - lane) : 0;
@@ -64,7 +64,7 @@ struct Output {
         return out;
     }
 
-    // A block of a product of `vectors`: of several panels, each has its sums of all of them.
+    // One block of a product of `vectors`. Sums in parts are [block][vector][BLOCK].
     Output block(int64_t v, int64_t vectors, int lane) const {
         Output out = part(v, lane, BLOCK);
         if (sums) out.sums += (lane / BLOCK * vectors + v) * BLOCK;
@@ -72,12 +72,12 @@ struct Output {
     }
 };
 
-// Whether every sum of `depth` weights times integers of `bytes` fits an int32.
-inline bool small_sums(int64_t depth, int64_t weight, int bytes) {
-    return depth * (weight == SIGNED_CONSTANT ? 1 : 128) <= int64_t(1) << (32 - 8 * bytes);
+// Whether every sum of `depth` weights times integers of that number of digits fits an int32.
+inline bool small_sums(int64_t depth, int64_t weight, int digits) {
+    return depth * (weight == SIGNED_CONSTANT ? 1 : 128) <= int64_t(1) << (32 - 8 * digits);
 }
 
-// With the bias, to where vector v goes.
+// Adds the bias and stores the lanes of vector v.
 SLT_INLINE void store_lanes(float y[BLOCK], int64_t v, const Output &out) {
     if (out.bias)
         for (int l = 0; l < out.lanes; ++l) y[l] += out.bias[l];
@@ -85,7 +85,7 @@ SLT_INLINE void store_lanes(float y[BLOCK], int64_t v, const Output &out) {
     write_floats(y + out.first_lane, out.lanes - out.first_lane, out.y + (place + out.first_lane));
 }
 
-// The sums of all digits, of so many bits each: [BLOCK].
+// Joins the sums of digits of BITS bits: [BLOCK].
 template <int DIGITS, int BITS>
 SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, double *sum) {
 #if defined(__AVX512F__)
@@ -105,10 +105,10 @@ SLT_INLINE void join_digits(const int32_t *tile /* [DIGITS][BLOCK] */, double *s
 #endif
 }
 
-// Whether the product of a sum with this power of two cannot leave float32's range of normal numbers: then it is exact.
+// Whether the product of any sum and this power of two is a normal float32: then it is exact.
 SLT_INLINE bool exact_in_float(double power) { return power >= 0x1p-100 && power <= 0x1p60; }
 
-// float(float(sum - correction) * power) * scale, rounded at each step.
+// `rounded_sum` of the contract, for BLOCK lanes.
 SLT_INLINE void round_sums(const double *sum, double correction, double power, float scale, float *y) {
 #if defined(__AVX512F__)
     const bool plain = exact_in_float(power);
@@ -124,12 +124,12 @@ SLT_INLINE void round_sums(const double *sum, double correction, double power, f
         store(y + l, _mm256_mul_ps(_mm512_cvtpd_ps(s), scales));
     }
 #else
-    for (int l = 0; l < BLOCK; ++l) y[l] = float(double(float(sum[l] - correction)) * power) * scale;
+    for (int l = 0; l < BLOCK; ++l) y[l] = rounded_sum(sum[l] - correction, power, scale);
 #endif
 }
 
-// join_digits and round_sums together, for small sums: one conversion, a register of lanes at a time. What digits add up
-// to may pass an int32 on the way, and wraps.
+// join_digits and round_sums together, for small sums: one conversion, a register of lanes at a time. Intermediate sums
+// may exceed an int32; they wrap, and the result fits again.
 template <int DIGITS, int BITS>
 SLT_INLINE void round_small(const int32_t *tile, int lanes, int64_t correction, float power, float scale, float *y) {
     for (int l = 0; l < lanes; l += LANES) {
@@ -140,7 +140,7 @@ SLT_INLINE void round_small(const int32_t *tile, int lanes, int64_t correction, 
     }
 }
 
-// From exact sums to the result.
+// Writes the result of exact sums.
 inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
     alignas(64) float y[BLOCK];
     int64_t correction = SIGNED_BYTES ? 0 : out.corrections[v];
@@ -148,7 +148,7 @@ inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
         int64_t *total = out.sums + v * BLOCK;
         for (int l = 0; l < BLOCK; ++l) total[l] = int64_t(sum[l]) + (out.first ? 0 : total[l]);
         if (!out.last) return;
-        // Rounded here, once: past 2^53 a double would round as well.
+        // The one rounding is here: above 2^53 a double would round too.
         for (int l = 0; l < BLOCK; ++l) sum[l] = float(total[l] - correction);
         correction = 0;
     }
@@ -156,7 +156,7 @@ inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
     store_lanes(y, v, out);
 }
 
-// From those of each digit.
+// Writes the result of the sums of each digit.
 template <int DIGITS, int BITS = DIGIT_BITS>
 inline void finish(const int32_t *tile, int64_t v, const Output &out) {
     const double power = out.powers[v];

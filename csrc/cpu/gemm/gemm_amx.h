@@ -1,12 +1,13 @@
-// `multiply` with AMX: tiles of 16 vectors by 16 lanes, 64 k a step (16 quads). A tile of digits is read where it lies:
-// rows may overlap, and each step may lie anywhere (`VectorsOf::steps`).
+// `multiply` with AMX: tiles of 16 vectors by 16 lanes, 64 k (16 quads) per step. A tile of digits is loaded from the
+// vectors directly: its rows may overlap, and each step may be anywhere (`VectorsOf::steps`). The mask is already
+// applied to the weights of the panel (generate.h).
 //
-// Tile registers: 0 to 5 hold sums, a digit by a group each, 6 a tile of digits, 7 one of weights. Three digits take two
-// groups at a time, two digits three: seven loads for six products, of which the last digit of one group is kept for the
-// next. Where all digits of all vectors fit 16 rows, as with a batch of 5, one tile holds them all. What bounds it is
-// loading tiles from L2 (23 cycles, where a product takes 17 and a tile from L1 10): five different ones for six
-// products. Positions of images overlap, so that their digits can be in L1 (`overlapping`), and two groups are better
-// for two digits too. The last groups of a panel may be read past those in use: what is there is dropped.
+// Tile registers: 0 to 5 hold sums, one digit by one group each; 6 holds digits, 7 weights. Three digits take two
+// groups at a time, two digits take three: seven loads for six products, because the last digit of one group is kept
+// for the next. If all digits of all vectors fit 16 rows, as with a batch of 5, one tile holds them all. Loads of tiles
+// from L2 are the bound (23 cycles; a product takes 17, a load from L1 10): five different tiles for six products.
+// Positions of images overlap, so their digits can be in L1 (`overlapping`), and then two groups are faster for two
+// digits too. The last tile of a panel may include groups past the last; their sums are dropped.
 #pragma once
 
 #include "cpu/gemm/epilogue.h"
@@ -15,9 +16,9 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int STEP_WORDS = 16 * LANES;  // of a panel
+constexpr int STEP_WORDS = 16 * LANES;  // of a panel per step
 
-// All digits of a few vectors at once, by three groups: rows of x are plane_pitch apart.
+// All digits of a few vectors in one tile, by three groups: rows of x are plane_pitch apart.
 inline void all_digits(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES;
     tile_memory();
@@ -38,8 +39,8 @@ inline void all_digits(const Vectors &x, const uint32_t *panel, int64_t quads, i
     _tile_stored(2, tile + 2 * LANES, BLOCK * 4);
 }
 
-// Sixteen vectors of three digits by one group, where vectors stay in L1: the next step's tiles are loaded between the
-// products of this one, into registers of their own (3 to 5 digits, 6 and 7 weights).
+// Sixteen vectors of three digits by one group, if the vectors stay in L1: the next step's tiles are loaded between the
+// products of this step, into other registers (3 to 5 digits, 6 and 7 weights).
 inline void overlapping(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t steps = quads / 16;
     const auto at = [&](int64_t s) { return x.step(least(s, steps - 1), 64); };
@@ -75,7 +76,7 @@ inline void overlapping(const Vectors &x, const uint32_t *panel, int64_t quads, 
     _tile_stored(2, tile + 2 * BLOCK, row);
 }
 
-// Sixteen vectors by `GROUPS_HERE` groups, 2 or 3.
+// Sixteen vectors by GROUPS_HERE groups, 2 or 3.
 template <int DIGITS, int GROUPS_HERE>
 void many(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES, steps = quads / 16;

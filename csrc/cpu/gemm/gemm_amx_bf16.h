@@ -1,12 +1,13 @@
-// The product of bfloat16 vectors as they are, on the matrix unit: a weight is a bfloat16 too, and sums are float32.
+// The product of bfloat16 vectors on the matrix unit: weights are bfloat16 too, and sums float32.
 //
-// A panel is outputs in groups of 16: [group][pair][16 lanes], a lane the weights of two k. A signed constant counts as
-// 2, whose only bit is the top one of the exponent, so that a pair is made of its codes by a shift or two.
+// A panel is outputs in groups of 16: [group][pair][16 lanes], a lane holds the weights of two k. A signed constant is
+// stored doubled: the only set bit of 2 as a bfloat16 is the top bit of its exponent, so one or two shifts make a pair
+// from the codes.
 //
-// A product takes 18 cycles, loading a tile 9 from L1 and 22 from L2. Where positions of images overlap, so that they
-// stay in L1, 48 vectors meet one group of weights at a time: a third of a load from L2 a product. Elsewhere 32 meet
-// two: half a load of vectors and half a load of weights. In both the next step's tiles are loaded between the products
-// of this one, into registers of their own.
+// A product takes 18 cycles, a load of a tile 9 from L1 and 22 from L2. If positions of images overlap, so that they
+// stay in L1, 48 vectors are multiplied by one group of weights at a time: a third of a load from L2 per product.
+// Otherwise 32 vectors are multiplied by two groups: half a load of vectors and half a load of weights. In both, the
+// next step's tiles are loaded between the products of this step, into other registers.
 #pragma once
 
 #include "cpu/gemm/gemm.h"
@@ -17,10 +18,10 @@ namespace {
 
 #if defined(SLT_AMX)
 
-// The weights of bytes A and B of a quad, as the lower and the upper half of a lane; those of signs are doubled.
+// The weights of bytes A and B of a quad, as the lower and the upper half of a lane; signed constants are doubled.
 template <bool SIGNS, int A, int B>
 SLT_INLINE U32 pair_of(U32 quad) {
-    if constexpr (SIGNS) {  // the lowest two bits of a byte tell it
+    if constexpr (SIGNS) {  // the lowest two bits of a byte are its value
         const U32 a = A < 2 ? quad << (14 - 8 * A) : quad >> (8 * A - 14);
         return (a & 0xC000) | (quad << (30 - 8 * B) & 0xC0000000);
     }
@@ -31,14 +32,14 @@ SLT_INLINE U32 pair_of(U32 quad) {
 
 class Bfloat16Product {
   public:
-    typedef uint16_t Number;  // of results, rounded
+    typedef uint16_t Number;  // type of results, already rounded
     static constexpr bool FIXED_POINT = false;
-    static constexpr int64_t OUTPUTS = 32, BYTES = 2, SUMS = 0;  // as those of DigitProduct
-    static constexpr int64_t STEP = WORD;              // what depths are multiples of
-    static constexpr int64_t LONGEST_DEPTH = 5632;     // sums stay in registers: their panel must fit
+    static constexpr int64_t OUTPUTS = 32, BYTES = 2, SUMS = 0;  // see DigitProduct
+    static constexpr int64_t STEP = WORD;           // depths are multiples of it
+    static constexpr int64_t LONGEST_DEPTH = 5632;  // sums stay in registers, so the whole panel must fit
     static constexpr int VECTORS = 48;
 
-    // What sums are multiplied by.
+    // The factor of the sums.
     static float scale_of(const Weights &weights, float scale) { return weights.signs() ? 0.5f * scale : scale; }
 
     // The weights of LANES rows; `k` is 0.
@@ -47,7 +48,7 @@ class Bfloat16Product {
                         : make_rows<false>(weights, row, depth / WORD, panel);
     }
 
-    // One call of COLUMN_ROWS rows, a lane for each k.
+    // One call of COLUMN_ROWS rows, one lane per k.
     static void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
         alignas(64) uint32_t quads[ROW_QUADS * CALL];
         slt::SLT_ISA::make_columns(weights, row, call, quads);
@@ -65,7 +66,7 @@ class Bfloat16Product {
         const int64_t group = depth / 2 * LANES;
         for (int lane = 0; lane < out.lanes; lane += int(OUTPUTS), panel += 2 * group) {
             const int lanes = int(least(out.lanes - lane, OUTPUTS));
-            const uint32_t *second = lanes > LANES ? panel + group : panel;  // a single group is taken twice
+            const uint32_t *second = lanes > LANES ? panel + group : panel;  // a single group is multiplied twice
             if (rows > 32) {
                 multiply_tall(x, last, panel, depth, sums);
                 multiply_tall(x, last, second, depth, sums + LANES);
@@ -84,14 +85,14 @@ class Bfloat16Product {
   private:
     template <bool SIGNS>
     static void make_rows(const Weights &weights, int64_t row, int64_t words, uint32_t *panel) {
-        for (int64_t first = 0; first < words; first += 2 * WORDS_A_CALL) {
-            const int64_t call = first / WORDS_A_CALL;
+        for (int64_t first = 0; first < words; first += 2 * WORDS_PER_CALL) {
+            const int64_t call = first / WORDS_PER_CALL;
             weights.each<SIGNS, 2>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
-                const int64_t word = first + p * WORDS_A_CALL + w;
+                const int64_t word = first + p * WORDS_PER_CALL + w;
                 if (word >= words) return;
                 uint32_t *out = panel + word * 16 * LANES;
                 SLT_UNROLL for (int s = 0; s < 8; ++s) {
-                    // Quad s of signs holds k = 2s, 2s + 16, 2s + 1, 2s + 17.
+                    // Quad s of signed_constant holds k = 2s, 2s + 16, 2s + 1, 2s + 17.
                     store(out + (SIGNS ? s : 2 * s) * LANES, pair_of<SIGNS, 0, SIGNS ? 2 : 1>(quads[s]));
                     store(out + (SIGNS ? s + 8 : 2 * s + 1) * LANES, pair_of<SIGNS, SIGNS ? 1 : 2, 3>(quads[s]));
                 }
@@ -109,13 +110,13 @@ class Bfloat16Product {
             }
     }
 
-    // The results of up to 32 lanes of a vector.
+    // Writes the results of up to 32 lanes of a vector.
     static SLT_INLINE void write(const float *sums, const F32 *bias, float scale, __mmask32 lanes, const Result &y) {
         const F32 low = load<F32>(sums) * scale + bias[0], high = load<F32>(sums + LANES) * scale + bias[1];
         _mm512_mask_storeu_epi16(y.data, lanes, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
     }
 
-    // 48 vectors, the last tile of them from the `last` one on, by one group.
+    // 48 vectors by one group; the third tile of vectors begins with vector `last`.
     static void multiply_tall(const VectorsOf<uint16_t> &x, int64_t last, const uint32_t *panel, int64_t depth,
                               float *sums) {
         const int64_t pitch = x.vector_pitch * sizeof(uint16_t), steps = depth / 32;
@@ -154,7 +155,7 @@ class Bfloat16Product {
         _tile_stored(2, sums + last * OUTPUTS, row);
     }
 
-    // Up to 32 vectors, the second tile of them from the `last` one on, by two groups.
+    // Up to 32 vectors by two groups; the second tile of vectors begins with vector `last`.
     static void multiply_square(const VectorsOf<uint16_t> &x, int64_t last, const uint32_t *panel,
                                 const uint32_t *second_panel, int64_t depth, float *sums) {
         const int64_t pitch = x.vector_pitch * sizeof(uint16_t), steps = depth / 32, second = last * x.vector_pitch;

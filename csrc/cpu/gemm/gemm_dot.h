@@ -1,7 +1,7 @@
-// `multiply` with the dot products of vector registers: vpdpbusd (VNNI), or multiply-add of pairs of int16.
+// `multiply` with dot products in vector registers: vpdpbusd (VNNI), or multiply-add of pairs of int16.
 //
-// The tile in registers is a few digits of x by all groups: 6 x 4 registers of sums with AVX-512 VNNI, so that a quad
-// costs 4 loads of weights and 6 broadcasts of x for 24 dot products (1536 multiplications), all of k in one go.
+// Register blocking: a few digits of x by all groups, 6 x 4 registers of sums with AVX-512 VNNI. A quad then costs 4
+// loads of weights and 6 broadcasts of x for 24 dot products (1536 multiplications). One pass goes over all of k.
 #pragma once
 
 #include "cpu/gemm/epilogue.h"
@@ -38,7 +38,7 @@ SLT_INLINE S32 multiply_pairs(U32 weights, S32 digits) {
 
 // The sum of `count` digits, a multiple of 64.
 inline int64_t total(const Digit *digits, int64_t count) {
-    constexpr int64_t most = 1 << 20;  // whose sums fit an int32
+    constexpr int64_t most = 1 << 20;  // digits whose sum fits an int32
     int64_t sum = 0;
     for (int64_t first = 0; first < count; first += most) {
         S32 sums = {};
@@ -60,8 +60,8 @@ SLT_INLINE S32 broadcast(const void *at) {
     return v - S32{};
 }
 
-// One tile of sums in registers, over some quads of groups that are `group` words apart. Inlined, its sums would be
-// spilled.
+// One tile of sums in registers, over some quads of groups that are `group` words apart. Not inlined: the compiler
+// would spill the sums.
 template <int VECTORS, int DIGITS, int USED>
 __attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *panel, int64_t group, int64_t quads,
                                              int32_t *tile /* [VECTORS][DIGITS][BLOCK] */) {
@@ -97,7 +97,7 @@ __attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *p
                 store(tile + (v * DIGITS + d) * BLOCK + g * LANES, sums[v][d][g]);
 }
 
-// Vectors of one tile: six digits in all, or what sixteen registers hold.
+// Vectors of one tile: six digits in all, or the two vectors that sixteen registers hold.
 template <int DIGITS>
 constexpr int TILE_VECTORS = SLT_BYTE_DIGITS ? 6 / DIGITS : 2;
 
@@ -109,7 +109,7 @@ inline void register_tiles(int vectors, const Vectors &x, const uint32_t *panel,
     if constexpr (TILE_VECTORS<DIGITS> == 3) register_tile<3, DIGITS, USED>(x, panel, group, quads, tile);
 }
 
-// Every vector against the panel; `used` groups of it exist.
+// Multiplies every vector by the panel, of which `used` groups exist.
 template <int DIGITS>
 void multiply(Workspace &, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
               const Output &out) {

@@ -1,14 +1,14 @@
-// Products of signed constants without a multiplication: three weights of -1, 0 or 1 make 27 different sums of three
-// integers. They are added up once for sixteen vectors, a line of the caches each, and an output then adds the line that
-// its three weights choose (the method of four Russians): 48 multiplications by integers of any size are a line loaded and
-// added. Dot products of bytes take three instructions for 64, multiply-add of pairs eight.
+// Products of signed constants from lookup tables (the method of four Russians). Three weights of -1, 0 or 1 give 27
+// different sums of three integers. A table holds these sums for sixteen vectors, one cache line per sum, and an output
+// adds the line that its three weights select: one load and addition for 48 multiplications by integers of any size.
+// Dot products of bytes take three instructions for 64 multiplications, multiply-add of pairs eight.
 //
-// The vectors are the integers themselves (`WHOLE`), and the panel has four numbers of lines, a byte each, in place of
-// three quads (`choose`). A step is STEP such words: 8 x 27 lines are written, 14 KB that stay in L1, and all outputs of
-// the panel go over them; per output and step two words and eight lines are read, and its sum, a line too, is read and
-// written. Making the lines is 216 stores, however many outputs share them.
+// Vectors are the integers themselves (`Whole`). The panel has the numbers of four lines, a byte each, in place of
+// three quads (`choose`). A step is STEP such words: 8 x 27 lines are written, 14 KB that stay in L1, for all outputs
+// of the panel. Per step, an output reads two words and eight lines, and reads and writes its sum, which is a line too.
+// Making the lines takes 216 stores, for any number of outputs.
 //
-// Sums are int32 for EXACT_STEPS. Then their low 16 bits and the rest of them are summed on apart.
+// Sums are int32 for EXACT_STEPS. Then their low 16 bits and the rest are added to two separate sums.
 #pragma once
 
 #include "cpu/gemm/epilogue.h"
@@ -18,25 +18,25 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int LINES = 3 * 3 * 3;
-constexpr int STEP = 2;                 // words of four numbers
-constexpr int STEP_K = 12 * STEP;       // integers
+constexpr int STEP = 2;                 // words of four numbers per step
+constexpr int STEP_K = 12 * STEP;       // integers per step
 constexpr int EXACT_STEPS = 10;
 constexpr int LOW_BITS = 16;
-constexpr int UNIT = 8;                 // bytes: what a line's number is scaled to
-static_assert(STEP_K * EXACT_STEPS <= 256);  // sums of so many integers of three bytes fit an int32
+constexpr int UNIT = 8;                 // a line's number is stored times UNIT
+static_assert(STEP_K * EXACT_STEPS <= 256);  // sums of 256 integers of three bytes fit an int32
 
-// Whether tables are the faster way. Dot products of bytes are as fast with fewer digits, or too few outputs for a table.
-inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors, int bytes) {
+// Whether tables are faster. Dot products of bytes are as fast with two digits, or with too few outputs for a table.
+inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors, int digits) {
     if (weight != SIGNED_CONSTANT || vectors <= LINE / 2) return false;
-    return SLT_BYTE_DIGITS ? bytes == 3 && outputs >= 2 * TABLE_OUTPUTS : outputs >= 32;
+    return SLT_BYTE_DIGITS ? digits == 3 && outputs >= 2 * TABLE_OUTPUTS : outputs >= 32;
 }
 
-// Words of a group that the panel of so many quads takes.
+// Words per group of a panel of `quads` quads.
 constexpr int64_t chosen_words(int64_t quads) { return ceil_div(4 * quads, STEP_K) * STEP * LANES; }
 
-// The numbers of the lines of a group's quads, times UNIT: of w0 + 3 w1 + 9 w2 of the weights + 1. They may take the
-// place of these, whose count is a multiple of 16. Lanes of outputs that do not exist may hold anything, and get a number
-// all the same.
+// The numbers of the lines of a group's quads, times UNIT: w0 + 3 w1 + 9 w2 for the weights + 1. `numbers` may be the
+// memory of the quads, whose count is a multiple of 16. Lanes of outputs that do not exist may hold anything; they get
+// a valid number.
 inline void choose(const uint32_t *quads, int64_t count, uint32_t *numbers) {
     const U32 zero = splat(0x01010101);
     const U8 last = uint8_t((LINES - 1) * UNIT) - U8{};
@@ -49,11 +49,12 @@ inline void choose(const uint32_t *quads, int64_t count, uint32_t *numbers) {
     }
 }
 
-// Of sixteen vectors, or of LANES of them in shorter lines of one register.
+// Tables for LANES * REGISTERS vectors: sixteen, or LANES with lines of one register.
 template <int REGISTERS>
 class Tables {
   public:
-    // The step from the k-th integer on of `depth` of them; behind these any may follow, for all weights are 0.
+    // Makes the lines of the step from the k-th of `depth` integers on. Integers past `depth` may be anything: their
+    // weights are 0.
     void write(const VectorsOf<int32_t> &x, int vectors, int64_t k, int64_t depth) {
         constexpr int elements_read = (STEP_K + LANES - 1) / LANES * LANES;
         alignas(64) U32 elements[elements_read][REGISTERS];
@@ -70,28 +71,29 @@ class Tables {
             }
         for (int i = 0; i < STEP_LINES; ++i)
             for (int r = 0; r < REGISTERS; ++r) {
-                const U32 *at = &elements[i / 4 * 12 + i % 4][r];  // a weight of each of three quads
+                const U32 *at = &elements[i / 4 * 12 + i % 4][r];  // the same place of three quads
                 write_lines(at[0], at[4 * REGISTERS], at[8 * REGISTERS], lines[i][0] + r * LANES);
             }
     }
 
-    // Adds the step's lines of `groups` of outputs, whose numbers are `pitch` apart; the first ones begin the sums.
+    // Adds the step's lines to the sums of `groups` of outputs, whose numbers are `pitch` apart; `first` starts the
+    // sums.
     __attribute__((noinline)) void add(const uint32_t *numbers, int64_t pitch, int64_t groups, bool first,
                                        uint32_t *sums) const {
         for (; groups > 0; --groups, numbers += pitch) {
-            // The next step's, which lie behind these: a few lines here and there, too short to be foreseen.
+            // The next step's numbers, which follow these: runs too short for the hardware prefetcher.
             for (int w = 0; w < STEP; ++w) __builtin_prefetch(numbers + (STEP + w) * LANES, 0, 2);
             for (int l = 0; l < LANES; ++l, sums += LINE) {
-                // gcc would else have a register for the address of each table, and more of them than there are.
+                // Otherwise gcc keeps the address of each table in a register, and there are not enough registers.
                 const char *tables = reinterpret_cast<const char *>(lines);
                 SLT_HIDE(tables);
                 U32 sum[REGISTERS];
                 SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) sum[r] = first ? U32{} : load<U32>(sums + r * LANES);
                 SLT_UNROLL for (int w = 0; w < STEP; ++w) {
-                    uint32_t four = numbers[w * LANES + l];  // once from memory: lines need all that it can give
+                    uint32_t four = numbers[w * LANES + l];  // loaded once: loads of lines are the bound
                     SLT_HIDE(four);
                     SLT_UNROLL for (int i = 0; i < 4; ++i) {
-                        // A factor of 2, 4 or 8, which an address has for nothing.
+                        // The factor is 2, 4 or 8, part of the addressing mode.
                         const char *line = tables + (4 * w + i) * sizeof lines[0] +
                                            uint64_t(four >> 8 * i & 0xFF) * (sizeof lines[0][0] / UNIT);
                         SLT_UNROLL for (int r = 0; r < REGISTERS; ++r) sum[r] += load<U32>(line + r * sizeof(U32));
@@ -114,12 +116,12 @@ class Tables {
     }
 };
 
-// The sums of up to sixteen vectors for the first `outputs` of a panel.
+// Sums of up to sixteen vectors for the first `outputs` of a panel.
 template <int REGISTERS>
 void add_lines(const VectorsOf<int32_t> &x, int vectors, const uint32_t *panel, int64_t quads, int64_t outputs,
                const Workspace::Sums &sums) {
     const int64_t groups = ceil_div(outputs, LANES);
-    if (quads == 0) {  // positions that no tap reaches
+    if (quads == 0) {  // no tap reaches the positions
         memset(sums.low, 0, size_t(groups * LANES * LINE) * sizeof(uint32_t));
         memset(sums.high, 0, size_t(groups * LANES * LINE) * sizeof(uint32_t));
     }
@@ -139,7 +141,7 @@ void add_lines(const VectorsOf<int32_t> &x, int vectors, const uint32_t *panel, 
     }
 }
 
-// Rounds a block of them, from `lane` on.
+// Rounds a block of the sums, from `lane` on.
 inline void finish_lines(const Workspace::Sums &sums, int64_t lane, int vectors, const Output &out) {
     if (out.first_lane >= out.lanes) return;
     alignas(64) int32_t tile[LINE][2][BLOCK];
@@ -155,7 +157,7 @@ inline void finish_lines(const Workspace::Sums &sums, int64_t lane, int vectors,
     for (int v = 0; v < vectors; ++v) finish<2, LOW_BITS>(tile[v][0], v, out);
 }
 
-// Up to sixteen vectors, the first of which is number v of `all`, against all of a panel.
+// Multiplies up to sixteen vectors, from number v of `all` on, by all of a panel.
 inline void multiply_by_tables(Workspace &workspace, const VectorsOf<int32_t> &x, int vectors, const uint32_t *panel,
                                int64_t quads, int64_t v, int64_t all, const Output &out) {
     const Workspace::Sums &sums = workspace.sums(ceil_div(out.lanes, BLOCK) * BLOCK);

@@ -1,10 +1,10 @@
-// The product of a few vectors, where making the weights is what counts: they are used as they are made, and never form
-// a panel. Sums of all k stay in registers.
+// The product of a few vectors. Making the weights takes most of the time, so they are used as they are made, without a
+// panel. Sums over all k stay in registers.
 //
-// With AMX the weights of two groups pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of vectors
-// (all digits of 5 vectors, say) by 16 outputs; six of them are as many as there are registers. Per 2048 weights: 188
-// vector instructions to make them (at best 94 cycles on two ports), and beside them 2 x 16 cycles of tile products and
-// 32 stores. With AVX-512 VNNI they go from the generator's registers into the dot product: 32 for each digit of x.
+// With AMX the weights of two groups pass through 4 KB of L1 into tile registers. A tile of sums is 16 digits of
+// vectors (all digits of 5 vectors, for example) by 16 outputs; there are registers for six tiles of sums. Per 2048
+// weights: 188 vector instructions to make them (at least 94 cycles on two ports), 2 x 16 cycles of tile products, and
+// 32 stores. With AVX-512 VNNI the weights go from the generator's registers into dot products: 32 for each digit of x.
 #pragma once
 
 #include <utility>
@@ -51,8 +51,8 @@ SLT_INLINE void store_sums(int32_t *to) {
 }
 
 // TALL tiles of digits by two groups of outputs for each P, from `row` on, over `count` calls; digit r of x is row r of
-// `sums`. The last tile of digits may share rows with the one before. Two groups take turns: the last tile of digits
-// serves both, and a product has to wait for the one before it in its own register alone.
+// `sums`. The last tile of digits may share rows with the one before. The two groups alternate: the last tile of digits
+// serves both, and consecutive products have different registers of sums.
 template <bool SIGNS, int TALL, int... P>
 void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, P...>) {
@@ -61,7 +61,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
     const int first_digit[3] = {0, TALL == 2 ? digits - 16 : 16, digits - 16};
     const auto multiply = [&](auto pair, int64_t call) {
         constexpr int p = decltype(pair)::value, a = 2 * p * TALL, b = a + TALL;  // sums of the two groups
-        if (call % CALLS_A_LINE == 0) weights.prefetch<2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_A_LINE);
+        if (call % CALLS_PER_LINE == 0) weights.prefetch<2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_PER_LINE);
         weights.write_pair<SIGNS>(row + 2 * p * LANES, call, quads);
         tile_memory();
         for (int s = 0; s < 2; ++s) {
@@ -97,7 +97,7 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
         if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + first_digit[2] * BLOCK + g * LANES);
     };
     for (int line = 0; line < 2; ++line)
-        (weights.prefetch<2 * LANES>(row + 2 * P * LANES, first + line * CALLS_A_LINE), ...);
+        (weights.prefetch<2 * LANES>(row + 2 * P * LANES, first + line * CALLS_PER_LINE), ...);
     zero_sums();
     for (int64_t call = first; call < first + count; ++call) (multiply(std::integral_constant<int, P>(), call), ...);
     ((store_group(std::integral_constant<int, 2 * P>()), store_group(std::integral_constant<int, 2 * P + 1>())), ...);
@@ -124,14 +124,15 @@ void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t fir
 
 constexpr int FEW_DIGITS = 12;
 
-// The digits of x against a group of outputs. A dot product waits 5 cycles for the one before: few have sums to spare.
+// The digits of x by one group of outputs. A dot product has a latency of 5 cycles: a few digits alternate between two
+// registers of sums each.
 template <bool SIGNS, int ROWS>
 void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                    int32_t *sums) {
     constexpr int TURNS = ROWS > 3 ? 1 : 2;
     S32 sums_so_far[ROWS][TURNS] = {};
     const auto multiply = [&, pitch](const Digit *at, const U32 quads[8]) {
-        S32 sum[ROWS][TURNS];  // gcc would store the others after each product
+        S32 sum[ROWS][TURNS];  // a copy: gcc would store sums_so_far after each product
         memcpy(sum, sums_so_far, sizeof sum);
         SLT_UNROLL for (int s = 0; s < 8; ++s)
             SLT_UNROLL for (int r = 0; r < ROWS; ++r)
@@ -140,7 +141,7 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
     };
     int64_t call = first;
     for (; call + 1 < first + count; call += 2) {
-        if (const int64_t ahead = call + 2 * CALLS_A_LINE; (call - first) % CALLS_A_LINE == 0)
+        if (const int64_t ahead = call + 2 * CALLS_PER_LINE; (call - first) % CALLS_PER_LINE == 0)
             ahead < first + count ? weights.prefetch<LANES>(row, ahead)
                                   : weights.prefetch<LANES>(row + LANES, ahead - count);
         weights.each<SIGNS>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
@@ -174,7 +175,7 @@ void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, i
 
 #endif
 
-// `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, against a block of outputs from `row` on.
+// `vectors` of at most FEW_DIGITS digits in all, their planes `pitch` apart, by a block of outputs from `row` on.
 template <int DIGITS>
 void multiply_few(Workspace &tiles, const Weights &weights, int64_t row, const Digit *x, int64_t pitch, int64_t vectors,
                   Output out) {

@@ -1,5 +1,5 @@
-// How a product is cut into pieces of work: blocks of outputs whose panel fits the second-level cache, and, where
-// these are fewer than the threads can share, parts of the vectors too. Each piece makes its own panel.
+// The split of a product into pieces of work: blocks of outputs whose panel fits the second-level cache, and also parts
+// of the vectors if there are too few blocks for the threads. Each piece makes its own panel.
 #pragma once
 
 #include "cpu/gemm/gemm.h"
@@ -7,23 +7,23 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t SCRATCH_BYTES = 1 << 20;  // what a thread may have at most
-constexpr int64_t PANEL_BYTES = 768 << 10;  // of them for a panel
+constexpr int64_t SCRATCH_BYTES = 1 << 20;  // the most that a thread uses
+constexpr int64_t PANEL_BYTES = 768 << 10;  // of SCRATCH_BYTES
 constexpr int64_t MOST_LANES = 1024;
-constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel is what counts: it should stay in L1
-constexpr int64_t MOST_SUMMED = 128;        // vectors of a piece whose sums come in several parts, and are kept
+constexpr int64_t FEW_VECTORS = 8;          // up to here, making the panel takes most of the time: it should stay in L1
+constexpr int64_t MOST_SUMMED = 128;        // vectors of a piece that keeps sums in several parts
 
-struct Cut {
-    int64_t most_lanes;  // outputs of a piece, whole blocks
+struct WorkSplit {
+    int64_t most_lanes;  // outputs per piece, whole blocks
     int64_t pieces;
 
-    // `depth`: bytes of an output's weights in a panel of `bytes`. Vectors are taken `together` at a time, and at most
-    // `most_vectors` are a piece's.
-    Cut(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads, int64_t block, int64_t together,
-        int64_t most_vectors = INT64_MAX)
+    // `depth`: bytes of an output's weights in a panel of `bytes`. Vectors are multiplied `together` at a time; a piece
+    // has at most `most_vectors`.
+    WorkSplit(int64_t outputs, int64_t bytes, int64_t depth, int64_t vectors, int threads, int64_t block,
+              int64_t together, int64_t most_vectors = INT64_MAX)
         : outputs(outputs), all_vectors(vectors) {
         const int64_t all = ceil_div(outputs, block), fit = least(bytes / (block * depth), MOST_LANES / block);
-        // Parts of very many vectors are work enough for all threads, and each vector then meets all outputs at once.
+        // Parts of very many vectors are work enough for all threads; each vector is then read once for all outputs.
         const int64_t share = vectors >= 1024 * threads ? all : ceil_div(all, 4 * threads);
         const int64_t blocks = fit < 1 ? 1 : fit < share || vectors <= FEW_VECTORS ? fit : share;
         most_lanes = least(blocks, all) * block;

@@ -1,4 +1,4 @@
-// What a thread keeps from one product to the next: the configuration of its tile registers, or the sums of tables.
+// What a thread keeps from one product to the next: the configuration of its tile registers, or sums from tables.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Of tables: the vectors that they are for, the fewest outputs worth one, and the bytes of an output's sums.
+// For tables: the vectors of one table, the fewest outputs that are worth one, and the bytes of an output's sums.
 constexpr int LINE = 16;
 constexpr int64_t TABLE_OUTPUTS = 128, SUM_BYTES = 3 * LINE * sizeof(uint32_t);
 
@@ -24,7 +24,7 @@ struct Workspace {};
 
 #else
 
-// Sums [output][LINE] of so many parts, made when a product needs them.
+// Sums [output][LINE], allocated when a product needs them.
 class Workspace {
   public:
     struct Sums {

@@ -1,4 +1,4 @@
-// Positions of images, counted through.
+// Iterates over (image, row, column).
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,6 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Walks over the positions of all images of a batch, in order.
 struct Position {
     int64_t image, h, w, height, width;
 

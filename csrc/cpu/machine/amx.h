@@ -1,4 +1,4 @@
-// The thread's AMX tile registers: eight of 16 rows of 64 bytes, or of fewer rows.
+// The thread's AMX tile registers: eight, each of up to 16 rows of 64 bytes.
 #pragma once
 
 #include "cpu/machine/simd.h"
@@ -6,11 +6,11 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// gcc 12's intrinsics say neither that a tile nor that a configuration is read from memory, so what stands there may
-// never have been stored. Before the first of some loads, this has it stored.
+// gcc 12's intrinsics do not declare that tiles and configurations are read from memory, so it may drop the stores
+// before a load. Call this after the stores.
 SLT_INLINE void tile_memory() { asm volatile("" ::: "memory"); }
 
-// Configures them, for as long as this lives.
+// Configures the tile registers for the lifetime of the object.
 class Tiles {
   public:
     Tiles() = default;
@@ -20,7 +20,7 @@ class Tiles {
         if (now.palette) _tile_release();
     }
 
-    // `rows` of each register, and all 16 of those whose bit is set in `whole`.
+    // `rows` rows for each register; 16 for registers whose bit is set in `whole`.
     void configure(int rows, int whole = 0) {
         if (now.palette && rows == now_rows && whole == now_whole) return;
         now.palette = 1;

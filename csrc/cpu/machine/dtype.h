@@ -1,4 +1,4 @@
-// Numbers of the types that tensors have, a vector of them at a time, to float32 and back.
+// Conversion of tensor elements to float32 and back, a vector at a time.
 #pragma once
 
 #include "cpu/machine/simd.h"
@@ -16,7 +16,8 @@ SLT_INLINE F32 of_float16(U16 v) {
 #elif defined(__F16C__)
     return (F32)_mm256_cvtph_ps((__m128i)v);
 #else
-    // Read with float32's exponent bias, a float16 is 2^-112 of itself, denormal or not; infinity and NaN are set apart.
+    // Read with float32's exponent bias, a float16 is 2^-112 times its value, denormal or not; infinity and NaN need a
+    // different exponent.
     const U32 bits = __builtin_convertvector(v, U32), size = (bits & 0x7FFF) << 13;
     const U32 special = (U32)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
     return (F32)((U32)((F32)size * 0x1p112f) | special | (bits & 0x8000) << 16);
@@ -31,8 +32,8 @@ SLT_INLINE U16 to_float16(F32 v) {
     return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
     const U32 size = (U32)v & 0x7FFFFFFF;
-    const U32 normal = (size + 0xC8000FFF + (size >> 13 & 1)) >> 13;   // the exponent's other bias, and half a last place
-    const U32 denormal = (U32)((F32)size + 0.5f) - 0x3F000000;         // an addition that rounds there
+    const U32 normal = (size + 0xC8000FFF + (size >> 13 & 1)) >> 13;  // changes the bias, adds half a last place
+    const U32 denormal = (U32)((F32)size + 0.5f) - 0x3F000000;         // the addition rounds
     const U32 special = 0x7C00 | ((U32)((S32)size > 0x7F800000) & 0x200);
     const U32 tiny = (U32)((S32)size < 0x38800000), huge = (U32)((S32)size >= 0x47800000);
     const U32 result = where(huge, special, where(tiny, denormal, normal));
@@ -49,7 +50,7 @@ SLT_INLINE U16 to_bfloat16(F32 v) {
     return __builtin_convertvector(where(nan, bits | 0x400000, rounded) >> 16, U16);
 }
 
-// N registers of numbers.
+// Reads N registers.
 template <int N>
 SLT_INLINE void read_floats(const Input &x, F32 (&out)[N]) {
     if (x.type == Type::FLOAT32)
@@ -66,7 +67,7 @@ SLT_INLINE F32 read_floats(const Input &x) {
     return v[0];
 }
 
-// The first `count` of them; zeros in the other lanes.
+// Reads the first `count` lanes; the others are zeros.
 SLT_INLINE F32 read_floats(const Input &x, int64_t count) {
     char part[sizeof(F32)] = {};
     memcpy(part, x.data, size_t(count * x.size()));
@@ -84,7 +85,7 @@ inline void read_floats(const Input &x, int64_t count, float *out) {
     memcpy(out + i, &last, size_t(count - i) * sizeof(float));
 }
 
-// The first `count` lanes.
+// Writes the first `count` lanes.
 SLT_INLINE void write_floats(F32 v, int64_t count, const Result &to) {
     if (to.type == Type::FLOAT32) {
         memcpy(to.data, &v, size_t(count) * sizeof(float));

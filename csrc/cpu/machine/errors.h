@@ -10,8 +10,8 @@ namespace slt {
 // Throws std::bad_alloc.
 [[noreturn]] void out_of_memory();
 
-// Calls work(context, i) under the default floating-point control; false if memory ran out. (An exception must not leave
-// one thread's part of a parallel loop.)
+// Calls work(context, i) under the default floating-point control; false if memory ran out. (An exception must not
+// leave one thread's part of a parallel loop.)
 bool run_piece(void (*work)(const void *context, int64_t i), const void *context, int64_t i);
 
 }  // namespace slt

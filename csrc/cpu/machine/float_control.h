@@ -1,5 +1,5 @@
-// How the processor rounds, and what it does with denormal numbers, is a state of each thread, which programs change
-// (torch.set_flush_denormal) and new threads inherit. Results must not depend on it.
+// Rounding mode and the treatment of denormal numbers are a state of each thread. Programs change it
+// (torch.set_flush_denormal) and new threads inherit it; results must not depend on it.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace slt {
 
-// While one lives, its thread rounds to nearest, keeps denormal numbers, and traps nothing.
+// During its lifetime, its thread rounds to nearest, keeps denormal numbers, and does not trap.
 class DefaultFloatControl {
   public:
     DefaultFloatControl() : before(get()) { set(DEFAULT); }

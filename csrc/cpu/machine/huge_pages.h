@@ -1,5 +1,5 @@
-// Memory that a kernel is the first to touch. A fault for each 4 KB page costs more than writing the page does (28
-// against 13 ms for 64 MB in a virtual machine), so large arrays ask for large pages.
+// Huge pages for memory that a kernel is the first to touch: a fault for each 4 KB page costs more than writing the
+// page.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// A wish, for the whole large pages inside [at, at + bytes); nothing depends on whether it is granted.
-inline void want_large_pages([[maybe_unused]] void *at, [[maybe_unused]] int64_t bytes) {
+// Advises the whole huge pages inside [at, at + bytes); the system may ignore it.
+inline void advise_huge_pages([[maybe_unused]] void *at, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t PAGE = 2 << 20;
     const uintptr_t start = (uintptr_t(at) + PAGE - 1) / PAGE * PAGE, end = (uintptr_t(at) + bytes) / PAGE * PAGE;

@@ -1,5 +1,5 @@
-// Loops over threads. Work is handed out piece by piece, since other work may share the cores; results never depend
-// on who does what, nor on the floating-point control of the threads.
+// Parallel loops. Threads take one piece of work after another, because other programs may share the cores. Results do
+// not depend on which thread takes a piece, nor on the floating-point control of the threads.
 #pragma once
 
 #include "cpu/machine/errors.h"
@@ -7,7 +7,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// body(i) for i in [0, count), on up to `threads` threads. The calling one has a `DefaultFloatControl`.
+// body(i) for i in [0, count), on up to `threads` threads. The calling thread has a `DefaultFloatControl`.
 template <class Body>
 void parallel_for(int threads, int64_t count, const Body &body) {
 #if defined(_OPENMP)

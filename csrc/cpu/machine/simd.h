@@ -1,9 +1,9 @@
-// Vectors of 32-bit lanes, as wide as the instruction set that this file is compiled for. Compilers' own vector types
-// do the arithmetic; only what they have no operator for is written with intrinsics, here.
+// Vectors of 32-bit lanes, as wide as the registers of the instruction set. Arithmetic uses the compiler's vector
+// types; operations for which they have no operator use intrinsics, in this file.
 //
-// Each file of csrc/cpu is compiled once per instruction set, with -DSLT_ISA=<name> naming both the namespace and the
-// registers. Everything but an operation's entry point is in an unnamed namespace: a function that the linker may
-// share between objects could carry one path's instructions into another.
+// Each file of csrc/cpu/ops is compiled once per instruction set; -DSLT_ISA=<name> names its namespace. Everything
+// except an operation's entry point is in an unnamed namespace: the linker may share other inline functions between
+// objects, and would carry instructions of one set into another.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-// The matrix unit, for int8 and for bfloat16; clang 14 spells it in its own way.
+// The matrix unit, for int8 and bfloat16; clang 14 spells the macro in its own way.
 #if defined(__AMX_INT8__) || defined(__AMXINT8__)
 #define SLT_AMX 1
 #endif
@@ -23,13 +23,13 @@
 #else
 #define SLT_UNROLL _Pragma("GCC unroll 16")
 #endif
-// Keeps gcc 12 from moving the computation of these four values, which would run it out of registers.
+// Stops gcc 12 from moving the computation of these four values, which would exhaust the registers.
 #if defined(__AVX512F__)
 #define SLT_IN_ORDER(a, b, c, d) asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
 #else
 #define SLT_IN_ORDER(a, b, c, d)
 #endif
-// Keeps a compiler from knowing where a value comes from.
+// Hides from the compiler where a value comes from.
 #define SLT_HIDE(value) asm("" : "+r"(value))
 #define SLT_INLINE inline __attribute__((always_inline))
 
@@ -46,8 +46,8 @@ constexpr int LANES = 4;
 
 typedef uint32_t U32 __attribute__((vector_size(4 * LANES)));
 typedef int32_t S32 __attribute__((vector_size(4 * LANES)));
-typedef int16_t S16 __attribute__((vector_size(4 * LANES)));  // twice as many lanes
-typedef uint64_t U64 __attribute__((vector_size(4 * LANES)));  // half as many lanes
+typedef int16_t S16 __attribute__((vector_size(4 * LANES)));  // 2 * LANES lanes
+typedef uint64_t U64 __attribute__((vector_size(4 * LANES)));  // LANES / 2 lanes
 typedef uint8_t U8 __attribute__((vector_size(4 * LANES)));
 
 SLT_INLINE U32 splat(uint32_t v) { return v - U32{}; }
@@ -65,7 +65,7 @@ SLT_INLINE void store(void *at, V v) {
     memcpy(at, &v, sizeof v);
 }
 
-// The 64-bit products of the low halves of 64-bit lanes; the high halves may hold anything.
+// The 64-bit products of the low halves of 64-bit lanes; the high halves are ignored.
 SLT_INLINE U64 multiply_low(U64 a, uint32_t b) {
 #if defined(__AVX512F__)
     return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
@@ -78,7 +78,7 @@ SLT_INLINE U64 multiply_low(U64 a, uint32_t b) {
 #endif
 }
 
-// The low halves of 64-bit lanes: those of `even` in the even 32-bit lanes, those of `odd` in the odd ones.
+// The low halves of the 64-bit lanes of `even` in the even 32-bit lanes, of `odd` in the odd ones.
 SLT_INLINE U32 interleave(U64 even, U64 odd) {
 #if defined(__AVX512F__)
     return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
@@ -96,7 +96,7 @@ SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
 #endif
 }
 
-// The same of ~b.
+// where(m, a, ~b).
 SLT_INLINE U32 where_not(U32 m, U32 a, U32 b) {
 #if defined(__AVX512F__)
     return (U32)_mm512_ternarylogic_epi32((__m512i)m, (__m512i)a, (__m512i)b, 0xC5);
@@ -105,7 +105,7 @@ SLT_INLINE U32 where_not(U32 m, U32 a, U32 b) {
 #endif
 }
 
-// Bit by bit, what two or three of a, not b, and c are.
+// Bit by bit, the majority of a, ~b and c.
 SLT_INLINE U32 majority_not(U32 a, U32 b, U32 c) {
 #if defined(__AVX512F__)
     return (U32)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, 0xB2);
@@ -114,7 +114,7 @@ SLT_INLINE U32 majority_not(U32 a, U32 b, U32 c) {
 #endif
 }
 
-// How many bits of each lane are set.
+// The number of set bits of each lane.
 SLT_INLINE U32 count_bits(U32 v) {
 #if defined(__AVX512VPOPCNTDQ__)
     return (U32)_mm512_popcnt_epi32((__m512i)v);
@@ -124,7 +124,7 @@ SLT_INLINE U32 count_bits(U32 v) {
 #endif
 }
 
-// A square of 32-bit elements, a row a register, to its columns.
+// Transposes a square of 32-bit elements, one row per register.
 SLT_INLINE void transpose(S32 r[LANES]) {
 #if defined(__AVX512F__)
     __m512i a[16], b[16];
@@ -132,13 +132,13 @@ SLT_INLINE void transpose(S32 r[LANES]) {
         a[i] = _mm512_unpacklo_epi32((__m512i)r[i], (__m512i)r[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32((__m512i)r[i], (__m512i)r[i + 1]);
     }
-    SLT_UNROLL for (int i = 0; i < 16; i += 4) {  // now b[i + j] holds columns j, j + 4, ... of four rows
+    SLT_UNROLL for (int i = 0; i < 16; i += 4) {  // b[i + j]: columns j, j + 4, ... of four rows
         b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
         b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
         b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
         b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
     }
-    SLT_UNROLL for (int j = 0; j < 4; ++j) {  // and columns of 128 bits are a 4 x 4 transposition
+    SLT_UNROLL for (int j = 0; j < 4; ++j) {  // a 4 x 4 transposition of 128-bit columns
         const __m512i low = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88);
         const __m512i high = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xDD);
         const __m512i low2 = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88);
@@ -154,7 +154,7 @@ SLT_INLINE void transpose(S32 r[LANES]) {
         a[i] = _mm256_unpacklo_epi32((__m256i)r[i], (__m256i)r[i + 1]);
         a[i + 1] = _mm256_unpackhi_epi32((__m256i)r[i], (__m256i)r[i + 1]);
     }
-    SLT_UNROLL for (int i = 0; i < 8; i += 4) {  // now b[i + j] holds columns j and j + 4 of four rows
+    SLT_UNROLL for (int i = 0; i < 8; i += 4) {  // b[i + j]: columns j and j + 4 of four rows
         b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
         b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
         b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);

@@ -1,7 +1,7 @@
 // Conv2d forward: a convolution whose positions are those of the output.
 //
-// Images become planes once, channels-last, some samples at a time: bfloat16 as it is where there is a matrix unit for
-// it, everything else as digits. Panels hold rows of the weight.
+// Images become planes once, channels-last, some samples at a time: bfloat16 images as they are if there is a matrix
+// unit for bfloat16, others as fixed point. Panels hold rows of the weight.
 #include "cpu/conv/convolution.h"
 #include "cpu/conv/image_bf16.h"
 #include "cpu/conv/image_int8.h"
@@ -15,20 +15,21 @@ void forward(const Conv2dForward &a, int threads) {
     typedef typename Planes::Product Product;
     const Source &s = a.source;
     const Window &w = a.window;
-    const Frame frame(s);
+    const Frame frame = frame_of(s);
     const Images &x = a.x;
     const Grid grid = {a.y.height, a.y.width, w.stride_h, w.stride_w};
-    const int64_t taps_count = w.kernel_h * w.kernel_w, channels = s.fan / taps_count, rows = s.rows / w.groups;
+    const int64_t taps_count = taps_of(w), channels = s.fan / taps_count, rows = s.rows / w.groups;
 
     Scratch<int64_t> down(taps_count), right(taps_count);
     for (int64_t t = 0; t < taps_count; ++t) {
-        down[t] = t / w.kernel_w * w.dilation_h - w.padding_h;
-        right[t] = t % w.kernel_w * w.dilation_w - w.padding_w;
+        const TapOffset offset = tap_offset(w, t);
+        down[t] = offset.down - w.padding_h;
+        right[t] = offset.right - w.padding_w;
     }
     Taps taps = {taps_count, down, right, channels, 0, channels};
     Border border;
     border.include(x, taps, grid);
-    const bool whole = channels % WORD == 0;  // words, put in order once, in the planes
+    const bool whole = channels % WORD == 0;  // pixels are whole words, ordered once, in the planes
     Reading reading = Reading::COPIED;
     if (border.pays_in_place(x, taps, grid, frame.skipped, Planes::TILE)) {
         reading = Reading::IN_PLACE;
@@ -42,18 +43,18 @@ void forward(const Conv2dForward &a, int threads) {
     }
     const Weights weights(s, a.mask);
     const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
-    Convolution convolution;
-    convolution.grid = grid;
-    convolution.taps = taps;
-    convolution.groups = w.groups;
-    convolution.lanes = rows;
-    convolution.skipped = frame.skipped * WORD;
-    convolution.depth = depth;
-    convolution.scale = Product::scale_of(weights, a.scale);
-    convolution.bias = a.bias;
-    convolution.zero = zero_of(s.weight);
-    convolution.small = small_sums(s.fan, s.weight, a.digits);
-    convolution.threads = threads;
+    Convolution convolution = {.grid = grid,
+                               .taps = taps,
+                               .groups = w.groups,
+                               .lanes = rows,
+                               .skipped = frame.skipped * WORD,
+                               .depth = depth,
+                               .y = a.y,
+                               .scale = Product::scale_of(weights, a.scale),
+                               .bias = a.bias,
+                               .zero = zero_of(s.weight),
+                               .small = small_sums(s.fan, s.weight, a.digits),
+                               .threads = threads};
     const int64_t step = samples_at_once<Planes>(x, border, reading, threads);
     for (int64_t first = 0; first < x.samples; first += step) {
         const Planes planes(x.part(first, step), border, reading, layout_of(s.weight), whole, a.digits, threads);
@@ -70,15 +71,15 @@ void forward(const Conv2dForward &a, int threads) {
 
 void conv2d_forward(const Conv2dForward &a, int threads) {
     if (a.y.bytes() == 0) return;
-    want_large_pages(a.y.data.data, a.y.bytes());
+    advise_huge_pages(a.y.data.data, a.y.bytes());
 #if defined(SLT_AMX)
-    const Frame frame(a.source);
+    const Frame frame = frame_of(a.source);
     if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
         (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
         return forward<Bfloat16Planes>(a, threads);
 #endif
-    with_digits(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits,
-                [&](auto digits) { forward<DigitPlanes<digits>>(a, threads); });
+    with_form(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits,
+                [&](auto form) { forward<DigitPlanes<decltype(form)>>(a, threads); });
 }
 
 }  // namespace slt::SLT_ISA

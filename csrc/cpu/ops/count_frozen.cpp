@@ -1,5 +1,5 @@
-// Count frozen: where the free weights of each row start in the layer's enumeration, and how many weights are locked.
-// Rows are counted in parallel, in lanes; then one prefix sum over them.
+// Count frozen: where the free weights of each row start in the layer's enumeration, and the number of locked weights.
+// Rows are counted in parallel, one per lane; a prefix sum follows.
 #include "cpu/machine/parallel.h"
 #include "cpu/weights/frozen.h"
 #include "operations.h"
@@ -10,7 +10,7 @@ void count_frozen(const CountFrozen &a, int threads) {
     const Source &s = a.source;
     const int64_t words = words_of(s);
     *a.locked = 0;
-    const int64_t rows = rows_a_piece(s);
+    const int64_t rows = rows_per_piece(s);
     parallel_for(threads, ceil_div(s.rows, rows), [&](int64_t piece) {
         const Pattern pattern(s);
         PatternTile tile;

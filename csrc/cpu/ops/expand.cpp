@@ -1,7 +1,7 @@
-// Expand: a compact mask to a resolved one. A piece of work is some rows, LANES of them a word at a time: what a row's
-// deposit takes (two loads of 8 bytes, a shift, a pdep) are other units' instructions than the pattern's of the next
-// word, and stand between the rounds of its generator, so that both run at once: a processor looks ahead by less than a
-// word's pattern.
+// Expand: a compact mask to a resolved one. A piece of work is some rows, LANES at a time, word by word. A row's
+// deposit (two loads of 8 bytes, a shift, a pdep) and the frozen pattern of the next word use different execution
+// units. The deposits are placed between the rounds of the pattern's generator, so that both run at once: a word's
+// pattern is longer than the processor's window of instructions.
 #include "cpu/machine/parallel.h"
 #include "cpu/weights/frozen.h"
 #include "operations.h"
@@ -9,20 +9,20 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Where the bits of one word's free weights begin, in each of LANES rows.
+// One word of LANES rows: its pattern, and where the bits of its free weights begin.
 struct Places {
     alignas(64) uint32_t free[LANES], locked[LANES], byte[LANES], bit[LANES];
 };
 
-// Words of rows [row, row + lanes). Inside the mask its bits may be read 8 bytes at a time.
+// Writes the words of rows [row, row + lanes). INSIDE: reads of 8 bytes stay inside the mask.
 template <bool INSIDE>
 void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes) {
     const int64_t words = words_of(a.source), free_weights = a.offsets[a.source.rows];
-    const int64_t first = a.offsets[row] / 8 * 8;  // where places are counted from
+    const int64_t first = a.offsets[row] / 8 * 8;  // places are relative to it
     const char *bytes = reinterpret_cast<const char *>(a.compact) + first / 8;
     uint32_t *out = a.out + row * words;
     Places places;
-    U32 next = {};  // free weight of each row
+    U32 next = {};  // next free weight of each row
     for (int l = 0; l < lanes; ++l) next[l] = uint32_t(a.offsets[row + l] - first);
     const auto write = [&](int l) {
         if (l >= lanes) return;
@@ -59,8 +59,8 @@ void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes
 }  // namespace
 
 void expand(const Expand &a, int threads) {
-    const int64_t rows = rows_a_piece(a.source), all = a.source.rows;
-    const int64_t inside = a.offsets[all] - 64;  // a read that begins here ends inside
+    const int64_t rows = rows_per_piece(a.source), all = a.source.rows;
+    const int64_t inside = a.offsets[all] - 64;  // a read that begins at or before it stays inside
     parallel_for(threads, ceil_div(all, rows), [&](int64_t piece) {
         const Pattern pattern(a.source);
         for (int64_t row = piece * rows; row < (piece + 1) * rows && row < all; row += LANES) {

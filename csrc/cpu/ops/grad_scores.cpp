@@ -1,13 +1,14 @@
 // The gradient of the scores: dL/dW * v * scale * sign(score) at every free weight, where dL/dW = dy^T x.
 //
-// dL/dW never exists: a piece of work is a block of rows, or a part of their columns where there are few blocks, and
-// goes over them CALLS calls (of 128 columns) at a time. A contraction makes the sums of rows x 512 in L2 (256 KB); the
-// frozen pattern and the weights of those columns are generated with a row a lane, and each word is then finished a row
-// at a time: 32 sums times the weights and the scale, the free ones of them compressed, signs of their scores put on,
-// and written where the row's free weights have got to. What a weight costs beside the product, with AVX-512: the
-// pattern 0.6 instructions, a sign 0.07 (a byte weight 0.8), finishing 1. Several calls at a time let an operand that
-// is in L2 serve all of them, and make the runs of scores and gradients long enough to be prefetched. Calls without a
-// free weight cost their pattern only.
+// dL/dW is never stored. A piece of work is a block of rows (or a part of their columns if there are few blocks), and
+// goes over CALLS calls of 128 columns at a time. The contraction (wgrad.h) computes the sums of rows x 512 in L2 (256
+// KB). The frozen pattern and the weights of those columns are generated with one row per lane. Each word is then
+// finished row by row: 32 sums times the weights and the scale; the free ones are compressed, get the signs of their
+// scores, and are written after the row's earlier free weights.
+//
+// Cost per weight beside the product, with AVX-512: 0.6 instructions for the pattern, 0.07 for a sign (0.8 for a byte
+// weight), 1 to finish. With several calls at a time, an operand in L2 serves all of them, and the runs of scores and
+// gradients are long enough to prefetch. Calls without a free weight cost only their pattern.
 #include "cpu/gemm/fixed_point.h"
 #include "cpu/machine/huge_pages.h"
 #include "cpu/wgrad/wgrad_fma.h"
@@ -22,11 +23,11 @@ namespace {
 
 constexpr int CALLS = 4;
 
-// The free weights and the weights' values of one call of columns of some rows, to be read a row at a time.
+// The free weights and the values of one call of some rows, to be read row by row.
 template <int64_t ROWS>
 struct alignas(64) CallTile {
-    uint32_t free[ROWS / LANES][WORDS_A_CALL][LANES];
-    uint32_t weights[ROWS / LANES][WORDS_A_CALL][8][LANES];  // the sign word, or 32 bytes v + 128 in k order
+    uint32_t free[ROWS / LANES][WORDS_PER_CALL][LANES];
+    uint32_t weights[ROWS / LANES][WORDS_PER_CALL][8][LANES];  // the sign word, or 32 bytes v + 128 in the order of k
 
     uint32_t free_word(int64_t r, int i) const { return free[r / LANES][i][r % LANES]; }
     uint32_t sign_word(int64_t r, int i) const { return weights[r / LANES][i][0][r % LANES]; }
@@ -42,19 +43,19 @@ struct alignas(64) CallTile {
     }
 };
 
-// Makes CallTiles.
-class Network {
+// Makes the CallTile of a call.
+class CallTiles {
   public:
-    explicit Network(const Source &s)
-        : s(s), frame(s), pattern(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
+    explicit CallTiles(const Source &s)
+        : s(s), frame(frame_of(s)), pattern(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE) {}
 
-    // Returns whether one of the rows has a free weight there.
+    // Writes the free weights of a call; returns whether there is one.
     template <int64_t ROWS>
     bool free(int64_t row, int64_t rows, int64_t call, CallTile<ROWS> &tile) const {
         U32 any = {};
         for (int64_t r = 0; r < rows; r += LANES)
-            for (int i = 0; i < WORDS_A_CALL; ++i) {
-                const int64_t word = call * WORDS_A_CALL + i - frame.skipped;
+            for (int i = 0; i < WORDS_PER_CALL; ++i) {
+                const int64_t word = call * WORDS_PER_CALL + i - frame.skipped;
                 U32 f = {}, locked;
                 if (word >= 0 && word < words_of(s)) pattern(row + r, word, f, locked);
                 store(tile.free[r / LANES][i], f);
@@ -69,7 +70,7 @@ class Network {
     void weights(int64_t row, int64_t rows, int64_t call, CallTile<ROWS> &tile) const {
         for (int64_t r = 0; r < rows; r += LANES)
             call_words(s.weight, generator, sign_index(s, row + r, call),
-                       word_index(s, row + r, frame, call * WORDS_A_CALL), tile.weights[r / LANES]);
+                       word_index(s, row + r, frame, call * WORDS_PER_CALL), tile.weights[r / LANES]);
     }
 
   private:
@@ -79,14 +80,14 @@ class Network {
     const Generator generator;
 };
 
-// The sign bit of each lane from LANES bits.
+// The lowest LANES bits as the sign bits of the lanes.
 SLT_INLINE U32 sign_bits(uint32_t bits) {
     U32 lane;
     for (int i = 0; i < LANES; ++i) lane[i] = 1u << i;
     return (U32)((splat(bits) & lane) != 0) & 0x80000000;
 }
 
-// Writes the free ones of 32 gradients, with the signs of their scores, or adds them to what is there; returns how many.
+// Writes or adds the gradients of the free weights of a word, with the signs of their scores; returns their number.
 SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, const float *scores, bool add, float *out) {
 #if defined(__AVX512F__)
     const __m512i sign = _mm512_set1_epi32(0x80000000);
@@ -120,7 +121,7 @@ SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, cons
 #endif
 }
 
-// Finishes one word of a row: writes the gradients of its free weights, of which `next` is the first, from its sums.
+// Finishes one word of a row: writes the gradients of its free weights, the first of which is number `next`.
 template <int64_t ROWS>
 SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64_t r, int i, const float *sums,
                           bool add, int64_t next) {
@@ -140,8 +141,8 @@ SLT_INLINE int64_t finish(const GradScores &a, const CallTile<ROWS> &tile, int64
     return write_free(grads, free, a.scores + next, add, a.out + next);
 }
 
-// Asks for the scores and the gradients of rows, a few at each call, ahead of their use: the product leaves the memory
-// idle, and what follows it waits for nothing else.
+// Prefetches the scores and the gradients of rows, a few lines per call. It is called during the product, which leaves
+// the memory idle.
 template <int64_t ROWS>
 class Prefetch {
   public:
@@ -150,7 +151,7 @@ class Prefetch {
         for (int64_t r = 0; r < rows; ++r) {
             count[r] = 0;
             for (int c = 0; c < calls; ++c)
-                for (int i = 0; i < WORDS_A_CALL; ++i) count[r] += __builtin_popcount(tiles[c].free_word(r, i));
+                for (int i = 0; i < WORDS_PER_CALL; ++i) count[r] += __builtin_popcount(tiles[c].free_word(r, i));
         }
     }
 
@@ -177,8 +178,8 @@ class Prefetch {
 template <class Contraction>
 void run(const GradScores &a, int threads, const Contraction &contraction, bool add) {
     const Source &s = a.source;
-    const Frame frame(s);
-    const Network network(s);
+    const Frame frame = frame_of(s);
+    const CallTiles call_tiles(s);
     const int64_t group_rows = s.rows / a.window.groups, blocks = ceil_div(group_rows, Contraction::ROWS);
     const int64_t block = ceil_div(ceil_div(group_rows, blocks), Contraction::ROW_STEP) * Contraction::ROW_STEP;
     const int64_t row_blocks = blocks * a.window.groups;
@@ -191,13 +192,13 @@ void run(const GradScores &a, int threads, const Contraction &contraction, bool 
         const int64_t rows = least(group_rows - in_group, block);
         const int64_t first = piece % parts * calls, end = least(first + calls, frame.calls);
 
-        int64_t next[Contraction::ROWS];  // free weight of each row
+        int64_t next[Contraction::ROWS];  // next free weight of each row
         for (int64_t r = 0; r < rows; ++r) next[r] = a.offsets[row + r];
         CallTile<Contraction::ROWS> tiles[CALLS];
         for (int64_t call = 0; call < first; ++call) {
-            if (!network.free(row, rows, call, tiles[0])) continue;
+            if (!call_tiles.free(row, rows, call, tiles[0])) continue;
             for (int64_t r = 0; r < rows; ++r)
-                for (int i = 0; i < WORDS_A_CALL; ++i) next[r] += __builtin_popcount(tiles[0].free_word(r, i));
+                for (int i = 0; i < WORDS_PER_CALL; ++i) next[r] += __builtin_popcount(tiles[0].free_word(r, i));
         }
 
         typename Contraction::Panels panels(rows);
@@ -206,15 +207,15 @@ void run(const GradScores &a, int threads, const Contraction &contraction, bool 
         for (int64_t call = first; call < end;) {
             int count = 0;
             for (; count < CALLS && call < end; ++call)
-                if (network.free(row, rows, call, tiles[count])) {
-                    network.weights(row, rows, call, tiles[count]);
+                if (call_tiles.free(row, rows, call, tiles[count])) {
+                    call_tiles.weights(row, rows, call, tiles[count]);
                     columns[count++] = Columns(a, call, group);
                 }
             contraction(panels, row, rows, columns, count, sums,
                         Prefetch<Contraction::ROWS>(a, tiles, count, rows, next));
             for (int64_t r = 0; r < rows; ++r)
                 for (int c = 0; c < count; ++c)
-                    for (int i = 0; i < WORDS_A_CALL; ++i)
+                    for (int i = 0; i < WORDS_PER_CALL; ++i)
                         next[r] += finish(a, tiles[c], r, i, sums + (c * Contraction::ROWS + r) * CALL + i * WORD, add,
                                           next[r]);
         }
@@ -222,7 +223,7 @@ void run(const GradScores &a, int threads, const Contraction &contraction, bool 
 }
 
 #if defined(SLT_AMX)
-// Runs on digits where they suit; returns whether it did.
+// Runs in fixed point if it suits the arguments; returns whether it did.
 template <int DIGITS>
 bool run_digits(const GradScores &a, int threads, bool add) {
     if (!TileContraction<Digits<DIGITS>>::suits(a)) return false;
@@ -233,14 +234,15 @@ bool run_digits(const GradScores &a, int threads, bool add) {
 }
 #endif
 
-// Samples whose gradients are made at a time: their copies should stay in a cache, and in memory that the process has
-// already; but a pass over the scores and their gradients should not be what takes the time. A multiple of four, and
-// nothing to do with the number of threads, on which sums must not depend.
+// The number of samples whose gradients are computed at a time. Their copies should stay in a cache, and in memory that
+// the process already has; a pass over the scores and their gradients should be cheap beside the product. A multiple of
+// four that does not depend on the number of threads, because sums must not.
 int64_t samples_at_once(const GradScores &a) {
     const Window &w = a.window;
     const auto whole = [](int64_t count, int64_t of) { return ceil_div(count, of) * of; };
-    // As in the copies: zeros around images, channels in words where one tap reads them, rows in tiles of at most 16.
-    const int64_t channels = w.kernel_h * w.kernel_w * w.groups == 1 ? whole(a.x.channels, WORD) : a.x.channels;
+    // The sizes of the copies: zeros around images, channels in words if one tap reads them, rows in tiles of at most
+    // 16.
+    const int64_t channels = taps_of(w) * w.groups == 1 ? whole(a.x.channels, WORD) : a.x.channels;
     const int64_t rows = w.groups * whole(a.dy.channels / w.groups, 16);
     const int64_t pixels = (a.x.height + 2 * w.padding_h) * (a.x.width + 2 * w.padding_w);
     const int64_t elements = channels * pixels + rows * a.dy.pixels();
@@ -248,8 +250,8 @@ int64_t samples_at_once(const GradScores &a) {
     return ceil_div(most, 4 * elements + 1) * 4;
 }
 
-// Returns whether what is not finite in x may have gone too far: to taps of its channel that do not see it. It does so
-// only where x is read in place.
+// Returns whether NaN or infinity of x may have reached taps of its channel that do not read it. This happens only if x
+// is read in place.
 bool run_some(const GradScores &a, int threads, bool add, [[maybe_unused]] bool may_read_in_place) {
 #if defined(SLT_AMX)
     if (TileContraction<Bfloat16>::suits(a)) {
@@ -285,9 +287,9 @@ bool run_all(const GradScores &a, int threads, bool may_read_in_place) {
 
 void grad_scores(const GradScores &a, int threads) {
     const int64_t count = a.offsets[a.source.rows];
-    want_large_pages(a.out, count * int64_t(sizeof *a.out));
+    advise_huge_pages(a.out, count * int64_t(sizeof *a.out));
     const bool too_far = run_all(a, threads, true);
-    if (too_far && largest_bits({reinterpret_cast<const char *>(a.out), Type::FLOAT32}, count) >= NOT_FINITE)
+    if (too_far && largest_bits({reinterpret_cast<const char *>(a.out), Type::FLOAT32}, count) >= INFINITE)
         run_all(a, threads, false);
 }
 

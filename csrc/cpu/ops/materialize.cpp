@@ -1,5 +1,5 @@
-// Materialize: the masked integer weight as a matrix, for looking and testing. A piece of work is LANES rows; a call's
-// quads are made as products make them, then written out a byte at a time.
+// Materialize: the masked integer weight as a matrix, for inspection and tests. A piece of work is LANES rows. The
+// quads of a call are made as for products (generate.h applies the mask), then written byte by byte.
 #include "cpu/machine/parallel.h"
 #include "cpu/weights/generate.h"
 #include "operations.h"

@@ -1,6 +1,7 @@
 // Pack: scores and a threshold to the words of a mask, and the number of weights that it keeps. One comparison gives
-// the bits of 16 scores; for a compact mask they are its words as they come, for a resolved one a pdep puts them at the
-// free weights of a word. Scores are read once; a dense source's pack is bound by that.
+// the bits of 16 scores. They are the words of a compact mask; for a resolved mask a pdep deposits them at the free
+// weights of a word. Scores are read once, which bounds the pack of a dense source.
+#include "contract/scores.h"
 #include "cpu/machine/parallel.h"
 #include "cpu/weights/frozen.h"
 #include "operations.h"
@@ -8,26 +9,20 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t PIECE = 1 << 12;  // words of a compact mask
+constexpr int64_t PIECE = 1 << 12;  // words of a compact mask per piece of work
 
-// Magnitudes, as the integers that their bits are: the order is the same, and no processor takes a denormal one for 0.
-constexpr uint32_t MAGNITUDE = 0x7FFFFFFF, INFINITE = 0x7F800000;
-
-// The magnitudes above a threshold: those from the lowest one (`first`) on, so many (`end`) that
-// NaN is none of them. Both are moved by 2^31, for comparisons of signed numbers.
+// `Kept` of the contract, moved by 2^31 for comparisons of signed integers.
 struct Above {
     uint32_t first;
     int32_t end;
 
     explicit Above(uint32_t threshold) {
-        const uint32_t magnitude = threshold & MAGNITUDE;
-        const bool negative = threshold > magnitude && magnitude > 0;
-        const uint32_t low = magnitude > INFINITE ? INFINITE + 1 : negative ? 0 : magnitude + 1;
-        first = low + 0x80000000;
-        end = int32_t(INFINITE + 1 - low + 0x80000000);
+        const Kept kept = kept_above(threshold);
+        first = kept.first + 0x80000000;
+        end = int32_t(kept.count + 0x80000000);
     }
 
-    // Which of 32 scores' are.
+    // A bit for each of 32 scores.
     SLT_INLINE uint32_t operator()(const uint32_t *scores) const {
         uint32_t bits = 0;
 #if defined(__AVX512F__)
@@ -50,7 +45,7 @@ struct Above {
     }
 };
 
-// The scores from number i on, 32 at a time; those that are not there are not above.
+// Compares 32 scores from number i on; scores past the last are not above.
 struct Comparison {
     const uint32_t *scores;
     int64_t count;
@@ -69,7 +64,7 @@ struct Comparison {
 void pack(const Pack &a, int threads) {
     const Source &s = a.source;
     const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
-    const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_a_piece(s);
+    const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_per_piece(s);
     const int64_t pieces = a.compact ? ceil_div(words, PIECE) : ceil_div(s.rows, rows);
     *a.kept = a.compact ? a.locked : 0;
     parallel_for(threads, pieces, [&](int64_t piece) {

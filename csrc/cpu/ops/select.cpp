@@ -1,12 +1,14 @@
-// Select: the rank-th smallest magnitude of many tensors, exactly, where they lie.
+// Select: the exact rank-th smallest magnitude of many tensors, without copying them.
 //
-// The bits of a magnitude, read as an integer, are in its order. A pass streams all scores once: it counts those below an
-// interval of magnitudes, and how many fall in each of 2048 equal parts of it; the part that holds the rank is the next
-// pass's interval. A sample guesses the first one, a few per cent of the scores wide, so that two passes do, bound by
-// memory: sixteen scores are compared at a time, and only those inside are counted one by one. A wrong guess is seen from
-// the counts; then all magnitudes are the first interval, and it takes three passes more.
+// The bits of magnitudes, as integers, are in the order of the magnitudes. A pass reads all scores once. It counts the
+// scores below an interval of magnitudes, and the scores in each of 2048 equal parts of the interval; the part that
+// holds the rank is the interval of the next pass. The first interval is estimated from a sample and holds a few per
+// cent of the scores, so that two passes suffice. Passes are bound by memory: sixteen scores are compared at a time,
+// and only scores inside the interval are counted one by one. The counts reveal a wrong estimate; then the first
+// interval is all magnitudes, which takes three more passes.
 //
-// Counts are integers, so the result does not depend on which thread adds what.
+// Counts are integers, so the result does not depend on the order in which threads add them.
+#include "contract/scores.h"
 #include "cpu/machine/parallel.h"
 #include "cpu/machine/scratch.h"
 #include "cpu/machine/simd.h"
@@ -15,12 +17,11 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t PIECE = 1 << 18;  // scores; large enough to make the sum of histograms cheap
-constexpr int64_t SCORES = 1 << 12;  // that are filtered at a time: 16 KB
+constexpr int64_t PIECE = 1 << 18;   // scores per piece of work; summing histograms must be cheap beside it
+constexpr int64_t SCORES = 1 << 12;  // filtered at a time: 16 KB
 constexpr int64_t SAMPLE = 1 << 14;
-constexpr int64_t MARGIN = 384;  // six standard deviations of a rank in the sample, at most
+constexpr int64_t MARGIN = 384;  // at least six standard deviations of a rank in the sample
 constexpr int PART_BITS = 11, PARTS = 1 << PART_BITS, COPIES = 4;
-constexpr uint32_t MAGNITUDE = 0x7FFFFFFF;
 
 // Magnitudes [low, low + (PARTS << shift)).
 struct Interval {
@@ -30,15 +31,15 @@ struct Interval {
     uint32_t width() const { return uint32_t(PARTS) << shift; }
 };
 
-// The smallest interval that holds both.
+// The smallest interval that holds both magnitudes.
 Interval between(uint32_t low, uint32_t high) {
     Interval i = {low, 0};
     while (high - low >= i.width()) ++i.shift;
     return i;
 }
 
-// What `count` scores, at most SCORES, have inside an interval: their distances from its low end, to `inside`, which has
-// room for LANES more. Returns how many; those below the interval are added to `below`.
+// Finds the scores inside an interval, of `count` <= SCORES. Writes their distances from its low end to `inside`, which
+// has room for LANES more, and returns their number. Adds the number of scores below the interval to `below`.
 SLT_INLINE int64_t filter(const uint32_t *scores, int64_t count, const Interval &interval, uint32_t *inside,
                           int64_t &below) {
     int64_t found = 0, i = 0;
@@ -46,7 +47,8 @@ SLT_INLINE int64_t filter(const uint32_t *scores, int64_t count, const Interval 
     const __m512i magnitude = _mm512_set1_epi32(MAGNITUDE), low = _mm512_set1_epi32(int(interval.low));
     const __m512i width = _mm512_set1_epi32(int(interval.width()));
     for (; i + 16 <= count; i += 16) {
-        const __m512i v = _mm512_and_si512(_mm512_loadu_si512(scores + i), magnitude), distance = _mm512_sub_epi32(v, low);
+        const __m512i v = _mm512_and_si512(_mm512_loadu_si512(scores + i), magnitude);
+        const __m512i distance = _mm512_sub_epi32(v, low);
         const __mmask16 chosen = _mm512_cmplt_epu32_mask(distance, width);
         _mm512_storeu_si512(inside + found, _mm512_maskz_compress_epi32(chosen, distance));
         found += __builtin_popcount(chosen);
@@ -62,7 +64,7 @@ SLT_INLINE int64_t filter(const uint32_t *scores, int64_t count, const Interval 
     return found;
 }
 
-// How many scores lie in each part of an interval, and below it.
+// The number of scores in each part of an interval, and below it.
 class Counts {
   public:
     int64_t parts[PARTS] = {}, below = 0;
@@ -79,8 +81,8 @@ class Counts {
     }
 
   private:
-    // Into COPIES histograms in turn (32 KB together, so they stay in L1): scores close in size fall in one part, and an
-    // increment that had to wait for the last one's store would take five cycles instead of one.
+    // Uses COPIES histograms in turn (32 KB together, so they stay in L1): similar scores fall in the same part, and an
+    // increment that depends on the previous store takes five cycles instead of one.
     void add(const uint32_t *scores, int64_t count, const Interval &interval) {
         uint32_t copies[COPIES][PARTS] = {}, inside[SCORES + LANES];
         int64_t below_here = 0;
@@ -101,7 +103,7 @@ class Counts {
     }
 };
 
-// The rank-th smallest magnitude, looked for in an interval first.
+// The rank-th smallest magnitude; searches an interval first.
 uint32_t find(const Select &a, Interval interval, int threads) {
     for (;;) {
         const Counts counts(a, interval, threads);
@@ -109,7 +111,7 @@ uint32_t find(const Select &a, Interval interval, int threads) {
         int part = 0;
         while (part < PARTS && rest > counts.parts[part]) rest -= counts.parts[part++];
         if (a.rank <= counts.below || part == PARTS) {
-            interval = Interval();  // it is not in there
+            interval = Interval();  // not inside
             continue;
         }
         interval.low += uint32_t(part) << interval.shift;
@@ -118,13 +120,13 @@ uint32_t find(const Select &a, Interval interval, int threads) {
     }
 }
 
-// An interval that holds it almost surely.
+// An interval that almost surely holds the rank-th smallest magnitude.
 Interval guess(const Select &a) {
     int64_t all = 0;
     for (int64_t t = 0; t < a.tensors; ++t) all += a.counts[t];
     if (all < 16 * SAMPLE) return Interval();
     Scratch<uint32_t> sample(SAMPLE);
-    for (int64_t i = 0; i < SAMPLE; ++i) {  // multiples of the golden ratio: evenly spread, at no period
+    for (int64_t i = 0; i < SAMPLE; ++i) {  // multiples of the golden ratio: evenly distributed, without a period
         int64_t at = int64_t((unsigned __int128)(uint64_t(i) * 0x9E3779B97F4A7C15u) * uint64_t(all) >> 64), t = 0;
         while (at >= a.counts[t]) at -= a.counts[t++];
         sample[i] = a.scores[t][at];

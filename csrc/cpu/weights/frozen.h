@@ -1,6 +1,6 @@
-// Free weights, where they stand: the frozen pattern of a few rows at a time, and bits of the free weights deposited
-// in the words of their rows. The pattern costs 0.6 instructions a weight with AVX-512 (two calls of Philox for 512
-// weights of 16 rows), and a deposit one pdep for 32 weights.
+// The frozen pattern of a few rows at a time, and the bits of free weights deposited in the words of their rows. With
+// AVX-512 the pattern costs 0.6 instructions per weight (two calls of Philox for 512 weights of 16 rows), and a deposit
+// one pdep for 32 weights.
 #pragma once
 
 #include "cpu/weights/generate.h"
@@ -8,12 +8,10 @@
 namespace slt::SLT_ISA {
 namespace {
 
-SLT_INLINE bool nothing_frozen(const Source &s) { return s.prune_below == 0 && s.lock_from == 256; }
+// Rows per piece of work: a multiple of LANES, enough to be worth a thread (20 to 100 us).
+SLT_INLINE int64_t rows_per_piece(const Source &s) { return LANES * ceil_div(1 << 17, LANES * s.fan); }
 
-// Rows of a piece of work: LANES of them, or as many as make it worth a thread (20 to 100 us).
-SLT_INLINE int64_t rows_a_piece(const Source &s) { return LANES * ceil_div(1 << 17, LANES * s.fan); }
-
-// Puts the low bits of `bits`, in order, at the set bits of `at`.
+// Moves the low bits of `bits`, in order, to the set bits of `at`.
 SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 #if defined(__BMI2__)
     return _pdep_u32(bits, at);
@@ -28,10 +26,10 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 // The free and the locked weights of LANES rows.
 class Pattern {
   public:
-    explicit Pattern(const Source &s) : source(s), frame(s), frozen(s) {}
+    explicit Pattern(const Source &s) : source(s), frame(frame_of(s)), frozen(s) {}
 
-    // One word of the rows from `row` on, padding cleared; lanes past the source's rows are of rows it does not have.
-    // `between(i)` runs once for each i < Generator::BETWEEN, on the way.
+    // One word of the rows from `row` on, padding cleared. Lanes past the source's rows hold the pattern of rows that
+    // the source does not have. `between(i)` is called once for each i < Generator::BETWEEN.
     template <class Between = Nothing>
     SLT_INLINE void operator()(int64_t row, int64_t word, U32 &free, U32 &locked, const Between &between = {}) const {
         const U32 valid = splat(valid_bits(source, word));
@@ -52,7 +50,7 @@ class Pattern {
     const FrozenWords frozen;
 };
 
-// Some words of them, to be read a row at a time: 8 KB with 16 lanes.
+// The pattern of up to WORDS words, to be read row by row: 8 KB with 16 lanes.
 struct PatternTile {
     static constexpr int WORDS = 64;
     alignas(64) uint32_t free[WORDS][LANES], locked[WORDS][LANES];
@@ -67,9 +65,9 @@ struct PatternTile {
     }
 };
 
-// Resolved words of rows [row0, row0 + rows) to `out` [rows][words]; returns how many of their bits are set.
-// `bits(i)` are those of free weights i, i + 1, ... of the layer, the first lowest; what stands past the last free
-// weight of the word is ignored.
+// Writes resolved words of rows [row0, row0 + rows) to `out` [rows][words]; returns the number of set bits. `bits(i)`
+// returns the bits of free weights i, i + 1, ... of the layer, the first lowest; bits past the last free weight of the
+// word are ignored.
 template <class Bits>
 SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t row0, int64_t rows, uint32_t *out,
                                 const Bits &bits) {
@@ -79,7 +77,7 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
     int64_t kept = 0;
     for (int64_t n = 0; n < rows; n += LANES) {
         const int lanes = int(least(rows - n, LANES));
-        int64_t next[LANES];  // free weight of each row
+        int64_t next[LANES];  // next free weight of each row
         for (int l = 0; l < lanes; ++l) next[l] = offsets[row0 + n + l];
         for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
             const int count = int(least(words - w, PatternTile::WORDS));
@@ -98,7 +96,7 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
     return kept;
 }
 
-// Bits i to i + 31 of a compact mask of `free` bits, the first lowest; garbage past the last.
+// Bits i to i + 31 of a compact mask of `free` bits, the first lowest; bits past the last are arbitrary.
 SLT_INLINE uint32_t compact_bits(const uint32_t *compact, int64_t free, int64_t i) {
     const int64_t word = i / WORD, last = ceil_div(free, WORD) - 1;
     if (word > last) return 0;

@@ -1,29 +1,31 @@
-// The contract in vectors: Philox with a row in each lane, and weights as bytes ready for a dot product.
+// The weights of the contract, many at a time: Philox with one row per lane, and weights as bytes for a dot product.
 //
-// Lanes are rows: the calls of LANES rows at one place differ in their counter alone, so the generator runs without a
-// shuffle, and one word of each row is one register. A call of signs covers 128 k, and 128 k of LANES rows are the
-// unit in which everything here works. Counted from the start of the whole layer's row, so a shard's first word need
-// not be the first of its call: `Frame` gives the offset.
+// Lanes are rows. The calls of LANES rows at one place differ only in their counter, so the generator needs no shuffle,
+// and one word of each row is one register. The unit of work is one call, 128 k, of LANES rows. Calls are counted from
+// the start of the whole layer's row; a shard's first word may be inside a call (`Frame`).
 //
-// A weight is a byte. With AMX, whose tile products take signed bytes, it is v itself, and 0 where it is dropped.
-// Elsewhere it is the unsigned byte v + zero(weight), 0 to 2 for signed_constant and 0 to 255 for the others, and a
-// dropped one is `zero`; a product of these bytes is corrected once, by zero * sum(x). Four bytes of a lane are called a
-// quad: one operand of vpdpbusd, of which 16 registers of 16 rows are one operand of an AMX tile product. A word is
-// eight quads: quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s + 24 (the order in which
-// shifts give them), for the byte weights it holds k = 4s to 4s + 3. `quad_k` is that order.
+// The supermask is applied here, before the product: a dropped weight becomes the byte of 0. With AMX, whose tile
+// products take signed bytes, the byte of a weight is v. Elsewhere it is the unsigned byte v + zero, where zero is 1
+// for signed_constant and 128 for the byte weights; the product is corrected once, by zero * sum(x).
 //
-// Vector instructions for 16 rows x 128 k (2048 weights) with AVX-512, loads and stores aside: a call of Philox 116;
-// gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 a weight.
+// A quad is four bytes of a lane: one operand of vpdpbusd; 16 registers of quads of 16 rows are one operand of an AMX
+// tile product. A word is eight quads. Quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s +
+// 24, the order in which shifts produce them; of byte weights (uniform, normal), k = 4s to 4s + 3. `quad_k` is that
+// order.
+//
+// Vector instructions for 16 rows x 128 k (2048 weights) with AVX-512, without loads and stores: a call of Philox 116;
+// gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 per weight.
 #pragma once
 
-#include "contract/source.h"
+#include "contract/frame.h"
+#include "contract/weights.h"
 #include "cpu/machine/simd.h"
 
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int QUADS = 32;  // of a call
-constexpr int CALLS_A_LINE = 4;  // of a row of the mask, in a line of the caches
+constexpr int QUADS = 32;          // per call
+constexpr int CALLS_PER_LINE = 4;  // calls of a row of the mask per cache line
 
 #if defined(SLT_AMX)
 constexpr bool SIGNED_BYTES = true;
@@ -35,25 +37,11 @@ constexpr bool SIGNED_BYTES = false;
 SLT_INLINE int zero_of(int64_t weight) { return SIGNED_BYTES ? 0 : weight == SIGNED_CONSTANT ? 1 : 128; }
 
 // The k inside its word of byte i of quad s.
-SLT_INLINE int quad_k(int64_t weight, int s, int i) {
+SLT_INLINE constexpr int quad_k(int64_t weight, int s, int i) {
     return weight == SIGNED_CONSTANT ? k_of_bit(8 * i + s) : 4 * s + i;
 }
 
-// A source's words in calls: word w of the source is word w + skipped of the calls that it touches.
-struct Frame {
-    int64_t first_call;  // of the whole layer's row
-    int64_t skipped;     // words of the first call that are not the source's
-    int64_t calls;
-    int64_t k;  // weights of those calls: 128 * calls
-
-    explicit Frame(const Source &s)
-        : first_call(s.first_word / WORDS_A_CALL),
-          skipped(s.first_word % WORDS_A_CALL),
-          calls(ceil_div(skipped + words_of(s), WORDS_A_CALL)),
-          k(calls * CALL) {}
-};
-
-// 64-bit numbers of LANES rows: of the even rows and of the odd ones.
+// 64-bit numbers of LANES rows: of the even rows, and of the odd rows.
 struct Index {
     U64 even, odd;
 
@@ -61,22 +49,22 @@ struct Index {
     Index twice() const { return {even + even, odd + odd}; }
 };
 
-// first + lane * step, for a step of 32 bits.
+// first + lane * step, for a step below 2^32.
 SLT_INLINE Index index_of(uint64_t first, uint32_t step) {
     U64 lane;
     for (int i = 0; i < LANES / 2; ++i) lane[i] = 2 * i;
     return {first + multiply_low(lane, step), first + multiply_low(lane + 1, step)};
 }
 
-// Runs between the rounds of a generator, if nothing else does.
+// Runs nothing between the rounds of a generator.
 struct Nothing {
     SLT_INLINE void operator()(int) const {}
 };
 
-// One stream of a layer, keyed once. Rounds run on 64-bit lanes: the product's low half needs no masking, since the
-// next multiplication ignores the high one. The stream and the layer are the same in every lane, so a third of the
-// first two rounds is done here. A round waits for the one before (7 cycles with AVX-512, where a call's work in it is
-// 6), so two calls run side by side wherever 32 registers hold their state.
+// One stream of a layer, its key schedule computed once. Rounds run on 64-bit lanes: the product's low half needs no
+// masking, because the next multiplication ignores the high half. The stream and the layer are the same in every lane,
+// so the constructor does a third of the first two rounds. A round depends on the one before (a latency of 7 cycles
+// with AVX-512, for 6 cycles of work), so two calls run side by side if 32 registers hold their state.
 class Generator {
   public:
     Generator(const Source &s, Stream stream) {
@@ -95,8 +83,8 @@ class Generator {
         a_low = uint32_t(a);
     }
 
-    // The four words of each call, for each row of its index. `between(i)` runs once for each i < BETWEEN, between the
-    // rounds of the first calls.
+    // The four words of each call, for each row of its index. `between(i)` is called once for each i < BETWEEN, between
+    // the rounds of the first calls.
     template <int CALLS, class Between = Nothing>
     SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4], const Between &between = {}) const {
         constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
@@ -118,7 +106,7 @@ class Generator {
     static constexpr int TOGETHER = LANES == 16 ? 2 : 1;
 
     uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
-    uint64_t c1, a_high, a_low;  // of the state after the rounds' constant part
+    uint64_t c1, a_high, a_low;  // state after the constant part of the first rounds
 
     // From the index in c[h][0] to the words in c[h].
     template <int HALVES, class Between>
@@ -146,16 +134,16 @@ class Generator {
     }
 };
 
-// The calls of LANES rows from `row` on: for SIGN, one call for four words.
+// The calls of SIGN, four words each, of LANES rows from `row` on.
 SLT_INLINE Index sign_index(const Source &s, int64_t row, int64_t call) {
-    const uint64_t first = uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_A_CALL + call;
+    const uint64_t first = uint64_t(s.first_row + row) * s.row_calls + s.first_word / WORDS_PER_CALL + call;
     return index_of(first, uint32_t(s.row_calls));
 }
 
-// For VALUE and FREEZE: twice this number, and the one after it. `word` counts from the frame's first.
+// The numbers q of the contract; the calls of VALUE and FREEZE are 2q and 2q + 1. `word` counts from the frame's first.
 SLT_INLINE Index word_index(const Source &s, int64_t row, const Frame &frame, int64_t word) {
-    const uint64_t step = uint64_t(s.row_calls) * WORDS_A_CALL;  // at most 2^18
-    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_A_CALL + word, uint32_t(step));
+    const uint64_t step = uint64_t(s.row_calls) * WORDS_PER_CALL;  // at most 2^18
+    return index_of(uint64_t(s.first_row + row) * step + frame.first_call * WORDS_PER_CALL + word, uint32_t(step));
 }
 
 template <class Between = Nothing>
@@ -166,7 +154,7 @@ SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 o
     SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
-// A threshold for bytes that come as eight bit planes: its bits, each as a whole word, and the result for equal bytes.
+// A threshold for bytes in eight bit planes: each of its bits as a whole word, and the result for equal bytes.
 struct Threshold {
     uint32_t bits[8], equal;
 
@@ -174,7 +162,7 @@ struct Threshold {
         for (int i = 0; i < 8; ++i) bits[i] = threshold == 256 || threshold >> i & 1 ? ~0u : 0;
     }
 
-    // Where the bytes are below it, from the lowest plane on: one majority a plane.
+    // The bits at which the byte is below the threshold: one majority per plane, from the lowest plane on.
     SLT_INLINE U32 operator()(const U32 planes[8]) const {
         U32 result = splat(equal);
         SLT_UNROLL for (int i = 0; i < 8; ++i) result = majority_not(result, planes[7 - i], splat(bits[i]));
@@ -182,12 +170,12 @@ struct Threshold {
     }
 };
 
-// The frozen pattern of LANES rows. Padding is not cleared (`valid_bits` does it).
+// The frozen pattern of LANES rows. Padding is not cleared: apply `valid_bits`.
 class FrozenWords {
   public:
     explicit FrozenWords(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
 
-    // The free and the locked weights of one word; `between` as of a generator.
+    // The free and the locked weights of one word; `between` as in Generator.
     template <class Between = Nothing>
     SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked, const Between &between = {}) const {
         U32 planes[8];
@@ -202,9 +190,9 @@ class FrozenWords {
     const Threshold prune, lock;
 };
 
-// Four words, from `word` on, of LANES rows of a matrix of words, a row a lane. Words outside [0, words) are 0. The
-// matrix has `rows` more rows from this one on, and its last one stands for those past it: where all are, `rows` is 0 or
-// less, and that one lies before `matrix`.
+// Four words, from `word` on, of LANES rows of a matrix of words, one row per lane. Words outside [0, words) are 0. The
+// matrix has `rows` rows from `matrix` on. Rows past the end repeat the last row; if rows <= 0, all do, and the last
+// row is before `matrix`.
 __attribute__((noinline)) inline void load_edge(const uint32_t *matrix, int64_t words, int64_t rows, int64_t word,
                                                 U32 out[4]) {
     uint32_t lanes[4][LANES];
@@ -221,7 +209,7 @@ SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, 
         return load_edge(matrix, words, rows, word, out);
     const uint32_t *at = matrix + word;
 #if defined(__AVX512F__)
-    __m512i r[4];  // four rows a register, a row in each 128 bits; then a transposition inside the 128 bits
+    __m512i r[4];  // four rows per register, 128 bits each; then a transposition inside the 128 bits
     SLT_UNROLL for (int i = 0; i < 4; ++i) {
         __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(at + i * words)));
         v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(at + (4 + i) * words)), 1);
@@ -240,10 +228,10 @@ SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, 
 #endif
 }
 
-// Two bits of every byte, 2f and 2f + 1, as the byte's value; the value of signed bytes is that of two bits with a sign.
+// Bits 2f and 2f + 1 of every byte as its value; with signed bytes, bit 2f + 1 is the sign.
 SLT_INLINE U32 field(U32 v, int f) {
 #if defined(__GFNI__) && defined(__AVX512F__)
-    // Result bit i is the product with row 7 - i: bit 0 is bit 2f, and bit 1 (with a sign all the others) bit 2f + 1.
+    // Result bit i is the product with row 7 - i: bit 0 is bit 2f, and bit 1 (with a sign, all others) bit 2f + 1.
     const uint64_t matrix = (1ull << 56 | (SIGNED_BYTES ? 0x0002020202020202 : 2ull << 48)) << (2 * f);
     return (U32)_mm512_gf2p8affine_epi64_epi8((__m512i)v, _mm512_set1_epi64(int64_t(matrix)), 0);
 #else
@@ -252,10 +240,10 @@ SLT_INLINE U32 field(U32 v, int f) {
 #endif
 }
 
-// One word of signed_constant: its eight quads. A weight is coded in two bits, the codes of the even bits in one
-// register, those of the odd bits in another, and every field of a register then takes one shift and one AND, or with
-// GFNI one product of bit matrices. high = keep and not sign, low = not keep spell v + 1; high = keep and sign,
-// low = keep spell the signed v.
+// The eight quads of one word of signed_constant. A weight is coded in two bits: the codes of the even bits are in one
+// register, of the odd bits in another. Every field of a register then takes one shift and one AND, or with GFNI one
+// product of bit matrices. The code of v + 1 is high = keep & ~sign, low = ~keep; of the signed v, high = keep & sign,
+// low = keep.
 SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
     const U32 high = keep & (SIGNED_BYTES ? sign : ~sign), high_bits = splat(0xAAAAAAAA);
     const U32 even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);
@@ -271,7 +259,7 @@ alignas(64) constexpr int8_t NORMAL_HALF[128] = SLT_NORMAL_HALF;
 // v + 128 of NORMAL for each byte.
 SLT_INLINE U32 normal_bytes(U32 u) {
 #if defined(__AVX512VBMI__)
-    // The half table in two registers, looked up by the low seven bits, mirrored where the top bit is clear.
+    // The half table is in two registers; the low seven bits are the index, mirrored if the top bit is clear.
     const __mmask64 upper = _mm512_movepi8_mask((__m512i)u);
     const __m512i lookup = _mm512_mask_mov_epi8((__m512i)(u ^ 0x7F7F7F7F), upper, (__m512i)u);
     const __m512i low = load<__m512i>(NORMAL_HALF), high = load<__m512i>(NORMAL_HALF + 64);
@@ -285,28 +273,28 @@ SLT_INLINE U32 normal_bytes(U32 u) {
 #endif
 }
 
-// v + 128 of the byte weights for each byte.
+// v + 128 of a byte weight for each byte.
 SLT_INLINE U32 value_bytes(int64_t weight, U32 u) { return weight == UNIFORM ? u | 0x01010101 : normal_bytes(u); }
 
-// One call of LANES rows, for what finishes weights one by one: [word][0] its sign words, or [word][8] the bytes v + 128
-// in the order of k.
+// One call of LANES rows, for kernels that use weights one by one: [word][0] are the sign words, or [word][8] the bytes
+// v + 128 in the order of k.
 inline void call_words(int64_t weight, const Generator &generator, const Index &call, const Index &first_word,
                        uint32_t (*out)[8][LANES]) {
     if (weight == SIGNED_CONSTANT) {
         U32 sign[1][4];
         generator({call}, sign);
-        for (int i = 0; i < WORDS_A_CALL; ++i) store(out[i][0], sign[0][i]);
+        for (int i = 0; i < WORDS_PER_CALL; ++i) store(out[i][0], sign[0][i]);
         return;
     }
-    for (int i = 0; i < WORDS_A_CALL; ++i) {
+    for (int i = 0; i < WORDS_PER_CALL; ++i) {
         U32 u[8];
         eight_words(generator, first_word + i, u);
         for (int j = 0; j < 8; ++j) store(out[i][j], value_bytes(weight, u[j]));
     }
 }
 
-// One word of a byte weight: its eight quads, from the eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1
-// of the low half of `keep`, 4j + 1 and 4j + 3 those of the high half.
+// The eight quads of one word of a byte weight, from its eight words of VALUE. k = 4j and 4j + 2 are bits 2j and 2j + 1
+// of the low half of `keep`; 4j + 1 and 4j + 3 are those bits of the high half.
 SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
 #if defined(__AVX512BW__)
     const __m512i first = _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200);  // bytes 0, 2, 0, 2
@@ -327,7 +315,7 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
     }
 }
 
-// Makes the weights of LANES rows, a call or two at a time.
+// Makes the masked weights of LANES rows, one or two calls at a time.
 class Weights {
   public:
     const Source &source;
@@ -340,12 +328,12 @@ class Weights {
 
     // `mask`: resolved words.
     Weights(const Source &s, const uint32_t *mask)
-        : source(s), frame(s), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE), mask(mask),
+        : source(s), frame(frame_of(s)), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE), mask(mask),
           words(words_of(s)) {}
 
     bool signs() const { return source.weight == SIGNED_CONSTANT; }
 
-    // use(p, w, quads) for the eight quads of word w at each place p. SIGNS: whether the weight is signed_constant.
+    // Calls use(p, w, quads) with the eight quads of word w at each place p. SIGNS: the weight is signed_constant.
     template <bool SIGNS, int PLACES, class Use>
     SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
         Index index[PLACES];
@@ -355,10 +343,10 @@ class Weights {
             generator(index, sign);
         }
         SLT_UNROLL for (int p = 0; p < PLACES; ++p) {
-            const int64_t row = places[p].row, word = places[p].call * WORDS_A_CALL;
+            const int64_t row = places[p].row, word = places[p].call * WORDS_PER_CALL;
             U32 keep[4], quads[8];
             load_words(mask + row * words, words, source.rows - row, word - frame.skipped, keep);
-            SLT_UNROLL for (int w = 0; w < WORDS_A_CALL; ++w) {
+            SLT_UNROLL for (int w = 0; w < WORDS_PER_CALL; ++w) {
                 if constexpr (SIGNS) {
                     sign_quads(keep[w], sign[p][w], quads);
                 } else {
@@ -370,7 +358,7 @@ class Weights {
         }
     }
 
-    // Stores them, [PLACES][QUADS][LANES].
+    // Stores the quads, [PLACES][QUADS][LANES].
     template <bool SIGNS, int PLACES>
     SLT_INLINE void write(const Place (&places)[PLACES], uint32_t *out) const {
         each<SIGNS>(places, [&](int p, int w, const U32 quads[8]) {
@@ -384,7 +372,7 @@ class Weights {
         signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
     }
 
-    // Stores one call of two groups: of the rows from `row` on, and of the LANES rows after them.
+    // Stores one call of two groups of LANES rows, from `row` on.
     template <bool SIGNS>
     SLT_INLINE void write_pair(int64_t row, int64_t call, uint32_t *out) const {
         if constexpr (SIGNS) return write<true>({{row, call}, {row + LANES, call}}, out);
@@ -392,11 +380,11 @@ class Weights {
         write_calls<false>(row + LANES, call, 1, out + QUADS * LANES);
     }
 
-    // Has the lines of the mask at this call of so many rows on their way. Rows lie too far apart, and too many are read
-    // together, for a processor to see where they are going.
+    // Prefetches the mask at this call of ROWS rows. The rows are too far apart, and too many, for the hardware
+    // prefetcher.
     template <int ROWS>
     SLT_INLINE void prefetch(int64_t row, int64_t call) const {
-        const uint32_t *at = mask + row * words + call * WORDS_A_CALL;
+        const uint32_t *at = mask + row * words + call * WORDS_PER_CALL;
         SLT_UNROLL for (int l = 0; l < ROWS; ++l) __builtin_prefetch(at + l * words);
     }
 
@@ -405,7 +393,7 @@ class Weights {
     const uint32_t *mask;
     const int64_t words;
 
-    // Byte weights are 20 KB of instructions: one copy is all that a processor's cache for them has room for.
+    // Not inlined: byte weights are 20 KB of instructions, and the instruction cache has room for one copy.
     template <bool SIGNS>
     __attribute__((noinline)) void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
         int64_t i = 0;

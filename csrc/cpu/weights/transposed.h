@@ -1,7 +1,7 @@
-// Weights for the products that sum over rows: four rows a lane, and the lanes run along k.
+// Weights for products that sum over rows: a lane is one k, and a quad holds four rows of it.
 //
-// The generator makes quads of four k in lanes that are rows. Each four lanes hold 4 rows x 4 k: transposed, a lane
-// holds four rows of one k. Sixteen such lanes side by side are a quad of a panel whose outputs are k.
+// The generator makes quads of four k, with rows in lanes. Four lanes hold 4 rows x 4 k; transposed, each lane holds
+// four rows of one k, and LANES of them are one quad of a panel whose outputs are k.
 #pragma once
 
 #include "cpu/weights/generate.h"
@@ -9,17 +9,17 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int COLUMN_ROWS = 2 * LANES;  // two calls of the generator
+constexpr int COLUMN_ROWS = 2 * LANES;  // rows of two calls of the generator
 constexpr int ROW_QUADS = COLUMN_ROWS / 4;
 
-// The quads of one call of LANES rows to their columns.
+// Transposes the quads of one call of LANES rows.
 inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out) {
 #if defined(__AVX512BW__)
-    // A register is 4 x (4 rows x 4 k). Signs come as k = 2s, 2s + 16, 2s + 1, 2s + 17: two k of a register go beside
-    // two of the next one.
+    // A register is 4 x (4 rows x 4 k). Signs are in the order k = 2s, 2s + 16, 2s + 1, 2s + 17, so two k of a register
+    // are joined with two of the next.
     const __m512i transpose = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
     const __m512i pairs = _mm512_set4_epi32(0x0F0B0703, 0x0D090501, 0x0E0A0602, 0x0C080400);
-    for (int half = 0; half < QUADS / 4; ++half) {  // 16 k, for all rows
+    for (int half = 0; half < QUADS / 4; ++half) {  // 16 k of all rows
         __m512i r[4];
         if (shuffled) {
             const uint32_t *at = quads + half / 2 * 8 * LANES;
@@ -51,7 +51,7 @@ inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out)
 #endif
 }
 
-// One call of COLUMN_ROWS rows: [ROW_QUADS][CALL] lanes of four rows, in the order of k.
+// One call of COLUMN_ROWS rows: lanes of four rows [ROW_QUADS][CALL], in the order of k.
 inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
     alignas(64) uint32_t quads[2 * QUADS * LANES];
     const bool shuffled = weights.signs();

@@ -1,7 +1,7 @@
-// The weight gradient dW = dy^T x as a contraction over the pixels of the output, one block of it at a time.
+// The weight gradient dW = dy^T x, a contraction over the pixels of the output, one block of dW at a time.
 //
-// A block is some rows by the columns (k) of a few calls, 128 each. Its columns are in bit order, word by word, so
-// that a row of its sums lies as the bits of the mask do, and the free weights of a word are its set bits, compressed.
+// A block is some rows by the columns (k) of a few calls, 128 each. Its columns are in bit order, word by word: a row
+// of sums has the order of the bits of the mask, so the set bits of a word select its free weights.
 #pragma once
 
 #include "cpu/layout/pixels.h"
@@ -14,26 +14,27 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Where the columns of a call are read, relative to the first tap of the kernel at a pixel.
+// Where the columns of a call are in x, relative to the first tap of the kernel at a pixel.
 struct Columns {
     int64_t h[CALL], w[CALL], channel[CALL];
-    bool valid[CALL];             // the others are padding, or another shard's
-    bool together[WORDS_A_CALL];  // the word's columns are 32 neighbouring channels of one tap
-    int64_t first;                // k of the call's first column; negative where that belongs to another shard
+    bool valid[CALL];             // false for padding and for columns of another shard
+    bool together[WORDS_PER_CALL];  // the word's columns are 32 neighbouring channels of one tap
+    int64_t first;                // k of the call's first column; negative if that belongs to another shard
 
     Columns() = default;
     Columns(const GradScores &a, int64_t call, int64_t group) {
-        const Frame frame(a.source);
-        const int64_t channels = a.source.fan / (a.window.kernel_h * a.window.kernel_w);
-        first = (call * WORDS_A_CALL - frame.skipped) * WORD;
-        for (int i = 0; i < WORDS_A_CALL; ++i) {
+        const Frame frame = frame_of(a.source);
+        const int64_t channels = a.source.fan / taps_of(a.window);
+        first = (call * WORDS_PER_CALL - frame.skipped) * WORD;
+        for (int i = 0; i < WORDS_PER_CALL; ++i) {
             const int64_t k0 = first + i * WORD;
             for (int bit = 0; bit < WORD; ++bit) {
                 const int64_t k = k0 + k_of_bit(bit), tap = k / channels;
                 const int column = i * WORD + bit;
                 valid[column] = k >= 0 && k < a.source.fan;
-                h[column] = valid[column] ? tap / a.window.kernel_w * a.window.dilation_h : 0;
-                w[column] = valid[column] ? tap % a.window.kernel_w * a.window.dilation_w : 0;
+                const TapOffset offset = valid[column] ? tap_offset(a.window, tap) : TapOffset{0, 0};
+                h[column] = offset.down;
+                w[column] = offset.right;
                 channel[column] = valid[column] ? group * channels + k % channels : 0;
             }
             together[i] = k0 >= 0 && k0 + WORD <= a.source.fan && k0 % channels + WORD <= channels;

@@ -1,18 +1,18 @@
-// The contraction on AMX tiles.
+// The weight gradient on AMX tiles.
 //
-// A dword of an operand is some elements of the contraction: one pixel of a few samples (`SAMPLES`), so that a tap of
-// the kernel shifts whole dwords, whatever its stride and dilation. An element may take several dwords, each in a plane
-// of its own (`PLANES`). What a dword holds, and how tiles of them are multiplied, is up to the operands' `Number`:
-// bfloat16 (wgrad_amx_bf16.h) or digits (wgrad_amx_int8.h).
+// A dword of an operand is one pixel of a few samples (`SAMPLES`), so that a tap of the kernel shifts whole dwords for
+// every stride and dilation. An element may take several dwords, each in its own plane (`PLANES`). The operands'
+// `Number` defines the content of a dword and the product of tiles: bfloat16 (wgrad_amx_bf16.h) or digits
+// (wgrad_amx_int8.h).
 //
-// A step is 16 pixels of SAMPLES samples. Inputs are put into dwords once: x as [channel / 16][plane][samples / SAMPLES]
-// [height][width][channel % 16] (or as many channels as there are) with zeros around each image, those after a row or an
-// image being the ones before the next; dy as finished tiles of 16 rows x 16 pixels. A block of DEPTH steps goes over the
-// rows with one word of columns at a time, whose tiles of x (at most 48 KB) stay in L1.
+// A step is 16 pixels of SAMPLES samples. Inputs are converted to dwords once. x is [channel / 16][plane] [samples /
+// SAMPLES][height][width][channel % 16] with zeros around each image; the zeros after a row or an image are also the
+// zeros before the next. dy is tiles of 16 rows x 16 pixels. A block of DEPTH steps goes over the rows with one word of
+// columns at a time, whose tiles of x (at most 48 KB) stay in L1.
 //
-// Without strides 16 neighbouring pixels at one tap are a tile of x as it lies there, if the even channels of a word
-// stand before the odd ones (`in_place`). The contraction then goes over the zeros between images too, where dy is zero.
-// Elsewhere a block first copies its panel of x with the columns in bit order (at most 192 KB, in L2).
+// Without strides, 16 neighbouring pixels at one tap are a tile of x in place if the even channels of a word come
+// before the odd channels (`in_place`). The contraction then includes the zeros between images, where dy is zero.
+// Otherwise a block first copies its panel of x with the columns in bit order (at most 192 KB, in L2).
 #pragma once
 
 #include "cpu/machine/amx.h"
@@ -25,11 +25,11 @@ constexpr int64_t STEP = 16;         // pixels, of SAMPLES samples
 constexpr int64_t TILE = 16 * STEP;  // dwords
 static_assert(LANES == STEP);
 
-// Tiles of x for a word of columns, those of one step after the other.
+// Tiles of x for a word of columns, one step after the other.
 struct XTiles {
     const uint32_t *at;
-    int64_t plane;  // to the same step's of the next plane
-    int64_t half;   // to those of the word's other half
+    int64_t plane;  // distance to the next plane
+    int64_t half;   // distance to the word's other half
 };
 
 template <class Number>
@@ -37,10 +37,10 @@ class TileContraction {
   public:
     static constexpr int64_t ROWS = 128, ROW_STEP = ROWS;
     static constexpr int64_t DEPTH = Number::DEPTH, SAMPLES = Number::SAMPLES, PLANES = Number::PLANES;
-    static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // a line more, for other sets of the cache
+    static constexpr int64_t STRIP = DEPTH * PLANES * TILE + 16;  // one more line: strips must not share cache sets
 
-    // Whether tiles are faster than RegisterContraction: few pixels or rows leave most of a tile empty. Columns have 32-bit
-    // offsets.
+    // Whether tiles are faster than RegisterContraction: with few pixels or rows most of a tile is empty. Offsets of
+    // columns must fit 32 bits.
     static bool suits(const GradScores &a) {
         const int64_t height = a.x.height + 2 * a.window.padding_h, width = a.x.width + 2 * a.window.padding_w;
         return Number::suits(a) && a.dy.samples * a.dy.pixels() >= 32 && a.source.rows / a.window.groups >= 8 &&
@@ -70,7 +70,8 @@ class TileContraction {
         write_dy();
     }
 
-    // Whether x meets zeros that are not dy's: what is not finite in it may then reach other taps of its channel.
+    // Whether elements of x are multiplied by zeros that dy does not have: NaN and infinity of x may then reach other
+    // taps of their channel.
     bool adds_zeros() const { return height * width > a.dy.pixels(); }
 
     struct Panels {
@@ -79,8 +80,8 @@ class TileContraction {
         explicit Panels(int64_t) : x(CALL / 16 * STRIP) {}
     };
 
-    // sums [calls][ROWS][128] of the rows from `first_row` on. Tile products leave the memory alone: `between` runs
-    // between them.
+    // sums [calls][ROWS][128] of the rows from `first_row` on. `between` is called between tile products, which do not
+    // use the memory.
     template <class Between>
     void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls, float *sums,
                     Between between) const {
@@ -109,7 +110,7 @@ class TileContraction {
     const int threads;
     const Number &number;
     const bool in_place;
-    const int64_t height, width;  // of what the contraction goes over in an image: dy, or x with the zeros before it
+    const int64_t height, width;  // of the contraction in an image: of dy, or of x with the zeros before it
     const int64_t bundles;        // of SAMPLES samples
     const int64_t pixels, steps;
     const int64_t group_rows, group_tiles;
@@ -119,15 +120,15 @@ class TileContraction {
     static int64_t padded_height(const GradScores &a) { return a.x.height + a.window.padding_h; }
     static int64_t padded_width(const GradScores &a) { return a.x.width + a.window.padding_w; }
 
-    // Whether tiles of x need no panel, and few enough pixels are zeros that copying would take longer.
+    // Whether tiles of x need no panel, and copying would take longer than the zeros do.
     static bool pays_in_place(const GradScores &a) {
         const Window &w = a.window;
-        const int64_t channels = a.source.fan / (w.kernel_h * w.kernel_w);
+        const int64_t channels = a.source.fan / taps_of(w);
         return channels % WORD == 0 && w.stride_h == 1 && w.stride_w == 1 && a.dy.height <= padded_height(a) &&
                a.dy.width <= padded_width(a) && 3 * padded_height(a) * padded_width(a) <= 4 * a.dy.pixels();
     }
 
-    // Zeros behind the last image: the padding after it, and what its last step reads past it.
+    // Zeros after the last image: its padding, and the elements that its last step reads past it.
     int64_t behind(const GradScores &a) const {
         const Window &w = a.window;
         const int64_t reach = (w.kernel_h - 1) * w.dilation_h * row + (w.kernel_w - 1) * w.dilation_w * line;
@@ -190,8 +191,8 @@ class TileContraction {
         });
     }
 
-    // Sixteen channels of a word: the even ones to the word's first 16, which hold all even ones, and the odd ones to the
-    // next. `to`: where channels c to c + 15 would stand in order.
+    // Stores sixteen channels of a word: the even channels in the word's first half, the odd channels in its second.
+    // `to`: the place of channels c to c + 15 in their own order.
     SLT_INLINE void store_parted(uint32_t *to, int64_t c, __m512i dwords) const {
         __m512i even, odd;
         part(dwords, dwords, even, odd);
@@ -200,7 +201,7 @@ class TileContraction {
         store(first + block, _mm512_castsi512_si256(odd));
     }
 
-    // Tiles of 16 rows x 16 pixels: [tile of rows][step][plane][row][pixel], zeros where there is no row or pixel.
+    // Tiles of 16 rows x 16 pixels: [tile of rows][step][plane][row][pixel]; missing rows and pixels are zeros.
     void write_dy() {
         const int64_t at_once = pixels_at_once(a.dy) / STEP;  // steps
         parallel_for(threads, ceil_div(steps, at_once), [&](int64_t piece) {
@@ -241,7 +242,7 @@ class TileContraction {
         }
     }
 
-    // Sixteen channels of a pixel of a bundle, of whose samples some may not exist.
+    // Sixteen channels of a pixel of a bundle; samples that do not exist are zeros.
     SLT_INLINE void read_elements(const Images &from, int64_t bundle, int64_t pixel, int64_t c, int64_t end,
                                   F32 out[SAMPLES]) const {
         for (int64_t s = 0; s < SAMPLES; ++s) {
@@ -250,7 +251,7 @@ class TileContraction {
         }
     }
 
-    // The same of `n` pixels from `first` on, of planes.
+    // The same of `n` pixels from `first` on, of NCHW images.
     static void read_squares(const Images &from, int64_t bundle, int64_t first, int64_t n, int64_t c, int64_t end,
                              F32 out[SAMPLES][STEP]) {
         for (int64_t s = 0; s < SAMPLES; ++s) {
@@ -262,8 +263,8 @@ class TileContraction {
         }
     }
 
-    // The panel of `count` pixels from `first` on, whole steps; zeros past the last one. Columns of a word are in bit
-    // order: the even k, and the odd ones.
+    // Makes the panel of `count` pixels from `first` on, whole steps; pixels past the last are zeros. Columns of a word
+    // are in bit order: the even k, then the odd k.
     void copy_panel(int64_t first, int64_t count, const Columns &columns, uint32_t *panel) const {
         const int64_t exist = least(pixels - first, count);
         int64_t at[DEPTH * STEP];
@@ -272,7 +273,7 @@ class TileContraction {
             at[i] = p.image * image + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
         if (line == a.x.channels && a.window.groups == 1 && a.window.dilation_w == 1)
             return copy_runs(at, exist, count, columns, panel);
-        for (int64_t w = 0; w < WORDS_A_CALL; ++w, panel += 2 * STRIP) {
+        for (int64_t w = 0; w < WORDS_PER_CALL; ++w, panel += 2 * STRIP) {
             alignas(64) int32_t offset[WORD];
             for (int64_t i = 0, c = w * WORD; i < WORD; ++i, ++c)
                 offset[i] = int32_t(columns.channel[c] / 16 * block + columns.h[c] * row + columns.w[c] * line +
@@ -299,11 +300,11 @@ class TileContraction {
         }
     }
 
-    // The same where pixels of few channels follow each other, as those of an RGB image: a row of the kernel's taps is
-    // then one run, and a pixel's columns are copied run by run first.
+    // The same for neighbouring pixels of few channels, as those of an RGB image: a row of the kernel's taps is one
+    // run, and a pixel's columns are first copied run by run.
     void copy_runs(const int64_t *at, int64_t exist, int64_t count, const Columns &columns, uint32_t *panel) const {
         const int64_t run = a.window.kernel_w * line;
-        int32_t from[CALL], to[CALL];  // 16 dwords at a time; what is copied past the end of a run, the next one overwrites
+        int32_t from[CALL], to[CALL];  // chunks of 16 dwords; dwords past the end of a run are overwritten by the next
         int chunks = 0;
         const int64_t end = least(columns.first + CALL, a.source.fan);
         for (int64_t k = greatest(columns.first, 0), left; k < end; k += least(left, 16)) {
@@ -320,7 +321,7 @@ class TileContraction {
                     for (int c = 0; c < chunks; ++c)
                         store(pixels_columns[i] + to[c], load<U32>(x + at[s + i] + d * plane + from[c]));
                 uint32_t *out = panel + (d * DEPTH + s / STEP) * TILE;
-                for (int64_t w = 0; w < WORDS_A_CALL; ++w, out += 2 * STRIP)
+                for (int64_t w = 0; w < WORDS_PER_CALL; ++w, out += 2 * STRIP)
                     for (int64_t i = 0; i < STEP; ++i) {
                         const uint32_t *word = pixels_columns[i] + w * WORD;
                         __m512i low = _mm512_setzero_si512(), high = low;
@@ -338,7 +339,7 @@ class TileContraction {
         odd = _mm512_permutex2var_epi32(first, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), second);
     }
 
-    // Which of sixteen columns there are.
+    // A bit for each of sixteen columns that is valid.
     static __mmask16 valid(const Columns &columns, int64_t half_word) {
         uint32_t mask = 0;
         for (int i = 0; i < 16; ++i) mask |= uint32_t(columns.valid[half_word * 16 + i]) << i;

@@ -1,9 +1,9 @@
-// bfloat16 for the contraction on tiles: products of 16-bit inputs are exact, and their sums float32.
+// bfloat16 for the weight gradient on tiles: products of 16-bit inputs are exact, and their sums float32.
 //
-// A dword is one pixel of two samples. Two tiles of rows by two of columns are summed in registers: per step four loads
-// and four products (64 cycles), the loads of x from L1. Sums of the steps before are where a block starts from.
+// A dword is one pixel of two samples. Register blocking: two tiles of rows by two of columns; per step four loads and
+// four products (64 cycles), the loads of x from L1. A block starts from the sums of the blocks before it.
 //
-// Tile registers: 0 to 3 are the sums, 4 and 5 rows of dy, 6 and 7 columns of x.
+// Tile registers: 0 to 3 are sums, 4 and 5 rows of dy, 6 and 7 columns of x.
 #pragma once
 
 #include "cpu/wgrad/wgrad_amx.h"
@@ -26,12 +26,12 @@ class Bfloat16 {
         x_dwords(elements, row, out);
     }
 
-    // As that of Digits.
+    // See Digits::multiply.
     template <class Between>
     void multiply(const uint32_t *dy, int64_t dy_pitch, const XTiles &x, int64_t steps, int64_t, int64_t rows,
                   const int64_t *, bool add, float *sums, Between &between) const {
         for (int64_t r = 0; r < rows; r += 32, dy += 2 * dy_pitch, sums += 32 * CALL) {
-            // A single tile of rows is taken twice.
+            // A single tile of rows is multiplied twice.
             const bool two = rows - r > 16;
             multiply_tiles(dy, two ? dy_pitch : 0, x.at, x.half, steps, add, sums, two ? sums + 16 * CALL : sums);
             for (int i = 0; i < 4; ++i) between();

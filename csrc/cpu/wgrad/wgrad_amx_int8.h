@@ -1,15 +1,16 @@
-// Balanced base-256 digits for the contraction on tiles: float32 accuracy at four times the rate of float32 units.
+// Balanced base-256 digits for the weight gradient on tiles: float32 accuracy at four times the rate of float32 units.
 //
-// A scale that is constant along the contraction can be taken out of it, so each channel of x and each row of dy becomes
-// fixed point over all samples and pixels (`FixedPoint`), three bytes for "highest". Digits i and j of the two multiply
-// as bytes with exact int32 sums, and products of one order i + j share them. Of three digits the order 0, 2^-32 of the
-// whole, is left out: eight products; of two digits, where it would be 2^-16, it is not: four.
+// A factor that is constant along the contraction can be taken out of the sum. So each channel of x and each row of dy
+// becomes fixed point over all samples and pixels (`FixedPoint`), three digits for "highest". Digit i of one operand
+// and digit j of the other are multiplied as bytes with exact int32 sums; products of the same order i + j share a sum.
+// With three digits, order 0 is 2^-32 of the whole and left out, which leaves eight products. With two digits it would
+// be 2^-16, so all four products are computed.
 //
-// A dword is a digit of four samples. Each 16 x 16 tile of sums stays in registers for a block of steps: per step 6 tile
-// loads (48 cycles) and 8 products (128 cycles). Combining the four orders in float32 costs 12 instructions for 16 sums
-// a block; sums of 512 elements are so small that converting them is exact, or nearly.
+// A dword is a digit of four samples. Each 16 x 16 tile of sums stays in registers for a block of steps: per step 6
+// tile loads (48 cycles) and 8 products (128 cycles). Combining the four orders in float32 costs 12 instructions per 16
+// sums and block; sums of 512 elements are small enough that the conversion is exact, or nearly.
 //
-// Tile registers: 0 to 3 are the sums of orders 4 to 1 (2 to 0 with two digits), 4 to 6 digits of dy, 7 one of x.
+// Tile registers: 0 to 3 are the sums of orders 4 to 1 (2 to 0 with two digits), 4 to 6 digits of dy, 7 a digit of x.
 #pragma once
 
 #include "cpu/gemm/fixed_point.h"
@@ -21,11 +22,11 @@ namespace {
 // The fixed point of each channel over all samples and pixels.
 class Scales {
   public:
-    Scratch<float> up, up_again;  // what an element is multiplied by
-    Scratch<float> half;          // half the power of two above the channel's largest: what the digits are relative to
+    Scratch<float> up, up_again;  // factors of an element
+    Scratch<float> half;          // half the power of two above the channel's largest element: the unit of the digits
     bool finite = true;
 
-    Scales(const Images &x, int bytes, int threads) : up(padded(x)), up_again(padded(x)), half(padded(x)) {
+    Scales(const Images &x, int digits, int threads) : up(padded(x)), up_again(padded(x)), half(padded(x)) {
         const int64_t pieces = x.channels_last ? x.samples * x.height : x.samples;
         Scratch<int32_t> largest(pieces * x.channels);
         parallel_for(threads, pieces, [&](int64_t piece) {
@@ -51,23 +52,23 @@ class Scales {
             keep_larger((const float *)(largest + piece * x.channels), x.channels, largest);
         for (int64_t c = 0; c < padded(x); ++c) {
             const uint32_t most = c < x.channels ? uint32_t(largest[c]) : 0;
-            const FixedPoint fixed(most, bytes);
-            finite = finite && most < NOT_FINITE;
+            const FixedPoint fixed = fixed_point(most, digits);
+            finite = finite && most < INFINITE;
             up[c] = fixed.up;
             up_again[c] = fixed.up_again;
-            half[c] = float(__builtin_ldexp(fixed.power, 8 * bytes - 2));
+            half[c] = float(fixed.power * power_of_two(8 * digits - 2));
         }
     }
 
   private:
-    static int64_t padded(const Images &x) { return x.channels + 16; }  // a group may start anywhere
+    static int64_t padded(const Images &x) { return x.channels + 16; }  // a read of 16 may start at any channel
 
-    // NaN and infinity, as integers, are the largest.
+    // By bits: NaN and infinity are the largest.
     static void keep_larger(const float *x, int64_t count, int32_t *most) {
         for (int64_t c = 0; c < count; ++c) {
             int32_t bits;
             memcpy(&bits, x + c, 4);
-            bits &= 0x7FFFFFFF;
+            bits &= MAGNITUDE;
             most[c] = bits > most[c] ? bits : most[c];
         }
     }
@@ -78,7 +79,7 @@ class Digits {
   public:
     static constexpr int64_t SAMPLES = 4, PLANES = DIGITS, DEPTH = 8;
 
-    // Fewer samples leave most of a dword empty.
+    // With fewer samples most of a dword is empty.
     static bool suits(const GradScores &a) { return a.dy.samples >= 3; }
 
     Digits(const GradScores &a, int threads) : x(a.x, DIGITS, threads), dy(a.dy, DIGITS, threads) {}
@@ -86,7 +87,7 @@ class Digits {
     // NaN and infinity have no digits.
     bool exist() const { return x.finite && dy.finite; }
 
-    // The dwords of sixteen channels of one pixel.
+    // Dwords of sixteen channels of one pixel.
     SLT_INLINE void x_dwords(const F32 elements[SAMPLES], int64_t channel, __m512i out[DIGITS]) const {
         to_digits(elements, x, channel, out);
     }
@@ -94,7 +95,7 @@ class Digits {
         to_digits(elements, dy, row, out);
     }
 
-    // Sums of `rows` rows by a word of columns, stored or added. Tiles of dy for further rows are `dy_pitch` apart.
+    // Stores or adds the sums of `rows` rows by a word of columns. Tiles of dy are `dy_pitch` apart.
     template <class Between>
     void multiply(const uint32_t *dy_tiles, int64_t dy_pitch, XTiles x_tiles, int64_t steps, int64_t first_row,
                   int64_t rows, const int64_t *channels, bool add, float *sums, Between &between) const {
@@ -102,7 +103,7 @@ class Digits {
         for (int64_t c = 0; c < WORD; c += 16, x_tiles.at += x_tiles.half) {
             alignas(64) float half[16];  // of each column's channel
             for (int j = 0; j < 16; ++j) half[j] = x.half[channels[c + j]];
-            // A tile's sums are combined while the next one's are made.
+            // A tile's sums are combined while the next tile's are computed.
             multiply_tile(dy_tiles, x_tiles, steps);
             for (int64_t r = 0; r < rows; r += 16) {
                 store_orders(orders);
@@ -121,7 +122,7 @@ class Digits {
         const __m512 up = _mm512_loadu_ps(scales.up + channel), up_again = _mm512_loadu_ps(scales.up_again + channel);
         SLT_UNROLL for (int s = 0; s < SAMPLES; ++s) {
             const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps((__m512)elements[s], up), up_again);
-            const __m512i v = (__m512i)balanced_bytes<DIGITS>((U32)_mm512_cvtps_epi32(scaled));
+            const __m512i v = (__m512i)balanced_digits<DIGITS>((U32)_mm512_cvtps_epi32(scaled));
             SLT_UNROLL for (int d = 0; d < DIGITS; ++d) {
                 const __m512i byte = _mm512_set4_epi32(0x0C0C0C0C + d * 0x01010101, 0x08080808 + d * 0x01010101,
                                                        0x04040404 + d * 0x01010101, d * 0x01010101);
@@ -132,7 +133,7 @@ class Digits {
         }
     }
 
-    // The exact sums of `count` steps in registers, an order each, the highest first.
+    // The exact sums of `count` steps, one register per order, the highest first.
     static void multiply_tile(const uint32_t *dy, const XTiles &tiles, int64_t count) {
         tile_memory();
         _tile_zero(0);
@@ -176,8 +177,8 @@ class Digits {
         if (DIGITS == 3) _tile_stored(3, orders[3], 64);
     }
 
-    // Stores or adds the sums of `n` rows, as the numbers that they are. In units of the halves, so that nothing on the
-    // way overflows or vanishes that the result does not.
+    // Stores or adds the sums of `n` rows as float32. Intermediate values are in units of the halves: they overflow or
+    // vanish only if the result does.
     static void combine(const int32_t orders[4][TILE], const float *dy_half, const float *x_half, int64_t n, bool add,
                         float *sums) {
         const __m512 base = _mm512_set1_ps(256), unit = _mm512_set1_ps(DIGITS == 3 ? 0x1p-36f : 0x1p-28f);

@@ -1,16 +1,15 @@
-// The contraction in vector registers: float32 on any processor, and bfloat16 where dot products of pairs exist.
+// The weight gradient in vector registers: float32 on any processor, bfloat16 if there are dot products of pairs.
 //
-// A dword of an operand is an element of the contraction: one pixel of a few samples (`SAMPLES` of the `Number`), so
-// that a tap of the kernel shifts whole dwords. Both operands are put into dwords once: x as [channel / 32]
-// [samples / SAMPLES][height][width][32] with zeros around each image and the channels of a word in bit order, so that
-// a word of columns is read where it lies, whatever the stride (`in_place`); dy in strips as high as the register tile.
-// Where words of columns are not words of channels, a pixel of x has all of its channels together, and a block copies
-// its panel of x first.
+// A dword of an operand is one pixel of a few samples (`SAMPLES` of the `Number`), so that a tap of the kernel shifts
+// whole dwords. Both operands are converted to dwords once. x is [channel / 32][samples / SAMPLES][height][width][32]
+// with zeros around each image and the channels of a word in bit order, so that a word of columns is read in place for
+// every stride (`in_place`). dy is in strips as high as the register tile. If words of columns are not words of
+// channels, a pixel of x has all its channels together, and a block first copies its panel of x.
 //
-// The tile is MR rows by two registers: 12 x 32 in 24 of AVX-512's 32 registers, 6 x 16 in 12 of AVX2's 16; a step of
-// depth is 2 loads and MR broadcasts for 2 MR multiply-adds. With AVX-512, DEPTH steps of a word of x (32 KB) serve all
-// rows of a block; their dy (96 KB), the sums (192 KB), and the scores and gradients that finish them (384 KB)
-// stay in L2. Sums of DEPTH steps are added in float32 to the block's, so the error grows with the square root of DEPTH
+// Register blocking: MR rows by two registers, 12 x 32 in 24 of AVX-512's 32 registers, 6 x 16 in 12 of AVX2's 16. A
+// step is 2 loads and MR broadcasts for 2 MR multiply-adds. With AVX-512, DEPTH steps of a word of x (32 KB) serve all
+// rows of a block; their dy (96 KB), the sums (192 KB), and the scores and gradients that are read and written after
+// them (384 KB) stay in L2. Sums of DEPTH steps are added in float32, so the error grows with the square root of DEPTH
 // and of the number of such sums: 2e-7 at 256 pixels of float32, 4e-7 at 10^5.
 #pragma once
 
@@ -37,7 +36,7 @@ class Floats {
 };
 
 #if defined(__AVX512BF16__)
-// Pairs of samples, whose products are exact. Denormal ones are zeros.
+// Pairs of samples, whose products are exact. Denormal inputs count as zeros.
 class Bfloat16Pairs {
   public:
     static constexpr int64_t SAMPLES = 2;
@@ -87,7 +86,7 @@ class RegisterContraction {
     // The memory of one piece of work.
     struct Panels {
         Scratch<uint32_t> x;  // [4 words][DEPTH][32]
-        int64_t at[DEPTH];    // where the steps of a block are in x, for one word
+        int64_t at[DEPTH];    // where the steps of a block are in a word of x
         int64_t in_panel[DEPTH];
 
         explicit Panels(int64_t) : x(CALL * DEPTH) {
@@ -95,7 +94,7 @@ class RegisterContraction {
         }
     };
 
-    // sums [calls][ROWS][128] of the rows from `first_row` on. `between` runs between parts of the product.
+    // sums [calls][ROWS][128] of the rows from `first_row` on. `between` is called between parts of the product.
     template <class Between>
     void operator()(Panels &panels, int64_t first_row, int64_t rows, const Columns *columns, int calls, float *sums,
                     Between between) const {
@@ -122,24 +121,24 @@ class RegisterContraction {
     const int threads;
     const bool in_place;
     const int64_t bundles;       // of SAMPLES samples
-    const int64_t steps, depth;  // all of them, and those of a block
+    const int64_t steps, depth;  // all steps; steps of a block
     const int64_t group_rows, group_height;
     const int64_t line, row, image;  // strides of x
     const Scratch<uint32_t> x, dy;
 
     // Whether each word of columns is one of channels.
     static bool words_are_channels(const GradScores &a) {
-        const bool one_tap = a.window.kernel_h * a.window.kernel_w == 1;
+        const bool one_tap = taps_of(a.window) == 1;
         return a.x.channels / a.window.groups % WORD == 0 || (one_tap && a.window.groups == 1);
     }
 
-    // A pixel that is an image of its own has its channels together, whatever its format is called.
+    // An image of one pixel is channels-last in both formats.
     static Images together(Images x) {
         x.channels_last |= x.pixels() == 1;
         return x;
     }
 
-    // N registers of channels from c on, those below `end`, of pixels [first, first + n) of a bundle; n <= LANES.
+    // N registers of channels from c on, below `end`, of pixels [first, first + n) of a bundle; n <= LANES.
     template <int N>
     static SLT_INLINE void read(const Images &from, int64_t bundle, int64_t first, int64_t n, int64_t c, int64_t end,
                                 U32 out[LANES][N]) {
@@ -181,7 +180,7 @@ class RegisterContraction {
         });
     }
 
-    // A word of channels in bit order.
+    // Stores a word of channels in bit order.
     static SLT_INLINE void part(const void *word, uint32_t *to) {
         uint32_t from[WORD];
         memcpy(from, word, sizeof from);
@@ -196,7 +195,7 @@ class RegisterContraction {
         return dy + step / depth * depth * height + (r / group_rows * group_height + r % group_rows) * depth;
     }
 
-    // Strips of MR rows: [block of steps][row / MR][step][MR], zeros where there is no row.
+    // Strips of MR rows: [block of steps][row / MR][step][MR]; missing rows are zeros.
     void write_dy() {
         const Images from = together(a.dy);
         in_pieces(from, [&](int64_t bundle, int64_t end_bundle, int64_t begin, int64_t end) {
@@ -227,9 +226,9 @@ class RegisterContraction {
         }
     }
 
-    // body(bundle, end_bundle, pixel, end_pixel) for pieces of images: runs of pixels in planes, or else a few pixels,
-    // so that their channels are read nearly in order. Small images are taken together: one after the other, their
-    // channels would be written far apart, often to the same set of a cache.
+    // Calls body(bundle, end_bundle, pixel, end_pixel) for pieces of images: runs of pixels of NCHW images, a few
+    // pixels of channels-last images, so that channels are read nearly in order. Small images are grouped: separately,
+    // their channels would be written far apart, often to the same set of a cache.
     template <class Body>
     void in_pieces(const Images &from, const Body &body) const {
         const int64_t at_once = pixels_at_once(from), pieces = ceil_div(from.pixels(), at_once);
@@ -248,13 +247,13 @@ class RegisterContraction {
             at[d] = p.image * image + p.h * a.window.stride_h * row + p.w * a.window.stride_w * line;
     }
 
-    // The word of columns from c on, at the first step.
+    // Where the word of columns from c on is, at the first step.
     const uint32_t *word_of(const Columns &columns, int64_t c, const Panels &panels) const {
         if (!in_place) return panels.x + c * DEPTH;
         return x + columns.channel[c] / WORD * bundles * image + columns.h[c] * row + columns.w[c] * line;
     }
 
-    // The panel of a call where x is not in words.
+    // Copies the panel of a call if x is not in words.
     void copy_panel(const Columns &columns, const int64_t *at, int64_t count, uint32_t *panel) const {
         int64_t offset[CALL];
         for (int c = 0; c < CALL; ++c) offset[c] = columns.h[c] * row + columns.w[c] * line + columns.channel[c];
@@ -271,7 +270,7 @@ class RegisterContraction {
         }
     }
 
-    // The last rows ask for the word after this one, which may have left the caches since other rows were multiplied.
+    // The last rows prefetch the word after this one, which may have left the caches since its last use.
     template <class Between>
     void multiply(const uint32_t *strips, const uint32_t *x, const uint32_t *next, const int64_t *at, int64_t count,
                   int64_t rows, bool add, float *sums, Between &between) const {
@@ -288,7 +287,7 @@ class RegisterContraction {
             }
     }
 
-    // The first `rows` rows of an M x NR tile of products: the sums, or added to them.
+    // Stores the first `rows` rows of an M x NR tile of sums, or adds them.
     template <int M>
     static void tile(const uint32_t *dy, const uint32_t *x, const uint32_t *wanted, const int64_t *at, int64_t count,
                      int64_t rows, bool add, float *sums) {
