@@ -16,7 +16,7 @@ void materialize(const Materialize &a, int threads) {
         const uint8_t(*bytes)[LANES][4] = reinterpret_cast<const uint8_t(*)[LANES][4]>(quads);
         for (int64_t call = 0; call < weights.frame.calls; ++call) {
             weights.write(row, call, 1, quads);
-            const int64_t words = weights.frame.skipped + words_of(s) - call * WORDS_A_CALL;  // from here to the last
+            const int64_t words = weights.frame.skipped + words_of(s) - call * WORDS_PER_CALL;  // from this call on
             for (int l = 0; l < LANES && row + l < s.rows; ++l)
                 for (int i = 0; i < least(words * WORD, CALL); ++i) {
                     const int quad = i / 4, in_word = quad_k(s.weight, quad % 8, i % 4);
