@@ -337,7 +337,7 @@ def test_every_number_of_16_bits_is_read_and_rounded(isa, dtype, scale):
     """A row of one element has a fixed point to itself, and 16 bits of it are more than the number has."""
     source = Source.of(1, 1, seed=3)
     mask, numbers = torch.tensor([[1]], dtype=torch.int32), torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    y = cpu.linear_forward(numbers[:, None], mask, torch.tensor(scale), None, source).squeeze(1)
+    y = cpu.linear_forward(numbers[:, None], mask, torch.tensor(float(scale)), None, source).squeeze(1)
     expected = (numbers.float() * scale * source.integer_weight().item()).to(dtype)
     expected[~numbers.isfinite()] = float("nan")
     assert y.dtype == dtype

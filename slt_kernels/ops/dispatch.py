@@ -55,6 +55,7 @@ def is_plain(x: Tensor) -> bool:
         and type(x) in _PLAIN
         and not x.is_meta
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0  # such as a default device, which kernels must not see
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )

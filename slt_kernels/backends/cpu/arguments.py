@@ -57,7 +57,8 @@ def resolved(mask: Tensor, source: Source) -> Tensor:
 @lru_cache(maxsize=4096)
 def count_frozen(source: Source) -> tuple[Tensor, int]:
     """`free_offsets`, and how many weights are locked."""
-    offsets, locked = torch.empty(source.rows + 1, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    offsets = torch.empty(source.rows + 1, dtype=torch.int64, device="cpu")
+    locked = torch.empty((), dtype=torch.int64, device="cpu")
     _cpu.count_frozen(source=source, offsets=offsets.data_ptr(), locked=locked.data_ptr(), threads=threads())
     return offsets, int(locked)
 

@@ -39,7 +39,7 @@ def plan_linear_forward(
     forward, rows, fan = plan.forward, source.rows, source.fan
 
     def call(x: Tensor) -> Tensor:
-        y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
+        y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device="cpu")
         forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], digit_count(x), threads())
         return y
 
