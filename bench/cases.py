@@ -21,9 +21,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from slt_kernels import backends, bits
 from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
+from slt_kernels.conv_geometry import Window
 from slt_kernels.models import GPT, resnet
 from slt_kernels.source import Freeze, Source
-from slt_kernels.window import Window
 
 cpu, reference = backends.on("cpu"), backends.on("reference")
 

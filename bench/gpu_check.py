@@ -69,8 +69,8 @@ from machine import machine
 from torch import Tensor
 
 from slt_kernels import SupermaskLinear, backends
+from slt_kernels.conv_geometry import Window
 from slt_kernels.source import Freeze, Source
-from slt_kernels.window import Window
 
 triton = backends.on("triton")
 L2_BYTES = 128 << 20  # more than any L2 cache; inputs and weights are rotated through this much memory

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from slt_kernels import EdgePopup, SupermaskConv2d, SupermaskLinear, backends, bits
+from slt_kernels.conv_geometry import Window
 from slt_kernels.source import WEIGHTS, Freeze, Source
-from slt_kernels.window import Window
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda:0")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from slt_kernels import backends
+from slt_kernels.conv_geometry import Window
 from slt_kernels.source import Freeze, Source
-from slt_kernels.window import Window
 
 cpu = backends.on("cpu")
 

@@ -14,8 +14,8 @@ import torch
 from oracle import fixed_point, known, rounded
 
 from slt_kernels import Freeze, Source, bits, philox
+from slt_kernels.conv_geometry import Window
 from slt_kernels.source import NORMAL_TABLE, WEIGHTS
-from slt_kernels.window import Window
 
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 CSRC = Path(__file__).parents[1] / "csrc"

@@ -15,7 +15,7 @@ BEFORE = """
 import resource, torch
 from slt_kernels import backends
 from slt_kernels.source import Source
-from slt_kernels.window import Window
+from slt_kernels.conv_geometry import Window
 
 cpu = backends.on("cpu")
 torch.set_num_threads(2)

@@ -11,8 +11,8 @@ from computed_once import ComputedOnce
 from torch.nn import grad
 
 from slt_kernels import backends
+from slt_kernels.conv_geometry import Window
 from slt_kernels.source import WEIGHTS, Freeze, Source
-from slt_kernels.window import Window
 
 cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
 

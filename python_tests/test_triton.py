@@ -17,9 +17,9 @@ import torch
 from interpreter import INSTALLED, INTERPRETED
 
 from slt_kernels import backends, bits
+from slt_kernels.conv_geometry import Window
 from slt_kernels.operations import OUTPUTS
 from slt_kernels.source import WEIGHTS, Freeze, Source
-from slt_kernels.window import Window
 
 if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)

@@ -6,13 +6,13 @@ inside each product. One bit per free weight is learned and stored.
 
 from . import backends, freezing, ops
 from .bernoulli import BernoulliMasks
+from .conv_geometry import Window
 from .convert import convert, summary
 from .edge_popup import EdgePopup
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, drop_scores
 from .numbering import number_layers
 from .source import Freeze, Source
 from .ticket import TicketError, load_ticket, save_ticket, ticket_info
-from .window import Window
 
 __version__ = "0.1.0"
 

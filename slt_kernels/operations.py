@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bits import words_for
-from .window import channels_last
+from .conv_geometry import channels_last
 
 Outputs = Tensor | tuple[Tensor, ...]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 from .. import ops
+from ..conv_geometry import Window
 from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
-from ..window import Window
 from .supermask import SupermaskLayer
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ..bits import words_for
+from ..conv_geometry import Window
 from ..source import MAX_FAN, MAX_ROWS, WEIGHTS, Source
-from ..window import Window
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..conv_geometry import Window
 from ..source import Source
-from ..window import Window
 from .autograd import autocast, differentiates, once_differentiable
 from .checks import check_floating, check_images, check_layer, check_tensor, check_window
 from .dispatch import operation

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from ..conv_geometry import Window
 from ..operations import OUTPUTS, SCHEMAS
 from ..source import Source
-from ..window import Window
 
 _library = torch.library.Library("slt_kernels", "DEF")
 _TYPES = {"source": Source, "window": Window}

@@ -5,8 +5,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from ...conv_geometry import channels_last
 from ...source import Source
-from ...window import channels_last
 from .. import registry
 from . import _cpu, threads
 

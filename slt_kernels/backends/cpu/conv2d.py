@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ...conv_geometry import Window
 from ...source import Source
-from ...window import Window
 from . import _cpu, threads
 from .arguments import dense, digit_count, floats, images, kernel, narrow, pointer, resolved
 from .grad_scores import write_grad_scores

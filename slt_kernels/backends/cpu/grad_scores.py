@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ...conv_geometry import Window
 from ...source import Source
-from ...window import Window
 from . import _cpu, threads
 from .arguments import check_count, dense, digit_count, free_offsets, images
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...conv_geometry import Window
 from ...source import Source
-from ...window import Window
 from .. import registry
 from . import _cpu, threads
 from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from ...conv_geometry import Window
 from ...source import Source
-from ...window import Window
 from .fixed_point import integer_sums, runs, with_bias
 from .grad_scores import grad_scores
 from .materialize import materialize

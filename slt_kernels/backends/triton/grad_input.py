@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...conv_geometry import Window
 from ...source import Source
-from ...window import Window
 from .arguments import kernel, takes
 from .autotuning import choose
 from .expand import resolved

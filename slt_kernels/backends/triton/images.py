@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...window import Window
+from ...conv_geometry import Window
 
 
 class Image(NamedTuple):
