@@ -1,5 +1,6 @@
 """The CPU backend's products and materialize against the reference, bit for bit, on every instruction set."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -326,6 +327,23 @@ def test_the_largest_sums(isa, precision, weight, fan):
     assert torch.equal(
         cpu.linear_grad_input(dy, mask, scale, columns), reference.linear_grad_input(dy, mask, scale, columns)
     )
+
+
+def test_every_side_of_a_padded_image(isa):
+    """Even kernels, and strides that skip the last pixels: taps reach further past one side than past the other."""
+    scale, compared = torch.tensor(0.5), 0
+    for kernel, padding, stride, width in itertools.product((2, 3), (0, 1, 2), (1, 2), (4, 5, 7)):
+        source = Source.of(5, 3 * kernel * kernel, seed=kernel, weight=WEIGHTS[padding])
+        window = Window(kernel, kernel, stride, stride, padding, padding)
+        mask = torch.full((source.rows, source.words), -1, dtype=torch.int32)
+        x = torch.randn(2, 3, width, width)
+        expected = reference.conv2d_forward(x, mask, scale, None, source, window)
+        dy = torch.randn_like(expected)
+        assert torch.equal(cpu.conv2d_forward(x, mask, scale, None, source, window), expected)
+        arguments = dy, mask, scale, source, window, [width, width]
+        assert torch.equal(cpu.conv2d_grad_input(*arguments), reference.conv2d_grad_input(*arguments))
+        compared += 1
+    assert compared == 36
 
 
 SIXTEEN_BITS = torch.bfloat16, torch.float16

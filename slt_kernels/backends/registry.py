@@ -7,6 +7,7 @@ have every operation, nor take every argument: what no other takes, the referenc
 
 import os
 import pkgutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -34,6 +35,7 @@ class Kernel(NamedTuple):
 _backends: dict[str, ModuleType] = {}  # the preferred first
 _kernels: dict[tuple[str, str], list[Kernel]] = {}  # by backend and operation
 _loaded: set[str] = set()  # the backends whose kernels are registered
+_loading = threading.RLock()
 _planners: dict[tuple[str, str], Callable[..., Callable[[Tensor], Tensor] | None]] = {}  # by backend and operation
 _candidates: dict[tuple[str, torch.device], tuple[Kernel, ...]] = {}  # by operation and device; filled on first use
 choices = 0  # counts the changes after which another kernel may be chosen: plans made before them are void
@@ -107,10 +109,11 @@ def plan(operation: str, device: torch.device, *arguments: Any) -> Callable[[Ten
 def kernels(backend: str, operation: str) -> list[Kernel]:
     """A backend's kernels of an operation, in the order in which they are tried; imports its modules at first."""
     if backend not in _loaded:
-        _loaded.add(backend)
-        package = _backends[backend]
-        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
-            import_module(f"{package.__name__}.{module.name}")
+        with _loading:
+            package = _backends[backend]
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                import_module(f"{package.__name__}.{module.name}")
+            _loaded.add(backend)  # last: another thread must not find half of them
     return _kernels.get((backend, operation), [])
 
 
