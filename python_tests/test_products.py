@@ -967,3 +967,33 @@ def test_materialize_refuses(mask, backend):
 def test_pack_refuses(scores, threshold, message, compact, backend):
     with pytest.raises((TypeError, ValueError), match=message):
         ops.pack(scores, threshold, GOOD.source, compact)
+
+
+def test_lazily_negated_and_zero_tensors():
+    """PyTorch marks them instead of writing their values: a kernel that reads memory must not see them."""
+    x, layer = torch.randn(3, 45), SupermaskLinear(45, 20)
+    lazy, zero = torch._neg_view(x), torch._efficientzerotensor(3, 45)
+    for marked, expected in ((lazy, -x), (zero, torch.zeros(3, 45))):
+        with torch.inference_mode():
+            for _ in range(2):  # the second time there is a plan
+                assert torch.equal(layer(marked), layer(expected))
+        layer.zero_grad()
+        layer(marked).sum().backward()
+        ours = layer.scores.grad.clone()
+        layer.zero_grad()
+        layer(expected).sum().backward()
+        assert torch.equal(ours, layer.scores.grad)
+    y = layer(x)
+    for dy in (torch._neg_view(torch.ones_like(y)), torch._efficientzerotensor(3, 20)):
+        (ours,) = torch.autograd.grad(y, layer.scores, dy, retain_graph=True)
+        (expected,) = torch.autograd.grad(y, layer.scores, dy * 1, retain_graph=True)
+        assert torch.equal(ours, expected)
+
+
+def test_a_plan_reads_a_strided_bias():
+    layer, x = SupermaskLinear(45, 20), torch.randn(3, 45)
+    layer.bias = torch.nn.Parameter(torch.randn(20, 2)[:, 0])
+    expected = layer(x).detach()
+    with torch.inference_mode():
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer(x), expected)

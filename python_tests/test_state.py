@@ -113,6 +113,11 @@ def key_by_key(model, state):
         model.load_state_dict({name: tensor.clone()}, strict=False, assign=True)
 
 
+def key_by_key_sorted(model, state):
+    """In the order of a safetensors file."""
+    key_by_key(model, dict(sorted(state.items())))
+
+
 def at_once(model, state):
     model.load_state_dict(state, strict=False)  # a state without scores
 
@@ -123,7 +128,10 @@ def through_accelerate(model, state):
         accelerate.set_module_tensor_to_device(model, name, "cpu", value=tensor.clone())
 
 
-LOADERS = {f.__name__: f for f in (one_by_one, by_setattr, in_place, key_by_key, at_once, through_accelerate)}
+LOADERS = {
+    f.__name__: f
+    for f in (one_by_one, by_setattr, in_place, key_by_key, key_by_key_sorted, at_once, through_accelerate)
+}
 
 
 @pytest.mark.parametrize("used", (False, True), ids=("new", "used"))

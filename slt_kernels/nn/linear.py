@@ -72,7 +72,7 @@ class SupermaskLinear(SupermaskLayer):
         if plan is not None and plan.takes(input) and self._is_fresh() and plan.is_of(*self._operands()):
             return plan.call(input)
         self._refresh_mask()
-        if ops.is_plain(input) and not ops.differentiates():
+        if not ops.differentiates() and ops.is_plain(input, *self._operands()):
             self._plan = ops.LinearPlan(*self._operands())
         return ops.linear(input, self._scores_to_grade(), *self._operands())
 

@@ -14,8 +14,6 @@ from .inspection import InspectedLayer
 
 SCALES = (None, "static", "dynamic")
 IDENTITY = ("contract", *Source._fields, "scale", "gain")
-
-
 _STATE_DTYPES = {
     "mask_words": (torch.int32,),
     "source_id": (torch.int64,),
@@ -154,9 +152,8 @@ class LayerState(InspectedLayer):
         together = words is not None and (self.scores is None or f"{prefix}scores" in state_dict)
         if words is not None:
             state_dict[f"{prefix}mask_words"] = self._in_own_form(words)
-            if (
-                f"{prefix}mask_origin" not in state_dict
-            ):  # a state of an older release: the mask stays until scores change
+            # A whole state of an older release; other loaders pass a tensor at a time, in any order.
+            if f"{prefix}source_id" in state_dict and f"{prefix}mask_origin" not in state_dict:
                 scores = state_dict.get(f"{prefix}scores", self.scores)
                 known = scores is not None and not sharded_scores.is_dtensor(scores) and not scores.is_meta
                 origin = [Maker.LAYER, fingerprint(scores.float()) if known else UNRECORDED]

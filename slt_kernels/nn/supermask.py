@@ -39,8 +39,8 @@ class SupermaskLayer(LayerState):
             collective. `EdgePopup`, `load_ticket` and `load_mask` turn `auto_mask` off, and then only they change the
             mask. ``mask_origin`` records this, so a layer that loads such a mask, by any loader, keeps it until an
             `EdgePopup`, a ticket or `update_mask` makes another.
-        mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores that
-            it was made of, 0 where none is recorded.
+        mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores for
+            which it is valid, 0 where none is recorded.
         dtype: of the weight, as ``.to(dtype)`` leaves it; products take inputs of any.
         graded_scores: an identity function of the scores with a backward of its own, for another gradient than
             Edge-Popup's (`BernoulliMasks` has one); None for Edge-Popup's.

@@ -42,20 +42,26 @@ def operation(name: str) -> Callable[..., Any]:
     torch.library.register_fake(f"slt_kernels::{name}", fake, lib=_library)
 
     def call(*arguments: Any) -> Any:
-        first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        return run(name, *arguments) if is_plain(first) else op(*arguments)
+        tensors = arguments if isinstance(arguments[0], Tensor) else arguments[0]
+        return run(name, *arguments) if is_plain(*tensors) else op(*arguments)
 
     return call
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether nothing traces, compiles or intercepts operations on a tensor."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in _PLAIN
-        and not x.is_meta
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0  # such as a default device, which kernels must not see
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-    )
+def is_plain(*arguments: Any) -> bool:
+    """Whether nothing traces, compiles or intercepts operations, and all tensors among the arguments hold their values.
+
+    Subclasses, meta tensors, and tensors that are only marked as negated or zero do not.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()  # such as a default device, which kernels must not see
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for x in arguments:
+        if isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or x.is_neg() or x._is_zerotensor()):
+            return False
+    return True

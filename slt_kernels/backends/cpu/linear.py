@@ -33,8 +33,8 @@ def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tens
 def plan_linear_forward(
     mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
 ) -> Callable[[Tensor], Tensor] | None:
-    if mask.dim() == 1 or (bias is not None and bias.dtype != torch.float32):  # both are converted in each call
-        return None
+    if mask.dim() == 1 or (bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous())):
+        return None  # they are converted in each call
     plan = _cpu.LinearPlan(source=source, mask=mask.data_ptr(), scale=scale.data_ptr(), bias=pointer(bias))
     forward, rows, fan = plan.forward, source.rows, source.fan
 
