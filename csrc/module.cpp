@@ -6,14 +6,44 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/machine/float_control.h"
+#include "python_arguments.h"
 
 namespace py = pybind11;
+
+namespace slt {
+
+// The scale is passed as a pointer: a Python float would become 0 where the thread flushes denormal numbers.
+template <>
+struct From<float> {
+    static float python(PyObject *v) {
+        const float *scale = From<const float *>::python(v);
+        return scale ? *scale : 0;
+    }
+};
+
+// (pointer, element type)
+template <class Byte>
+struct From<Numbers<Byte>> {
+    static Numbers<Byte> python(PyObject *v) { return {item<Byte *>(v, 0), Type(item<int>(v, 1))}; }
+};
+
+// (numbers, (samples, channels, height, width, channels_last))
+template <class Byte>
+struct From<ImagesOf<Byte>> {
+    static ImagesOf<Byte> python(PyObject *v) {
+        PyObject *sizes = PyTuple_Check(v) && PyTuple_GET_SIZE(v) == 2 ? PyTuple_GET_ITEM(v, 1) : v;
+        const auto at = [sizes](int i) { return item<int64_t>(sizes, i); };
+        const bool channels_last = at(4) || at(2) * at(3) == 1;  // one pixel is channels-last in both formats
+        return {item<Numbers<Byte>>(v, 0), at(0), at(1), at(2), at(3), channels_last};
+    }
+};
+
+}  // namespace slt
 
 namespace {
 
@@ -40,67 +70,6 @@ void run(Operation<Arguments> operation, const Arguments &arguments, int threads
     const DefaultFloatControl control;
     (chosen.operations->*operation)(arguments, threads);
 }
-
-// The value of a Python object for a member of type T. Sets a Python error if the object has another type.
-template <class T>
-struct From {
-    static T python(PyObject *v) { return T(PyLong_AsLongLong(v)); }
-};
-
-template <class T>
-struct From<T *> {
-    static T *python(PyObject *v) { return static_cast<T *>(PyLong_AsVoidPtr(v)); }
-};
-
-// The scale is passed as a pointer: a Python float would become 0 where the thread flushes denormal numbers.
-template <>
-struct From<float> {
-    static float python(PyObject *v) {
-        const float *scale = From<const float *>::python(v);
-        return scale ? *scale : 0;
-    }
-};
-
-// Item i of a tuple.
-template <class T>
-T item(PyObject *tuple, Py_ssize_t i) {
-    if (PyTuple_Check(tuple) && i < PyTuple_GET_SIZE(tuple)) return From<T>::python(PyTuple_GET_ITEM(tuple, i));
-    PyErr_SetString(PyExc_TypeError, "expected a longer tuple");
-    return {};
-}
-
-template <>
-struct From<Source> {
-    static Source python(PyObject *v) {
-        const auto at = [v](int i) { return item<int64_t>(v, i); };
-        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9)};
-    }
-};
-
-template <>
-struct From<Window> {
-    static Window python(PyObject *v) {
-        const auto at = [v](int i) { return item<int64_t>(v, i); };
-        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
-    }
-};
-
-// (pointer, element type)
-template <class Byte>
-struct From<Numbers<Byte>> {
-    static Numbers<Byte> python(PyObject *v) { return {item<Byte *>(v, 0), Type(item<int>(v, 1))}; }
-};
-
-// (numbers, (samples, channels, height, width, channels_last))
-template <class Byte>
-struct From<ImagesOf<Byte>> {
-    static ImagesOf<Byte> python(PyObject *v) {
-        PyObject *sizes = PyTuple_Check(v) && PyTuple_GET_SIZE(v) == 2 ? PyTuple_GET_ITEM(v, 1) : v;
-        const auto at = [sizes](int i) { return item<int64_t>(sizes, i); };
-        const bool channels_last = at(4) || at(2) * at(3) == 1;  // one pixel is channels-last in both formats
-        return {item<Numbers<Byte>>(v, 0), at(0), at(1), at(2), at(3), channels_last};
-    }
-};
 
 // The Python function of an operation. It takes one argument for each field, and `threads`, all by name.
 template <class Arguments>
@@ -162,11 +131,6 @@ class Function {
         return nullptr;
     }
 };
-
-template <class Arguments, auto member>
-void set(Arguments &arguments, PyObject *value) {
-    arguments.*member = From<std::remove_reference_t<decltype(arguments.*member)>>::python(value);
-}
 
 #define SLT_FIELD(member) {#member, set<A, &A::member>}
 

@@ -8,14 +8,14 @@ import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = {
-    path.relative_to(CSRC).as_posix(): path.read_text() for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp")
+    path.relative_to(CSRC).as_posix(): path.read_text() for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp", ".cu")
 }
 INCLUDES = {name: re.findall(r'#include "([^"]+)"', text) for name, text in FILES.items()}
 
 # From the ground up. Rooms of one floor do not include each other.
 FLOORS = (
     ("contract",),
-    ("operations.h",),
+    ("operations.h", "python_arguments.h", "cuda"),
     ("cpu/machine",),
     ("cpu/layout",),
     ("cpu/weights",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("cpu/conv", "cpu/wgrad"),
     ("cpu/ops",),
     ("cpu/dispatch.h",),
-    ("cpu/dispatch.cpp", "cpu/isa_table.cpp", "module.cpp"),
+    ("cpu/dispatch.cpp", "cpu/isa_table.cpp", "module.cpp", "cuda_module.cpp"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

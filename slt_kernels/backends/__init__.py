@@ -7,7 +7,7 @@ The first backend that runs here, takes a tensor's device and has a kernel for t
 in the environment, or `use`, forces one for the whole process. A new backend is a new package: `register` it.
 """
 
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 from .registry import (
     available,
     describe,
@@ -38,4 +38,5 @@ __all__ = [
 
 register("reference", reference)
 register("triton", triton)
+register("cuda", cuda)
 register("cpu", cpu)

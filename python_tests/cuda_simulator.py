@@ -1,0 +1,138 @@
+"""Runs the CUDA backend's kernels on CPU tensors, in a simulator of PTX where there is one.
+
+Everything but the driver is the backend's own: its host code prepares launches, and nvcc compiles its kernels. The
+simulator reports accesses out of bounds, races, reads of memory that was never written, and waits that are missing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slt_kernels.backends import registry
+
+try:
+    import ptxsim
+except ImportError:
+    ptxsim = None
+
+CSRC = Path(__file__).parents[1] / "csrc"
+MACHINES = {80: (80, 4, 163 * 1024), 90: (90, 4, 227 * 1024)}  # few multiprocessors: grids of few blocks
+
+
+def why_not() -> str | None:
+    """Why kernels cannot be simulated here; None if they can."""
+    if ptxsim is None:
+        return "the simulator ptxsim is not importable"
+    try:
+        from slt_kernels import _cuda  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@cache
+def compiled(file: str, arch: str) -> "ptxsim.Module":
+    """The kernels of a file of csrc/cuda, compiled for an architecture."""
+    return ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=["-std=c++20"])
+
+
+class Simulator:
+    """Runs launches.
+
+    Attributes:
+        options: of every launch, as ``ptxsim.Module.launch`` takes them (schedule, quantum, resident).
+        launches: what was launched, as `Launch.describe` returns it, with the simulator's result.
+        module: compiles a file for an architecture; a test replaces it by one that injects faults.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.arch = f"sm_{capability}" + "a" * (capability == 90)
+        self.options: dict[str, int] = {}
+        self.launches: list[dict] = []
+        self.module = compiled
+        self._marks: dict[int, tuple[Tensor, np.ndarray]] = {}  # of bytes that hold a value, by address
+        self._launched: set[int] = set()  # addresses that kernels were given
+
+    def enqueue(self, launch, device, *values, reads=()) -> None:
+        described = launch.describe(*(v.data_ptr() if isinstance(v, Tensor) else v for v in values))
+        memory = ptxsim.Memory()
+        for n, tensor in enumerate({t.data_ptr(): t for t in (*values, *reads) if isinstance(t, Tensor)}.values()):
+            size, at = tensor.numel() * tensor.element_size(), tensor.data_ptr()
+            self._launched.add(at)
+            marks = self._marks[at][1].ctypes.data if at in self._marks else 0
+            memory.regions.append((at, max(size, 1), at, marks, at, at + size, f"tensor {n}"))
+        if described["blocks"] == 0:
+            return
+        result = self.module(described["file"], self.arch).launch(
+            described["kernel"],
+            described["blocks"],
+            described["threads"],
+            [described["arguments"]],
+            described["shared"],
+            memory=memory,
+            cluster=described["cluster"] if described["cluster"] > 1 else None,
+            **self.options,
+        )
+        self.launches.append({**described, "result": result})
+        if result.findings:
+            raise ptxsim.SimulationError(result.explain())
+
+    def unwritten(self, tensor: Tensor) -> Tensor:
+        """Marks a tensor's bytes as holding no value."""
+        if tensor.numel():
+            self._launched.discard(tensor.data_ptr())
+            self._marks[tensor.data_ptr()] = tensor, np.zeros(tensor.numel() * tensor.element_size(), np.uint8)
+        return tensor
+
+    def written_elsewhere(self, tensor: Tensor) -> None:
+        """Takes the marks from a tensor that no kernel was given: PyTorch wrote it."""
+        if tensor.data_ptr() not in self._launched:
+            self._marks.pop(tensor.data_ptr(), None)
+
+    def never_written(self, tensor: Tensor) -> int:
+        """How many bytes of a tensor that `unwritten` marked no kernel wrote."""
+        marks = self._marks.get(tensor.data_ptr())
+        return 0 if marks is None else int((marks[1] == 0).sum())
+
+
+@contextmanager
+def simulated(capability: int) -> Iterator[Simulator]:
+    """The CUDA backend on CPU tensors, as on a device of that compute capability (80 or 90).
+
+    Outputs and workspaces hold no value until a kernel writes them.
+    """
+    from slt_kernels.backends.cuda import launch
+
+    simulator = Simulator(capability)
+    make_outputs, run_first = registry.make_outputs, registry._run_first
+
+    def marked_outputs(operation, arguments):
+        outputs = make_outputs(operation, arguments)
+        for output in _tensors(outputs):
+            simulator.unwritten(output)
+        return outputs
+
+    def run_marked(operation, candidates, arguments):
+        outputs = run_first(operation, candidates, arguments)
+        for output in _tensors(outputs):
+            simulator.written_elsewhere(output)
+        return outputs
+
+    make_workspace = launch.workspace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "make_outputs", marked_outputs)
+        patch.setattr(registry, "_run_first", run_marked)
+        patch.setattr(launch, "machine", lambda device: launch.Machine(*MACHINES[capability]))
+        patch.setattr(launch, "enqueue", simulator.enqueue)
+        patch.setattr(launch, "workspace", lambda *arguments: simulator.unwritten(make_workspace(*arguments)))
+        yield simulator
+
+
+def _tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,61 @@
+"""Launches: prepared once for what does not change from call to call, and then run with pointers."""
+
+from functools import cache, lru_cache, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...source import Source
+from .. import registry
+from . import _cuda
+
+kernel = partial(registry.kernel, backend="cuda")
+planned = lru_cache(maxsize=4096)  # of functions that make launches, or other tables of a source
+
+Launch = _cuda.Launch
+
+
+class Machine(NamedTuple):
+    """The properties of a device that launches depend on."""
+
+    capability: int  # 10 major + minor: 80, 86, 89, 90, 100, 120
+    processors: int  # multiprocessors
+    shared: int  # bytes of shared memory that a block can have
+
+
+@cache
+def machine(device: torch.device) -> Machine:
+    """A device's properties."""
+    properties = torch.cuda.get_device_properties(device)
+    return Machine(
+        10 * properties.major + properties.minor,
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
+
+
+def enqueue(launch: Launch, device: torch.device, *values: Tensor | int, reads: tuple[Tensor, ...] = ()) -> None:
+    """Runs a launch on the device's current stream.
+
+    Args:
+        launch: made for that device.
+        values: of the members that change, in their order; a tensor stands for its address.
+        reads: tensors that the kernel reaches through addresses in memory.
+    """
+    raise NotImplementedError
+
+
+def workspace(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that a launch writes for another."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def blocks(count: int, size: int) -> int:
+    """The number of blocks of ``size`` that cover ``count``."""
+    return (count + size - 1) // size
+
+
+def calls(source: Source, stream: int) -> tuple[int, int, int]:
+    """The value of a member of type ``Calls``: the calls of a stream of `philox`."""
+    return source.seed, source.layer, stream
