@@ -1,9 +1,9 @@
 """Builds the C++ CPU backend, `slt_kernels._cpu`, with ninja: every kernel once per instruction set.
 
 The files of ``csrc/cpu/ops`` and ``csrc/cpu/isa_table.cpp`` are compiled for each instruction set that the compiler
-knows, with its flags and its name as ``SLT_ISA``. The set is chosen at run time, so no other file may be compiled with
-those flags. Without a working C++ compiler the package installs without the extension, and
-``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
+knows, with its flags and its name as ``SLT_ISA``; where a set differs from another in one kernel alone, just that one.
+The set is chosen at run time, so no other file may be compiled with those flags. Without a working C++ compiler the
+package installs without the extension, and ``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
 
 ``CXX`` and ``CXXFLAGS`` are honoured.
 """
@@ -38,7 +38,8 @@ AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
 AVX512BF16 = f"{AVX512VNNI} -mavx512bf16"
 INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last
 if platform.machine().lower() in ("x86_64", "amd64"):
-    INSTRUCTION_SETS |= {
+    INSTRUCTION_SETS = {
+        "scalar": "-O2",  # -O3 takes five times as long, for processors of before 2013
         "avx2": AVX2,
         "avx2vnni": f"{AVX2} -mavxvnni",
         "avx512": AVX512,
@@ -46,6 +47,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512bf16": AVX512BF16,
         "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
     }
+# The sets that differ from the one before in one file alone: they have all other kernels of that one.
+ONE_KERNEL = {"avx512bf16": ("avx512vnni", "grad_scores")}
 
 
 class NinjaBuild(build_ext):
@@ -69,7 +72,8 @@ class NinjaBuild(build_ext):
         folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
-        kernels = [*sorted((CSRC / "cpu/ops").glob("*.cpp")), CSRC / "cpu/isa_table.cpp"]
+        table = CSRC / "cpu/isa_table.cpp"
+        kernels = [*sorted((CSRC / "cpu/ops").glob("*.cpp")), table]
         have = " ".join(f"X({name})" for name in sets)
 
         lines = [
@@ -88,8 +92,13 @@ class NinjaBuild(build_ext):
             lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))
 
         for name, flags in sets.items():
+            flags = f"{flags} -DSLT_ISA={name}"
+            base, own = ONE_KERNEL.get(name, ("", ""))
             for source in kernels:
-                compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_ISA={name}")
+                if source == table and base:
+                    compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_BASE={base} -DSLT_OWN={own}")
+                elif source == table or own in ("", source.stem):
+                    compile(source, f"{source.stem}.{name}", flags)
         compile(CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
         compile(CSRC / "module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
         lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")

@@ -1,13 +1,30 @@
-// The table of one instruction set's functions.
+// The table of one instruction set's functions. A set that differs from another, SLT_BASE, in one operation alone has all
+// others of it, and SLT_OWN of its own.
 #include "cpu/dispatch.h"
+
+#define SLT_DECLARE(name, Arguments) void name(const Arguments &, int threads);
+
+#if defined(SLT_BASE)
+namespace slt::SLT_BASE {
+SLT_OPERATIONS(SLT_DECLARE)
+}  // namespace slt::SLT_BASE
+#endif
 
 namespace slt::SLT_ISA {
 
-#define SLT_DECLARE(name, Arguments) void name(const Arguments &, int threads);
 SLT_OPERATIONS(SLT_DECLARE)
 
 extern const Operations operations;
+#if defined(SLT_BASE)
+#define SLT_ENTRY(name, Arguments) SLT_BASE::name,
+constinit const Operations operations = [] {
+    Operations all = {SLT_OPERATIONS(SLT_ENTRY)};
+    all.SLT_OWN = SLT_OWN;
+    return all;
+}();
+#else
 #define SLT_ENTRY(name, Arguments) name,
-const Operations operations = {SLT_OPERATIONS(SLT_ENTRY)};
+constinit const Operations operations = {SLT_OPERATIONS(SLT_ENTRY)};
+#endif
 
 }  // namespace slt::SLT_ISA
