@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -32,9 +31,9 @@ from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import sass
 import torch
 import triton
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -324,20 +323,20 @@ def measure(name: str, architecture: int) -> dict[str, object]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-        code = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
+        usage = sass.run("cuobjdump", "-res-usage", file.name)
+        code = sass.run("nvdisasm", "-c", file.name)
     instructions, loop = _main_loop(code)
-    tensor = [i for i in loop if "MMA" in i.split()[0] or "MMA." in i]
+    tensor = [i for i in loop if sass.is_tensor(i)]
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
     warps = compiled.metadata.num_warps
     result = {
         "registers": registers,
-        "spills": sum(_spills(i) for i in instructions),
+        "spills": sum(sass.is_spill(i) for i in instructions),
         "shared": compiled.metadata.shared,
         "programs": min(REGISTERS // (32 * warps * 8 * -(-registers // 8)), 64 // warps),
     }
     if loop:
-        result["spills_in_loop"] = sum(_spills(i) for i in loop)
+        result["spills_in_loop"] = sum(sass.is_spill(i) for i in loop)
         result["waits"] = sum("WARPGROUP.DEPBAR" in i for i in loop)
         result["outside"] = len(instructions) - len(loop)
         result["tensor"] = len(tensor)
@@ -349,29 +348,10 @@ def measure(name: str, architecture: int) -> dict[str, object]:
     return result
 
 
-def _spills(instruction: str) -> bool:
-    return bool(re.search(r"\b(LDL|STL)\b", instruction))
-
-
 def _main_loop(code: str) -> tuple[list[str], list[str]]:
     """All instructions of a kernel, and those of its shortest loop that has tensor-core instructions."""
-    instructions: list[str] = []
-    labels: dict[str, int] = {}
-    for line in code.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label.group(1)] = len(instructions)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
-            instructions.append(re.sub(r"^@!?U?P\w+ +", "", instruction.group(1)))
-    loops = []
-    for i, instruction in enumerate(instructions):
-        target = re.match(r"BRA.*`\((\.L_x_\d+)\)", instruction)
-        if target and labels.get(target.group(1), len(instructions)) <= i:
-            loops.append(instructions[labels[target.group(1)] : i + 1])
-    return instructions, min((loop for loop in loops if any("MMA" in i for i in loop)), key=len, default=[])
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    instructions, loops = sass.instructions_and_loops(code)
+    return instructions, min((loop for loop in loops if any(map(sass.is_tensor, loop))), key=len, default=[])
 
 
 def over_budget(name: str, result: dict, budget: dict) -> list[str]:
