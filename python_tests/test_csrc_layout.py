@@ -15,7 +15,8 @@ INCLUDES = {name: re.findall(r'#include "([^"]+)"', text) for name, text in FILE
 # From the ground up. Rooms of one floor do not include each other.
 FLOORS = (
     ("contract",),
-    ("operations.h", "python_arguments.h", "cuda"),
+    ("operations.h", "python_arguments.h"),
+    ("cuda",),
     ("cpu/machine",),
     ("cpu/layout",),
     ("cpu/weights",),
