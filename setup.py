@@ -63,6 +63,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 # Cubins, and at last PTX for later devices. Sums are in the contract's order: no contraction to fused multiply-adds.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120", "80+PTX")
 NVCC_FLAGS = "-std=c++20 -fmad=false --compress-mode=size"
+USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 OLDEST_NVCC = (12, 8)  # the first with sm_100, sm_120 and --compress-mode
 
 
@@ -175,7 +176,7 @@ def find_nvcc() -> Nvcc:
         os.environ.get("NVCC"),
         os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc") if os.environ.get("CUDA_HOME") else None,
         shutil.which("nvcc"),
-        "/usr/local/cuda/bin/nvcc",
+        USUAL_NVCC,
     ]
     oldest = ".".join(map(str, OLDEST_NVCC))
     reason = f"there was no nvcc when the package was built: nvcc {oldest} or later builds them"
