@@ -117,11 +117,16 @@ def build_cuda(compiler: list[str], library: Path, python: str, folder: Path) ->
     source = f"'-DSLT_CUDA_SOURCE=\"{cuda_source()}\"'"
     sources = [CSRC / "cuda_module.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
     objects = [(path, path.stem, f"{python} {source if path.stem == 'driver' else ''}") for path in sources]
-    link(compiler, ["-ldl"], library, objects, folder)
+    link(compiler, [], library, objects, folder, libraries="-ldl")
 
 
 def link(
-    compiler: list[str], flags: list[str], library: Path, objects: list[tuple[Path, str, str]], folder: Path
+    compiler: list[str],
+    flags: list[str],
+    library: Path,
+    objects: list[tuple[Path, str, str]],
+    folder: Path,
+    libraries: str = "",
 ) -> None:
     """Makes a library of objects: a source, a name and flags of its own each."""
     lines = [
@@ -131,7 +136,7 @@ def link(
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {shlex.join(compiler)} -shared $in $flags -o $out",
+        f"  command = {shlex.join(compiler)} $flags -shared $in {libraries} -o $out",
     ]
     for source, name, extra in objects:
         lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))

@@ -8,7 +8,9 @@ import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = {
-    path.relative_to(CSRC).as_posix(): path.read_text() for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp", ".cu")
+    path.relative_to(CSRC).as_posix(): path.read_text()
+    for path in CSRC.rglob("*.*")
+    if path.suffix in (".h", ".cpp", ".cu")
 }
 INCLUDES = {name: re.findall(r'#include "([^"]+)"', text) for name, text in FILES.items()}
 

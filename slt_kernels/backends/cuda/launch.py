@@ -2,20 +2,21 @@
 
 import os
 from functools import cache, lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ... import _cuda
 from ...source import Source
 from .. import registry
 from . import devices
-from .built import FOLDER, _cuda
+from .built import FOLDER
 
 kernel = partial(registry.kernel, backend="cuda")
 planned = lru_cache(maxsize=4096)  # of functions that make launches, or other tables of a source
 
-Launch = _cuda.Launch
+Launch: TypeAlias = _cuda.Launch
 _cuda.use_kernels(os.fspath(FOLDER))
 _run = _cuda.run
 _stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # PyTorch's own, where it is built for CUDA
