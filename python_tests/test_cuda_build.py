@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_the_package_installs_without_any_compiler(tmp_path):
     }
     command = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}/temp"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    for objects in ROOT.glob("build/objects.*/cuda/99.0.0"):
+        shutil.rmtree(objects)
     assert done.returncode == 0, done.stderr
     kernels = tmp_path / "slt_kernels" / "_cuda_kernels"
     assert "why_none" in record(kernels) or record(kernels) == record(BUILT)
