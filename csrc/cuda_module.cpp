@@ -80,8 +80,7 @@ class Launch {
         if (PyLong_Check(value) || PyTuple_Check(value) || PyFloat_Check(value) || value == Py_None) {
             field.set(arguments, value);
         } else {
-            const py::object address =
-                py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(value, data_ptr));
+            const py::object address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(value, data_ptr));
             if (address) field.set(arguments, address.ptr());
         }
         if (PyErr_Occurred()) throw py::error_already_set();
@@ -130,15 +129,18 @@ PyMethodDef run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "Launches of slt_kernels' CUDA kernels, for slt_kernels.backends.cuda alone.";
 
-    m.def("layouts", [] {
-        py::dict result;
-        for (const Layout &layout : layouts()) {
-            py::dict fields;
-            for (const Field &field : layout.fields) fields[field.name] = py::make_tuple(field.offset, field.size);
-            result[layout.name] = py::make_tuple(layout.size, fields);
-        }
-        return result;
-    }, "Of each argument struct, its size, and the offset and size of each member.");
+    m.def(
+        "layouts",
+        [] {
+            py::dict result;
+            for (const Layout &layout : layouts()) {
+                py::dict fields;
+                for (const Field &field : layout.fields) fields[field.name] = py::make_tuple(field.offset, field.size);
+                result[layout.name] = py::make_tuple(layout.size, fields);
+            }
+            return result;
+        },
+        "Of each argument struct, its size, and the offset and size of each member.");
 
     py::class_<Launch>(m, "Launch")
         .def(py::init<std::string, std::string, const std::string &, unsigned, unsigned, unsigned, unsigned, bool,
@@ -152,9 +154,12 @@ PYBIND11_MODULE(_cuda, m) {
     m.attr("source") = SOURCE;
     m.def("use_kernels", &use_kernels, "Names the folder of the fatbins.");
     m.def("driver_version", &driver_version, "The newest CUDA that the driver knows: 1000 major + 10 minor.");
-    m.def("devices", [] {
-        py::list result;
-        for (const Device &d : devices()) result.append(py::make_tuple(d.capability, d.processors, d.shared));
-        return result;
-    }, "Capability, multiprocessors and shared memory of a block, of each device.");
+    m.def(
+        "devices",
+        [] {
+            py::list result;
+            for (const Device &d : devices()) result.append(py::make_tuple(d.capability, d.processors, d.shared));
+            return result;
+        },
+        "Capability, multiprocessors and shared memory of a block, of each device.");
 }

@@ -27,7 +27,7 @@ std::map<std::string, int> calls, failures;
 std::map<std::string, Kernel> kernels;
 std::string log_text;
 std::vector<intptr_t> contexts;  // 1 + device, the current one last
-int current = -1;                // the device of the runtime, as cudaSetDevice leaves it
+int current = -1;  // the device of the runtime, as cudaSetDevice leaves it
 bool is_capturing = false, logging = true;
 
 int from_environment(const char *name, int otherwise) {
@@ -170,8 +170,8 @@ int cuLaunchKernelEx(const Configuration *c, void *handle, void **parameters, vo
     if (!logging) return 0;
     const Kernel &kernel = *static_cast<Kernel *>(handle);
     std::ostringstream line;
-    line << "launch " << kernel.name << ' ' << c->grid[0] << ' ' << c->grid[1] << ' ' << c->grid[2] << ' ' << c->block[0]
-         << ' ' << c->block[1] << ' ' << c->block[2] << ' ' << c->shared << ' '
+    line << "launch " << kernel.name << ' ' << c->grid[0] << ' ' << c->grid[1] << ' ' << c->grid[2] << ' '
+         << c->block[0] << ' ' << c->block[1] << ' ' << c->block[2] << ' ' << c->shared << ' '
          << reinterpret_cast<uintptr_t>(c->stream) << ' ' << device_now() << ' ';
     char hex[3];
     for (size_t i = 0; i < kernel.size; ++i) {
