@@ -1,21 +1,34 @@
-"""Builds the C++ CPU backend, `slt_kernels._cpu`, with ninja: every kernel once per instruction set.
+"""Builds the C++ extensions and the CUDA kernels with ninja. PyTorch is not needed.
 
-The files of ``csrc/cpu/ops`` and ``csrc/cpu/isa_table.cpp`` are compiled for each instruction set that the compiler
-knows, with its flags and its name as ``SLT_ISA``; where a set differs from another in one kernel alone, just that one.
-The set is chosen at run time, so no other file may be compiled with those flags. Without a working C++ compiler the
-package installs without the extension, and ``slt_kernels.backends.cpu`` says so. PyTorch is not needed.
+`slt_kernels._cpu`: the CPU backend, every kernel once per instruction set. The files of ``csrc/cpu/ops`` and
+``csrc/cpu/isa_table.cpp`` are compiled for each instruction set that the compiler knows, with its flags and its name as
+``SLT_ISA``; where a set differs from another in one kernel alone, just that one. The set is chosen at run time, so no
+other file may be compiled with those flags.
 
-``CXX`` and ``CXXFLAGS`` are honoured.
+`slt_kernels._cuda`: the host side of the CUDA backend. It needs neither CUDA's headers nor its libraries.
+
+``slt_kernels/_cuda_kernels``: a fatbin of each ``csrc/cuda/*.cu``, and ``kernels.json``, which says what they were
+built of, or why there are none. They need nvcc 12.8 or later: what ``NVCC`` names, or ``CUDA_HOME/bin/nvcc``, or one in
+``PATH``, or ``/usr/local/cuda/bin/nvcc``. Without one, fatbins that are there already are kept if they were built of
+the same sources.
+
+Whatever cannot be built, the package installs without it, and ``slt doctor`` says why. ``CXX`` and ``CXXFLAGS`` are
+honoured. ``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the kernels for these architectures only: faster, for development.
 """
 
+import hashlib
+import json
 import os
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -51,62 +64,239 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 ONE_KERNEL = {"avx512bf16": ("avx512vnni", "grad_scores")}
 
 
+# Cubins, and at last PTX for later devices. Sums are in the contract's order: no contraction to fused multiply-adds.
+CUDA_ARCHITECTURES = ("80", "90a", "100", "120", "80+PTX")
+NVCC_FLAGS = "-std=c++20 -fmad=false --compress-mode=size"
+USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
+OLDEST_NVCC = (12, 8)  # the first with sm_100, sm_120 and --compress-mode
+
+
 class NinjaBuild(build_ext):
+    def run(self) -> None:
+        super().run()
+        package = ROOT if self.inplace else Path(self.build_lib)
+        build_kernels(package / "slt_kernels" / "_cuda_kernels", self.objects / "cuda")
+
+    @property
+    def objects(self) -> Path:
+        # Not setuptools' temporary folder: kept objects are compiled again only after a change, and tests read them.
+        return ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
     def build_extension(self, ext: Extension) -> None:
-        import ninja
         import pybind11
 
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         if not compiles(compiler, [], CXX20):
             raise CompileError(f"{shlex.join(compiler)} is no working C++20 compiler: gcc 11 or clang 14, or later")
-        openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
-        sets = {
-            name: flags
-            for name, flags in INSTRUCTION_SETS.items()
-            if compiles(compiler, flags.split(), "#include <immintrin.h>" if flags else "")
-        }
-
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Not setuptools' temporary folder: kept objects are compiled again only after a change, and tests read them.
-        folder = ROOT / "build" / f"objects.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        folder.mkdir(parents=True, exist_ok=True)
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
-        table = CSRC / "cpu/isa_table.cpp"
-        kernels = [*sorted((CSRC / "cpu/ops").glob("*.cpp")), table]
-        have = " ".join(f"X({name})" for name in sets)
+        python = " ".join(shlex.quote(f"-isystem{i}") for i in includes)
+        if ext.name == "slt_kernels._cpu":
+            build_cpu(compiler, library, python, self.objects)
+        else:
+            build_cuda(compiler, library, python, self.objects / "cuda_module")
 
-        lines = [
-            f"flags = {FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(openmp)} {os.environ.get('CXXFLAGS', '')}",
-            "rule compile",
-            f"  command = {shlex.join(compiler)} $flags $extra -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            f"  command = {shlex.join(compiler)} $flags -shared $in -o $out",
+
+def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> None:
+    openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
+    sets = {
+        name: flags
+        for name, flags in INSTRUCTION_SETS.items()
+        if compiles(compiler, flags.split(), "#include <immintrin.h>" if flags else "")
+    }
+    objects = []
+    for name, flags in sets.items():
+        base, own = ONE_KERNEL.get(name, ("", "*"))
+        flags = f"{flags} -DSLT_ISA={name}"
+        objects += [
+            (source, f"{source.stem}.{name}", flags) for source in sorted((CSRC / "cpu/ops").glob(f"{own}.cpp"))
         ]
-        objects = []
+        others = f"-DSLT_BASE={base} -DSLT_OWN={own}" if base else ""
+        objects.append((CSRC / "cpu/isa_table.cpp", f"isa_table.{name}", f"{flags} {others}"))
+    have = " ".join(f"X({name})" for name in sets)
+    objects.append((CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'"))
+    objects.append((CSRC / "module.cpp", "module", python))
+    link(compiler, openmp, library, objects, folder)
 
-        def compile(source: Path, name: str, extra: str) -> None:
-            objects.append(f"{name}.o")
-            lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))
 
-        for name, flags in sets.items():
-            flags = f"{flags} -DSLT_ISA={name}"
-            base, own = ONE_KERNEL.get(name, ("", ""))
-            for source in kernels:
-                if source == table and base:
-                    compile(source, f"{source.stem}.{name}", f"{flags} -DSLT_BASE={base} -DSLT_OWN={own}")
-                elif source == table or own in ("", source.stem):
-                    compile(source, f"{source.stem}.{name}", flags)
-        compile(CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'")
-        compile(CSRC / "module.cpp", "module", " ".join(shlex.quote(f"-isystem{i}") for i in includes))
-        lines.append(f"build {escape(library)}: link {' '.join(objects)}\n")
-        (folder / "build.ninja").write_text("\n".join(lines))
+def build_cuda(compiler: list[str], library: Path, python: str, folder: Path) -> None:
+    source = f"'-DSLT_CUDA_SOURCE=\"{cuda_source()}\"'"
+    sources = [CSRC / "cuda_module.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
+    objects = [(path, path.stem, f"{python} {source if path.stem == 'driver' else ''}") for path in sources]
+    link(compiler, [], library, objects, folder, libraries="-ldl")
+
+
+def link(
+    compiler: list[str],
+    flags: list[str],
+    library: Path,
+    objects: list[tuple[Path, str, str]],
+    folder: Path,
+    libraries: str = "",
+) -> None:
+    """Makes a library of objects: a source, a name and flags of its own each."""
+    lines = [
+        f"flags = {FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(flags)} {os.environ.get('CXXFLAGS', '')}",
+        "rule compile",
+        f"  command = {shlex.join(compiler)} $flags $extra -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {shlex.join(compiler)} $flags -shared $in {libraries} -o $out",
+    ]
+    for source, name, extra in objects:
+        lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))
+    lines.append(f"build {escape(library)}: link {' '.join(f'{name}.o' for _, name, _ in objects)}\n")
+    try:
+        run_ninja(lines, folder)
+    except subprocess.CalledProcessError as error:
+        raise CompileError(str(error)) from error
+
+
+def run_ninja(lines: list[str], folder: Path, **options: object) -> subprocess.CompletedProcess:
+    import ninja
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text("\n".join(lines))
+    return subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)], check=True, **options)
+
+
+# CUDA
+
+
+def cuda_source() -> str:
+    """Names what kernels and their argument structs are built of."""
+    digest = hashlib.sha256()
+    for path in sorted((*(CSRC / "contract").glob("*.h"), *(CSRC / "cuda").glob("*.h"), *(CSRC / "cuda").glob("*.cu"))):
+        digest.update(f"{path.relative_to(CSRC).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Nvcc(NamedTuple):
+    path: str
+    version: str  # 13.0.88
+
+
+def find_nvcc() -> Nvcc:
+    """The first nvcc that is new enough.
+
+    Raises:
+        LookupError: there is none; the message is a sentence about the last one, or that none was found.
+    """
+    places = [
+        os.environ.get("NVCC"),
+        os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc") if os.environ.get("CUDA_HOME") else None,
+        shutil.which("nvcc"),
+        USUAL_NVCC,
+    ]
+    oldest = ".".join(map(str, OLDEST_NVCC))
+    reason = f"there was no nvcc when the package was built: nvcc {oldest} or later builds them"
+    for place in filter(None, places):
         try:
-            subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)], check=True)
-        except subprocess.CalledProcessError as error:
-            raise CompileError(str(error)) from error
+            done = subprocess.run([place, "--version"], capture_output=True, text=True, check=False)
+        except OSError:
+            continue
+        version = re.search(r"\bV(\d+)\.(\d+)\.\d+", done.stdout)
+        if version is None:
+            reason = f"{place} did not say its version when the package was built"
+        elif tuple(map(int, version.groups())) < OLDEST_NVCC:
+            reason = f"nvcc {version[0][1:]} was too old when the package was built: expected {oldest} or later"
+        else:
+            return Nvcc(place, version[0][1:])
+    raise LookupError(reason)
+
+
+def cuda_architectures() -> list[str]:
+    return [a for a in re.split("[; ,]+", os.environ.get("SLT_CUDA_ARCHITECTURES", "")) if a] or [*CUDA_ARCHITECTURES]
+
+
+def code_of(architecture: str) -> str:
+    """nvcc's option for an architecture: "90a", or "80+PTX" for PTX."""
+    number = architecture.removesuffix("+PTX")
+    return f"-gencode arch=compute_{number},code={'compute' if number != architecture else 'sm'}_{number}"
+
+
+def build_kernels(folder: Path, work: Path, sources: list[Path] | None = None) -> None:
+    """Makes the folder of fatbins. Never raises: what fails is written down there.
+
+    Args:
+        folder: of the package that is built.
+        work: for objects, which are kept.
+        sources: all of csrc/cuda by default.
+    """
+    source = cuda_source()
+    sources = sorted((CSRC / "cuda").glob("*.cu")) if sources is None else sources
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        nvcc = find_nvcc()
+        fatbins, warnings = compile_kernels(nvcc, sources, cuda_architectures(), work)
+        write_kernels(folder, fatbins)
+        found = {"source": source, "nvcc": nvcc.version, "architectures": cuda_architectures(), "warnings": warnings}
+    except (LookupError, CompileError, OSError) as error:
+        kept = ROOT / "slt_kernels" / "_cuda_kernels"
+        found = read_kernels(kept)
+        if found.get("source") == source and "why_none" not in found:
+            print(f"CUDA kernels: kept those of this source, built by nvcc {found['nvcc']} ({error})")
+            if folder.resolve() != kept.resolve():
+                write_kernels(folder, sorted(kept.glob("*.fatbin")))
+        else:
+            write_kernels(folder, [])
+            found = {"source": source, "why_none": str(error)}
+            print(f"CUDA kernels: none, for {error}")
+    (folder / "kernels.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compile_kernels(
+    nvcc: Nvcc, sources: list[Path], architectures: list[str], work: Path
+) -> tuple[list[Path], list[str]]:
+    """Compiles what has changed.
+
+    Returns:
+        The fatbins, and the lines of ptxas about products that it has serialized.
+
+    Raises:
+        CompileError: nvcc failed; the message has its last lines.
+    """
+    work = work / nvcc.version
+    lines = [
+        f"flags = {NVCC_FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(map(code_of, architectures))}",
+        f"nvcc = {shlex.quote(nvcc.path)}",
+        "compile = $nvcc -fatbin $flags",
+        "rule compile",
+        "  command = $compile -MMD -MF $out.d -MT $out $in -o $out > $out.log 2>&1 || (cat $out.log; exit 1)",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        *(f"build {path.stem}.fatbin: compile {escape(path)}" for path in sources),
+        "",
+    ]
+    try:
+        run_ninja(lines, work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except subprocess.CalledProcessError as error:
+        print(error.output, file=sys.stderr)
+        told = [line for line in error.output.splitlines() if "error" in line] or error.output.splitlines()[-1:]
+        raise CompileError(
+            f"nvcc {nvcc.version} failed when the package was built: {told[0] if told else error}"
+        ) from error
+    logs = "".join((work / f"{path.stem}.fatbin.log").read_text() for path in sources)
+    warnings = [line for line in logs.splitlines() if re.search(r"\bC751\d\b", line)]
+    return [work / f"{path.stem}.fatbin" for path in sources], warnings
+
+
+def write_kernels(folder: Path, fatbins: list[Path]) -> None:
+    """Makes the folder hold these fatbins and no other."""
+    for path in folder.glob("*.fatbin"):
+        if path.name not in {f.name for f in fatbins}:
+            path.unlink()
+    for path in fatbins:
+        shutil.copyfile(path, folder / path.name)
+
+
+def read_kernels(folder: Path) -> dict[str, object]:
+    try:
+        return json.loads((folder / "kernels.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def compiles(compiler: list[str], flags: list[str], source: str = "") -> bool:
@@ -125,7 +315,8 @@ def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-setup(
-    ext_modules=[Extension("slt_kernels._cpu", sources=[], optional=True)],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension(f"slt_kernels.{name}", sources=[], optional=True) for name in ("_cpu", "_cuda")],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from slt_kernels.backends import registry
@@ -39,7 +38,8 @@ def why_not() -> str | None:
 @cache
 def compiled(file: str, arch: str) -> "ptxsim.Module":
     """The kernels of a file of csrc/cuda, compiled for an architecture."""
-    return ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=["-std=c++20"])
+    options = ["-std=c++20", "-fmad=false"]  # as setup.py has them
+    return ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=options)
 
 
 class Simulator:

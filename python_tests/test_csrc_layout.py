@@ -8,14 +8,17 @@ import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = {
-    path.relative_to(CSRC).as_posix(): path.read_text() for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp", ".cu")
+    path.relative_to(CSRC).as_posix(): path.read_text()
+    for path in CSRC.rglob("*.*")
+    if path.suffix in (".h", ".cpp", ".cu")
 }
 INCLUDES = {name: re.findall(r'#include "([^"]+)"', text) for name, text in FILES.items()}
 
 # From the ground up. Rooms of one floor do not include each other.
 FLOORS = (
     ("contract",),
-    ("operations.h", "python_arguments.h", "cuda"),
+    ("operations.h", "python_arguments.h"),
+    ("cuda",),
     ("cpu/machine",),
     ("cpu/layout",),
     ("cpu/weights",),

@@ -51,7 +51,7 @@ def test_import_brings_in_nothing_heavy_or_optional():
     assert output(f"import sys, slt_kernels; {report}") == output(f"import sys, torch; {report}")
 
 
-@pytest.mark.parametrize("missing", ("triton", "sklearn", "rich", "slt_kernels._cpu"))
+@pytest.mark.parametrize("missing", ("triton", "sklearn", "rich", "slt_kernels._cpu", "slt_kernels._cuda"))
 def test_works_without(missing):
     code = f"""
 import sys
@@ -122,7 +122,8 @@ def test_random_state_is_left_alone():
 def modules() -> list[str]:
     """But the backends: what they import may be missing here."""
     found = [m.name for m in pkgutil.walk_packages(slt_kernels.__path__, "slt_kernels.", onerror=lambda name: None)]
-    return ["slt_kernels", *(m for m in found if not m.startswith(("slt_kernels.backends.", "slt_kernels._cpu")))]
+    without = ("slt_kernels.backends.", "slt_kernels._cpu", "slt_kernels._cuda")
+    return ["slt_kernels", *(m for m in found if not m.startswith(without))]
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
@@ -165,7 +166,7 @@ def trivial(function) -> bool:
 
 # Imports run down this list, never up: what stands in one line may import what stands in a line before it
 ORDER = (
-    ("_cpu", "_text", "bits", "files", "philox", "conv_geometry"),
+    ("_cpu", "_cuda", "_text", "bits", "files", "philox", "conv_geometry"),
     ("source",),
     ("operations",),
     ("backends",),
@@ -181,7 +182,7 @@ ORDER = (
 )
 # The same inside a folder
 INSIDE = {
-    "backends": (("registry",), ("cpu", "reference", "triton"), ("__init__",)),
+    "backends": (("registry",), ("cpu", "cuda", "reference", "triton"), ("__init__",)),
     "ops": (
         ("autograd", "checks", "dispatch"),
         ("conv2d", "embedding", "expand", "linear", "materialize", "pack", "plan", "select"),
@@ -246,7 +247,8 @@ def test_layers_know_no_backend_and_backends_no_layer():
     for file in (*ROOT.glob("nn/*.py"), ROOT / "edge_popup.py", ROOT / "convert.py", *ROOT.glob("tickets/*.py")):
         assert "backends" not in imports_of(file), file
     for file in ROOT.rglob("backends/**/*.py"):
-        assert imports_of(file) <= {"backends", "bits", "operations", "philox", "source", "conv_geometry", "_cpu"}, file
+        below = {"backends", "bits", "operations", "philox", "source", "conv_geometry", "_cpu", "_cuda"}
+        assert imports_of(file) <= below, file
 
 
 # Backends

@@ -543,6 +543,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
             print(f"{package} is not installed")
     for name in backends.names():
         print(f"backend {name}: {backends.describe(name)}")
+    print(f"CUDA kernels: {backends.on('cuda').kernels()}")
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     for device in devices:
         try:

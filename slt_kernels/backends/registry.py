@@ -172,9 +172,17 @@ def _kernels_of(order: Iterable[str], operation: str) -> tuple[Kernel, ...]:
 def _find_candidates(operation: str, device: torch.device) -> tuple[Kernel, ...]:
     """Kernels in the order in which they are tried."""
     first = name_for(device)
-    order = [first, REFERENCE] if _forced else [n for n in available() if _backends[n].supports(device)]
+    order = [first, REFERENCE] if _forced else _running_on(device)
     _candidates[operation, device] = found = _kernels_of(order, operation)
     return found
+
+
+def _running_on(device: torch.device) -> list[str]:
+    """The backends that take tensors of that device, and run here.
+
+    One that does not take them is not asked whether it runs: it would look for its devices.
+    """
+    return [name for name, backend in _backends.items() if backend.supports(device) and backend.unavailable() is None]
 
 
 def names() -> list[str]:
@@ -243,10 +251,10 @@ def name_for(device: torch.device) -> str:
         if not _backends[_forced].supports(device):
             raise RuntimeError(f"backend {_forced!r} does not take tensors on {device}")
         return _forced
-    return next(n for n, b in _backends.items() if b.unavailable() is None and b.supports(device))
+    return next(n for n, b in _backends.items() if b.supports(device) and b.unavailable() is None)
 
 
 def table(device: torch.device) -> dict[str, list[str]]:
     """For each operation, the backends that have a kernel of it for tensors of that device, in their order."""
-    order = [name for name in available() if _backends[name].supports(device)]
+    order = _running_on(device)
     return {operation: [name for name in order if kernels(name, operation)] for operation in OUTPUTS}

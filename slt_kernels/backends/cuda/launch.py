@@ -1,19 +1,25 @@
 """Launches: prepared once for what does not change from call to call, and then run with pointers."""
 
+import os
 from functools import cache, lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ... import _cuda
 from ...source import Source
 from .. import registry
-from . import _cuda
+from . import devices
+from .built import FOLDER
 
 kernel = partial(registry.kernel, backend="cuda")
 planned = lru_cache(maxsize=4096)  # of functions that make launches, or other tables of a source
 
-Launch = _cuda.Launch
+Launch: TypeAlias = _cuda.Launch
+_cuda.use_kernels(os.fspath(FOLDER))
+_run = _cuda.run
+_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # PyTorch's own, where it is built for CUDA
 
 
 class Machine(NamedTuple):
@@ -27,12 +33,7 @@ class Machine(NamedTuple):
 @cache
 def machine(device: torch.device) -> Machine:
     """A device's properties."""
-    properties = torch.cuda.get_device_properties(device)
-    return Machine(
-        10 * properties.major + properties.minor,
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
-    )
+    return Machine(*devices()[device.index])
 
 
 def enqueue(launch: Launch, device: torch.device, *values: Tensor | int, reads: tuple[Tensor, ...] = ()) -> None:
@@ -42,8 +43,12 @@ def enqueue(launch: Launch, device: torch.device, *values: Tensor | int, reads: 
         launch: made for that device.
         values: of the members that change, in their order; a tensor stands for its address.
         reads: tensors that the kernel reaches through addresses in memory.
+
+    Raises:
+        RuntimeError: the driver refused it, or it is the kernel's first on the device and a CUDA graph is captured.
     """
-    raise NotImplementedError
+    index = device.index
+    _run(launch, index, _stream(index), *values)
 
 
 def workspace(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
