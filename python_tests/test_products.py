@@ -250,14 +250,14 @@ def test_network_is_the_method(weight, scale, scope, normal_table, reference):
         assert relative_error(a, b) < 1e-12
 
 
-def test_gradcheck_linear(backend):
+def test_gradcheck_linear():
     case = Case(5, 33, "uniform", scale=0.01)
     x, bias = torch.randn(3, 33, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     assert torch.autograd.gradcheck(case.linear, (x.requires_grad_(), bias.requires_grad_()))
 
 
 @pytest.mark.parametrize("shape,window,size", SHAPES)
-def test_gradcheck_conv2d(shape, window, size, backend):
+def test_gradcheck_conv2d(shape, window, size):
     case = Case(*shape, "uniform", scale=0.01)
     x, bias = image(shape, window, size, 2, torch.float64), torch.randn(shape[0], dtype=torch.float64)
     assert torch.autograd.gradcheck(

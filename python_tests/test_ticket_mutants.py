@@ -270,10 +270,8 @@ def parts(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     return from_safetensors(path.read_bytes()), version
 
 
-@pytest.mark.parametrize("seed", (1, 2))
-def test_mutants(seed, written, file):
-    """20,000 mutants over all cases."""
-    model, rng = Network(), random.Random(seed)
+def test_mutants(written, file):
+    model, rng = Network(), random.Random(1)
     info = load_ticket(written, model)
     before, loaded, messages = state(model), 0, set()
     original = parts(written)
