@@ -14,11 +14,31 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
+_passed: dict[tuple[int, ...], tuple] = {}  # what need not be checked again, by identity: equal values may be no ints
+
+
+def _has_passed(*values: object) -> bool:
+    return not torch.compiler.is_compiling() and tuple(map(id, values)) in _passed
+
+
+def _pass(*values: object) -> None:
+    """Keeps the values, so that no others can have their identity."""
+    if not torch.compiler.is_compiling():
+        if len(_passed) >= _MOST_PASSED:
+            _passed.clear()
+        _passed[tuple(map(id, values))] = values
+
+
+_MOST_PASSED = 4096
+
+
 def check_source(value: object) -> None:
     """Raises TypeError unless it is a source, and ValueError unless `Source.of` and `shard` can make it.
 
     Kernels compute addresses from its integers, which anyone may put together by hand.
     """
+    if _has_passed(value):
+        return
     if not isinstance(value, Source):
         raise TypeError(f"source: expected a Source, got {type(value).__name__}")
     check_integers("source", value, _SOURCE_RANGES)
@@ -28,6 +48,7 @@ def check_source(value: object) -> None:
             f"source={value}: expected first_row + rows of at most {MAX_ROWS}, first_word + ceil(fan / 32) of at most "
             "4 * row_calls, and prune_below of at most lock_from"
         )
+    _pass(value)
 
 
 _SOURCE_RANGES = (
@@ -106,6 +127,8 @@ def check_mask(mask: Tensor, source: Source, free: int | None = None) -> None:
 
 def check_window(window: Window, source: Source) -> None:
     """Raises TypeError or ValueError unless it is a window, and one that a kernel of that source can have."""
+    if _has_passed(window, source):
+        return
     if not isinstance(window, Window):
         raise TypeError(f"window: expected a Window, got {type(window).__name__}")
     check_integers("window", window, _WINDOW_RANGES)
@@ -114,6 +137,7 @@ def check_window(window: Window, source: Source) -> None:
         raise ValueError(
             f"window={window}: expected kernel_h * kernel_w to divide fan={source.fan}, and groups rows={source.rows}"
         )
+    _pass(window, source)
 
 
 _WINDOW_RANGES = tuple((0 if name.startswith("padding") else 1, 2**31 - 1) for name in Window._fields)
