@@ -1,18 +1,20 @@
-"""Correctness and speed of the Triton backend on a GPU, in under ten minutes. Needs torch, triton and this package.
+"""Correctness and speed of the GPU backends on a GPU, in under ten minutes. Needs torch, triton and this package.
 
     python bench/gpu_check.py --out FILE.json
     TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        tests the script without a GPU
 
 Sections:
-    checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`)
+    checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`); on the
+                backends in their order, then on Triton alone
     speed       median and quartiles of one call, from CUDA graphs that rotate inputs and weights, so that L2 is cold
     memory      what a layer keeps, and the workspace of each operation
     traffic     bytes read from memory, if `ncu` is installed
     compile     compiles the tiles that `tuned` times
     tuned       the tiles that autotuning chooses
 
-Baselines in the same run: cuBLAS and cuDNN on dense weights, a layer that materializes its mask from scores, a weight
-materialized in each call, and for masks ``torch.kthvalue`` and a comparison.
+"ours" is the first backend that takes the arguments. Baselines in the same run: Triton alone, cuBLAS and cuDNN on dense
+weights, a layer that materializes its mask from scores, a weight materialized in each call, and for masks
+``torch.kthvalue`` and a comparison.
 
 One run may not reach the end of the last section. Two runs can share the work and write to one file, with the same
 commit, GPU and Triton:
@@ -55,11 +57,13 @@ from gpu_correctness import (
     BF16,
     DEVICE,
     FROZEN,
+    GPU_BACKENDS,
     INTERPRETED,
     Item,
     Result,
     autotuning,
     checks,
+    gpu,
     randn,
     random_mask,
     scale,
@@ -72,7 +76,6 @@ from slt_kernels import SupermaskLinear, backends
 from slt_kernels.conv_geometry import Window
 from slt_kernels.source import Freeze, Source
 
-triton = backends.on("triton")
 L2_BYTES = 128 << 20  # more than any L2 cache; inputs and weights are rotated through this much memory
 RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of its 3x3 convolutions
 
@@ -82,8 +85,9 @@ RESNET50 = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size of it
 
 def about(smoke: bool) -> Iterator[Item]:
     def describe() -> Result:
-        if reason := backends.why_unavailable("triton"):
-            raise RuntimeError(f"the Triton backend cannot run here: {reason}")
+        if not GPU_BACKENDS:
+            reasons = "; ".join(f"{name}: {backends.why_unavailable(name)}" for name in ("cuda", "triton"))
+            raise RuntimeError(f"no GPU backend can run here: {reasons}")
         return machine()
 
     yield {}, describe
@@ -93,6 +97,12 @@ def about(smoke: bool) -> Iterator[Item]:
 
 
 Runs = dict[str, tuple[int, Callable[[int], object]]]  # the number of copies of the inputs; a call with one of them
+
+
+def ours_and_triton(count: int, call: Callable[[object, int], object]) -> Runs:
+    """A call of the backends in their order, and of Triton alone if it is not the only one."""
+    runs = {"ours": (count, partial(call, gpu))}
+    return runs | {"triton": (count, partial(call, backends.on("triton")))} if len(GPU_BACKENDS) > 1 else runs
 
 
 def copies(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -141,30 +151,30 @@ def milliseconds(count: int, call: Callable[[int], object], seconds: float = 0.1
 def linear_case(size: int, batch: int, dtype: torch.dtype, operation: str, compact: bool) -> Runs:
     source = Source.of(size, size, freeze=FROZEN if compact else Freeze())
     mask, one = random_mask(source, compact), scale()
-    weight = (triton.materialize(mask, source) * one).to(dtype)
+    weight = (gpu.materialize(mask, source) * one).to(dtype)
     x = randn(batch, size, dtype=dtype)
     ours, dense = copies(mask, x), copies(weight, x)
 
     def masked(i: int) -> Tensor:
-        return triton.materialize(ours[i][0], source).to(dtype)
+        return gpu.materialize(ours[i][0], source).to(dtype)
 
     if operation == "forward":
         scores = torch.randn_like(weight)
         return {
-            "ours": (len(ours), lambda i: triton.linear_forward(ours[i][1], ours[i][0], one, None, source)),
+            **ours_and_triton(len(ours), lambda on, i: on.linear_forward(ours[i][1], ours[i][0], one, None, source)),
             "dense": (len(dense), lambda i: F.linear(dense[i][1], dense[i][0])),
             "materializing layer": (len(dense), lambda i: F.linear(x, dense[i][0] * (scores.abs() > 0.5))),
             "materialize, then dense": (len(ours), lambda i: F.linear(ours[i][1], masked(i)) * one),
         }
     if operation == "grad_input":
         return {
-            "ours": (len(ours), lambda i: triton.linear_grad_input(ours[i][1], ours[i][0], one, source)),
+            **ours_and_triton(len(ours), lambda on, i: on.linear_grad_input(ours[i][1], ours[i][0], one, source)),
             "dense": (len(dense), lambda i: dense[i][1] @ dense[i][0]),
             "materialize, then dense": (len(ours), lambda i: (ours[i][1] @ masked(i)) * one),
         }
     pairs, scores = copies(torch.randn_like(x), x), randn(source.free)
     return {
-        "ours": (len(pairs), lambda i: triton.linear_grad_scores(*pairs[i], scores, one, source)),
+        **ours_and_triton(len(pairs), lambda on, i: on.linear_grad_scores(*pairs[i], scores, one, source)),
         "dense": (len(pairs), lambda i: pairs[i][0].T @ pairs[i][1]),
     }
 
@@ -177,15 +187,12 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
     x = randn(batch, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     def kernel(mask: Tensor) -> Tensor:
-        return triton.materialize(mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
+        return gpu.materialize(mask, source).to(dtype).view(channels, 3, 3, channels).permute(0, 3, 1, 2)
 
     ours, dense = copies(mask, x), copies(kernel(mask) * one.to(dtype), x)
     if operation == "forward":
         return {
-            "ours": (
-                len(ours),
-                lambda i: triton.conv2d_forward(ours[i][1], ours[i][0], one, None, *geometry),
-            ),
+            **ours_and_triton(len(ours), lambda on, i: on.conv2d_forward(ours[i][1], ours[i][0], one, None, *geometry)),
             "dense": (len(dense), lambda i: F.conv2d(dense[i][1], dense[i][0], padding=1)),
             "materialize, then dense": (
                 len(ours),
@@ -201,15 +208,14 @@ def conv2d_case(channels: int, size: int, batch: int, dtype: torch.dtype, operat
     if operation == "grad_input":
         image = [size, size]
         return {
-            "ours": (
-                len(ours),
-                lambda i: triton.conv2d_grad_input(ours[i][1], ours[i][0], one, *geometry, image),
+            **ours_and_triton(
+                len(ours), lambda on, i: on.conv2d_grad_input(ours[i][1], ours[i][0], one, *geometry, image)
             ),
             "dense": (len(dense), lambda i: backward(dense[i][1], x, dense[i][0], True, False)),
         }
     pairs, scores = copies(torch.randn_like(x), x), randn(source.free)  # both channels-last, like x
     return {
-        "ours": (len(pairs), lambda i: triton.conv2d_grad_scores(*pairs[i], scores, one, *geometry)),
+        **ours_and_triton(len(pairs), lambda on, i: on.conv2d_grad_scores(*pairs[i], scores, one, *geometry)),
         "dense": (len(pairs), lambda i: backward(*pairs[i], dense[0][0], False, True)),
     }
 
@@ -219,11 +225,11 @@ def masks_case(rows: int, fan: int, operation: str) -> Runs:
     scores, rank, threshold = copies(randn(source.free)), source.free // 2, torch.tensor(0.5, device=DEVICE)
     if operation == "select":
         return {
-            "ours": (len(scores), lambda i: triton.select([*scores[i]], rank)),
+            **ours_and_triton(len(scores), lambda on, i: on.select([*scores[i]], rank)),
             "kthvalue": (len(scores), lambda i: scores[i][0].abs().kthvalue(rank)),
         }
     return {
-        "ours": (len(scores), lambda i: triton.pack(scores[i][0], threshold, source, False)),
+        **ours_and_triton(len(scores), lambda on, i: on.pack(scores[i][0], threshold, source, False)),
         "comparison": (len(scores), lambda i: scores[i][0].abs() > threshold),
     }
 
@@ -269,11 +275,15 @@ def speed(smoke: bool) -> Iterator[Item]:
 # Autotuning
 
 
+def _on_triton(runs: Runs) -> tuple[int, Callable[[int], object]]:
+    return runs.get("triton", runs["ours"])
+
+
 def compile_tiles(smoke: bool) -> Iterator[Item]:
     """Compiles every tile that `tuned` times, in many processes at once, into Triton's cache."""
 
     def compile_all(make: Callable[[], Runs]) -> None:
-        _, call = make()["ours"]
+        _, call = _on_triton(make())
         with autotuning():  # its timings are discarded: other processes use the GPU
             call(0)
 
@@ -285,7 +295,7 @@ def tuned(smoke: bool) -> Iterator[Item]:
     """The tiles that autotuning chooses, and their gain over the rule."""
 
     def measure(make: Callable[[], Runs]) -> Result:
-        run = make()["ours"]
+        run = _on_triton(make())
         rule = milliseconds(*run)["median"]
         with autotuning() as file:
             best = milliseconds(*run)["median"]
@@ -323,9 +333,9 @@ def memory(smoke: bool) -> Iterator[Item]:
         mask, one, source = layer.mask_words, layer.weight_scale, layer.source
         rows, scores = x.detach(), layer.scores.detach()
         workspaces = {
-            "forward": workspace(lambda: triton.linear_forward(rows, mask, one, None, source)),
-            "grad_input": workspace(lambda: triton.linear_grad_input(dy, mask, one, source)),
-            "grad_scores": workspace(lambda: triton.linear_grad_scores(dy, rows, scores, one, source)),
+            "forward": workspace(lambda: gpu.linear_forward(rows, mask, one, None, source)),
+            "grad_input": workspace(lambda: gpu.linear_grad_input(dy, mask, one, source)),
+            "grad_scores": workspace(lambda: gpu.linear_grad_scores(dy, rows, scores, one, source)),
             "forward and backward": workspace(step),
         }
         share = (kept + max(workspaces.values())) / (size * size * BF16.itemsize)
@@ -359,7 +369,7 @@ def traffic(smoke: bool) -> Iterator[Item]:
         if INTERPRETED or ncu is None:
             return {"note": "needs a GPU and ncu"}
         command = [ncu, "--clock-control", "none", "--cache-control", "all", "--csv", "--print-units", "base"]
-        command += ["--metrics", "dram__bytes_read.sum", "--kernel-name", "forward_kernel"]
+        command += ["--metrics", "dram__bytes_read.sum", "--kernel-name", "regex:forward"]
         command += [sys.executable, __file__, "--one-forward", form]
         run = subprocess.run(command, capture_output=True, text=True)
         rows = list(csv.DictReader(line for line in run.stdout.splitlines() if line.startswith('"')))
@@ -376,7 +386,7 @@ def one_forward(form: str) -> None:
     source = Source.of(8192, 8192, freeze=FROZEN if form == "compact" else Freeze())
     mask, x = random_mask(source, form == "compact"), randn(1, 8192, dtype=BF16)
     for _ in range(2):
-        triton.linear_forward(x, mask, scale(), None, source)
+        gpu.linear_forward(x, mask, scale(), None, source)
     synchronize()
 
 
@@ -551,8 +561,9 @@ def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
 
 
 def same_of_all(report: Result) -> tuple[object, ...]:
-    """What all sections in a file must share: the commit, the GPU with Triton's version, and the size of the cases."""
-    return report["machine"]["commit"], report["machine"]["backends"]["triton"], report["smoke"]
+    """What all sections in a file must share: the commit, the GPU with the backends, the size of the cases."""
+    backends_here = report["machine"]["backends"]
+    return report["machine"]["commit"], backends_here["cuda"], backends_here["triton"], report["smoke"]
 
 
 def write(report: Result, file: Path) -> None:
@@ -602,7 +613,7 @@ def main(arguments: list[str] | None = None) -> int:
     if before == same_of_all(report):
         report = earlier
     elif earlier:
-        print(f"{options.out} is from another commit, GPU or Triton, and will be replaced", flush=True)
+        print(f"{options.out} is from another commit, GPU or backend, and will be replaced", flush=True)
 
     chosen = [name for name in sections if name in options.only]
     left = sum(SECTIONS[name].share for name in chosen)

@@ -28,7 +28,8 @@ FROZEN = Freeze(0.35, 0.35)
 FAR_BYTES = 28 << 30  # of memory, needed by products of more than 2**31 elements
 GRAD_ERROR = 5e-6  # of grad_scores: tensor cores truncate sums, of 32 columns in float32, of all in 16 bits
 
-triton, reference = backends.on("triton"), backends.on("reference")
+GPU_BACKENDS = tuple(name for name in ("cuda", "triton") if backends.why_unavailable(name) is None)
+gpu, reference = backends.on(*GPU_BACKENDS), backends.on("reference")  # the first one that takes the arguments
 
 Result = dict[str, object]
 Item = tuple[Result, Callable[[], Result | None]]  # a description; a function that measures, or raises on failure
@@ -38,8 +39,8 @@ Item = tuple[Result, Callable[[], Result | None]]  # a description; a function t
 
 
 def both(operation: str, *arguments: object) -> tuple[Any, Any]:
-    """The outputs of the Triton backend and of the reference."""
-    return getattr(triton, operation)(*arguments), getattr(reference, operation)(*arguments)
+    """The outputs of the GPU backends and of the reference."""
+    return getattr(gpu, operation)(*arguments), getattr(reference, operation)(*arguments)
 
 
 def scale() -> Tensor:
@@ -170,11 +171,11 @@ def check_embedding(rows: int, fan: int, weight: str, dtype: torch.dtype) -> Res
         for some in (index, index[:0]):
             arguments = (some, mask, scale(), source, dtype)
             same(*both("embedding_forward", *arguments))
-        assert triton.embedding_forward(nowhere, mask, scale(), source, dtype).isnan().all()
+        assert gpu.embedding_forward(nowhere, mask, scale(), source, dtype).isnan().all()
     dy, arguments = randn(len(index), fan, dtype=dtype), (randn(source.free), scale(), source)
-    ours = triton.embedding_grad_scores(dy, index, *arguments)
+    ours = gpu.embedding_grad_scores(dy, index, *arguments)
     more = torch.cat([dy, randn(len(nowhere), fan, dtype=dtype)]), torch.cat([index, nowhere])
-    assert torch.equal(ours, triton.embedding_grad_scores(*more, *arguments))
+    assert torch.equal(ours, gpu.embedding_grad_scores(*more, *arguments))
     return {"error of grad_scores": close(ours, reference.embedding_grad_scores(dy, index, *arguments), GRAD_ERROR)}
 
 
@@ -204,17 +205,17 @@ def check_strides_and_repeats() -> None:
     mask, wide = random_mask(source), randn(129, 64)
     for x in (wide.T, wide.T[::3], randn(1, 1).expand(7, 129), randn(9, 258)[:, 1::2], randn(0, 129)):
         arguments = (mask, scale(), None, source)
-        y = triton.linear_forward(x, *arguments)
+        y = gpu.linear_forward(x, *arguments)
         same(y, reference.linear_forward(x, *arguments))
-        assert all(torch.equal(y, triton.linear_forward(x, *arguments)) for _ in range(2 if INTERPRETED else 100))
+        assert all(torch.equal(y, gpu.linear_forward(x, *arguments)) for _ in range(2 if INTERPRETED else 100))
 
 
 def check_batch_invariance() -> None:
     source = Source.of(40, 700, weight="normal")
     mask, x = random_mask(source), randn(70, 700)
     arguments = (mask, scale(), None, source)
-    whole = triton.linear_forward(x, *arguments)
-    assert torch.equal(whole, torch.cat([triton.linear_forward(part, *arguments) for part in x.split([1, 16, 53])]))
+    whole = gpu.linear_forward(x, *arguments)
+    assert torch.equal(whole, torch.cat([gpu.linear_forward(part, *arguments) for part in x.split([1, 16, 53])]))
 
 
 def check_far_counters() -> None:
@@ -232,23 +233,23 @@ def check_far_elements() -> Result:
     source = Source.of(2**17, 2**14 + 128)
     mask = torch.full((source.rows, source.words), -1, dtype=torch.int32, device=DEVICE)
     last = source.shard(rows=(source.rows - 2, source.rows))
-    assert torch.equal(triton.materialize(mask, source)[-2:], reference.materialize(mask[-2:], last))
+    assert torch.equal(gpu.materialize(mask, source)[-2:], reference.materialize(mask[-2:], last))
     wide = torch.empty(2**14 + 8, 2**17, dtype=torch.float16, device=DEVICE).normal_()
     one, narrow = scale(), randn(len(wide), 33, dtype=torch.float16)
     many_rows, many_inputs = Source.of(2**17, 33), Source.of(33, 2**17)
     mask = random_mask(many_rows)
-    y = triton.linear_forward(narrow, mask, one, None, many_rows)
+    y = gpu.linear_forward(narrow, mask, one, None, many_rows)
     same(y[-3:], reference.linear_forward(narrow[-3:], mask, one, None, many_rows))
     del y
-    dx = triton.linear_grad_input(wide, mask, one, many_rows)
+    dx = gpu.linear_grad_input(wide, mask, one, many_rows)
     same(dx[-3:], reference.linear_grad_input(wide[-3:], mask, one, many_rows))
     mask = random_mask(many_inputs)
     for dtype in (torch.float32, torch.float16):
         x = wide.to(dtype)
-        y = triton.linear_forward(x, mask, one, None, many_inputs)
+        y = gpu.linear_forward(x, mask, one, None, many_inputs)
         same(y[-3:], reference.linear_forward(x[-3:], mask, one, None, many_inputs))
     arguments = (randn(many_inputs.free), one, many_inputs)
-    ours = triton.linear_grad_scores(narrow, wide, *arguments)
+    ours = gpu.linear_grad_scores(narrow, wide, *arguments)
     theirs = torch.zeros_like(ours, dtype=torch.float64)
     for dy, x in zip(
         narrow.split(2**11), wide.split(2**11), strict=True
@@ -298,7 +299,7 @@ def state(net: torch.nn.Module) -> list[Tensor]:
 
 def check_training_step() -> None:
     results = []
-    for name in ("triton", "reference"):
+    for name in (*GPU_BACKENDS, "reference"):
         torch.manual_seed(0)
         with backends.use(name):
             net, _ = small_network()
@@ -310,7 +311,8 @@ def check_training_step() -> None:
                 optimizer.step()
                 popup.step()
             results.append([net[3].weight_scale, *(p.detach() for p in net.parameters())])
-    torch.testing.assert_close(*results)
+    for ours in results[:-1]:
+        torch.testing.assert_close(ours, results[-1])
 
 
 def check_cuda_graph(make: Callable[[], tuple[torch.nn.Module, Tensor]]) -> None:
@@ -360,13 +362,13 @@ def check_streams() -> None:
     source = Source.of(256, 8192)
     mask, x = random_mask(source), randn(3, 8192)
     arguments = (mask, scale(), None, source)
-    expected = triton.linear_forward(x, *arguments)
+    expected = gpu.linear_forward(x, *arguments)
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(2)], []
     for _ in range(50):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append(triton.linear_forward(x, *arguments))
+                results.append(gpu.linear_forward(x, *arguments))
     torch.cuda.synchronize()
     assert all(torch.equal(y, expected) for y in results)
 
@@ -433,7 +435,25 @@ def check_other_device() -> Result | None:
 # All of them
 
 
+def alone(name: str, run: Callable[[], Result | None]) -> Result | None:
+    """A check with one GPU backend alone."""
+    global gpu
+    before, gpu = gpu, backends.on(name)
+    try:
+        return run()
+    finally:
+        gpu = before
+
+
 def checks(smoke: bool) -> Iterator[Item]:
+    """All checks of the backends in their order; where there are several, those of Triton alone after them."""
+    yield from _checks(smoke)
+    if len(GPU_BACKENDS) > 1:
+        for what, run in _checks(smoke):
+            yield {**what, "backend": "triton"}, partial(alone, "triton", run)
+
+
+def _checks(smoke: bool) -> Iterator[Item]:
     shapes = [(1, 1, 1), (3, 31, 17), (17, 32, 3), (1, 33, 129), (3, 63, 16), (65, 65, 3), (131, 127, 64)]
     shapes += [(129, 129, 65), (64, 1031, 1), (257, 2048, 300), (512, 4096, 16), (40, 140000, 3)]
     dtypes = (torch.float32, torch.float16, torch.bfloat16)

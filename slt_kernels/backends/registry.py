@@ -132,22 +132,24 @@ def run(operation: str, *arguments: Any) -> Any:
 
 
 class on:  # noqa: N801 (reads as a function)
-    """One backend's operations as functions of tensors: ``on("cpu").linear_forward(x, mask, ...)``.
+    """Some backends' operations as functions of tensors: ``on("cpu").linear_forward(x, mask, ...)``.
 
-    What its kernels do not take, the reference's do. All other names are those of the backend's package.
+    They are tried in their order; what their kernels do not take, the reference's do. All other names are those of the
+    first backend's package.
 
     Raises:
         ValueError: no backend has that name.
     """
 
-    def __init__(self, name: str) -> None:
-        why_unavailable(name)
-        self.name = name
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            why_unavailable(name)
+        self.names = names
 
     def __getattr__(self, name: str) -> Any:
         if name not in OUTPUTS:
-            return getattr(_backends[self.name], name)
-        return lambda *arguments: _run_first(name, _kernels_of((self.name, REFERENCE), name), arguments)
+            return getattr(_backends[self.names[0]], name)
+        return lambda *arguments: _run_first(name, _kernels_of((*self.names, REFERENCE), name), arguments)
 
 
 def _run_first(operation: str, candidates: Sequence[Kernel], arguments: tuple[Any, ...]) -> Any:
