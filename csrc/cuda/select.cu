@@ -93,12 +93,14 @@ __device__ __forceinline__ void select(const Select &a) {
         for (int copy = 0; copy < COPIES; ++copy) count += histogram[i * COPIES + copy];
         if (count) atomicAdd(&a.state->histogram[PASS][i], count);
     }
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&a.state->done[PASS], 1) == a.blocks - 1;
+    if (threadIdx.x == 0) {
+        __threadfence();  // the block's counts are seen before it counts as done, and those of others after that
+        last = atomicAdd(&a.state->done[PASS], 1) == a.blocks - 1;
+        __threadfence();
+    }
     __syncthreads();
     if (!last) return;
-    __threadfence();
     descend<PASS, BITS>(a, prefix, below);
 }
 

@@ -14,9 +14,7 @@ _ROWS = THREADS // 32  # a warp makes a row
 _CHUNK = 64  # of `EmbeddingGradScores` in csrc/cuda/arguments.h
 
 
-@launch.kernel(
-    "embedding_forward", when=lambda index, mask, scale, source, dtype: dtype in _TYPES and takes(source)
-)
+@launch.kernel("embedding_forward", when=lambda index, mask, scale, source, dtype: dtype in _TYPES and takes(source))
 def embedding_forward(
     y: Tensor, index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
 ) -> None:
