@@ -43,10 +43,9 @@ __device__ __forceinline__ void count_free(const CountFree &a) {
     }
 }
 
-#define SLT_COUNT_FREE(PLANES)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        slt_count_free_##PLANES(const __grid_constant__ CountFree a) {                                                 \
-        count_free<PLANES>(a);                                                                                         \
+#define SLT_COUNT_FREE(PLANES) \
+    extern "C" __global__ void __launch_bounds__(256) slt_count_free_##PLANES(const __grid_constant__ CountFree a) { \
+        count_free<PLANES>(a); \
     }
 SLT_COUNT_FREE(4)
 SLT_COUNT_FREE(8)

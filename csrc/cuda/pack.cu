@@ -23,8 +23,7 @@ __device__ __forceinline__ void add_kept(int64_t *kept, int count, int64_t more)
         atomicAdd(reinterpret_cast<unsigned long long *>(kept), static_cast<unsigned long long>(sum));
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
-    slt_pack_compact(const __grid_constant__ PackCompact a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS) slt_pack_compact(const __grid_constant__ PackCompact a) {
     const Kept above = kept_above(*a.threshold);
     const int lane = threadIdx.x % 32;
     const int64_t first = (int64_t(blockIdx.x) * WARPS + threadIdx.x / 32) * 32, at = first * WORD + lane;
@@ -73,10 +72,10 @@ __device__ __forceinline__ void pack_resolved(const PackResolved &a) {
     add_kept(a.kept, __popc(mine), 0);
 }
 
-#define SLT_PACK_RESOLVED(PLANES)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
-        slt_pack_resolved_##PLANES(const __grid_constant__ PackResolved a) {                                           \
-        pack_resolved<PLANES>(a);                                                                                      \
+#define SLT_PACK_RESOLVED(PLANES) \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS) \
+        slt_pack_resolved_##PLANES(const __grid_constant__ PackResolved a) { \
+        pack_resolved<PLANES>(a); \
     }
 SLT_PACK_RESOLVED(0)
 SLT_PACK_RESOLVED(4)
