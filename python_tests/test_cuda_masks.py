@@ -251,6 +251,50 @@ def test_denormal_gradients(simulator):
     torch.testing.assert_close(found, expected, rtol=2e-7, atol=2e-45)
 
 
+# Faults
+
+
+def _faulty_materialize(simulator):
+    source = _source(3, 513, "normal")
+    mask = _mask(source, True)
+    assert torch.equal(cuda.materialize(mask, source), reference.materialize(mask, source))
+
+
+def _faulty_pack(simulator):
+    source = _source(70, 300)
+    for compact in (True, False):
+        _check_pack(simulator, torch.randn(source.free), torch.tensor(0.6), source, compact)
+
+
+def _faulty_select(simulator):
+    scores = [torch.randn(9000), torch.randn(8000)]
+    assert torch.equal(cuda.select(scores, 7000), reference.select(scores, 7000))
+
+
+def _faulty_embedding(simulator):
+    _check_embedding(simulator, _source(3, 1100, "normal"), torch.tensor([0, 2, 1, 2]), torch.float32)
+    _check_embedding(simulator, _source(9, 130, "normal"), torch.tensor(80 * [2] + 20 * [1, 3]), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "file,kernel,check",
+    [
+        ("materialize", "slt_materialize", _faulty_materialize),
+        ("pack", "slt_pack_compact", _faulty_pack),
+        ("pack", "slt_pack_resolved_8", _faulty_pack),
+        *(("select", f"slt_select_{number}", _faulty_select) for number in range(3)),
+        *(("embedding", f"slt_embedding_{name}", _faulty_embedding) for name in ("forward", "sum", "add_parts")),
+    ],
+)
+def test_missing_barriers_are_found(file, kernel, check):
+    from cuda_faults import survivors
+
+    with simulated(90) as simulator:
+        left = survivors(simulator, file, kernel, lambda: check(simulator))
+    # The simulator takes every atomic operation to acquire, so that the fence after that of a counter does nothing.
+    assert len(left) == (file == "select") and all("membar.gl" in fault for fault in left), left
+
+
 # On the host
 
 PROGRAM = """
