@@ -29,7 +29,7 @@ SLT_HOST_DEVICE FrozenWord frozen_word(const Generator &g, uint64_t index, uint3
 
 SLT_HOST_DEVICE uint32_t chosen(uint32_t mask, uint32_t yes, uint32_t no) { return (mask & yes) | (~mask & no); }
 
-// The lowest bits of `bits`, in order, at the set bits of `at`: x86's pdep, in about 45 instructions without a branch.
+// The lowest bits of `bits`, in order, at the set bits of `at`: x86's pdep, in about 50 instructions without a branch.
 //
 // Halves, then quarters, and so on: the upper half of a field takes the bits that the lower half leaves, so it moves up
 // by the number of clear bits of `at` in the lower half. Bits that are moved too far or left over stand where `at` is
