@@ -39,6 +39,8 @@ def _sources() -> dict[str, Source]:
     far = Source.of(2**31 - 1, 8191, seed=3, layer=1, freeze=FINE)
     sources["far"] = far.shard((2**31 - 3, 2**31 - 1), (1, 9))
     sources["far-bytes"] = sources["far"]._replace(weight=1, prune_below=16)
+    for rows, fan in ((64, 31), (65, 31), (33, 129)):  # a block has 64 calls
+        sources[f"{rows} rows of {fan}"] = _source(rows, fan, "uniform", COARSE)
     sources["all pruned"] = _source(3, 70, freeze=Freeze(1, 0))
     sources["all locked"] = _source(3, 70, freeze=Freeze(0, 1))
     return sources
@@ -62,6 +64,7 @@ def _mask(source: Source, compact: bool) -> torch.Tensor:
 
 @each_source
 def test_expand_and_materialize(simulator, source):
+    simulator.options.update(schedule=source.fan, quantum=30, resident=2)
     for compact in (True, False):
         mask = _mask(source, compact)
         for operation in ("expand", "materialize") if compact else ("materialize",):
@@ -71,7 +74,7 @@ def test_expand_and_materialize(simulator, source):
 
 
 @pytest.mark.parametrize("freeze", FREEZES[1:], ids=("coarse", "fine"))
-@pytest.mark.parametrize("rows,fan", [(7, 129), (3, 66000), (70, 40)])
+@pytest.mark.parametrize("rows,fan", [(7, 129), (3, 66000), (257, 33)])
 def test_free_starts(simulator, rows, fan, freeze):
     """The start of each call; with more than one segment of 512 calls per row as well."""
     from slt_kernels.backends.cuda import free_starts
@@ -164,6 +167,7 @@ def test_select(simulator, sizes):
 
 def test_select_launches_once_a_pass(simulator):
     cuda.select([torch.randn(n) for n in (5, 3000, 17)], 100)
+    cuda.select([torch.randn(9, dtype=torch.float64)], 5)  # on the reference
     assert [launch["kernel"] for launch in simulator.launches] == ["slt_clear", *(f"slt_select_{n}" for n in range(3))]
 
 
