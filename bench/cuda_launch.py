@@ -54,7 +54,7 @@ def main() -> None:
             arguments="Materialize",
             blocks=32,
             threads=256,
-            values={"source": source, "calls": launch.calls(source, 0)},
+            values={"generator": source, "segment_starts": 0, "call_starts": 0, "compact": False},
             later=["mask", "out"],
         )
         mask, out = torch.empty(64, 128, dtype=torch.int32), torch.empty(64, 4096, dtype=torch.int8)

@@ -562,8 +562,8 @@ def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
 
 def same_of_all(report: Result) -> tuple[object, ...]:
     """What all sections in a file must share: the commit, the GPU with the backends, the size of the cases."""
-    backends_here = report["machine"]["backends"]
-    return report["machine"]["commit"], backends_here["cuda"], backends_here["triton"], report["smoke"]
+    backends_here = [report["machine"]["backends"].get(name) for name in ("cuda", "triton")]
+    return report["machine"]["commit"], *backends_here, report["smoke"]
 
 
 def write(report: Result, file: Path) -> None:

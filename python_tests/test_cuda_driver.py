@@ -38,7 +38,8 @@ mask, out = torch.empty(5, 3, dtype=torch.int32), torch.empty(5, 67, dtype=torch
 
 def made(kernel="slt_materialize", file="materialize", **changes):
     source = Source.of(5, 67, seed=3, layer=2)
-    members = {"values": {"source": source, "calls": launch.calls(source, 0)}, "later": ["mask", "out"]}
+    values = {"generator": source, "segment_starts": 0, "call_starts": 0, "compact": False}
+    members = {"values": values, "later": ["mask", "out"]}
     sizes = {"blocks": 6, "threads": 64} | changes
     return launch.Launch(file=file, kernel=kernel, arguments="Materialize", **members, **sizes)
 

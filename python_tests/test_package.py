@@ -182,7 +182,7 @@ ORDER = (
 )
 # The same inside a folder
 INSIDE = {
-    "backends": (("registry",), ("cpu", "cuda", "reference", "triton"), ("__init__",)),
+    "backends": (("registry", "tables"), ("cpu", "cuda", "reference", "triton"), ("__init__",)),
     "ops": (
         ("autograd", "checks", "dispatch"),
         ("conv2d", "embedding", "expand", "linear", "materialize", "pack", "plan", "select"),

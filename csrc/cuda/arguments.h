@@ -1,18 +1,123 @@
 // The argument of each kernel: one struct, which host and device share. Pointers are to memory of the device, unless
-// said otherwise; masks are resolved words [rows, words].
+// said otherwise; masks are resolved words [rows, words], or compact where there are free starts.
 #pragma once
 
 #include "contract/source.h"
 #include "cuda/calls.h"
+#include "cuda/generator.h"
 
 namespace slt::cuda {
 
+// Of the elements of x, y or their gradients.
+enum Type : int32_t { FLOAT32, BFLOAT16, FLOAT16 };
+
+// `count` 32-bit words of zeros.
+struct Clear {
+    uint32_t *words;
+    int64_t count;
+};
+
+// The free weights of each segment, and of a segment before each of its calls. Null where nothing is frozen.
+struct CountFree {
+    Generator generator;
+    int64_t *free;          // [rows, segments]
+    int32_t *locked;        // [rows, segments]
+    uint16_t *call_starts;  // [rows, calls]
+    int32_t lanes;          // per segment: a power of two, up to 32
+};
+
+struct Expand {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *mask;
+    uint32_t *out;
+};
+
 // int8 [rows, fan]: the masked integer weight.
 struct Materialize {
-    Source source;
-    Calls calls;  // of SIGN, or of VALUE where weights are bytes
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
     const uint32_t *mask;
+    bool compact;
     int8_t *out;
+};
+
+// The compact mask of `count` scores. `kept` must be 0 before if there is more than one block.
+struct PackCompact {
+    const uint32_t *scores, *threshold;
+    int64_t count;
+    uint32_t *mask;
+    int64_t locked, *kept;
+};
+
+// The resolved mask; `kept` as above.
+struct PackResolved {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *scores, *threshold;
+    uint32_t *mask;
+    int64_t *kept;
+};
+
+// Tensors of scores, cut into pieces of `PIECE`. They are a part of the argument: a table in memory would have to be
+// copied there for each call, from host memory that outlives a captured graph.
+struct ScoreTensors {
+    static constexpr int MOST = 192, PIECE = 8192;
+    int32_t tensors;
+    uint32_t first_piece[MOST + 1];  // of each tensor, and of what follows the last
+    const uint32_t *scores[MOST];
+    int64_t counts[MOST];
+};
+
+// Zero before the first pass.
+struct SelectState {
+    static constexpr int PASSES = 3, BINS = 2048;
+    unsigned long long histogram[PASSES][BINS];
+    uint32_t done[PASSES];  // blocks
+    uint32_t prefix;        // of the wanted magnitude, found so far
+    int64_t below;          // scores below that prefix
+};
+
+struct Select {
+    ScoreTensors tensors;
+    uint32_t blocks;  // of all launches of the pass
+    int64_t rank;
+    SelectState *state;
+    uint32_t *out;  // the bits of a float
+};
+
+// y [count, fan].
+struct EmbeddingForward {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const int64_t *index;
+    const uint32_t *mask;
+    bool compact;
+    const float *scale;
+    void *y;
+    Type type;
+    int64_t count;
+};
+
+// Look-ups are sorted by row, those of a row in the order of the batch, and cut into chunks of `CHUNK`.
+struct EmbeddingGradScores {
+    static constexpr int CHUNK = 64;
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const int64_t *index;  // sorted
+    const int64_t *order;  // where in the batch
+    const void *dy;        // [count, fan]
+    Type type;
+    const uint32_t *scores;
+    const float *scale;
+    double *parts;  // [chunks, 2, calls, CALL]: of the row that began before the chunk, of the one that ends after it
+    float *out;  // [free], zero before
+    int64_t count;
 };
 
 }  // namespace slt::cuda

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ... import _cuda
-from ...source import Source
 from .. import registry
 from . import devices
 from .built import FOLDER
@@ -36,12 +35,15 @@ def machine(device: torch.device) -> Machine:
     return Machine(*devices()[device.index])
 
 
-def enqueue(launch: Launch, device: torch.device, *values: Tensor | int, reads: tuple[Tensor, ...] = ()) -> None:
+def enqueue(
+    launch: Launch, device: torch.device, *values: Tensor | int | tuple[int, ...], reads: tuple[Tensor, ...] = ()
+) -> None:
     """Runs a launch on the device's current stream.
 
     Args:
         launch: made for that device.
-        values: of the members that change, in their order; a tensor stands for its address.
+        values: of the members that change, in their order; a tensor stands for its address, and a tuple for what its
+            member is made of.
         reads: tensors that the kernel reaches through addresses in memory.
 
     Raises:
@@ -59,8 +61,3 @@ def workspace(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 def blocks(count: int, size: int) -> int:
     """The number of blocks of ``size`` that cover ``count``."""
     return (count + size - 1) // size
-
-
-def calls(source: Source, stream: int) -> tuple[int, int, int]:
-    """The value of a member of type ``Calls``: the calls of a stream of `philox`."""
-    return source.seed, source.layer, stream
