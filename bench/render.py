@@ -20,7 +20,7 @@ from slt_kernels import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
+DOCUMENTS = ("README.md", "docs/cuda.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
 MACHINE = "intel-xeon-amx-2threads"
 PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
 LOWER = "amd-epyc-avx2-2threads"  # the same, restricted to AVX2
@@ -61,6 +61,22 @@ def ticket_size(_: report.Result) -> str:
 
 def sweep_digits(_: report.Result) -> str:
     return sweep.table(sweep.read(ROOT / "docs/sweep_digits"))
+
+
+def cuda_code(_: report.Result) -> str:
+    """The budget of the CUDA kernels on sm_90a, which is what they have or more."""
+    (version, budget), *_ = json.loads((ROOT / "bench/cuda_budget.json").read_text()).items()
+    pipes = ("tensor", "alu", "fma", "wide", "uniform", "memory", "control")
+    rows = [
+        [
+            name.removeprefix("slt_"),
+            *(str(b.get(key, "")) for key in ("registers", "spills", "instructions", "per_weight")),
+        ]
+        + [str(b["pipes"].get(pipe, 0)) for pipe in pipes]
+        for name, b in budget["sm_90a"].items()
+    ]
+    head = ["kernel", "registers", "spills", "instructions", "per weight", *pipes]
+    return f"{report.table(head, rows)}\n\nsm_90a, nvcc {version}. Command: `python bench/cuda_sass.py --write`."
 
 
 def read(name: str) -> report.Result:
@@ -104,6 +120,7 @@ TABLES = {
     "convolution": report.by_method("convolution"),
     "counted": report.counted,
     "cpu": cpu,
+    "cuda_code": cuda_code,
     "find_digits": measured(report.find),
     "generator": report.generator,
     "tiles": report.tiles,

@@ -1,0 +1,68 @@
+"""The machine code of the CUDA kernels that are built here, held to its budget."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+KERNELS = Path(__file__).parent.parent / "slt_kernels/_cuda_kernels"
+
+
+@pytest.fixture(scope="module")
+def sass():
+    sys.path.insert(0, str(BENCH))
+    yield importlib.import_module("sass")
+    sys.path.remove(str(BENCH))
+
+
+def test_machine_code_is_within_its_budget(sass):
+    if sass.tool("cuobjdump") is None:
+        pytest.skip("no cuobjdump")
+    if not list(KERNELS.glob("*.fatbin")):
+        pytest.skip("no kernels are built")
+    about = json.loads((KERNELS / "kernels.json").read_text())
+    budget = json.loads((BENCH / "cuda_budget.json").read_text())
+    if ".".join(about["nvcc"].split(".")[:2]) not in budget:
+        pytest.skip(f"no budget for nvcc {about['nvcc']}")
+    architectures = [a for a in ("80", "90a", "120") if a in about["architectures"]]
+    command = [sys.executable, "cuda_sass.py", "--check", "--arch", *architectures]
+    run = subprocess.run(command, cwd=BENCH, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-1000:] + run.stderr[-3000:]
+
+
+CODE = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;        /* 0x1 */
+        /*0010*/              @!P0 IMAD.WIDE.U32 R2, R3, R4, RZ ;  /* 0x1 */
+        /*0020*/                   STL [R1], R2 ;                  /* 0x1 */
+        /*0030*/                   LOP3.LUT R5, R2, R3, R4, 0x96, !PT ; /* 0x1 */
+        /*0040*/                   BMMA.168256.AND.POPC R8, R4.ROW, R2.COL, R8 ; /* 0x1 */
+        /*0050*/               @P1 BRA 0x30 ;                      /* 0x1 */
+        /*0060*/                   EXIT ;                          /* 0x1 */
+        /*0070*/                   BRA 0x70 ;                      /* 0x1 */
+"""
+
+
+def test_reading_code(sass):
+    instructions, loops = sass.instructions_and_loops(CODE)
+    assert [sass.pipe(i) for i in instructions] == [
+        *("memory", "wide", "memory", "alu", "tensor", "control", "control", "control")
+    ]
+    assert loops == [instructions[3:6]]
+    assert sum(map(sass.is_spill, instructions)) == 1
+    assert sass.by_pipe(loops[0]) == {"alu": 1, "control": 1, "tensor": 1}
+
+
+def test_a_budget_only_tightens(sass):
+    from cuda_sass import over_budget, tightened
+
+    result = {"registers": 40, "spills": 0, "instructions": 100, "pipes": {"alu": 50, "wide": 18}}
+    assert over_budget(result, None) == ["is not in the budget"]
+    assert over_budget(result, result) == []
+    better = {"registers": 41, "spills": 0, "instructions": 90, "pipes": {"alu": 49, "fma": 1}}
+    assert over_budget(better, result) == ["registers 41, budget 40", "fma 1, budget 0"]
+    held = tightened(result, better)
+    assert held["registers"] == 40 and held["instructions"] == 90 and held["pipes"] == {"alu": 49, "fma": 0}
