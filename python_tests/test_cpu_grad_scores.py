@@ -29,7 +29,12 @@ SHAPES = (
 )
 
 BATCHES = (1, 3, 17, 64, 300)
-FREEZES = {"dense": Freeze(), "frozen": Freeze(0.35, 0.35), "mostly-pruned": Freeze(prune=0.97)}
+FREEZES = {
+    "dense": Freeze(),
+    "frozen": Freeze(0.35, 0.35),
+    "sixteenths": Freeze(0.375, 0.25),
+    "mostly-pruned": Freeze(prune=0.97),
+}
 WINDOWS = {
     "3x3": (5, 7, Window(3, 3, padding_h=1, padding_w=1)),
     "3x3-32": (32, 17, Window(3, 3, padding_h=1, padding_w=1)),

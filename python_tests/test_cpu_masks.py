@@ -21,6 +21,7 @@ FREEZES = {
     "dense": Freeze(),
     "pruned-source": Freeze(prune=0.6),
     "frozen": Freeze(0.35, 0.35),
+    "sixteenths": Freeze(0.375, 0.25),  # decided by one call of Philox
     "all-pruned": Freeze(prune=1),
     "all-locked": Freeze(lock=1),
 }

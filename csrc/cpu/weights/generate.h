@@ -154,7 +154,7 @@ SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 o
     SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
-// A threshold for bytes in eight bit planes: each of its bits as a whole word, and the result for equal bytes.
+// A threshold for bytes in bit planes: each of its bits as a whole word, and the result for equal bytes.
 struct Threshold {
     uint32_t bits[8], equal;
 
@@ -162,10 +162,13 @@ struct Threshold {
         for (int i = 0; i < 8; ++i) bits[i] = threshold == 256 || threshold >> i & 1 ? ~0u : 0;
     }
 
-    // The bits at which the byte is below the threshold: one majority per plane, from the lowest plane on.
-    SLT_INLINE U32 operator()(const U32 planes[8]) const {
+    // The bits at which the byte is below the threshold, which its upper PLANES bits decide: one majority per plane, from
+    // the lowest plane on.
+    template <int PLANES>
+    SLT_INLINE U32 below(const U32 planes[PLANES]) const {
         U32 result = splat(equal);
-        SLT_UNROLL for (int i = 0; i < 8; ++i) result = majority_not(result, planes[7 - i], splat(bits[i]));
+        SLT_UNROLL for (int i = PLANES - 1; i >= 0; --i)
+            result = majority_not(result, planes[i], splat(bits[7 - i]));
         return result;
     }
 };
@@ -173,21 +176,37 @@ struct Threshold {
 // The frozen pattern of LANES rows. Padding is not cleared: apply `valid_bits`.
 class FrozenWords {
   public:
-    explicit FrozenWords(const Source &s) : generator(s, FREEZE), prune(s.prune_below), lock(s.lock_from) {}
+    explicit FrozenWords(const Source &s)
+        : generator(s, FREEZE),
+          prune(s.prune_below),
+          lock(s.lock_from),
+          four(planes_of(s.prune_below) == 4 && planes_of(s.lock_from) == 4) {}
 
     // The free and the locked weights of one word; `between` as in Generator.
     template <class Between = Nothing>
     SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked, const Between &between = {}) const {
-        U32 planes[8];
-        eight_words(generator, word, planes, between);
-        const U32 unlocked = lock(planes);
-        free = unlocked & ~prune(planes);
-        locked = ~unlocked;
+        if (four) {  // both thresholds are multiples of 16: the second call decides nothing
+            U32 planes[1][4];
+            generator({word.twice()}, planes, between);
+            compare<4>(planes[0], free, locked);
+        } else {
+            U32 planes[8];
+            eight_words(generator, word, planes, between);
+            compare<8>(planes, free, locked);
+        }
     }
 
   private:
+    template <int PLANES>
+    SLT_INLINE void compare(const U32 planes[PLANES], U32 &free, U32 &locked) const {
+        const U32 unlocked = lock.template below<PLANES>(planes);
+        free = unlocked & ~prune.template below<PLANES>(planes);
+        locked = ~unlocked;
+    }
+
     const Generator generator;
     const Threshold prune, lock;
+    const bool four;
 };
 
 // Four words, from `word` on, of LANES rows of a matrix of words, one row per lane. Words outside [0, words) are 0. The
