@@ -11,7 +11,7 @@ class ComputedOnce:
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
-        self.name = backend.name
+        self.names = backend.names
 
     def __getattr__(self, name: str) -> Any:
         function, results = getattr(self.backend, name), {}

@@ -493,4 +493,4 @@ def test_a_sum_of_very_many_rows_is_rounded_once(monkeypatch):
     monkeypatch.setattr(linear, "materialize", lambda mask, source: weight)  # its own takes gigabytes
     for backend in (cpu, reference):
         dx = backend.linear_grad_input(x.float()[None], mask, scale, source)
-        assert dx.item() == expected, backend.name
+        assert dx.item() == expected, backend.names
