@@ -46,6 +46,13 @@ const std::vector<Layout> &layouts() {
             all.push_back(layout<A>("Materialize", {SLT_FIELD(source), SLT_FIELD(calls), SLT_FIELD(mask),
                 SLT_FIELD(out)}));
         }
+        {
+            typedef ForwardSmall A;
+            all.push_back(layout<A>("ForwardSmall", {SLT_FIELD(source), SLT_FIELD(calls), SLT_FIELD(freeze),
+                SLT_FIELD(mask), SLT_FIELD(row_starts), SLT_FIELD(call_starts), SLT_FIELD(x), SLT_FIELD(scale),
+                SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(batch), SLT_FIELD(element), SLT_FIELD(digits),
+                SLT_FIELD(tiles), SLT_FIELD(cluster), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps)}));
+        }
         return all;
     }();
     return all;

@@ -1,0 +1,18 @@
+// Linear's forward for few vectors by digits: signed weights, up to 128 columns of digits.
+#include "cuda/forward_small.h"
+
+namespace slt::cuda {
+
+#define SLT_KERNEL(COLUMNS)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+        slt_forward_small_signs_##COLUMNS(const __grid_constant__ ForwardSmall a) {                          \
+        forward_small<SignDigits<COLUMNS>, Resolved>(a);                                        \
+    }
+
+SLT_KERNEL(8)
+SLT_KERNEL(16)
+SLT_KERNEL(32)
+SLT_KERNEL(64)
+SLT_KERNEL(128)
+
+}  // namespace slt::cuda
