@@ -74,7 +74,8 @@ class SignBits {
     __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows, int call,
                                         const KeptWords &words, uint32_t operand) {
         uint32_t k[8], s[8];
-        const Words4 signs[2] = {call_words(a.calls, rows.first[0] + call), call_words(a.calls, rows.first[1] + call)};
+        const Words4 signs[2] = {call_words(a.calls, call_index(a, rows, 0, call)),
+                                 call_words(a.calls, call_index(a, rows, 1, call))};
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             k[i] = words[i % 2][i / 2];
@@ -150,7 +151,6 @@ class DigitSums {
     // Adds 128 products a row: of the quads of one word in each of four calls.
     __device__ __forceinline__ void multiply(uint32_t (&quads)[16], uint32_t operand) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-        if constexpr (BYTES) wait_for_products<0>();  // a loop makes the next quads in the same registers
         pin(quads);
         begin_products();
 #pragma unroll
@@ -214,7 +214,8 @@ class SignDigits : public DigitSums<COLUMNS, false> {
                                         const KeptWords &words, uint32_t operand) {
         constexpr int CHOOSE = (0xF0 & 0xAA) | (0xCC & ~0xAA & 0xFF);  // a where c, else b
         constexpr uint32_t UPPER = 0xAAAAAAAA, FIELDS = 0xC0C0C0C0;
-        const Words4 signs[2] = {call_words(a.calls, rows.first[0] + call), call_words(a.calls, rows.first[1] + call)};
+        const Words4 signs[2] = {call_words(a.calls, call_index(a, rows, 0, call)),
+                                 call_words(a.calls, call_index(a, rows, 1, call))};
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
             uint32_t quads[16];
@@ -258,26 +259,35 @@ class ByteDigits : public DigitSums<COLUMNS, true> {
             uint32_t quads[16];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const uint32_t k = w == 0 ? words[r][0] : w == 1 ? words[r][1] : w == 2 ? words[r][2] : words[r][3];
-                const uint64_t index = 8 * (rows.first[r] + call) + 2 * w;
+                const uint64_t index = 8 * call_index(a, rows, r, call) + 2 * w;
                 const Words4 values[2] = {call_words(a.calls, index), call_words(a.calls, index + 1)};
-                uint32_t v[8];
 #pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    const uint32_t u = values[i / 4].word[i % 4];
-                    v[i] = normal ? look_up(shared.table, u) : (u ^ 0x80808080) | 0x01010101;
+                for (int m = 0; m < 8; ++m) {
+                    const uint32_t u = values[m / 4].word[m % 4];
+                    quads[place(m, r)] = normal ? look_up(shared.table, u) : (u ^ 0x80808080) | 0x01010101;
                 }
+            }
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+            wait_for_products<0>();  // the last products may read the registers that are written next
+            pin(quads);
+#endif
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const uint32_t k = w == 0 ? words[r][0] : w == 1 ? words[r][1] : w == 2 ? words[r][2] : words[r][3];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {  // bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m are those of the bytes of quad m
                     const uint32_t first = k << (7 - 2 * i), second = k << (6 - 2 * i);
-                    const int low = i, high = i + 4;
-                    quads[4 * (low / 2) + low % 2 * 2 + r] = v[low] & bytes_of(first, second, 0xECA8);
-                    quads[4 * (high / 2) + high % 2 * 2 + r] = v[high] & bytes_of(first, second, 0xFDB9);
+                    quads[place(i, r)] &= bytes_of(first, second, 0xECA8);
+                    quads[place(i + 4, r)] &= bytes_of(first, second, 0xFDB9);
                 }
             }
             this->multiply(quads, operand + w * 8 * this->LEAD);
         }
     }
+
+  private:
+    // Quad m of row g + 8 r among the registers of four products.
+    static __device__ __forceinline__ constexpr int place(int m, int r) { return 4 * (m / 2) + m % 2 * 2 + r; }
 };
 
 __device__ __forceinline__ void store_output(const ForwardSmall &a, int64_t at, float y) {
@@ -301,7 +311,8 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     const uint32_t operand = shared_address(memory + sizeof(Shared));
     const Source &s = a.source;
     const Frame frame = frame_of(s);
-    const int batch = int(a.batch), warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
+    const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);  // known to be the same in all lanes
+    const int batch = int(a.batch), lane = threadIdx.x % 32, group = warp / 4;
     const int rank = blockIdx.x % a.cluster, parts = GROUPS / a.tiles;
     const int64_t block_row = int64_t(blockIdx.x / a.cluster) * a.tiles * GROUP_ROWS;
     const int all_steps = int(ceil_div(frame.calls, STEP_CALLS));
@@ -309,10 +320,10 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
 
     // The first words of the mask are on their way while x is converted.
     const ThreadRows rows =
-        thread_rows(s, frame, block_row + group % a.tiles * GROUP_ROWS + warp % 4 * 16 + lane / 4);
-    Kept kept(rows, a);
+        thread_rows(s, block_row + group % a.tiles * GROUP_ROWS + warp % 4 * 16 + lane / 4);
+    Kept kept(a, rows);
     int step = first_step + group / a.tiles;
-    kept.read(rows, step * STEP_CALLS + lane % 4);
+    kept.read(a, rows, step * STEP_CALLS + lane % 4);
 
     if (threadIdx.x < MOST_VECTORS) shared.largest[threadIdx.x] = 0;
     Weights::prepare(shared);
@@ -352,7 +363,7 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
         for (; step < end; step += parts) {
             const int call = step * STEP_CALLS + lane % 4;
             KeptWords words;
-            kept.take(rows, call, call + parts * STEP_CALLS, words);
+            kept.take(a, rows, call, call + parts * STEP_CALLS, words);
             weights.add(a, shared, rows, call, words, operand + (step - chunk) * Order::STEP_BYTES);
         }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

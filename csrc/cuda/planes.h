@@ -17,15 +17,15 @@ enum Element : int { FLOAT32, BFLOAT16, FLOAT16 };
 
 // Vectors of `fan` elements; element k belongs to k + skipped of the frame.
 struct Vectors {
-    const void *data;
-    int64_t fan, skipped;
-    int element;
+    const char *data;
+    int fan, skipped, element;
     bool aligned;  // four elements that begin at a multiple of 4 can be loaded at once
 };
 
 __device__ __forceinline__ Vectors vectors_of(const void *data, int element, int64_t fan, int64_t skipped_words) {
     const uint64_t four = element == FLOAT32 ? 16 : 8;
-    return {data, fan, skipped_words * WORD, element, fan % 4 == 0 && reinterpret_cast<uint64_t>(data) % four == 0};
+    return {static_cast<const char *>(data), int(fan), int(skipped_words * WORD), element,
+            fan % 4 == 0 && reinterpret_cast<uint64_t>(data) % four == 0};
 }
 
 __device__ __forceinline__ float float_of(uint32_t bits, int element) {
@@ -36,45 +36,42 @@ __device__ __forceinline__ float float_of(uint32_t bits, int element) {
 }
 
 // One step's elements of vector b that a lane converts, 4 of each call; 0 outside the vector.
-__device__ __forceinline__ void load_step(float (&out)[STEP_CALLS][4], const Vectors &x, int64_t b, int64_t step,
-                                          int lane) {
-    const int64_t first = step * STEP + lane * 4 - x.skipped;
-    const int64_t row = b * x.fan;
-    if (x.aligned) {
-        uint4 raw[STEP_CALLS];
+__device__ __forceinline__ void load_step(float (&out)[STEP_CALLS][4], const Vectors &x, int b, int step, int lane) {
+    const int first = step * STEP + lane * 4 - x.skipped, size = x.element == FLOAT32 ? 4 : 2;
+    const char *row = x.data + int64_t(b) * x.fan * size;
+    uint4 raw[STEP_CALLS];
 #pragma unroll
-        for (int t = 0; t < STEP_CALLS; ++t) {
-            const int64_t k = first + t * CALL;
-            raw[t] = make_uint4(0, 0, 0, 0);
+    for (int t = 0; t < STEP_CALLS; ++t) {
+        const int k = first + t * int(CALL);
+        raw[t] = make_uint4(0, 0, 0, 0);
+        if (x.aligned) {
             if (k < 0 || k >= x.fan) continue;
             if (x.element == FLOAT32) {
-                raw[t] = __ldg(static_cast<const uint4 *>(x.data) + (row + k) / 4);
+                raw[t] = __ldg(reinterpret_cast<const uint4 *>(row + k * 4));
             } else {
-                const uint2 half = __ldg(static_cast<const uint2 *>(x.data) + (row + k) / 4);
+                const uint2 half = __ldg(reinterpret_cast<const uint2 *>(row + k * 2));
                 raw[t].x = half.x, raw[t].y = half.y;
             }
-        }
+        } else {
+            uint32_t word[4] = {};
 #pragma unroll
-        for (int t = 0; t < STEP_CALLS; ++t) {
-            const uint32_t word[4] = {raw[t].x, raw[t].y, raw[t].z, raw[t].w};
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                out[t][i] = x.element == FLOAT32 ? __uint_as_float(word[i])
-                                                 : float_of(word[i / 2] >> i % 2 * 16 & 0xFFFF, x.element);
+            for (int i = 0; i < 4; ++i) {
+                if (k + i < 0 || k + i >= x.fan) continue;
+                word[i] = x.element == FLOAT32 ? __ldg(reinterpret_cast<const uint32_t *>(row + (k + i) * 4))
+                                               : __ldg(reinterpret_cast<const uint16_t *>(row + (k + i) * 2));
+            }
+            const bool wide = x.element == FLOAT32;
+            raw[t] = make_uint4(wide ? word[0] : word[0] | word[1] << 16, wide ? word[1] : word[2] | word[3] << 16,
+                                word[2], word[3]);
         }
-        return;
     }
 #pragma unroll
     for (int t = 0; t < STEP_CALLS; ++t) {
+        const uint32_t word[4] = {raw[t].x, raw[t].y, raw[t].z, raw[t].w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int64_t k = first + t * CALL + i;
-            out[t][i] = 0;
-            if (k < 0 || k >= x.fan) continue;
-            out[t][i] = x.element == FLOAT32
-                            ? __ldg(static_cast<const float *>(x.data) + row + k)
-                            : float_of(__ldg(static_cast<const uint16_t *>(x.data) + row + k), x.element);
-        }
+        for (int i = 0; i < 4; ++i)
+            out[t][i] = x.element == FLOAT32 ? __uint_as_float(word[i])
+                                             : float_of(word[i / 2] >> i % 2 * 16 & 0xFFFF, x.element);
     }
 }
 
