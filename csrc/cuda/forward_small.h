@@ -1,19 +1,17 @@
 // Linear's forward for few vectors: y = x W^T, where making the weights takes most of the time.
 //
-// A block has 16 warps in 4 groups. It converts its part of k of x to the second operand in shared memory, and its
-// groups make the weights of `tiles` (1, 2 or 4) times 64 rows in registers and multiply: each group a tile, and its
-// share of the steps of k where there are more groups than tiles. The blocks of a cluster share k: each converts a part
-// of x alone. The groups' sums, exact integers, are added through the shared memory of the cluster.
+// A block has GROUPS groups of four warps. It converts its part of k of x to the second operand in shared memory, and its
+// groups make the weights of `tiles` times 64 rows in registers and multiply: each group a tile, and its share of the
+// steps of k where there are more groups than tiles. The blocks of a cluster share k, and each converts its part of x.
+// The groups' sums, exact integers, are added through the shared memory of the cluster.
 #pragma once
 
-#include "contract/weights.h"
-#include "cuda/arguments.h"
 #include "cuda/kept.h"
 #include "cuda/planes.h"
 
 namespace slt::cuda {
 
-constexpr int GROUPS = 4, GROUP_THREADS = 128, GROUP_ROWS = 64, THREADS = GROUPS * GROUP_THREADS, WARPS = THREADS / 32;
+constexpr int GROUP_THREADS = 128, GROUP_ROWS = 64;
 constexpr int MOST_VECTORS = 64;
 
 // The beginning of shared memory; the second operand follows.
@@ -21,7 +19,7 @@ struct Shared {
     uint32_t largest[MOST_VECTORS];  // the largest magnitude in the block's part of each vector, as bits
     float2 up[MOST_VECTORS];         // of FixedPoint
     double power[MOST_VECTORS];
-    int8_t table[256];  // of NORMAL
+    NormalTable table;
 };
 
 __device__ __forceinline__ void block_barrier(int cluster) {
@@ -74,8 +72,8 @@ class SignBits {
     __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows, int call,
                                         const KeptWords &words, uint32_t operand) {
         uint32_t k[8], s[8];
-        const Words4 signs[2] = {call_words(a.calls, call_index(a, rows, 0, call)),
-                                 call_words(a.calls, call_index(a, rows, 1, call))};
+        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0, call)),
+                                 call_words(a.generator.weight, call_index(a, rows, 1, call))};
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             k[i] = words[i % 2][i / 2];
@@ -107,7 +105,7 @@ class SignBits {
 #endif
     }
 
-    static __device__ __forceinline__ void prepare(Shared &) {}
+    static __device__ __forceinline__ void prepare(const ForwardSmall &, Shared &) {}
 
     // Calls write(row of the group, vector, sum) for each sum, in one thread.
     template <class Write>
@@ -208,14 +206,14 @@ class DigitSums {
 template <int COLUMNS>
 class SignDigits : public DigitSums<COLUMNS, false> {
   public:
-    static __device__ __forceinline__ void prepare(Shared &) {}
+    static __device__ __forceinline__ void prepare(const ForwardSmall &, Shared &) {}
 
     __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows, int call,
                                         const KeptWords &words, uint32_t operand) {
         constexpr int CHOOSE = (0xF0 & 0xAA) | (0xCC & ~0xAA & 0xFF);  // a where c, else b
         constexpr uint32_t UPPER = 0xAAAAAAAA, FIELDS = 0xC0C0C0C0;
-        const Words4 signs[2] = {call_words(a.calls, call_index(a, rows, 0, call)),
-                                 call_words(a.calls, call_index(a, rows, 1, call))};
+        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0, call)),
+                                 call_words(a.generator.weight, call_index(a, rows, 1, call))};
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
             uint32_t quads[16];
@@ -234,37 +232,27 @@ class SignDigits : public DigitSums<COLUMNS, false> {
     }
 };
 
-__constant__ int8_t normal_half[128] = SLT_NORMAL_HALF;
-
-__device__ __forceinline__ uint32_t look_up(const int8_t *table, uint32_t u) {
-    const uint8_t *t = reinterpret_cast<const uint8_t *>(table);
-    const uint32_t low = bytes_of(t[u & 0xFF], t[u >> 8 & 0xFF], 0x0040);
-    return bytes_of(low, bytes_of(t[u >> 16 & 0xFF], t[u >> 24], 0x0040), 0x5410);
-}
-
 // Weights that are bytes of VALUE, or of the table of NORMAL.
 template <int COLUMNS>
 class ByteDigits : public DigitSums<COLUMNS, true> {
   public:
-    static __device__ __forceinline__ void prepare(Shared &shared) {
-        const int u = threadIdx.x;
-        if (u < 256) shared.table[u] = u < 128 ? -normal_half[127 - u] : normal_half[u - 128];
+    static __device__ __forceinline__ void prepare(const ForwardSmall &a, Shared &shared) {
+        shared.table.fill(a.generator);
     }
 
     __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &shared, const ThreadRows &rows, int call,
                                         const KeptWords &words, uint32_t operand) {
-        const bool normal = a.source.weight == NORMAL;
 #pragma unroll 1
         for (int w = 0; w < 4; ++w) {
             uint32_t quads[16];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 const uint64_t index = 8 * call_index(a, rows, r, call) + 2 * w;
-                const Words4 values[2] = {call_words(a.calls, index), call_words(a.calls, index + 1)};
+                const Words4 values[2] = {call_words(a.generator.weight, index), call_words(a.generator.weight, index + 1)};
 #pragma unroll
                 for (int m = 0; m < 8; ++m) {
-                    const uint32_t u = values[m / 4].word[m % 4];
-                    quads[place(m, r)] = normal ? look_up(shared.table, u) : (u ^ 0x80808080) | 0x01010101;
+                    const uint32_t bytes = values[m / 4].word[m % 4];
+                    quads[place(m, r)] = four_values(a.generator.source.weight, bytes, shared.table);
                 }
             }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -303,41 +291,40 @@ __device__ __forceinline__ void store_output(const ForwardSmall &a, int64_t at, 
     }
 }
 
-template <class Weights, class Kept>
+template <class Weights, class Kept, int GROUPS>
 __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
+    constexpr int THREADS = GROUPS * GROUP_THREADS, WARPS = THREADS / 32;
     extern __shared__ __align__(128) char memory[];
     typedef typename Weights::Order Order;
     Shared &shared = *reinterpret_cast<Shared *>(memory);
     const uint32_t operand = shared_address(memory + sizeof(Shared));
-    const Source &s = a.source;
-    const Frame frame = frame_of(s);
-    const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);  // known to be the same in all lanes
-    const int batch = int(a.batch), lane = threadIdx.x % 32, group = warp / 4;
-    const int rank = blockIdx.x % a.cluster, parts = GROUPS / a.tiles;
-    const int64_t block_row = int64_t(blockIdx.x / a.cluster) * a.tiles * GROUP_ROWS;
-    const int all_steps = int(ceil_div(frame.calls, STEP_CALLS));
-    const int first_step = min(rank * a.block_steps, all_steps), last_step = min(first_step + a.block_steps, all_steps);
+    const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);  // so that it is known to be the same in all lanes
+    const int lane = threadIdx.x % 32, group = warp / 4, parts = GROUPS / a.tiles;
+    const int rank = blockIdx.x % a.cluster;
+    const uint32_t block_row = blockIdx.x / a.cluster * a.tiles * GROUP_ROWS;
+    const int first_step = min(rank * a.block_steps, a.steps), last_step = min(first_step + a.block_steps, a.steps);
 
     // The first words of the mask are on their way while x is converted.
-    const ThreadRows rows =
-        thread_rows(s, block_row + group % a.tiles * GROUP_ROWS + warp % 4 * 16 + lane / 4);
-    Kept kept(a, rows);
+    const ThreadRows rows(a.generator, block_row + group % a.tiles * GROUP_ROWS + warp % 4 * 16 + lane / 4);
+    Kept kept;
     int step = first_step + group / a.tiles;
     kept.read(a, rows, step * STEP_CALLS + lane % 4);
 
     if (threadIdx.x < MOST_VECTORS) shared.largest[threadIdx.x] = 0;
-    Weights::prepare(shared);
+    Weights::prepare(a, shared);
     __syncthreads();
-    const Vectors x = vectors_of(a.x, a.element, s.fan, frame.skipped);
-    for (int task = warp; task < (last_step - first_step) * batch; task += WARPS) {
+#pragma unroll 1
+    for (int task = warp; task < (last_step - first_step) * a.batch; task += WARPS) {
+        const int vector = task % a.batch;
         float values[STEP_CALLS][4];
-        load_step(values, x, task % batch, first_step + task / batch, lane);
+        load_step(values, a, vector, first_step + task / a.batch, lane);
         const uint32_t largest = largest_of(values);
-        if (lane == 0) atomicMax(&shared.largest[task % batch], largest);
+        if (lane == 0) atomicMax(&shared.largest[vector], largest);
     }
     block_barrier(a.cluster);
-    if (threadIdx.x < batch) {
+    if (threadIdx.x < a.batch) {
         uint32_t largest = 0;
+#pragma unroll 1
         for (int i = 0; i < a.cluster; ++i)
             largest = max(largest, read_block(shared.largest[threadIdx.x], i, a.cluster));
         const FixedPoint fixed = fixed_point(largest, a.digits);
@@ -346,14 +333,16 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     }
 
     Weights weights;
+#pragma unroll 1
     for (int chunk = first_step; chunk < last_step; chunk += a.chunk_steps) {
         __syncthreads();
         const int end = min(chunk + a.chunk_steps, last_step);
-        for (int task = warp; task < (end - chunk) * batch; task += WARPS) {
-            const int b = task % batch, at = task / batch;
+#pragma unroll 1
+        for (int task = warp; task < (end - chunk) * a.batch; task += WARPS) {
+            const int vector = task % a.batch, at = task / a.batch;
             float values[STEP_CALLS][4];
-            load_step(values, x, b, chunk + at, lane);
-            Order::write(values, shared.up[b], b, a.digits, lane, operand + at * Order::STEP_BYTES);
+            load_step(values, a, vector, chunk + at, lane);
+            Order::write(values, shared.up[vector], vector, a.digits, lane, operand + at * Order::STEP_BYTES);
         }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         fence_for_products();
@@ -374,22 +363,24 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     // Sums of each group [vector][row], where the operand was.
     int64_t *sums = reinterpret_cast<int64_t *>(memory + sizeof(Shared));
     __syncthreads();
-    weights.finish(a, [&](int row, int v, int64_t sum) { sums[(group * batch + v) * GROUP_ROWS + row] = sum; });
+    weights.finish(a, [&](int row, int v, int64_t sum) { sums[(group * a.batch + v) * GROUP_ROWS + row] = sum; });
     block_barrier(a.cluster);
     const int block_rows = a.tiles * GROUP_ROWS;
     const float scale = *a.scale;
-    for (int i = rank * THREADS + threadIdx.x; i < block_rows * batch; i += a.cluster * THREADS) {
+#pragma unroll 1
+    for (int i = rank * THREADS + threadIdx.x; i < block_rows * a.batch; i += a.cluster * THREADS) {
         const int v = i / block_rows, row = i % block_rows;
-        if (block_row + row >= s.rows) continue;
+        if (block_row + row >= a.generator.rows) continue;
         int64_t sum = 0;
+#pragma unroll 1
         for (int block = 0; block < a.cluster; ++block)
             for (int part = 0; part < parts; ++part) {
                 const int from = part * a.tiles + row / GROUP_ROWS;
-                sum += read_block(sums[(from * batch + v) * GROUP_ROWS + row % GROUP_ROWS], block, a.cluster);
+                sum += read_block(sums[(from * a.batch + v) * GROUP_ROWS + row % GROUP_ROWS], block, a.cluster);
             }
         float y = rounded_sum(sum, shared.power[v], scale);
         if (a.bias != nullptr) y = __fadd_rn(y, a.bias[block_row + row]);
-        store_output(a, v * s.rows + block_row + row, y);
+        store_output(a, uint64_t(v) * a.generator.rows + block_row + row, y);
     }
     if (a.cluster > 1) block_barrier(a.cluster);  // a block's memory lasts until the others have read it
 }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "contract/fixed_point.h"
-#include "contract/frame.h"
+#include "cuda/arguments.h"
 #include "cuda/ptx.h"
 
 namespace slt::cuda {
@@ -15,19 +15,6 @@ constexpr int STEP_CALLS = 4, STEP = STEP_CALLS * int(CALL);
 
 enum Element : int { FLOAT32, BFLOAT16, FLOAT16 };
 
-// Vectors of `fan` elements; element k belongs to k + skipped of the frame.
-struct Vectors {
-    const char *data;
-    int fan, skipped, element;
-    bool aligned;  // four elements that begin at a multiple of 4 can be loaded at once
-};
-
-__device__ __forceinline__ Vectors vectors_of(const void *data, int element, int64_t fan, int64_t skipped_words) {
-    const uint64_t four = element == FLOAT32 ? 16 : 8;
-    return {static_cast<const char *>(data), int(fan), int(skipped_words * WORD), element,
-            fan % 4 == 0 && reinterpret_cast<uint64_t>(data) % four == 0};
-}
-
 __device__ __forceinline__ float float_of(uint32_t bits, int element) {
     if (element == BFLOAT16) return __uint_as_float(bits << 16);
     float value;
@@ -35,34 +22,23 @@ __device__ __forceinline__ float float_of(uint32_t bits, int element) {
     return value;
 }
 
-// One step's elements of vector b that a lane converts, 4 of each call; 0 outside the vector.
-__device__ __forceinline__ void load_step(float (&out)[STEP_CALLS][4], const Vectors &x, int b, int step, int lane) {
-    const int first = step * STEP + lane * 4 - x.skipped, size = x.element == FLOAT32 ? 4 : 2;
-    const char *row = x.data + int64_t(b) * x.fan * size;
+// One step's elements of a vector that a lane converts, 4 of each call; 0 outside the vector.
+__device__ __forceinline__ void load_step(float (&out)[STEP_CALLS][4], const ForwardSmall &a, int vector, int step,
+                                          int lane) {
+    const bool wide = a.element == FLOAT32;
+    const char *x = static_cast<const char *>(a.x) + int64_t(vector) * a.pitch * (wide ? 4 : 2);
+    const int first = step * STEP + lane * 4 - a.generator.skipped * int(WORD);
     uint4 raw[STEP_CALLS];
 #pragma unroll
     for (int t = 0; t < STEP_CALLS; ++t) {
         const int k = first + t * int(CALL);
         raw[t] = make_uint4(0, 0, 0, 0);
-        if (x.aligned) {
-            if (k < 0 || k >= x.fan) continue;
-            if (x.element == FLOAT32) {
-                raw[t] = __ldg(reinterpret_cast<const uint4 *>(row + k * 4));
-            } else {
-                const uint2 half = __ldg(reinterpret_cast<const uint2 *>(row + k * 2));
-                raw[t].x = half.x, raw[t].y = half.y;
-            }
+        if (uint32_t(k) >= uint32_t(a.pitch)) continue;
+        if (wide) {
+            raw[t] = __ldg(reinterpret_cast<const uint4 *>(x + 4 * k));
         } else {
-            uint32_t word[4] = {};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (k + i < 0 || k + i >= x.fan) continue;
-                word[i] = x.element == FLOAT32 ? __ldg(reinterpret_cast<const uint32_t *>(row + (k + i) * 4))
-                                               : __ldg(reinterpret_cast<const uint16_t *>(row + (k + i) * 2));
-            }
-            const bool wide = x.element == FLOAT32;
-            raw[t] = make_uint4(wide ? word[0] : word[0] | word[1] << 16, wide ? word[1] : word[2] | word[3] << 16,
-                                word[2], word[3]);
+            const uint2 half = __ldg(reinterpret_cast<const uint2 *>(x + 2 * k));
+            raw[t].x = half.x, raw[t].y = half.y;
         }
     }
 #pragma unroll
@@ -70,8 +46,7 @@ __device__ __forceinline__ void load_step(float (&out)[STEP_CALLS][4], const Vec
         const uint32_t word[4] = {raw[t].x, raw[t].y, raw[t].z, raw[t].w};
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            out[t][i] = x.element == FLOAT32 ? __uint_as_float(word[i])
-                                             : float_of(word[i / 2] >> i % 2 * 16 & 0xFFFF, x.element);
+            out[t][i] = wide ? __uint_as_float(word[i]) : float_of(word[i / 2] >> i % 2 * 16 & 0xFFFF, a.element);
     }
 }
 

@@ -5,55 +5,77 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...philox import FREEZE, SIGN, VALUE
 from ...source import WEIGHTS, Source
+from .. import registry
 from . import launch
 from .arguments import ELEMENTS, digit_count
+from .free_starts import starts_for
+from .generator import calls, planes
+from .generator import takes as numbered
 
 SIGNED = WEIGHTS.index("signed_constant")
-STEP = 512  # k of one step
+STEP_CALLS = 4  # of the 512 k of one step
 SUMMANDS = 2**17  # products of a byte and a digit that an int32 sum holds
-_GROUPS, _GROUP_ROWS, _THREADS = 4, 64, 512
+_GROUP_ROWS, _GROUP_THREADS = 64, 128
 _HEADER = 1536  # bytes of `Shared`
 _BIT_VECTORS = {2: (1, 2, 4), 3: (1, 2)}  # by digits: at most 64 bit planes
 _DIGIT_COLUMNS = (8, 16, 32, 64, 128)
+_COMPACT_COLUMNS = 32  # with more columns of digits, a compact mask is expanded before
 _CHUNK_BYTES = 96 * 1024  # more of x than this in shared memory gains nothing
 
-# Instructions of a warp: of 16 rows and one step of weights by bit planes or digits, to convert one step of a vector,
-# and a block's barriers with its cluster. Counted in machine code; only their proportions matter.
+# Instructions of a warp: of 16 rows and one step of weights, by bit planes or digits; to convert one step of a vector;
+# and what the barriers of a cluster take. Only their proportions matter.
 _STEP_COST = {True: 130, False: 300}
 _CONVERT_COST, _CLUSTER_COST = 400, 2000
 
 
 class Kernel(NamedTuple):
-    """A kernel, and the size of its second operand."""
+    """A kernel without the form of its mask."""
 
     file: str
     name: str
-    step_bytes: int  # of shared memory
+    groups: int  # of four warps in a block
+    step_bytes: int  # of the second operand in shared memory
     bits: bool
+    compact: bool  # whether there is one for compact masks
 
 
-class Shape(NamedTuple):
+class Cut(NamedTuple):
     """How a product is cut: see the members of `ForwardSmall`."""
 
     tiles: int
     cluster: int
+    steps: int
     block_steps: int
     chunk_steps: int
 
 
 def takes(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> bool:
-    if x.dtype not in ELEMENTS or mask.dim() == 1:
+    """Whether there is a kernel for the product; its masks of either form."""
+    if x.dtype not in ELEMENTS or len(x) == 0:
         return False
-    return bool(len(x)) and _launch(source, x.dtype, len(x), digit_count(x), launch.machine(x.device)) is not None
+    return prepared(source, x.dtype, len(x), digit_count(x), False, launch.machine(x.device)) is not None
 
 
-def forward(
-    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, digits: int
-) -> None:
-    run = _launch(source, x.dtype, len(x), digits, launch.machine(x.device))
-    launch.enqueue(run, x.device, mask, x, scale, 0 if bias is None else bias, y)
+def forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    """Writes ``y``; x is contiguous, and bias float32."""
+    machine, digits = launch.machine(x.device), digit_count(x)
+    run = prepared(source, x.dtype, len(x), digits, mask.dim() == 1, machine)
+    if run is None:  # no kernel for this form
+        mask = registry.run("expand", mask, source)
+        run = prepared(source, x.dtype, len(x), digits, False, machine)
+    if source.fan % 4:
+        x = torch.nn.functional.pad(x, (0, -source.fan % 4))
+    launch.enqueue(run, x.device, *starts_for(mask, source), aligned(mask), aligned(x), scale, bias_of(bias), y)
+
+
+def bias_of(bias: Tensor | None) -> Tensor | int:
+    return 0 if bias is None else bias
+
+
+def aligned(x: Tensor) -> Tensor:
+    """A tensor whose memory starts at a multiple of 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel | None:
@@ -61,83 +83,81 @@ def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel |
     if source.weight == SIGNED and capability < 100:  # later tensor cores do not multiply bits
         for vectors in _BIT_VECTORS[digits]:
             if batch <= vectors:
-                planes = 8 * digits
-                name = f"slt_forward_small_bits_{planes}_{vectors}"
-                return Kernel("forward_small_bits", name, 4 * 16 * planes * vectors, True)
+                name = f"slt_forward_small_bits_{8 * digits}_{vectors}"
+                return Kernel("forward_small_bits", name, 4, 4 * 16 * 8 * digits * vectors, True, True)
     file = "forward_small_signs" if source.weight == SIGNED else "forward_small_bytes"
     for columns in _DIGIT_COLUMNS:
         if batch * (2 if digits == 2 else 4) <= columns:
-            return Kernel(file, f"slt_{file}_{columns}", 32 * (16 * columns + 16), False)
+            groups, compact = 2 if columns == 128 else 4, columns <= _COMPACT_COLUMNS
+            return Kernel(file, f"slt_{file}_{columns}", groups, 32 * (16 * columns + 16), False, compact)
     return None
 
 
-def shape(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> Shape | None:
+def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> Cut | None:
     """The cheapest cut that fits; None if there is none."""
-    skipped = source.first_word % 4
-    steps = launch.blocks(source.words + skipped, STEP // 32)
+    steps = launch.blocks(calls(source), STEP_CALLS)
     row_tiles = launch.blocks(source.rows, _GROUP_ROWS)
-    room = min(machine.shared - _HEADER, _CHUNK_BYTES)
-    if machine.shared - _HEADER < _sum_bytes(batch):
+    shared = machine.shared - _HEADER
+    if shared < sum_bytes(kernel, batch):
         return None
     best = None
-    for tiles in (1, 2, 4):
-        parts = _GROUPS // tiles
-        fitting = room // kernel.step_bytes // parts * parts
+    for tiles in (1, 2, 4)[: 1 + kernel.groups // 2]:
+        parts = kernel.groups // tiles
+        fitting = min(shared, _CHUNK_BYTES) // kernel.step_bytes // parts * parts
         if fitting == 0:
             continue
-        for cluster in _clusters(machine.capability):
+        for cluster in clusters(machine.capability):
             block_steps = launch.blocks(steps, cluster)
-            if cluster > 1 and (cluster - 1) * block_steps >= steps:
-                continue  # the last block would have nothing
-            chunk_steps = min(fitting, launch.blocks(block_steps, parts) * parts)
             group_steps = launch.blocks(block_steps, parts)
-            if not kernel.bits and group_steps * STEP > SUMMANDS:
+            if cluster > steps or (not kernel.bits and group_steps * STEP_CALLS * 128 > SUMMANDS):
                 continue
             blocks = launch.blocks(row_tiles, tiles) * cluster
-            waves = launch.blocks(blocks, machine.processors)
-            cost = _GROUPS * _STEP_COST[kernel.bits] * group_steps + _CONVERT_COST * block_steps * batch // 4
-            cost = waves * (cost + _CLUSTER_COST * (cluster > 1))
+            cost = kernel.groups * _STEP_COST[kernel.bits] * group_steps + _CONVERT_COST * block_steps * batch // 4
+            cost = launch.blocks(blocks, machine.processors) * (cost + _CLUSTER_COST * (cluster > 1))
             if best is None or cost < best[0]:
-                best = cost, Shape(tiles, cluster, block_steps, chunk_steps)
+                best = cost, Cut(tiles, cluster, steps, block_steps, min(fitting, group_steps * parts))
     return best and best[1]
 
 
-def _clusters(capability: int) -> tuple[int, ...]:
-    """Sizes of clusters that launches may have; blocks of a cluster share k."""
+def clusters(capability: int) -> tuple[int, ...]:
+    """The sizes of clusters that a device launches."""
     return (1, 2, 4, 8) if capability // 10 in (9, 10, 12) else (1,)
 
 
-def _sum_bytes(batch: int) -> int:
-    return 8 * _GROUPS * _GROUP_ROWS * batch
+def sum_bytes(kernel: Kernel, batch: int) -> int:
+    """The shared memory of a block's sums."""
+    return 8 * kernel.groups * _GROUP_ROWS * batch
 
 
 @launch.planned
-def _launch(
-    source: Source, dtype: torch.dtype, batch: int, digits: int, machine: launch.Machine
+def prepared(
+    source: Source, dtype: torch.dtype, batch: int, digits: int, compact: bool, machine: launch.Machine
 ) -> launch.Launch | None:
-    """The launch for a batch; None if the kernels do not take it."""
+    """The launch for a batch; None if there is none."""
     chosen = kernel(source, batch, digits, machine.capability)
-    cut = chosen and shape(source, batch, chosen, machine)
-    if chosen is None or cut is None:
+    if chosen is None or not numbered(source) or (compact and not chosen.compact):
+        return None
+    shape = cut(source, batch, chosen, machine)
+    if shape is None:
         return None
     return launch.Launch(
         file=chosen.file,
-        kernel=chosen.name,
+        kernel=chosen.name + "_compact" * compact,
         arguments="ForwardSmall",
-        blocks=launch.blocks(launch.blocks(source.rows, _GROUP_ROWS), cut.tiles) * cut.cluster,
-        threads=_THREADS,
-        shared=_HEADER + max(cut.chunk_steps * chosen.step_bytes, _sum_bytes(batch)),
-        cluster=cut.cluster,
+        blocks=launch.blocks(launch.blocks(source.rows, _GROUP_ROWS), shape.tiles) * shape.cluster,
+        threads=chosen.groups * _GROUP_THREADS,
+        shared=_HEADER + max(shape.chunk_steps * chosen.step_bytes, sum_bytes(chosen, batch)),
+        cluster=shape.cluster,
         values={
-            "source": source,
-            "calls": launch.calls(source, SIGN if source.weight == SIGNED else VALUE),
-            "freeze": launch.calls(source, FREEZE),
-            "row_starts": 0,
-            "call_starts": 0,
+            "generator": source,
+            "eight_rows": 8 * source.row_calls,
             "batch": batch,
+            "pitch": launch.blocks(source.fan, 4) * 4,
             "element": ELEMENTS[dtype],
             "digits": digits,
-            **cut._asdict(),
+            "planes": planes(source),
+            "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
+            **shape._asdict(),
         },
-        later=["mask", "x", "scale", "bias", "y"],
+        later=["segment_starts", "call_starts", "mask", "x", "scale", "bias", "y"],
     )

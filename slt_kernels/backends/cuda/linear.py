@@ -4,10 +4,9 @@ from torch import Tensor
 
 from ...source import Source
 from . import forward_small, launch
-from .arguments import digit_count, floats
+from .arguments import floats
 
 
 @launch.kernel("linear_forward", when=forward_small.takes)
 def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
-    x, mask, bias = x.detach().contiguous(), mask.contiguous(), floats(bias)
-    forward_small.forward(y, x, mask, scale, bias, source, digit_count(x))
+    forward_small.forward(y, x.detach().contiguous(), mask.contiguous(), scale, floats(bias), source)
