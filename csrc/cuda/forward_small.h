@@ -74,15 +74,15 @@ class SignBits {
         uint32_t k[8], s[8];
         const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0, call)),
                                  call_words(a.generator.weight, call_index(a, rows, 1, call))};
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        wait_for_products<0>();  // the last products may read the registers that are written next
+#endif
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            k[i] = words[i % 2][i / 2];
-            s[i] = signs[i % 2].word[i / 2] & k[i];
+            k[i] = both_after(words[i % 2][i / 2], 0xFFFFFFFF);
+            s[i] = both_after(signs[i % 2].word[i / 2], words[i % 2][i / 2]);
         }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-        wait_for_products<0>();
-        pin(k);
-        pin(s);
         begin_products();
         const uint64_t first = operand_descriptor(operand, LEAD), second = first + (2 * LEAD >> 4);
         multiply_bits_async<8 * ALL_TILES>(kept, k, first);

@@ -47,6 +47,13 @@ __device__ __forceinline__ uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
     return d;
 }
 
+// a & b, computed after what stands before it, such as a wait for products.
+__device__ __forceinline__ uint32_t both_after(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm volatile("and.b32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 // The bytes of b:a (4 to 7 are b's) that the digits of `selector` name, the lowest first; + 8 repeats the byte's sign.
 __device__ __forceinline__ uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
     uint32_t d;
