@@ -157,7 +157,7 @@ def test_memory_that_is_not_aligned(simulator):
 @pytest.mark.parametrize("weight, batch, rows", [(SIGNED, 1, 70), (SIGNED, 6, 70), ("normal", 3, 130)])
 def test_chunks_and_schedules(simulator, monkeypatch, weight, batch, rows):
     """Shared memory for one or two steps at once; in sm_90's clusters, blocks of one to three steps."""
-    monkeypatch.setattr(backends.cuda.forward_small, "_CHUNK_BYTES", 40_000)
+    monkeypatch.setattr(backends.cuda.forward_small, "_MOST_SHARED", 50_000)
     backends.cuda.forward_small.prepared.cache_clear()
     source = source_of(rows, 4 * 512 + 130, weight)
     x, mask = torch.randn(batch, source.fan), random_mask(source)
@@ -177,7 +177,8 @@ def test_cuts(monkeypatch, tiles, cluster, batch):
     steps = 9
     block_steps = -(-steps // cluster)
     parts = 4 // tiles
-    shape = module.Cut(tiles, cluster, steps, block_steps, parts)
+    sums_at = 1536 + parts * 32 * (16 * 64 + 16)
+    shape = module.Cut(tiles, cluster, steps, block_steps, parts, sums_at)
     monkeypatch.setattr(module, "cut", lambda *_: shape)
     source = source_of(64 * tiles + 3, steps * 512 - 200)
     with simulated(90) as simulator:

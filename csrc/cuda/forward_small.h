@@ -107,14 +107,18 @@ class SignBits {
 
     static __device__ __forceinline__ void prepare(const ForwardSmall &, Shared &) {}
 
-    // Calls write(row of the group, vector, sum) for each sum, in one thread.
-    template <class Write>
-    __device__ __forceinline__ void finish(const ForwardSmall &a, Write write) {
+    // Until the sums are complete.
+    __device__ __forceinline__ void wait() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         wait_for_products<0>();
         pin(kept);
         pin(negative);
 #endif
+    }
+
+    // Calls write(row of the group, vector, sum) for each sum, in one thread.
+    template <class Write>
+    __device__ __forceinline__ void finish(const ForwardSmall &a, Write write) {
         const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 % 4 * 16 + g;
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v) {
@@ -172,12 +176,16 @@ class DigitSums {
 #endif
     }
 
-    template <class Write>
-    __device__ __forceinline__ void finish(const ForwardSmall &a, Write write) {
+    // Until the sums are complete.
+    __device__ __forceinline__ void wait() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         wait_for_products<0>();
         pin(sums);
 #endif
+    }
+
+    template <class Write>
+    __device__ __forceinline__ void finish(const ForwardSmall &a, Write write) {
         constexpr int factor = BYTES ? 0 : 6;  // of coded weights: 2^6
         const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 % 4 * 16 + g;
 #pragma unroll
@@ -332,9 +340,11 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
         shared.power[threadIdx.x] = fixed.power;
     }
 
-    Weights weights;
+    // Sums of each group [vector][row], added up over the chunks.
+    int64_t *sums = reinterpret_cast<int64_t *>(memory + a.sums_at);
+    int chunk = first_step;
 #pragma unroll 1
-    for (int chunk = first_step; chunk < last_step; chunk += a.chunk_steps) {
+    do {
         __syncthreads();
         const int end = min(chunk + a.chunk_steps, last_step);
 #pragma unroll 1
@@ -348,6 +358,7 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
         fence_for_products();
 #endif
         __syncthreads();
+        Weights weights;
 #pragma unroll 1
         for (; step < end; step += parts) {
             const int call = step * STEP_CALLS + lane % 4;
@@ -355,15 +366,15 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
             kept.take(a, rows, call, call + parts * STEP_CALLS, words);
             weights.add(a, shared, rows, call, words, operand + (step - chunk) * Order::STEP_BYTES);
         }
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-        wait_for_products<0>();
-#endif
-    }
+        weights.wait();
+        __syncthreads();  // if there is one chunk, its sums take the place of the operand
+        weights.finish(a, [&](int row, int v, int64_t sum) {
+            int64_t &total = sums[(group * a.batch + v) * GROUP_ROWS + row];
+            total = chunk == first_step ? sum : total + sum;
+        });
+        chunk = end;
+    } while (chunk < last_step);
 
-    // Sums of each group [vector][row], where the operand was.
-    int64_t *sums = reinterpret_cast<int64_t *>(memory + sizeof(Shared));
-    __syncthreads();
-    weights.finish(a, [&](int row, int v, int64_t sum) { sums[(group * a.batch + v) * GROUP_ROWS + row] = sum; });
     block_barrier(a.cluster);
     const int block_rows = a.tiles * GROUP_ROWS;
     const float scale = *a.scale;

@@ -6,16 +6,17 @@
 
 namespace slt::cuda {
 
-// A thread's rows. A row past the last one has no calls.
+// A thread's rows.
 struct ThreadRows {
     uint32_t row;    // the first
     uint64_t index;  // of its call 0 of SIGN
-    int calls[2];
 
-    __device__ __forceinline__ ThreadRows(const Generator &g, uint32_t row)
-        : row(row),
-          index(call_index(g, row, 0)),
-          calls{row < g.rows ? int(g.calls) : 0, row + 8 < g.rows ? int(g.calls) : 0} {}
+    __device__ __forceinline__ ThreadRows(const Generator &g, uint32_t row) : row(row), index(call_index(g, row, 0)) {}
+
+    // Whether row r of the two has that call.
+    __device__ __forceinline__ bool has(const Generator &g, int r, int call) const {
+        return row + 8 * r < g.rows && call < int(g.calls);
+    }
 };
 
 // The index of a call of row r of a thread's two.
@@ -43,12 +44,12 @@ class ResolvedWords {
         for (int r = 0; r < 2; ++r, row += 8 * uint64_t(g.words)) {
             if (a.aligned_words) {
                 uint4 v = make_uint4(0, 0, 0, 0);
-                if (call < rows.calls[r]) v = __ldg(reinterpret_cast<const uint4 *>(row));
+                if (rows.has(g, r, call)) v = __ldg(reinterpret_cast<const uint4 *>(row));
                 next[r][0] = v.x, next[r][1] = v.y, next[r][2] = v.z, next[r][3] = v.w;
             } else {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const bool valid = call < rows.calls[r] && uint32_t(call * 4 + i - g.skipped) < g.words;
+                    const bool valid = rows.has(g, r, call) && uint32_t(call * 4 + i - g.skipped) < g.words;
                     next[r][i] = valid ? __ldg(row + i) : 0;
                 }
             }
@@ -73,7 +74,7 @@ class CompactWords {
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const uint32_t valid = call < rows.calls[r] ? valid_word(g, call * 4 + i - g.skipped) : 0;
+                const uint32_t valid = rows.has(g, r, call) ? valid_word(g, call * 4 + i - g.skipped) : 0;
                 const uint64_t index = 4 * call_index(a, rows, r, call) + i;
                 const FrozenWord frozen = a.planes == 0   ? frozen_word<0>(g, index, valid)
                                           : a.planes == 4 ? frozen_word<4>(g, index, valid)
@@ -94,7 +95,7 @@ class CompactWords {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const uint32_t row = rows.row + 8 * r;
-            if (call >= rows.calls[r])
+            if (!rows.has(g, r, call))
                 next[r] = 0;
             else
                 next[r] = a.planes == 0 ? free_start<0>(g, a.segment_starts, a.call_starts, row, call)

@@ -122,7 +122,7 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(scale), SLT_FIELD(bias),
                 SLT_FIELD(y), SLT_FIELD(eight_rows), SLT_FIELD(batch), SLT_FIELD(pitch), SLT_FIELD(element),
                 SLT_FIELD(digits), SLT_FIELD(planes), SLT_FIELD(aligned_words), SLT_FIELD(tiles), SLT_FIELD(cluster),
-                SLT_FIELD(steps), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps)}));
+                SLT_FIELD(steps), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps), SLT_FIELD(sums_at)}));
         }
         return all;
     }();

@@ -15,18 +15,17 @@ from .generator import takes as numbered
 
 SIGNED = WEIGHTS.index("signed_constant")
 STEP_CALLS = 4  # of the 512 k of one step
-SUMMANDS = 2**17  # products of a byte and a digit that an int32 sum holds
 _GROUP_ROWS, _GROUP_THREADS = 64, 128
 _HEADER = 1536  # bytes of `Shared`
 _BIT_VECTORS = {2: (1, 2, 4), 3: (1, 2)}  # by digits: at most 64 bit planes
 _DIGIT_COLUMNS = (8, 16, 32, 64, 128)
 _COMPACT_COLUMNS = 32  # with more columns of digits, a compact mask is expanded before
-_CHUNK_BYTES = 96 * 1024  # more of x than this in shared memory gains nothing
+_MOST_SHARED = 160 * 1024  # the rest of a multiprocessor's memory is a cache; fewer than 2**17 products are in a sum
 
-# Instructions of a warp: of 16 rows and one step of weights, by bit planes or digits; to convert one step of a vector;
-# and what the barriers of a cluster take. Only their proportions matter.
+# Instructions of a warp: of 16 rows and one step of weights, by bit planes or digits; of a chunk's sums; to convert one
+# step of a vector; and what the barriers of a cluster take. Only their proportions matter.
 _STEP_COST = {True: 130, False: 300}
-_CONVERT_COST, _CLUSTER_COST = 400, 2000
+_FINISH_COST, _CONVERT_COST, _CLUSTER_COST = 200, 400, 2000
 
 
 class Kernel(NamedTuple):
@@ -48,6 +47,7 @@ class Cut(NamedTuple):
     steps: int
     block_steps: int
     chunk_steps: int
+    sums_at: int
 
 
 def takes(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> bool:
@@ -97,25 +97,32 @@ def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> 
     """The cheapest cut that fits; None if there is none."""
     steps = launch.blocks(calls(source), STEP_CALLS)
     row_tiles = launch.blocks(source.rows, _GROUP_ROWS)
-    shared = machine.shared - _HEADER
-    if shared < sum_bytes(kernel, batch):
+    sums = sum_bytes(kernel, batch)
+    room = min(machine.shared, _MOST_SHARED) - _HEADER
+    if room < sums:
         return None
     best = None
     for tiles in (1, 2, 4)[: 1 + kernel.groups // 2]:
         parts = kernel.groups // tiles
-        fitting = min(shared, _CHUNK_BYTES) // kernel.step_bytes // parts * parts
-        if fitting == 0:
-            continue
         for cluster in clusters(machine.capability):
+            if cluster > steps:
+                continue
             block_steps = launch.blocks(steps, cluster)
             group_steps = launch.blocks(block_steps, parts)
-            if cluster > steps or (not kernel.bits and group_steps * STEP_CALLS * 128 > SUMMANDS):
-                continue
             blocks = launch.blocks(row_tiles, tiles) * cluster
-            cost = kernel.groups * _STEP_COST[kernel.bits] * group_steps + _CONVERT_COST * block_steps * batch // 4
-            cost = launch.blocks(blocks, machine.processors) * (cost + _CLUSTER_COST * (cluster > 1))
+            chunk_steps = group_steps * parts
+            sums_at = _HEADER
+            if chunk_steps * kernel.step_bytes > room:  # several chunks: the sums need their own memory
+                chunk_steps = (room - sums) // kernel.step_bytes // parts * parts
+                sums_at += chunk_steps * kernel.step_bytes
+                if chunk_steps == 0:
+                    continue
+            chunks = launch.blocks(block_steps, chunk_steps)
+            cost = kernel.groups * (_STEP_COST[kernel.bits] * group_steps + _FINISH_COST * chunks)
+            cost += _CONVERT_COST * block_steps * batch // 4 + _CLUSTER_COST * (cluster > 1)
+            cost *= launch.blocks(blocks, machine.processors)
             if best is None or cost < best[0]:
-                best = cost, Cut(tiles, cluster, steps, block_steps, min(fitting, group_steps * parts))
+                best = cost, Cut(tiles, cluster, steps, block_steps, chunk_steps, sums_at)
     return best and best[1]
 
 
@@ -146,7 +153,7 @@ def prepared(
         arguments="ForwardSmall",
         blocks=launch.blocks(launch.blocks(source.rows, _GROUP_ROWS), shape.tiles) * shape.cluster,
         threads=chosen.groups * _GROUP_THREADS,
-        shared=_HEADER + max(shape.chunk_steps * chosen.step_bytes, sum_bytes(chosen, batch)),
+        shared=max(_HEADER + shape.chunk_steps * chosen.step_bytes, shape.sums_at + sum_bytes(chosen, batch)),
         cluster=shape.cluster,
         values={
             "generator": source,
