@@ -129,12 +129,12 @@ struct ForwardSmall {
     int32_t digits;         // of fixed point: 2 or 3
     int32_t planes;         // of FREEZE that decide, for a compact mask: 0, 4 or 8
     int32_t aligned_words;  // whether a call's words of a mask are at a multiple of 16 bytes
-    int32_t tiles;          // of 64 rows that a block has: 1, 2 or 4
-    int32_t cluster;        // blocks that share k
+    int32_t tiles_log;      // a block has 2^this tiles of 64 rows
+    int32_t cluster_log;    // 2^this blocks share k
     int32_t steps;          // of 512 k in all
     int32_t block_steps;    // that a block has
     int32_t sums_at;        // where in shared memory the sums are: where the second operand is, or after it
-    int32_t chunk_steps;    // that are in shared memory at once: a multiple of 4 / tiles
+    int32_t chunk_steps;    // that are in shared memory at once: a multiple of groups / tiles
 };
 
 }  // namespace slt::cuda

@@ -11,7 +11,7 @@
 
 namespace slt::cuda {
 
-constexpr int GROUP_THREADS = 128, GROUP_ROWS = 64;
+constexpr int GROUP_THREADS = 128, GROUP_ROWS_LOG = 6, GROUP_ROWS = 1 << GROUP_ROWS_LOG;
 constexpr int MOST_VECTORS = 64;
 
 // The beginning of shared memory; the second operand follows.
@@ -21,6 +21,19 @@ struct Shared {
     double power[MOST_VECTORS];
     NormalTable table;
 };
+
+__device__ __forceinline__ int cluster_of(const ForwardSmall &a) { return 1 << a.cluster_log; }
+
+// The block's place in its cluster, and its first row. They are read again where they are needed: registers are few.
+__device__ __forceinline__ int rank_of(const ForwardSmall &a) { return block_number() & (cluster_of(a) - 1); }
+__device__ __forceinline__ uint32_t first_row_of(const ForwardSmall &a) {
+    return block_number() >> a.cluster_log << (GROUP_ROWS_LOG + a.tiles_log);
+}
+
+// The first step of the block's part of k; of the next block's for next = 1.
+__device__ __forceinline__ int first_step_of(const ForwardSmall &a, int next) {
+    return min((rank_of(a) + next) * a.block_steps, a.steps);
+}
 
 __device__ __forceinline__ void block_barrier(int cluster) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -79,7 +92,7 @@ class SignBits {
 #endif
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            k[i] = both_after(words[i % 2][i / 2], 0xFFFFFFFF);
+            k[i] = both_after(0xFFFFFFFF, words[i % 2][i / 2]);
             s[i] = both_after(signs[i % 2].word[i / 2], words[i % 2][i / 2]);
         }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -307,34 +320,33 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     Shared &shared = *reinterpret_cast<Shared *>(memory);
     const uint32_t operand = shared_address(memory + sizeof(Shared));
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);  // so that it is known to be the same in all lanes
-    const int lane = threadIdx.x % 32, group = warp / 4, parts = GROUPS / a.tiles;
-    const int rank = blockIdx.x % a.cluster;
-    const uint32_t block_row = blockIdx.x / a.cluster * a.tiles * GROUP_ROWS;
-    const int first_step = min(rank * a.block_steps, a.steps), last_step = min(first_step + a.block_steps, a.steps);
+    const int lane = threadIdx.x % 32, group = warp / 4, parts = GROUPS >> a.tiles_log;
 
     // The first words of the mask are on their way while x is converted.
-    const ThreadRows rows(a.generator, block_row + group % a.tiles * GROUP_ROWS + warp % 4 * 16 + lane / 4);
+    const int tile = group & ((1 << a.tiles_log) - 1);
+    const ThreadRows rows(a.generator, first_row_of(a) + tile * GROUP_ROWS + warp % 4 * 16 + lane / 4);
     Kept kept;
-    int step = first_step + group / a.tiles;
+    int step = first_step_of(a, 0) + (group >> a.tiles_log);
     kept.read(a, rows, step * STEP_CALLS + lane % 4);
 
     if (threadIdx.x < MOST_VECTORS) shared.largest[threadIdx.x] = 0;
     Weights::prepare(a, shared);
     __syncthreads();
+    const int tasks = (first_step_of(a, 1) - first_step_of(a, 0)) * a.batch;
 #pragma unroll 1
-    for (int task = warp; task < (last_step - first_step) * a.batch; task += WARPS) {
+    for (int task = warp; task < tasks; task += WARPS) {
         const int vector = task % a.batch;
         float values[STEP_CALLS][4];
-        load_step(values, a, vector, first_step + task / a.batch, lane);
+        load_step(values, a, vector, first_step_of(a, 0) + task / a.batch, lane);
         const uint32_t largest = largest_of(values);
         if (lane == 0) atomicMax(&shared.largest[vector], largest);
     }
-    block_barrier(a.cluster);
+    block_barrier(cluster_of(a));
     if (threadIdx.x < a.batch) {
         uint32_t largest = 0;
 #pragma unroll 1
-        for (int i = 0; i < a.cluster; ++i)
-            largest = max(largest, read_block(shared.largest[threadIdx.x], i, a.cluster));
+        for (int i = 0; i < cluster_of(a); ++i)
+            largest = max(largest, read_block(shared.largest[threadIdx.x], i, cluster_of(a)));
         const FixedPoint fixed = fixed_point(largest, a.digits);
         shared.up[threadIdx.x] = make_float2(fixed.up, fixed.up_again);
         shared.power[threadIdx.x] = fixed.power;
@@ -342,11 +354,11 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
 
     // Sums of each group [vector][row], added up over the chunks.
     int64_t *sums = reinterpret_cast<int64_t *>(memory + a.sums_at);
-    int chunk = first_step;
+    int chunk = first_step_of(a, 0);
 #pragma unroll 1
     do {
         __syncthreads();
-        const int end = min(chunk + a.chunk_steps, last_step);
+        const int end = min(chunk + a.chunk_steps, first_step_of(a, 1));
 #pragma unroll 1
         for (int task = warp; task < (end - chunk) * a.batch; task += WARPS) {
             const int vector = task % a.batch, at = task / a.batch;
@@ -368,32 +380,34 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
         }
         weights.wait();
         __syncthreads();  // if there is one chunk, its sums take the place of the operand
+        const bool first = chunk == first_step_of(a, 0);
         weights.finish(a, [&](int row, int v, int64_t sum) {
             int64_t &total = sums[(group * a.batch + v) * GROUP_ROWS + row];
-            total = chunk == first_step ? sum : total + sum;
+            total = first ? sum : total + sum;
         });
         chunk = end;
-    } while (chunk < last_step);
+    } while (chunk < first_step_of(a, 1));
 
-    block_barrier(a.cluster);
-    const int block_rows = a.tiles * GROUP_ROWS;
+    block_barrier(cluster_of(a));
+    const uint32_t first_row = first_row_of(a);
+    const int rows_log = GROUP_ROWS_LOG + a.tiles_log;
     const float scale = *a.scale;
 #pragma unroll 1
-    for (int i = rank * THREADS + threadIdx.x; i < block_rows * a.batch; i += a.cluster * THREADS) {
-        const int v = i / block_rows, row = i % block_rows;
-        if (block_row + row >= a.generator.rows) continue;
+    for (int i = rank_of(a) * THREADS + threadIdx.x; i < a.batch << rows_log; i += THREADS << a.cluster_log) {
+        const int v = i >> rows_log, block_row = i & ((1 << rows_log) - 1);
+        const uint32_t row = first_row + block_row;
+        if (row >= a.generator.rows) continue;
         int64_t sum = 0;
 #pragma unroll 1
-        for (int block = 0; block < a.cluster; ++block)
-            for (int part = 0; part < parts; ++part) {
-                const int from = part * a.tiles + row / GROUP_ROWS;
-                sum += read_block(sums[(from * a.batch + v) * GROUP_ROWS + row % GROUP_ROWS], block, a.cluster);
-            }
+        for (int block = 0; block < cluster_of(a); ++block)
+#pragma unroll 1
+            for (int from = block_row / GROUP_ROWS; from < GROUPS; from += 1 << a.tiles_log)
+                sum += read_block(sums[(from * a.batch + v) * GROUP_ROWS + block_row % GROUP_ROWS], block, cluster_of(a));
         float y = rounded_sum(sum, shared.power[v], scale);
-        if (a.bias != nullptr) y = __fadd_rn(y, a.bias[block_row + row]);
-        store_output(a, uint64_t(v) * a.generator.rows + block_row + row, y);
+        if (a.bias != nullptr) y = __fadd_rn(y, a.bias[row]);
+        store_output(a, uint64_t(v) * a.generator.rows + row, y);
     }
-    if (a.cluster > 1) block_barrier(a.cluster);  // a block's memory lasts until the others have read it
+    if (a.cluster_log) block_barrier(cluster_of(a));  // a block's memory lasts until the others have read it
 }
 
 }  // namespace slt::cuda

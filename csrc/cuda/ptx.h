@@ -13,8 +13,22 @@ constexpr bool WARPGROUP_PRODUCTS = true;
 constexpr bool WARPGROUP_PRODUCTS = false;
 #endif
 
+// Later tensor cores emulate products of bits: no launch uses them there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool BIT_PRODUCTS = false;
+#else
+constexpr bool BIT_PRODUCTS = true;
+#endif
+
 // The address of shared memory as instructions take it.
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// blockIdx.x, which is not kept in a register from use to use.
+__device__ __forceinline__ uint32_t block_number() {
+    uint32_t number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+}
 
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t of row g.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
@@ -47,8 +61,9 @@ __device__ __forceinline__ uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
     return d;
 }
 
-// a & b, computed after what stands before it, such as a wait for products.
+// a & b; where products are asynchronous, computed after what stands before it, such as a wait for them.
 __device__ __forceinline__ uint32_t both_after(uint32_t a, uint32_t b) {
+    if (!WARPGROUP_PRODUCTS) return a & b;
     uint32_t d;
     asm volatile("and.b32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;

@@ -84,7 +84,8 @@ def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel |
         for vectors in _BIT_VECTORS[digits]:
             if batch <= vectors:
                 name = f"slt_forward_small_bits_{8 * digits}_{vectors}"
-                return Kernel("forward_small_bits", name, 4, 4 * 16 * 8 * digits * vectors, True, True)
+                groups = 2 if vectors == 4 and capability < 90 else 4
+                return Kernel("forward_small_bits", name, groups, 4 * 16 * 8 * digits * vectors, True, True)
     file = "forward_small_signs" if source.weight == SIGNED else "forward_small_bytes"
     for columns in _DIGIT_COLUMNS:
         if batch * (2 if digits == 2 else 4) <= columns:
@@ -164,7 +165,9 @@ def prepared(
             "digits": digits,
             "planes": planes(source),
             "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
-            **shape._asdict(),
+            "tiles_log": shape.tiles.bit_length() - 1,
+            "cluster_log": shape.cluster.bit_length() - 1,
+            **{name: value for name, value in shape._asdict().items() if name not in ("tiles", "cluster")},
         },
         later=["segment_starts", "call_starts", "mask", "x", "scale", "bias", "y"],
     )
