@@ -134,7 +134,7 @@ struct ForwardSmall {
     int32_t steps;          // of 512 k in all
     int32_t block_steps;    // that a block has
     int32_t sums_at;        // where in shared memory the sums are: where the second operand is, or after it
-    int32_t chunk_steps;    // that are in shared memory at once: a multiple of groups / tiles
+    int32_t chunk_steps;    // that are in shared memory at once: a multiple of 2 groups / tiles if there are others
 };
 
 }  // namespace slt::cuda

@@ -14,6 +14,9 @@ namespace slt::cuda {
 constexpr int GROUP_THREADS = 128, GROUP_ROWS_LOG = 6, GROUP_ROWS = 1 << GROUP_ROWS_LOG;
 constexpr int MOST_VECTORS = 64;
 
+// Of kernels that take more registers than 512 threads have where products are of a warp (mma).
+constexpr int FEWER_GROUPS = WARPGROUP_PRODUCTS ? 4 : 2;
+
 // The beginning of shared memory; the second operand follows.
 struct Shared {
     uint32_t largest[MOST_VECTORS];  // the largest magnitude in the block's part of each vector, as bits
@@ -69,6 +72,18 @@ __device__ __forceinline__ void pin(int (&r)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
 }
 
+// Where the second operand of a product begins, as products take it. LEAD: the distance of its matrices in k.
+template <int LEAD>
+struct OperandPlace {
+    static constexpr int UNIT = WARPGROUP_PRODUCTS ? 16 : 1;  // bytes
+
+    static __device__ __forceinline__ uint32_t of(uint32_t address) {
+        if (WARPGROUP_PRODUCTS) return address / 16 | LEAD / 16 << 16;
+        const int lane = threadIdx.x % 32;
+        return address + lane / 8 * LEAD + lane % 8 * 16;  // the row of the matrices that a lane loads
+    }
+};
+
 __device__ __forceinline__ int64_t add_over_row(int64_t sum) {
     sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
     return sum + __shfl_xor_sync(0xFFFFFFFF, sum, 2);
@@ -82,11 +97,13 @@ class SignBits {
     static constexpr int ALL_TILES = TILES * VECTORS, LEAD = 128 * ALL_TILES;
     typedef PlaneOrder<TILES, LEAD> Order;
 
-    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows, int call,
-                                        const KeptWords &words, uint32_t operand) {
+    // Adds the products of the thread's calls. `place`: of the step's operand; `used` is called after the words were used.
+    template <class Used>
+    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows,
+                                        const KeptWords &words, uint32_t place, Used used) {
         uint32_t k[8], s[8];
-        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0, call)),
-                                 call_words(a.generator.weight, call_index(a, rows, 1, call))};
+        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0)),
+                                 call_words(a.generator.weight, call_index(a, rows, 1))};
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         wait_for_products<0>();  // the last products may read the registers that are written next
 #endif
@@ -95,21 +112,20 @@ class SignBits {
             k[i] = both_after(0xFFFFFFFF, words[i % 2][i / 2]);
             s[i] = both_after(signs[i % 2].word[i / 2], words[i % 2][i / 2]);
         }
+        used();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         begin_products();
-        const uint64_t first = operand_descriptor(operand, LEAD), second = first + (2 * LEAD >> 4);
+        const uint64_t first = operand_descriptor(place), second = operand_descriptor(place + (2 * LEAD >> 4));
         multiply_bits_async<8 * ALL_TILES>(kept, k, first);
         multiply_bits_async<8 * ALL_TILES>(kept, k + 4, second);
         multiply_bits_async<8 * ALL_TILES>(negative, s, first);
         multiply_bits_async<8 * ALL_TILES>(negative, s + 4, second);
         commit_products();
 #else
-        const int lane = threadIdx.x % 32;
-        operand += lane / 8 * LEAD + lane % 8 * 16;
 #pragma unroll
         for (int tile = 0; tile < ALL_TILES; ++tile) {
             uint32_t b[4];
-            load_matrices(b, operand + tile * 128);
+            load_matrices(b, place + tile * 128);
             multiply_bits(kept + 4 * tile, k, b[0], b[1]);
             multiply_bits(negative + 4 * tile, s, b[0], b[1]);
             multiply_bits(kept + 4 * tile, k + 4, b[2], b[3]);
@@ -164,24 +180,22 @@ class DigitSums {
     typedef DigitOrder<BYTES, LEAD> Order;
 
     // Adds 128 products a row: of the quads of one word in each of four calls.
-    __device__ __forceinline__ void multiply(uint32_t (&quads)[16], uint32_t operand) {
+    __device__ __forceinline__ void multiply(uint32_t (&quads)[16], uint32_t place) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         pin(quads);
         begin_products();
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            multiply_bytes_async<COLUMNS>(sums, quads + 4 * j, operand_descriptor(operand + 2 * j * LEAD, LEAD));
+            multiply_bytes_async<COLUMNS>(sums, quads + 4 * j, operand_descriptor(place + 2 * j * LEAD / 16));
         commit_products();
         if constexpr (!BYTES) wait_for_products<1>();
 #else
-        const int lane = threadIdx.x % 32;
-        operand += lane / 8 * LEAD + lane % 8 * 16;
 #pragma unroll
         for (int j = 0; j < 4; j += 2) {
 #pragma unroll
             for (int tile = 0; tile < COLUMNS / 8; ++tile) {
                 uint32_t b[4];
-                load_matrices(b, operand + 2 * j * LEAD + tile * 128);
+                load_matrices(b, place + 2 * j * LEAD + tile * 128);
                 multiply_bytes(sums + 4 * tile, quads + 4 * j, b[0], b[1]);
                 multiply_bytes(sums + 4 * tile, quads + 4 * j + 4, b[2], b[3]);
             }
@@ -229,12 +243,13 @@ class SignDigits : public DigitSums<COLUMNS, false> {
   public:
     static __device__ __forceinline__ void prepare(const ForwardSmall &, Shared &) {}
 
-    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows, int call,
-                                        const KeptWords &words, uint32_t operand) {
+    template <class Used>
+    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows,
+                                        const KeptWords &words, uint32_t place, Used used) {
         constexpr int CHOOSE = (0xF0 & 0xAA) | (0xCC & ~0xAA & 0xFF);  // a where c, else b
         constexpr uint32_t UPPER = 0xAAAAAAAA, FIELDS = 0xC0C0C0C0;
-        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0, call)),
-                                 call_words(a.generator.weight, call_index(a, rows, 1, call))};
+        const Words4 signs[2] = {call_words(a.generator.weight, call_index(a, rows, 0)),
+                                 call_words(a.generator.weight, call_index(a, rows, 1))};
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
             uint32_t quads[16];
@@ -248,8 +263,9 @@ class SignDigits : public DigitSums<COLUMNS, false> {
                     quads[4 * j + 2 + r] = odd << (6 - 2 * j) & FIELDS;
                 }
             }
-            this->multiply(quads, operand + w * 8 * this->LEAD);
+            this->multiply(quads, place + w * 8 * this->LEAD / OperandPlace<1>::UNIT);
         }
+        used();
     }
 };
 
@@ -261,20 +277,25 @@ class ByteDigits : public DigitSums<COLUMNS, true> {
         shared.table.fill(a.generator);
     }
 
-    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &shared, const ThreadRows &rows, int call,
-                                        const KeptWords &words, uint32_t operand) {
+    template <class Used>
+    __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &shared, const ThreadRows &rows,
+                                        const KeptWords &words, uint32_t place, Used used) {
 #pragma unroll 1
         for (int w = 0; w < 4; ++w) {
             uint32_t quads[16];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const uint64_t index = 8 * call_index(a, rows, r, call) + 2 * w;
+                const uint64_t index = 8 * call_index(a, rows, r) + 2 * w;
                 const Words4 values[2] = {call_words(a.generator.weight, index), call_words(a.generator.weight, index + 1)};
 #pragma unroll
-                for (int m = 0; m < 8; ++m) {
-                    const uint32_t bytes = values[m / 4].word[m % 4];
-                    quads[place(m, r)] = four_values(a.generator.source.weight, bytes, shared.table);
-                }
+                for (int m = 0; m < 8; ++m) quads[slot(m, r)] = values[m / 4].word[m % 4];
+            }
+            if (a.generator.source.weight == UNIFORM) {
+#pragma unroll
+                for (int i = 0; i < 16; ++i) quads[i] = four_values(UNIFORM, quads[i], shared.table);
+            } else {
+#pragma unroll
+                for (int i = 0; i < 16; ++i) quads[i] = four_values(NORMAL, quads[i], shared.table);
             }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
             wait_for_products<0>();  // the last products may read the registers that are written next
@@ -286,17 +307,18 @@ class ByteDigits : public DigitSums<COLUMNS, true> {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {  // bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m are those of the bytes of quad m
                     const uint32_t first = k << (7 - 2 * i), second = k << (6 - 2 * i);
-                    quads[place(i, r)] &= bytes_of(first, second, 0xECA8);
-                    quads[place(i + 4, r)] &= bytes_of(first, second, 0xFDB9);
+                    quads[slot(i, r)] &= bytes_of(first, second, 0xECA8);
+                    quads[slot(i + 4, r)] &= bytes_of(first, second, 0xFDB9);
                 }
             }
-            this->multiply(quads, operand + w * 8 * this->LEAD);
+            this->multiply(quads, place + w * 8 * this->LEAD / OperandPlace<1>::UNIT);
         }
+        used();
     }
 
   private:
     // Quad m of row g + 8 r among the registers of four products.
-    static __device__ __forceinline__ constexpr int place(int m, int r) { return 4 * (m / 2) + m % 2 * 2 + r; }
+    static __device__ __forceinline__ constexpr int slot(int m, int r) { return 4 * (m / 2) + m % 2 * 2 + r; }
 };
 
 __device__ __forceinline__ void store_output(const ForwardSmall &a, int64_t at, float y) {
@@ -312,6 +334,11 @@ __device__ __forceinline__ void store_output(const ForwardSmall &a, int64_t at, 
     }
 }
 
+template <int TURN>
+struct Turn {
+    static constexpr int value = TURN;
+};
+
 template <class Weights, class Kept, int GROUPS>
 __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     constexpr int THREADS = GROUPS * GROUP_THREADS, WARPS = THREADS / 32;
@@ -324,10 +351,11 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
 
     // The first words of the mask are on their way while x is converted.
     const int tile = group & ((1 << a.tiles_log) - 1);
-    const ThreadRows rows(a.generator, first_row_of(a) + tile * GROUP_ROWS + warp % 4 * 16 + lane / 4);
-    Kept kept;
     int step = first_step_of(a, 0) + (group >> a.tiles_log);
-    kept.read(a, rows, step * STEP_CALLS + lane % 4);
+    const int stride = parts * STEP_CALLS;
+    ThreadRows rows(a.generator, first_row_of(a) + tile * GROUP_ROWS + warp % 4 * 16 + lane / 4,
+                    step * STEP_CALLS + lane % 4);
+    Kept kept(a, rows, stride);
 
     if (threadIdx.x < MOST_VECTORS) shared.largest[threadIdx.x] = 0;
     Weights::prepare(a, shared);
@@ -371,12 +399,24 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
 #endif
         __syncthreads();
         Weights weights;
-#pragma unroll 1
-        for (; step < end; step += parts) {
-            const int call = step * STEP_CALLS + lane % 4;
+        typedef OperandPlace<Weights::LEAD> Place;
+        uint32_t place = Place::of(operand + (step - chunk) * Order::STEP_BYTES);
+        const auto multiply = [&](auto turn) {
+            constexpr int TURN = decltype(turn)::value;
             KeptWords words;
-            kept.take(a, rows, call, call + parts * STEP_CALLS, words);
-            weights.add(a, shared, rows, call, words, operand + (step - chunk) * Order::STEP_BYTES);
+            kept.template take<TURN>(a, rows, stride, words);
+            weights.add(a, shared, rows, words, place, [&] { kept.template used<TURN>(a, rows, stride); });
+            rows.advance(stride);
+            step += parts;
+            place += parts * (Order::STEP_BYTES / Place::UNIT);
+        };
+#pragma unroll 1
+        while (step < end) {
+            multiply(Turn<0>());
+            if constexpr (Kept::AHEAD == 2) {
+                if (step >= end) break;  // only after the last chunk: others have an even number of steps
+                multiply(Turn<1>());
+            }
         }
         weights.wait();
         __syncthreads();  // if there is one chunk, its sums take the place of the operand

@@ -9,13 +9,13 @@ namespace slt::cuda {
         forward_small<ByteDigits<COLUMNS>, WORDS, GROUPS>(a);                                                          \
     }
 #define SLT_KERNELS(COLUMNS)                                                                                           \
-    SLT_KERNEL(COLUMNS, 4, , ResolvedWords)                                                                            \
+    SLT_KERNEL(COLUMNS, 4, , ResolvedWords<1>)                                                                         \
     SLT_KERNEL(COLUMNS, 4, _compact, CompactWords)
 
 SLT_KERNELS(8)
 SLT_KERNELS(16)
 SLT_KERNELS(32)
-SLT_KERNEL(64, 4, , ResolvedWords)
-SLT_KERNEL(128, 2, , ResolvedWords)
+SLT_KERNEL(64, 4, , ResolvedWords<1>)
+SLT_KERNEL(128, 2, , ResolvedWords<1>)
 
 }  // namespace slt::cuda

@@ -2,80 +2,122 @@
 #pragma once
 
 #include "cuda/arguments.h"
+#include "cuda/ptx.h"
 #include "cuda/words.h"
 
 namespace slt::cuda {
 
-// A thread's rows.
+// A thread's rows, and the call that it is at.
 struct ThreadRows {
     uint32_t row;    // the first
-    uint64_t index;  // of its call 0 of SIGN
+    int call;        // in the frame of the source
+    uint64_t index;  // of the call of SIGN in the first row
 
-    __device__ __forceinline__ ThreadRows(const Generator &g, uint32_t row) : row(row), index(call_index(g, row, 0)) {}
+    __device__ __forceinline__ ThreadRows(const Generator &g, uint32_t row, int call)
+        : row(row), call(call), index(call_index(g, row, call)) {}
 
-    // Whether row r of the two has that call.
-    __device__ __forceinline__ bool has(const Generator &g, int r, int call) const {
-        return row + 8 * r < g.rows && call < int(g.calls);
+    __device__ __forceinline__ void advance(int calls) {
+        call += calls;
+        index += uint32_t(calls);
     }
 };
 
-// The index of a call of row r of a thread's two.
-__device__ __forceinline__ uint64_t call_index(const ForwardSmall &a, const ThreadRows &rows, int r, int call) {
-    return rows.index + uint32_t(call) + (r ? a.eight_rows : 0);
+// The index of the call in row r of a thread's two.
+__device__ __forceinline__ uint64_t call_index(const ForwardSmall &a, const ThreadRows &rows, int r) {
+    return rows.index + (r ? a.eight_rows : 0);
 }
 
 typedef uint32_t KeptWords[2][4];
 
-// Words of a resolved mask, read one call ahead.
+// Words of a resolved mask, read into registers AHEAD calls before they are used. Those of rows and calls past the last
+// ones are any words: no output and no element of x has them.
+template <int CALLS_AHEAD>
 class ResolvedWords {
   public:
-    // The words of `call`, which was read before; reads those of the call `following`.
-    __device__ __forceinline__ void take(const ForwardSmall &a, const ThreadRows &rows, int, int following,
-                                         KeptWords &words) {
+    static constexpr int AHEAD = CALLS_AHEAD;
+
+    // `stride` is the distance of the thread's calls.
+    __device__ __forceinline__ ResolvedWords(const ForwardSmall &a, const ThreadRows &rows, int stride) {
+        const Generator &g = a.generator;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) words[i / 4][i % 4] = next[i / 4][i % 4];
-        read(a, rows, following);
+        for (int r = 0; r < 2; ++r)
+            row[r] = a.mask + uint64_t(min(rows.row + 8 * r, g.rows - 1)) * g.words + (rows.call * 4 - g.skipped);
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            read(a, rows.call + i * stride, next[i]);
+            advance(stride);
+        }
     }
 
-    __device__ __forceinline__ void read(const ForwardSmall &a, const ThreadRows &rows, int call) {
-        const Generator &g = a.generator;
-        const uint32_t *row = a.mask + uint64_t(rows.row) * g.words + (call * 4 - g.skipped);
+    // The words of the current call. The loop that uses them is unrolled AHEAD times, and TURN counts its copies.
+    template <int TURN>
+    __device__ __forceinline__ void take(const ForwardSmall &a, const ThreadRows &rows, int stride, KeptWords &words) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r, row += 8 * uint64_t(g.words)) {
-            if (a.aligned_words) {
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (rows.has(g, r, call)) v = __ldg(reinterpret_cast<const uint4 *>(row));
-                next[r][0] = v.x, next[r][1] = v.y, next[r][2] = v.z, next[r][3] = v.w;
-            } else {
+        for (int i = 0; i < 8; ++i) words[i / 4][i % 4] = next[TURN][i / 4][i % 4];
+        if constexpr (AHEAD == 1) refill(a, rows, stride, next[0]);
+    }
+
+    // After the words were used, so that others can take their registers.
+    template <int TURN>
+    __device__ __forceinline__ void used(const ForwardSmall &a, const ThreadRows &rows, int stride) {
+        if constexpr (AHEAD > 1) refill(a, rows, stride, next[TURN]);
+    }
+
+  private:
+    __device__ __forceinline__ void advance(int stride) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const bool valid = rows.has(g, r, call) && uint32_t(call * 4 + i - g.skipped) < g.words;
-                    next[r][i] = valid ? __ldg(row + i) : 0;
-                }
+        for (int r = 0; r < 2; ++r) row[r] += stride * 4;
+    }
+
+    __device__ __forceinline__ void refill(const ForwardSmall &a, const ThreadRows &rows, int stride, KeptWords &to) {
+        read(a, rows.call + AHEAD * stride, to);
+        advance(stride);
+    }
+
+    __device__ __forceinline__ void read(const ForwardSmall &a, int call, KeptWords &to) {
+        if (a.aligned_words) {
+            if (call >= int(a.generator.calls)) return;
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const uint4 v = __ldg(reinterpret_cast<const uint4 *>(row[r]));
+                to[r][0] = v.x, to[r][1] = v.y, to[r][2] = v.z, to[r][3] = v.w;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (uint32_t(call * 4 + i - a.generator.skipped) >= a.generator.words) continue;
+#pragma unroll
+                for (int r = 0; r < 2; ++r) to[r][i] = __ldg(row[r] + i);
             }
         }
     }
 
-  private:
-    KeptWords next;
+    const uint32_t *row[2];  // the words that are read next
+    KeptWords next[AHEAD] = {};
 };
 
 // Words of a compact mask; where a call's bits start is read one call ahead.
 class CompactWords {
   public:
-    __device__ __forceinline__ void take(const ForwardSmall &a, const ThreadRows &rows, int call, int following,
-                                         KeptWords &words) {
+    static constexpr int AHEAD = 1;
+
+    __device__ __forceinline__ CompactWords(const ForwardSmall &a, const ThreadRows &rows, int) {
+        read(a, rows, rows.call);
+    }
+
+    template <int TURN>
+    __device__ __forceinline__ void take(const ForwardSmall &a, const ThreadRows &rows, int stride, KeptWords &words) {
         const Generator &g = a.generator;
         int64_t start[2] = {next[0], next[1]};
-        read(a, rows, following);
+        read(a, rows, rows.call + stride);
 #pragma unroll
         for (int i = 0; i < 8; ++i) words[i / 4][i % 4] = 0;
 #pragma unroll 1
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const uint32_t valid = rows.has(g, r, call) ? valid_word(g, call * 4 + i - g.skipped) : 0;
-                const uint64_t index = 4 * call_index(a, rows, r, call) + i;
+                const uint32_t valid = has(g, rows, r, rows.call) ? valid_word(g, rows.call * 4 + i - g.skipped) : 0;
+                const uint64_t index = 4 * call_index(a, rows, r) + i;
                 const FrozenWord frozen = a.planes == 0   ? frozen_word<0>(g, index, valid)
                                           : a.planes == 4 ? frozen_word<4>(g, index, valid)
                                                           : frozen_word<8>(g, index, valid);
@@ -90,12 +132,21 @@ class CompactWords {
         }
     }
 
+    template <int TURN>
+    __device__ __forceinline__ void used(const ForwardSmall &, const ThreadRows &, int) {}
+
+  private:
+    // Whether row r of the two has that call.
+    static __device__ __forceinline__ bool has(const Generator &g, const ThreadRows &rows, int r, int call) {
+        return rows.row + 8 * r < g.rows && call < int(g.calls);
+    }
+
     __device__ __forceinline__ void read(const ForwardSmall &a, const ThreadRows &rows, int call) {
         const Generator &g = a.generator;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const uint32_t row = rows.row + 8 * r;
-            if (!rows.has(g, r, call))
+            if (!has(g, rows, r, call))
                 next[r] = 0;
             else
                 next[r] = a.planes == 0 ? free_start<0>(g, a.segment_starts, a.call_starts, row, call)
@@ -103,7 +154,6 @@ class CompactWords {
         }
     }
 
-  private:
     int64_t next[2];
 };
 

@@ -63,11 +63,6 @@ __device__ __forceinline__ uint32_t largest_of(const float (&x)[STEP_CALLS][4]) 
 // X of an element, by the rounding of a conversion, which is to even as the contract's.
 __device__ __forceinline__ uint32_t integer_of(float x, float2 up) { return uint32_t(__float2int_rn(x * up.x * up.y)); }
 
-__device__ __forceinline__ void store_shared(uint32_t address, const uint32_t (&v)[4]) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
-}
-
 // Where the 16 bytes of a column are inside the matrices of one place in k.
 __device__ __forceinline__ uint32_t column_offset(int column) { return column / 8 * 128 + column % 8 * 16; }
 

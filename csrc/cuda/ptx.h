@@ -30,6 +30,11 @@ __device__ __forceinline__ uint32_t block_number() {
     return number;
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, const uint32_t (&v)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t of row g.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -117,11 +122,9 @@ __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// The second operand in shared memory: matrices of 8 columns of 16 bytes, without swizzle; `along_k` is the distance in
-// bytes of those that follow each other in k, and matrices of further columns follow at once.
-__device__ __forceinline__ uint64_t operand_descriptor(uint32_t address, uint32_t along_k) {
-    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(along_k >> 4) << 16 | uint64_t(128 >> 4) << 32;
-}
+// The second operand in shared memory: matrices of 8 columns of 16 bytes, without swizzle; those of further columns
+// follow at once. `place` is a sixteenth of its address and, above 16 bits, of the distance of its matrices in k.
+__device__ __forceinline__ uint64_t operand_descriptor(uint32_t place) { return uint64_t(128 >> 4) << 32 | place; }
 
 // d += a b, 64 rows and N columns: over 256 bits, and over 32 bytes. Asynchronous.
 template <int N>

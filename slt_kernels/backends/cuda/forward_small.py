@@ -80,17 +80,19 @@ def aligned(x: Tensor) -> Tensor:
 
 def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel | None:
     """The kernel for a batch; None if there is none for so many vectors."""
+    warpgroups = capability // 10 == 9  # products of a warpgroup, which take fewer registers
     if source.weight == SIGNED and capability < 100:  # later tensor cores do not multiply bits
         for vectors in _BIT_VECTORS[digits]:
             if batch <= vectors:
                 name = f"slt_forward_small_bits_{8 * digits}_{vectors}"
-                groups = 2 if vectors == 4 and capability < 90 else 4
+                groups = 2 if vectors == 4 and not warpgroups else 4
                 return Kernel("forward_small_bits", name, groups, 4 * 16 * 8 * digits * vectors, True, True)
     file = "forward_small_signs" if source.weight == SIGNED else "forward_small_bytes"
     for columns in _DIGIT_COLUMNS:
         if batch * (2 if digits == 2 else 4) <= columns:
-            groups, compact = 2 if columns == 128 else 4, columns <= _COMPACT_COLUMNS
-            return Kernel(file, f"slt_{file}_{columns}", groups, 32 * (16 * columns + 16), False, compact)
+            few = columns == 128 or (columns == 64 and source.weight == SIGNED and not warpgroups)
+            name, step_bytes = f"slt_{file}_{columns}", 32 * (16 * columns + 16)
+            return Kernel(file, name, 2 if few else 4, step_bytes, False, columns <= _COMPACT_COLUMNS)
     return None
 
 
@@ -114,7 +116,7 @@ def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> 
             chunk_steps = group_steps * parts
             sums_at = _HEADER
             if chunk_steps * kernel.step_bytes > room:  # several chunks: the sums need their own memory
-                chunk_steps = (room - sums) // kernel.step_bytes // parts * parts
+                chunk_steps = (room - sums) // kernel.step_bytes // (2 * parts) * (2 * parts)
                 sums_at += chunk_steps * kernel.step_bytes
                 if chunk_steps == 0:
                     continue
