@@ -177,7 +177,7 @@ def test_cuts(monkeypatch, tiles, cluster, batch):
     steps = 9
     block_steps = -(-steps // cluster)
     parts = 4 // tiles
-    sums_at = 1536 + 2 * parts * 32 * (16 * 16 + 16)
+    sums_at = 1536 + 2 * parts * 32 * (16 * 32 + 16)
     shape = module.Cut(tiles, cluster, steps, block_steps, 2 * parts, sums_at)
     monkeypatch.setattr(module, "cut", lambda *_: shape)
     source = source_of(64 * tiles + 3, steps * 512 - 200)
