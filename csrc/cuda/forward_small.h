@@ -383,9 +383,9 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     // Sums of each group [vector][row], added up over the chunks.
     int64_t *sums = reinterpret_cast<int64_t *>(memory + a.sums_at);
     int chunk = first_step_of(a, 0);
+    __syncthreads();
 #pragma unroll 1
     do {
-        __syncthreads();
         const int end = min(chunk + a.chunk_steps, first_step_of(a, 1));
 #pragma unroll 1
         for (int task = warp; task < (end - chunk) * a.batch; task += WARPS) {
@@ -419,7 +419,7 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
             }
         }
         weights.wait();
-        __syncthreads();  // if there is one chunk, its sums take the place of the operand
+        __syncthreads();  // the next chunk's operand, or the sums if there is one chunk, take the operand's place
         const bool first = chunk == first_step_of(a, 0);
         weights.finish(a, [&](int row, int v, int64_t sum) {
             int64_t &total = sums[(group * a.batch + v) * GROUP_ROWS + row];

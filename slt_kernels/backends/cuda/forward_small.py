@@ -64,13 +64,13 @@ def forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | No
     if run is None:  # no kernel for this form
         mask = registry.run("expand", mask, source)
         run = prepared(source, x.dtype, len(x), digits, False, machine)
-    if source.fan % 4:
-        x = torch.nn.functional.pad(x, (0, -source.fan % 4))
-    launch.enqueue(run, x.device, *starts_for(mask, source), aligned(mask), aligned(x), scale, bias_of(bias), y)
+    starts = starts_for(mask, source)
+    launch.enqueue(run, x.device, *starts, aligned(mask), padded(x, source), scale, 0 if bias is None else bias, y)
 
 
-def bias_of(bias: Tensor | None) -> Tensor | int:
-    return 0 if bias is None else bias
+def padded(x: Tensor, source: Source) -> Tensor:
+    """Vectors that start at multiples of four elements, zeros after the last."""
+    return aligned(x if source.fan % 4 == 0 else torch.nn.functional.pad(x, (0, -source.fan % 4)))
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -116,7 +116,8 @@ def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> 
             chunk_steps = group_steps * parts
             sums_at = _HEADER
             if chunk_steps * kernel.step_bytes > room:  # several chunks: the sums need their own memory
-                chunk_steps = (room - sums) // kernel.step_bytes // (2 * parts) * (2 * parts)
+                multiple = parts * (2 if kernel.bits else 1)  # loops of bit planes may be unrolled twice
+                chunk_steps = (room - sums) // kernel.step_bytes // multiple * multiple
                 sums_at += chunk_steps * kernel.step_bytes
                 if chunk_steps == 0:
                     continue
