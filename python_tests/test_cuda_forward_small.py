@@ -91,7 +91,7 @@ def test_batches(simulator, precision, weight, batch):
     assert ("bits" in kernel) == (weight == SIGNED and planes * batch <= 64)
 
 
-@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("batch", [2, 4])
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("freeze", FREEZES)
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -105,7 +105,7 @@ def test_compact_masks(simulator, batch, weight, freeze, precision):
 
 def test_compact_mask_of_a_larger_batch(simulator):
     source = source_of(3, 140, freeze=FREEZES["any"])
-    check(simulator, source, torch.randn(17, 140), random_mask(source, compact=True))
+    check(simulator, source, torch.randn(9, 140), random_mask(source, compact=True))
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -188,7 +188,7 @@ def test_plan(simulator, compact):
     source = source_of(66, 300, freeze=FREEZES["any"])
     mask, scale, bias = random_mask(source, compact), torch.tensor(0.37), torch.randn(66)
     call = linear.plan_linear_forward(mask, scale, bias, source)
-    for shape in ((300,), (2, 300), (2, 3, 300), (65, 300), (0, 300)):
+    for shape in ((300,), (3, 300), (2, 2, 300), (65, 300), (0, 300)):
         x = torch.randn(shape)
         expected = reference.linear_forward(x.view(-1, 300), mask, scale, bias, source)
         assert torch.equal(call(x), expected.view(*shape[:-1], 66))
@@ -227,9 +227,8 @@ def test_faults_are_found(monkeypatch):
 
         def test(module):
             simulator.module = lambda *_: module
-            for seed in range(2):
-                simulator.options.update(limit=1_000_000, schedule=seed, quantum=seed * 50 or None, resident=2)
-                check(simulator, source, x, mask)
+            simulator.options.update(limit=1_000_000, schedule=3, quantum=50, resident=2)
+            check(simulator, source, x, mask)
 
         module = compiled("forward_small_bits", simulator.arch)
         left = survivors(module, kernel, test)

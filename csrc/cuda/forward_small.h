@@ -360,39 +360,39 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
     if (threadIdx.x < MOST_VECTORS) shared.largest[threadIdx.x] = 0;
     Weights::prepare(a, shared);
     __syncthreads();
-    const int tasks = (first_step_of(a, 1) - first_step_of(a, 0)) * a.batch;
-#pragma unroll 1
-    for (int task = warp; task < tasks; task += WARPS) {
-        const int vector = task % a.batch;
-        float values[STEP_CALLS][4];
-        load_step(values, a, vector, first_step_of(a, 0) + task / a.batch, lane);
-        const uint32_t largest = largest_of(values);
-        if (lane == 0) atomicMax(&shared.largest[vector], largest);
-    }
-    block_barrier(cluster_of(a));
-    if (threadIdx.x < a.batch) {
-        uint32_t largest = 0;
-#pragma unroll 1
-        for (int i = 0; i < cluster_of(a); ++i)
-            largest = max(largest, read_block(shared.largest[threadIdx.x], i, cluster_of(a)));
-        const FixedPoint fixed = fixed_point(largest, a.digits);
-        shared.up[threadIdx.x] = make_float2(fixed.up, fixed.up_again);
-        shared.power[threadIdx.x] = fixed.power;
-    }
-
     // Sums of each group [vector][row], added up over the chunks.
     int64_t *sums = reinterpret_cast<int64_t *>(memory + a.sums_at);
     int chunk = first_step_of(a, 0);
-    __syncthreads();
+    bool scaled = false;  // the first time, only the largest magnitudes are computed
 #pragma unroll 1
-    do {
-        const int end = min(chunk + a.chunk_steps, first_step_of(a, 1));
+    while (true) {
+        const int last = first_step_of(a, 1), end = scaled ? min(chunk + a.chunk_steps, last) : last;
 #pragma unroll 1
         for (int task = warp; task < (end - chunk) * a.batch; task += WARPS) {
             const int vector = task % a.batch, at = task / a.batch;
             float values[STEP_CALLS][4];
             load_step(values, a, vector, chunk + at, lane);
-            Order::write(values, shared.up[vector], vector, a.digits, lane, operand + at * Order::STEP_BYTES);
+            if (scaled) {
+                Order::write(values, shared.up[vector], vector, a.digits, lane, operand + at * Order::STEP_BYTES);
+            } else {
+                const uint32_t largest = largest_of(values);
+                if (lane == 0) atomicMax(&shared.largest[vector], largest);
+            }
+        }
+        if (!scaled) {
+            block_barrier(cluster_of(a));
+            if (threadIdx.x < a.batch) {
+                uint32_t largest = 0;
+#pragma unroll 1
+                for (int i = 0; i < cluster_of(a); ++i)
+                    largest = max(largest, read_block(shared.largest[threadIdx.x], i, cluster_of(a)));
+                const FixedPoint fixed = fixed_point(largest, a.digits);
+                shared.up[threadIdx.x] = make_float2(fixed.up, fixed.up_again);
+                shared.power[threadIdx.x] = fixed.power;
+            }
+            __syncthreads();
+            scaled = true;
+            continue;
         }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         fence_for_products();
@@ -426,7 +426,8 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
             total = first ? sum : total + sum;
         });
         chunk = end;
-    } while (chunk < first_step_of(a, 1));
+        if (chunk >= last) break;
+    }
 
     block_barrier(cluster_of(a));
     const uint32_t first_row = first_row_of(a);

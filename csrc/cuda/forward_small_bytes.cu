@@ -8,13 +8,10 @@ namespace slt::cuda {
         slt_forward_small_bytes_##COLUMNS##FORM(const __grid_constant__ ForwardSmall a) {                              \
         forward_small<ByteDigits<COLUMNS>, WORDS, GROUPS>(a);                                                          \
     }
-#define SLT_KERNELS(COLUMNS)                                                                                           \
-    SLT_KERNEL(COLUMNS, 4, , ResolvedWords<1>)                                                                         \
-    SLT_KERNEL(COLUMNS, 4, _compact, CompactWords)
 
-SLT_KERNELS(8)
-SLT_KERNELS(16)
-SLT_KERNELS(32)
+SLT_KERNEL(16, 4, , ResolvedWords<1>)
+SLT_KERNEL(16, 4, _compact, CompactWords)
+SLT_KERNEL(32, 4, , ResolvedWords<1>)
 SLT_KERNEL(64, 4, , ResolvedWords<1>)
 SLT_KERNEL(128, 2, , ResolvedWords<1>)
 

@@ -18,8 +18,8 @@ STEP_CALLS = 4  # of the 512 k of one step
 _GROUP_ROWS, _GROUP_THREADS = 64, 128
 _HEADER = 1536  # bytes of `Shared`
 _BIT_VECTORS = {2: (1, 2, 4), 3: (1, 2)}  # by digits: at most 64 bit planes
-_DIGIT_COLUMNS = (8, 16, 32, 64, 128)
-_COMPACT_COLUMNS = 32  # with more columns of digits, a compact mask is expanded before
+_DIGIT_COLUMNS = (16, 32, 64, 128)
+_COMPACT_COLUMNS = 16  # with more columns of digits, a compact mask is expanded before
 _MOST_SHARED = 160 * 1024  # the rest of a multiprocessor's memory is a cache; fewer than 2**17 products are in a sum
 
 # Instructions of a warp: of 16 rows and one step of weights, by bit planes or digits; of a chunk's sums; to convert one
