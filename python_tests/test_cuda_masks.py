@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {
 reference, cuda = backends.on("reference"), backends.on("cuda")
 
 DENSE, COARSE, FINE = Freeze(), Freeze(0.25, 0.3125), Freeze(0.35, 0.35)
-FREEZES = (DENSE, COARSE, FINE)
+FREEZES, NAMES = (DENSE, COARSE, FINE), ("dense", "coarse", "fine")
 
 
 def _source(rows: int, fan: int, weight: str = "signed_constant", freeze: Freeze = FINE) -> Source:
@@ -28,7 +28,7 @@ def _sources() -> dict[str, Source]:
     """Fans on both sides of a word, a call, and a warp; frozen in each way; shards; indices past 2^32."""
     fans = (1, 31, 33, 127, 129, 513)
     sources = {
-        f"{fan}-{'dense coarse fine'.split()[f]}": _source(3 + 7 * (fan == 33), fan, WEIGHTS[(f + i) % 3], freeze)
+        f"{fan}-{NAMES[f]}": _source(3 + 7 * (fan == 33), fan, WEIGHTS[(f + i) % 3], freeze)
         for i, fan in enumerate(fans)
         for f, freeze in enumerate(FREEZES)
     }
@@ -39,6 +39,8 @@ def _sources() -> dict[str, Source]:
     far = Source.of(2**31 - 1, 8191, seed=3, layer=1, freeze=FINE)
     sources["far"] = far.shard((2**31 - 3, 2**31 - 1), (1, 9))
     sources["far-bytes"] = sources["far"]._replace(weight=1, prune_below=16)
+    for rows, fan in ((64, 31), (65, 31), (33, 129)):  # a block has 64 calls
+        sources[f"{rows} rows of {fan}"] = _source(rows, fan, "uniform", COARSE)
     sources["all pruned"] = _source(3, 70, freeze=Freeze(1, 0))
     sources["all locked"] = _source(3, 70, freeze=Freeze(0, 1))
     return sources
@@ -62,6 +64,7 @@ def _mask(source: Source, compact: bool) -> torch.Tensor:
 
 @each_source
 def test_expand_and_materialize(simulator, source):
+    simulator.options.update(schedule=source.fan, quantum=30, resident=2)
     for compact in (True, False):
         mask = _mask(source, compact)
         for operation in ("expand", "materialize") if compact else ("materialize",):
@@ -71,7 +74,7 @@ def test_expand_and_materialize(simulator, source):
 
 
 @pytest.mark.parametrize("freeze", FREEZES[1:], ids=("coarse", "fine"))
-@pytest.mark.parametrize("rows,fan", [(7, 129), (3, 66000), (70, 40)])
+@pytest.mark.parametrize("rows,fan", [(7, 129), (3, 66000), (257, 33)])
 def test_free_starts(simulator, rows, fan, freeze):
     """The start of each call; with more than one segment of 512 calls per row as well."""
     from slt_kernels.backends.cuda import free_starts
@@ -143,7 +146,11 @@ def test_pack_of_strided_scores_and_of_float64(simulator):
 
 
 # 200 tensors are two launches per pass; 70000 scores more pieces than blocks.
-@pytest.mark.parametrize("sizes", [(1,), (9,), (0, 5000, 0, 3), (8191, 8193), (70000, 70000, 1), (3,) * 200], ids=lambda sizes: str(sizes)[:20])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1,), (9,), (0, 5000, 0, 3), (8191, 8193), (70000, 70000, 1), (3,) * 200],
+    ids=lambda sizes: str(sizes)[:20],
+)
 def test_select(simulator, sizes):
     total = sum(sizes)
     normal = [torch.randn(n) for n in sizes]
@@ -160,6 +167,7 @@ def test_select(simulator, sizes):
 
 def test_select_launches_once_a_pass(simulator):
     cuda.select([torch.randn(n) for n in (5, 3000, 17)], 100)
+    cuda.select([torch.randn(9, dtype=torch.float64)], 5)  # on the reference
     assert [launch["kernel"] for launch in simulator.launches] == ["slt_clear", *(f"slt_select_{n}" for n in range(3))]
 
 
@@ -235,7 +243,8 @@ def test_an_index_outside_the_rows(simulator):
         assert y.isnan().all(1).tolist() == [True, False, True, True]
     expected = cuda.embedding_grad_scores(dy[:2], torch.tensor([2, 2]), scores, scale, source)
     index = torch.tensor([2, 2, -1, -5, 3, 2**32 + 1, 2**40] + 100 * [-7] + 100 * [3])
-    assert torch.equal(cuda.embedding_grad_scores(dy, index, scores, scale, source), expected)
+    for count in (3, 7, 207):
+        assert torch.equal(cuda.embedding_grad_scores(dy[:count], index[:count], scores, scale, source), expected)
 
 
 def test_denormal_gradients(simulator):
@@ -244,6 +253,50 @@ def test_denormal_gradients(simulator):
     arguments = dy, index, scores, torch.tensor(2.0**-10), source
     found, expected = cuda.embedding_grad_scores(*arguments), reference.embedding_grad_scores(*arguments)
     torch.testing.assert_close(found, expected, rtol=2e-7, atol=2e-45)
+
+
+# Faults
+
+
+def _faulty_materialize(simulator):
+    source = _source(3, 513, "normal")
+    mask = _mask(source, True)
+    assert torch.equal(cuda.materialize(mask, source), reference.materialize(mask, source))
+
+
+def _faulty_pack(simulator):
+    source = _source(70, 300)
+    for compact in (True, False):
+        _check_pack(simulator, torch.randn(source.free), torch.tensor(0.6), source, compact)
+
+
+def _faulty_select(simulator):
+    scores = [torch.randn(9000), torch.randn(8000)]
+    assert torch.equal(cuda.select(scores, 7000), reference.select(scores, 7000))
+
+
+def _faulty_embedding(simulator):
+    _check_embedding(simulator, _source(3, 1100, "normal"), torch.tensor([0, 2, 1, 2]), torch.float32)
+    _check_embedding(simulator, _source(9, 130, "normal"), torch.tensor(80 * [2] + 20 * [1, 3]), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "file,kernel,check",
+    [
+        ("materialize", "slt_materialize", _faulty_materialize),
+        ("pack", "slt_pack_compact", _faulty_pack),
+        ("pack", "slt_pack_resolved_8", _faulty_pack),
+        *(("select", f"slt_select_{number}", _faulty_select) for number in range(3)),
+        *(("embedding", f"slt_embedding_{name}", _faulty_embedding) for name in ("forward", "sum", "add_parts")),
+    ],
+)
+def test_missing_barriers_are_found(file, kernel, check):
+    from cuda_faults import survivors
+
+    with simulated(90) as simulator:
+        left = survivors(simulator, file, kernel, lambda: check(simulator))
+    # The simulator takes every atomic operation to acquire, so that the fence after that of a counter does nothing.
+    assert len(left) == (file == "select") and all("membar.gl" in fault for fault in left), left
 
 
 # On the host
@@ -283,8 +336,9 @@ int64_t wrong_deposits(int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         const uint64_t r = next(state), s = next(state);
         const uint32_t bits = uint32_t(r), few = uint32_t(r >> 32), more = uint32_t(s);
-        const uint32_t at = i % 5 == 0 ? few & more : i % 5 == 1 ? few | more : i % 5 == 2 ? few & more & uint32_t(s >> 32)
-                          : i % 5 == 3 ? uint32_t(0xFFFFFFFFFFFFull >> few % 48) : few;
+        const uint32_t others[] = {few & more, few | more, few & more & uint32_t(s >> 32), few,
+                                   uint32_t(0xFFFFFFFFFFFF >> few % 48)};
+        const uint32_t at = others[i % 5];
         uint32_t expected = 0;
         for (uint32_t left = at, b = bits; left; left &= left - 1, b >>= 1)
             if (b & 1) expected |= left & -left;
@@ -303,10 +357,13 @@ int64_t wrong_patterns() {  // all pairs of thresholds, a few words each
             const FrozenWord expected = frozen_word(s, row, w);
             const uint64_t index = 4 * call_index(g, uint32_t(row), uint32_t(w + g.skipped) / 4) + (w + g.skipped) % 4;
             const uint32_t valid = valid_word(g, int32_t(w));
-            const auto same = [&](const FrozenWord &f) { return f.free == expected.free && f.locked == expected.locked; };
-            wrong += !same(frozen_word<8>(g, index, valid));
-            if (prune % 16 == 0 && lock % 16 == 0) wrong += !same(frozen_word<4>(g, index, valid));
-            if (prune == 0 && lock == 256) wrong += !same(frozen_word<0>(g, index, valid));
+            const auto check = [&](const FrozenWord &found) {
+                wrong += found.free != expected.free || found.locked != expected.locked;
+            };
+            check(frozen_word<8>(g, index, valid));
+            check(frozen_word<ANY>(g, index, valid));
+            if (prune % 16 == 0 && lock % 16 == 0) check(frozen_word<4>(g, index, valid));
+            if (prune == 0 && lock == 256) check(frozen_word<0>(g, index, valid));
         }
     return wrong;
 }

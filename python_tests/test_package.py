@@ -181,7 +181,7 @@ ORDER = (
 )
 # The same inside a folder
 INSIDE = {
-    "backends": (("registry",), ("cpu", "reference", "triton"), ("__init__",)),
+    "backends": (("registry", "tables"), ("cpu", "reference", "triton"), ("__init__",)),
     "ops": (
         ("autograd", "checks", "dispatch"),
         ("conv2d", "embedding", "expand", "linear", "materialize", "pack", "plan", "select"),

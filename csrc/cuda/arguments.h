@@ -8,6 +8,9 @@
 
 namespace slt::cuda {
 
+// Of the elements of x, y or their gradients.
+enum Type : int32_t { FLOAT32, BFLOAT16, FLOAT16 };
+
 // `count` 32-bit words of zeros.
 struct Clear {
     uint32_t *words;
@@ -37,6 +40,7 @@ struct Materialize {
     const int64_t *segment_starts;
     const uint16_t *call_starts;
     const uint32_t *mask;
+    bool compact;
     int8_t *out;
 };
 
@@ -92,8 +96,10 @@ struct EmbeddingForward {
     const uint16_t *call_starts;
     const int64_t *index;
     const uint32_t *mask;
+    bool compact;
     const float *scale;
     void *y;
+    Type type;
     int64_t count;
 };
 
@@ -106,10 +112,11 @@ struct EmbeddingGradScores {
     const int64_t *index;  // sorted
     const int64_t *order;  // where in the batch
     const void *dy;        // [count, fan]
+    Type type;
     const uint32_t *scores;
     const float *scale;
     double *parts;  // [chunks, 2, calls, CALL]: of the row that began before the chunk, of the one that ends after it
-    float *out;     // [free], zero before
+    float *out;  // [free], zero before
     int64_t count;
 };
 

@@ -8,8 +8,7 @@
 
 namespace slt::cuda {
 
-template <int PLANES>
-__device__ __forceinline__ void count_free(const CountFree &a) {
+extern "C" __global__ void __launch_bounds__(256) slt_count_free(const __grid_constant__ CountFree a) {
     const Generator &g = a.generator;
     const int lane = threadIdx.x % a.lanes;
     const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / a.lanes;  // of the segment
@@ -23,7 +22,7 @@ __device__ __forceinline__ void count_free(const CountFree &a) {
         if (call < end)
             for (int i = 0; i < WORDS_PER_CALL; ++i) {
                 const uint32_t valid = valid_word(g, int32_t(WORDS_PER_CALL * call) + i - g.skipped);
-                const FrozenWord word = frozen_word<PLANES>(g, WORDS_PER_CALL * call_index(g, row, call) + i, valid);
+                const FrozenWord word = frozen_word<ANY>(g, WORDS_PER_CALL * call_index(g, row, call) + i, valid);
                 here += __popc(word.free);
                 locked += __popc(word.locked);
             }
@@ -42,13 +41,5 @@ __device__ __forceinline__ void count_free(const CountFree &a) {
         a.locked[at] = locked;
     }
 }
-
-#define SLT_COUNT_FREE(PLANES)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        slt_count_free_##PLANES(const __grid_constant__ CountFree a) {                                                 \
-        count_free<PLANES>(a);                                                                                         \
-    }
-SLT_COUNT_FREE(4)
-SLT_COUNT_FREE(8)
 
 }  // namespace slt::cuda

@@ -10,12 +10,15 @@ namespace slt::cuda {
 
 constexpr int WARPS = 8;
 
-__device__ __forceinline__ void convert(float x, float &y) { y = x; }
-__device__ __forceinline__ void convert(float x, __half &y) { y = __float2half_rn(x); }
-__device__ __forceinline__ void convert(float x, __nv_bfloat16 &y) { y = __float2bfloat16_rn(x); }
-__device__ __forceinline__ float widened(float x) { return x; }
-__device__ __forceinline__ float widened(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+// Numbers as bits of 32 or 16: there is one loop for both types of 16 bits.
+__device__ __forceinline__ void convert(float x, Type, uint32_t &bits) { bits = __float_as_uint(x); }
+__device__ __forceinline__ void convert(float x, Type type, uint16_t &bits) {
+    bits = type == BFLOAT16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x)) : __half_as_ushort(__float2half_rn(x));
+}
+__device__ __forceinline__ float widened(uint32_t bits, Type) { return __uint_as_float(bits); }
+__device__ __forceinline__ float widened(uint16_t bits, Type type) {
+    return type == BFLOAT16 ? __uint_as_float(uint32_t(bits) << 16) : __half2float(__ushort_as_half(bits));
+}
 
 // 16 bytes.
 template <class T>
@@ -24,10 +27,34 @@ struct alignas(16) Run {
     T value[SIZE];
 };
 
+// A warp writes the weights of 1024 columns, from `first` on, of a row of y; int8 in `tile`.
+template <class T>
+__device__ __forceinline__ void write_row(T *y, Type type, int64_t fan, int64_t first, const int8_t *tile,
+                                          float scale) {
+    const int lane = threadIdx.x % 32;
+    const auto weight = [&](int v, T &out) { convert(v ? float(v) * scale : 0.0f, type, out); };  // 0 has no sign
+    if ((reinterpret_cast<uintptr_t>(y) | fan * sizeof(T)) % 16 == 0) {
+#pragma unroll 1
+        for (int at = lane * Run<T>::SIZE; at < 32 * WORD; at += 32 * Run<T>::SIZE) {
+            Run<T> run;
+#pragma unroll
+            for (int i = 0; i < Run<T>::SIZE; ++i) weight(tile[at + i], run.value[i]);
+            if (first + at >= 0 && first + at < fan) *reinterpret_cast<Run<T> *>(y + first + at) = run;
+        }
+    } else {
+#pragma unroll 2
+        for (int at = lane; at < 32 * WORD; at += 32) {
+            T value;
+            weight(tile[at], value);
+            if (first + at >= 0 && first + at < fan) y[first + at] = value;
+        }
+    }
+}
+
 // A warp makes a row, 32 words at a time: each lane one word, as int8 in shared memory, and then 16 bytes of y at a
 // time. An index outside the rows gives NaN: a kernel cannot raise an error.
-template <class T, int FORM>
-__device__ __forceinline__ void embedding_forward(const EmbeddingForward &a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    slt_embedding_forward(const __grid_constant__ EmbeddingForward a) {
     __shared__ NormalTable table;
     __shared__ alignas(16) int8_t staged[WARPS][32 * WORD];
     table.fill(a.generator);
@@ -39,38 +66,24 @@ __device__ __forceinline__ void embedding_forward(const EmbeddingForward &a) {
     const int64_t wanted = a.index[n];
     const bool exists = uint64_t(wanted) < g.rows;
     const uint32_t row = exists ? uint32_t(wanted) : 0;
-    const float scale = *a.scale;
-    T *y = static_cast<T *>(a.y) + n * fan;
-    const bool aligned = (reinterpret_cast<uintptr_t>(a.y) | fan * sizeof(T)) % 16 == 0;
+    const float scale = exists ? *a.scale : __int_as_float(0x7FC00000);
     int8_t *tile = staged[threadIdx.x / 32];
     for (int32_t first = -g.skipped; first < int32_t(g.words); first += 32) {
         const int32_t word = first + lane;
         const Place at{row, uint32_t(word + g.skipped) / uint32_t(WORDS_PER_CALL), exists ? word : -1};
-        const uint32_t keep = resolved_word<FORM>(g, a.mask, a.segment_starts, a.call_starts, at);
+        uint32_t keep = a.compact ? compact_word<ANY>(g, a.mask, a.segment_starts, a.call_starts, at)
+                                  : resolved_word(g, a.mask, at);
+        if (!exists) keep = 0xFFFFFFFF;  // every weight, so that all become NaN
         const Words8 made = kept_values(g, call_index(g, row, at.call), lane % WORDS_PER_CALL, keep, table);
         const uint32_t *v = made.word;
         reinterpret_cast<uint4 *>(tile)[2 * lane] = make_uint4(v[0], v[1], v[2], v[3]);
         reinterpret_cast<uint4 *>(tile)[2 * lane + 1] = make_uint4(v[4], v[5], v[6], v[7]);
         __syncwarp();
-#pragma unroll
-        for (int run = 0; run < int(WORD) / Run<T>::SIZE; ++run) {
-            const int from = (32 * run + lane) * Run<T>::SIZE;
-            const int64_t k = first * WORD + from;
-            Run<T> out;
-#pragma unroll
-            for (int i = 0; i < Run<T>::SIZE; ++i) {
-                const int value = tile[from + i];
-                const float product = value ? float(value) * scale : 0.0f;  // +0, whatever the scale's sign
-                convert(exists ? product : __int_as_float(0x7FC00000), out.value[i]);
-            }
-            if (aligned) {
-                if (k >= 0 && k < fan) *reinterpret_cast<Run<T> *>(y + k) = out;
-            } else {
-#pragma unroll
-                for (int i = 0; i < Run<T>::SIZE; ++i)
-                    if (k >= 0 && k + i < fan) y[k + i] = out.value[i];
-            }
-        }
+        const int64_t column = first * WORD;
+        if (a.type == FLOAT32)
+            write_row(static_cast<uint32_t *>(a.y) + n * fan, a.type, fan, column, tile, scale);
+        else
+            write_row(static_cast<uint16_t *>(a.y) + n * fan, a.type, fan, column, tile, scale);
         __syncwarp();
     }
 }
@@ -81,7 +94,6 @@ struct Sums {
 };
 
 // Writes the gradient of the scores of one call of a row.
-template <int PLANES>
 __device__ __forceinline__ void write_grads(const EmbeddingGradScores &a, const NormalTable &table, uint32_t row,
                                             uint32_t call, const Sums &sums) {
     const Generator &g = a.generator;
@@ -89,9 +101,9 @@ __device__ __forceinline__ void write_grads(const EmbeddingGradScores &a, const 
     const int32_t first = int32_t(WORDS_PER_CALL * call) - g.skipped;
     const uint64_t index = call_index(g, row, call);
     const int i = lane % WORDS_PER_CALL;
-    const uint32_t free = frozen_word<PLANES>(g, WORDS_PER_CALL * index + i, valid_word(g, first + i)).free;
+    const uint32_t free = frozen_word<ANY>(g, WORDS_PER_CALL * index + i, valid_word(g, first + i)).free;
     const int before = free_before(__popc(free));
-    const int64_t start = free_start<PLANES>(g, a.segment_starts, a.call_starts, row, call);
+    const int64_t start = free_start<ANY>(g, a.segment_starts, a.call_starts, row, call);
     const double scale = *a.scale;
     const bool is_signed = g.source.weight == SIGNED_CONSTANT;
     // Of bytes, lane l makes half l % 2 of word l / 2 % 4.
@@ -141,8 +153,45 @@ __device__ __forceinline__ double *part_of(const EmbeddingGradScores &a, int64_t
     return a.parts + ((2 * chunk + which) * a.generator.calls + call) * CALL + threadIdx.x % 32;
 }
 
-template <class T, int PLANES>
-__device__ __forceinline__ void sum_chunk(const EmbeddingGradScores &a) {
+// The numbers of a chunk's look-ups, two per lane.
+struct Numbers {
+    int64_t first, second;
+
+    __device__ __forceinline__ int64_t operator[](int n) const {
+        return __shfl_sync(0xFFFFFFFF, n < 32 ? first : second, n % 32);
+    }
+};
+
+__device__ __forceinline__ Numbers numbers(const int64_t *from, int count) {
+    const int lane = threadIdx.x % 32;
+    return {lane < count ? from[lane] : 0, lane + 32 < count ? from[lane + 32] : 0};
+}
+
+// Adds look-ups [begin, end) of a chunk in the order of the batch, two at a time. `column`: the lane's, of each word; 0
+// for one outside the row, whose sum is not used.
+template <class T>
+__device__ __forceinline__ void add_rows(const EmbeddingGradScores &a, const Numbers &order, int begin, int end,
+                                         const int32_t (&column)[WORDS_PER_CALL], Sums &sums) {
+    const T *dy = static_cast<const T *>(a.dy);
+#pragma unroll 1
+    for (int n = begin; n < end; n += 2) {
+        const T *row = dy + order[n] * a.generator.source.fan, *next = dy + order[n + 1] * a.generator.source.fan;
+        T values[2][WORDS_PER_CALL];
+#pragma unroll
+        for (int w = 0; w < WORDS_PER_CALL; ++w) {
+            values[0][w] = row[column[w]];
+            values[1][w] = n + 1 < end ? next[column[w]] : T(0);
+        }
+#pragma unroll
+        for (int w = 0; w < WORDS_PER_CALL; ++w) {  // adding +0 changes no sum: none is -0
+            sums.word[w] += widened(values[0][w], a.type);
+            sums.word[w] += widened(values[1][w], a.type);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    slt_embedding_sum(const __grid_constant__ EmbeddingGradScores a) {
     __shared__ NormalTable table;
     table.fill(a.generator);
     __syncthreads();
@@ -150,43 +199,40 @@ __device__ __forceinline__ void sum_chunk(const EmbeddingGradScores &a) {
     const Task task = task_of(a);
     if (!task.exists) return;
     const int lane = threadIdx.x % 32;
-    const int64_t fan = g.source.fan, column = (int64_t(WORDS_PER_CALL * task.call) - g.skipped) * WORD + lane;
-    const T *dy = static_cast<const T *>(a.dy);
-    for (int64_t begin = task.begin, end; begin < task.end; begin = end) {
-        const int64_t row = a.index[begin];
-        end = begin;
-        for (int64_t from = begin; from < task.end; from += 32) {  // the end of the run of the row
-            const bool same = from + lane < task.end && a.index[from + lane] == row;
-            const int more = __popc(__ballot_sync(0xFFFFFFFF, same));
-            end += more;
-            if (more < 32) break;
-        }
+    int32_t column[WORDS_PER_CALL];
+#pragma unroll
+    for (int w = 0; w < WORDS_PER_CALL; ++w) {
+        const int32_t k = (int32_t(WORDS_PER_CALL * task.call) + w - g.skipped) * int32_t(WORD) + lane;
+        column[w] = uint32_t(k) < g.source.fan ? k : 0;
+    }
+    const int count = int(task.end - task.begin);
+    const Numbers index = numbers(a.index + task.begin, count), order = numbers(a.order + task.begin, count);
+    const int64_t before = task.begin > 0 ? a.index[task.begin - 1] : -1;
+    const int64_t after = task.end < a.count ? a.index[task.end] : -1;
+    for (int begin = 0, end; begin < count; begin = end) {
+        const int64_t row = index[begin];
+        end = begin + __popc(__ballot_sync(0xFFFFFFFF, lane >= begin && lane < count && index.first == row)) +
+              __popc(__ballot_sync(0xFFFFFFFF, lane + 32 >= begin && lane + 32 < count && index.second == row));
         if (uint64_t(row) >= g.rows) continue;  // an index outside the rows has no scores
         Sums sums{};
-#pragma unroll 4
-        for (int64_t n = begin; n < end; ++n) {  // in the order of the batch
-            const T *from = dy + a.order[n] * fan + column;
-#pragma unroll
-            for (int w = 0; w < WORDS_PER_CALL; ++w) {
-                const int64_t k = column + w * WORD;
-                if (k >= 0 && k < fan) sums.word[w] += widened(from[w * WORD]);
-            }
-        }
-        const bool began_before = begin == task.begin && begin > 0 && a.index[begin - 1] == row;
-        const bool goes_on = end == task.end && end < a.count && a.index[end] == row;
+        if (a.type == FLOAT32)
+            add_rows<uint32_t>(a, order, begin, end, column, sums);
+        else
+            add_rows<uint16_t>(a, order, begin, end, column, sums);
+        const bool began_before = begin == 0 && before == row, goes_on = end == count && after == row;
         if (began_before || goes_on) {
             double *part = part_of(a, task.chunk, began_before ? 0 : 1, task.call);
 #pragma unroll
             for (int w = 0; w < WORDS_PER_CALL; ++w) part[w * WORD] = sums.word[w];
         } else {
-            write_grads<PLANES>(a, table, uint32_t(row), task.call, sums);
+            write_grads(a, table, uint32_t(row), task.call, sums);
         }
     }
 }
 
 // A warp adds the parts of the row that begins in its chunk and ends after it, in their order.
-template <int PLANES>
-__device__ __forceinline__ void add_parts(const EmbeddingGradScores &a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    slt_embedding_add_parts(const __grid_constant__ EmbeddingGradScores a) {
     __shared__ NormalTable table;
     table.fill(a.generator);
     __syncthreads();
@@ -207,35 +253,11 @@ __device__ __forceinline__ void add_parts(const EmbeddingGradScores &a) {
 #pragma unroll
     for (int w = 0; w < WORDS_PER_CALL; ++w) sums.word[w] = part_of(a, task.chunk, 1, task.call)[w * WORD];
     const int64_t last = (end - 1) / a.CHUNK;
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t chunk = task.chunk + 1; chunk <= last; ++chunk)
 #pragma unroll
         for (int w = 0; w < WORDS_PER_CALL; ++w) sums.word[w] += part_of(a, chunk, 0, task.call)[w * WORD];
-    write_grads<PLANES>(a, table, uint32_t(row), task.call, sums);
+    write_grads(a, table, uint32_t(row), task.call, sums);
 }
-
-#define SLT_KERNEL(NAME, ARGUMENTS, ...)                                                                               \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(const __grid_constant__ ARGUMENTS a) {               \
-        __VA_ARGS__(a);                                                                                                \
-    }
-#define SLT_FORWARD(NAME, T)                                                                                           \
-    SLT_KERNEL(slt_embedding_forward_##NAME##_resolved, EmbeddingForward, embedding_forward<T, RESOLVED>)              \
-    SLT_KERNEL(slt_embedding_forward_##NAME##_0, EmbeddingForward, embedding_forward<T, 0>)                            \
-    SLT_KERNEL(slt_embedding_forward_##NAME##_4, EmbeddingForward, embedding_forward<T, 4>)                            \
-    SLT_KERNEL(slt_embedding_forward_##NAME##_8, EmbeddingForward, embedding_forward<T, 8>)
-#define SLT_SUM_CHUNK(NAME, T)                                                                                         \
-    SLT_KERNEL(slt_embedding_sum_##NAME##_0, EmbeddingGradScores, sum_chunk<T, 0>)                                     \
-    SLT_KERNEL(slt_embedding_sum_##NAME##_4, EmbeddingGradScores, sum_chunk<T, 4>)                                     \
-    SLT_KERNEL(slt_embedding_sum_##NAME##_8, EmbeddingGradScores, sum_chunk<T, 8>)
-
-SLT_FORWARD(float32, float)
-SLT_FORWARD(bfloat16, __nv_bfloat16)
-SLT_FORWARD(float16, __half)
-SLT_SUM_CHUNK(float32, float)
-SLT_SUM_CHUNK(bfloat16, __nv_bfloat16)
-SLT_SUM_CHUNK(float16, __half)
-SLT_KERNEL(slt_embedding_add_parts_0, EmbeddingGradScores, add_parts<0>)
-SLT_KERNEL(slt_embedding_add_parts_4, EmbeddingGradScores, add_parts<4>)
-SLT_KERNEL(slt_embedding_add_parts_8, EmbeddingGradScores, add_parts<8>)
 
 }  // namespace slt::cuda

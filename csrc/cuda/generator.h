@@ -38,6 +38,7 @@ struct Generator {
     Calls weight;  // of SIGN, or of VALUE where weights are bytes
     Calls freeze;
     Threshold prune, lock;
+    int32_t planes;  // of FREEZE that decide: 0 where nothing is frozen, or 4, or 8
 };
 
 SLT_HOST_DEVICE Generator generator_of(const Source &s) {
@@ -56,6 +57,7 @@ SLT_HOST_DEVICE Generator generator_of(const Source &s) {
         .freeze = calls_of(s.seed, s.layer, FREEZE),
         .prune = threshold_of(s.prune_below),
         .lock = threshold_of(s.lock_from),
+        .planes = nothing_frozen(s) ? 0 : int32_t(greatest(planes_of(s.prune_below), planes_of(s.lock_from))),
     };
 }
 

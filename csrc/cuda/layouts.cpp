@@ -87,7 +87,7 @@ const std::vector<Layout> &layouts() {
         {
             typedef Materialize A;
             all.push_back(layout<A>("Materialize", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
-                SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(out)}));
+                SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(compact), SLT_FIELD(out)}));
         }
         {
             typedef PackCompact A;
@@ -107,13 +107,13 @@ const std::vector<Layout> &layouts() {
         {
             typedef EmbeddingForward A;
             all.push_back(layout<A>("EmbeddingForward", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
-                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(mask), SLT_FIELD(scale), SLT_FIELD(y),
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(mask), SLT_FIELD(compact), SLT_FIELD(scale), SLT_FIELD(y), SLT_FIELD(type),
                 SLT_FIELD(count)}));
         }
         {
             typedef EmbeddingGradScores A;
             all.push_back(layout<A>("EmbeddingGradScores", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
-                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(scores),
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(type), SLT_FIELD(scores),
                 SLT_FIELD(scale), SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(count)}));
         }
         {

@@ -23,20 +23,21 @@ __device__ __forceinline__ void add_kept(int64_t *kept, int count, int64_t more)
         atomicAdd(reinterpret_cast<unsigned long long *>(kept), static_cast<unsigned long long>(sum));
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
-    slt_pack_compact(const __grid_constant__ PackCompact a) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS) slt_pack_compact(const __grid_constant__ PackCompact a) {
     const Kept above = kept_above(*a.threshold);
     const int lane = threadIdx.x % 32;
-    const int64_t first = (int64_t(blockIdx.x) * WARPS + threadIdx.x / 32) * 32, at = first * WORD + lane;
+    const int64_t first = (int64_t(blockIdx.x) * WARPS + threadIdx.x / 32) * 32;  // the warp's first word
+    const int left = int(least(a.count - first * WORD, 32 * WORD));
+    const uint32_t *scores = a.scores + first * WORD;
     uint32_t mine = 0;
 #pragma unroll 16
     for (int word = 0; word < 32; ++word) {
-        const int64_t i = at + word * WORD;
-        const bool kept = i < a.count && is_kept(above, a.scores[i]);
+        const int i = word * 32 + lane;
+        const bool kept = i < left && is_kept(above, scores[i]);
         const uint32_t bits = __ballot_sync(0xFFFFFFFF, kept);
         mine = word == lane ? bits : mine;
     }
-    if ((first + lane) * WORD < a.count) a.mask[first + lane] = mine;
+    if (lane * int(WORD) < left) a.mask[first + lane] = mine;
     add_kept(a.kept, __popc(mine), a.locked);
 }
 
@@ -73,10 +74,10 @@ __device__ __forceinline__ void pack_resolved(const PackResolved &a) {
     add_kept(a.kept, __popc(mine), 0);
 }
 
-#define SLT_PACK_RESOLVED(PLANES)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
-        slt_pack_resolved_##PLANES(const __grid_constant__ PackResolved a) {                                           \
-        pack_resolved<PLANES>(a);                                                                                      \
+#define SLT_PACK_RESOLVED(PLANES) \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS) \
+        slt_pack_resolved_##PLANES(const __grid_constant__ PackResolved a) { \
+        pack_resolved<PLANES>(a); \
     }
 SLT_PACK_RESOLVED(0)
 SLT_PACK_RESOLVED(4)

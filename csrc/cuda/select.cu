@@ -104,9 +104,9 @@ __device__ __forceinline__ void select(const Select &a) {
     descend<PASS, BITS>(a, prefix, below);
 }
 
-#define SLT_SELECT(PASS, SHIFT, BITS)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) slt_select_##PASS(const __grid_constant__ Select a) {        \
-        select<PASS, SHIFT, BITS>(a);                                                                                  \
+#define SLT_SELECT(PASS, SHIFT, BITS) \
+    extern "C" __global__ void __launch_bounds__(THREADS) slt_select_##PASS(const __grid_constant__ Select a) { \
+        select<PASS, SHIFT, BITS>(a); \
     }
 SLT_SELECT(0, 20, 11)
 SLT_SELECT(1, 10, 10)

@@ -1,35 +1,35 @@
 // Words of a source on a device: the frozen pattern, the bits of a mask, and the values of weights.
 //
 // What freezes a source is a template argument, the number of FREEZE's bit planes that decide: 0 where nothing is
-// frozen (no call), 4 where both thresholds are multiples of 16 (one call per word), 8 otherwise (two).
+// frozen (no call), 4 where both thresholds are multiples of 16 (one call per word), 8 otherwise (two); or ANY, where
+// the size of the code matters more: threads branch together by the generator's number.
 #pragma once
 
 #include "cuda/generator.h"
 
 namespace slt::cuda {
 
-constexpr int RESOLVED = -1;  // in the place of a number of planes: a resolved mask, which needs none
+constexpr int ANY = -1;
 
 // The free and the locked weights of the word with that index (q of the contract), of those in `valid`.
 template <int PLANES>
 SLT_HOST_DEVICE FrozenWord frozen_word(const Generator &g, uint64_t index, uint32_t valid) {
-    if constexpr (PLANES == 0) {
-        return {valid, 0};
-    } else {
-        const Words4 first = call_words(g.freeze, 2 * index);
-        uint32_t planes[8] = {first.word[0], first.word[1], first.word[2], first.word[3]};
-        if constexpr (PLANES == 8) {
-            const Words4 second = call_words(g.freeze, 2 * index + 1);
-            for (int i = 0; i < 4; ++i) planes[4 + i] = second.word[i];
-        }
-        const uint32_t pruned = below<PLANES>(planes, g.prune), unlocked = below<PLANES>(planes, g.lock);
-        return {unlocked & ~pruned & valid, ~unlocked & valid};
+    const int decide = PLANES == ANY ? g.planes : PLANES;
+    if (decide == 0) return {valid, 0};
+    const Words4 first = call_words(g.freeze, 2 * index);
+    uint32_t planes[8] = {first.word[0], first.word[1], first.word[2], first.word[3]};
+    if (decide == 8) {
+        const Words4 second = call_words(g.freeze, 2 * index + 1);
+        for (int i = 0; i < 4; ++i) planes[4 + i] = second.word[i];
     }
+    constexpr int COMPARED = PLANES == 4 ? 4 : 8;  // where four decide, the others may be anything
+    const uint32_t pruned = below<COMPARED>(planes, g.prune), unlocked = below<COMPARED>(planes, g.lock);
+    return {unlocked & ~pruned & valid, ~unlocked & valid};
 }
 
 SLT_HOST_DEVICE uint32_t chosen(uint32_t mask, uint32_t yes, uint32_t no) { return (mask & yes) | (~mask & no); }
 
-// The lowest bits of `bits`, in order, at the set bits of `at`: x86's pdep, in about 45 instructions without a branch.
+// The lowest bits of `bits`, in order, at the set bits of `at`: x86's pdep, in about 50 instructions without a branch.
 //
 // Halves, then quarters, and so on: the upper half of a field takes the bits that the lower half leaves, so it moves up
 // by the number of clear bits of `at` in the lower half. Bits that are moved too far or left over stand where `at` is
@@ -98,12 +98,11 @@ __device__ __forceinline__ int free_before(int count) {
 template <int PLANES>
 __device__ __forceinline__ int64_t free_start(const Generator &g, const int64_t *segment_starts,
                                               const uint16_t *call_starts, uint32_t row, uint32_t call) {
-    if constexpr (PLANES == 0) {
+    if ((PLANES == ANY ? g.planes : PLANES) == 0) {
         const int32_t k = int32_t(CALL * call) - int32_t(WORD) * g.skipped;
         return row * g.source.fan + (k < 0 ? 0 : k);
-    } else {
-        return segment_starts[uint64_t(row) * g.segments + call / SEGMENT] + call_starts[uint64_t(row) * g.calls + call];
     }
+    return segment_starts[uint64_t(row) * g.segments + call / SEGMENT] + call_starts[uint64_t(row) * g.calls + call];
 }
 
 // `count` bits of a compact mask from bit `start` on, and anything above them. Words with none of them are not read: the
@@ -115,25 +114,24 @@ __device__ __forceinline__ uint32_t mask_bits(const uint32_t *mask, int64_t star
     return __funnelshift_r(low, high, shift);
 }
 
-// The word of a place in a mask of either form, resolved; 0 for no word. All lanes of the warp take part, each call's
-// lanes beside each other.
-template <int FORM>
-__device__ __forceinline__ uint32_t resolved_word(const Generator &g, const uint32_t *mask,
-                                                  const int64_t *segment_starts, const uint16_t *call_starts,
-                                                  const Place &at) {
+// The word of a place in a resolved mask; 0 for no word.
+__device__ __forceinline__ uint32_t resolved_word(const Generator &g, const uint32_t *mask, const Place &at) {
     const uint32_t valid = valid_word(g, at.word);
-    if constexpr (FORM == RESOLVED) {
-        return valid ? mask[uint64_t(at.row) * g.words + at.word] & valid : 0;
-    } else {
-        const uint64_t index = WORDS_PER_CALL * call_index(g, at.row, at.call) + threadIdx.x % WORDS_PER_CALL;
-        const FrozenWord frozen = frozen_word<FORM>(g, index, valid);
-        const int count = __popc(frozen.free), before = FORM ? free_before(count) : 0;
-        if (count == 0) return frozen.locked;
-        const int64_t start = FORM ? free_start<FORM>(g, segment_starts, call_starts, at.row, at.call) + before
-                                   : at.row * g.source.fan + WORD * at.word;
-        const uint32_t bits = mask_bits(mask, start, count);
-        return (FORM ? deposit(bits, frozen.free) : deposit_halves(bits, frozen.free)) | frozen.locked;
-    }
+    return valid ? mask[uint64_t(at.row) * g.words + at.word] & valid : 0;
+}
+
+// The same of a compact mask. All lanes of the warp take part, each call's beside each other.
+template <int PLANES>
+__device__ __forceinline__ uint32_t compact_word(const Generator &g, const uint32_t *mask,
+                                                 const int64_t *segment_starts, const uint16_t *call_starts,
+                                                 const Place &at) {
+    const uint64_t index = WORDS_PER_CALL * call_index(g, at.row, at.call) + threadIdx.x % WORDS_PER_CALL;
+    const FrozenWord frozen = frozen_word<PLANES>(g, index, valid_word(g, at.word));
+    const int count = __popc(frozen.free), before = free_before(count);
+    if (count == 0) return frozen.locked;
+    const int64_t start = free_start<PLANES>(g, segment_starts, call_starts, at.row, at.call) + before;
+    const uint32_t bits = mask_bits(mask, start, count);
+    return (PLANES == 0 ? deposit_halves(bits, frozen.free) : deposit(bits, frozen.free)) | frozen.locked;
 }
 
 static __device__ const int8_t NORMAL_HALF[128] = SLT_NORMAL_HALF;
@@ -165,7 +163,8 @@ __device__ __forceinline__ Words8 kept_values(const Generator &g, uint64_t call,
     Words8 values{};
     if (g.source.weight == SIGNED_CONSTANT) {
         const Words4 signs = call_words(g.weight, call);
-        const uint32_t sign = i < 2 ? (i == 0 ? signs.word[0] : signs.word[1]) : (i == 2 ? signs.word[2] : signs.word[3]);
+        const uint32_t sign =
+            i < 2 ? (i == 0 ? signs.word[0] : signs.word[1]) : (i == 2 ? signs.word[2] : signs.word[3]);
 #pragma unroll
         for (int j = 0; j < 8; ++j) values.word[j] = four_bits(keep, j) | four_bits(keep & sign, j) * 0xFE;
     } else {

@@ -7,9 +7,9 @@ from ...source import Source
 from . import launch
 from .clear import clear
 from .free_starts import free_starts, starts_for
-from .generator import THREADS, calls, form, planes, takes
+from .generator import THREADS, calls, takes
 
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of csrc/cuda/arguments.h
 _ROWS = THREADS // 32  # a warp makes a row
 _CHUNK = 64  # of `EmbeddingGradScores` in csrc/cuda/arguments.h
 
@@ -19,9 +19,9 @@ def embedding_forward(
     y: Tensor, index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
 ) -> None:
     """An index outside the rows gives NaN: a kernel cannot raise an error."""
-    prepared = _forward(source, _TYPES[dtype], form(mask, source), launch.blocks(len(index), _ROWS))
+    prepared = _forward(source, launch.blocks(len(index), _ROWS))
     index = index.long().contiguous()
-    values = *starts_for(mask, source), index, mask.contiguous(), scale, y, len(index)
+    values = *starts_for(mask, source), index, mask.contiguous(), mask.dim() == 1, scale, y, _TYPES[dtype], len(index)
     launch.enqueue(prepared, mask.device, *values)
 
 
@@ -46,22 +46,33 @@ def embedding_grad_scores(
     chunks = launch.blocks(len(index), _CHUNK)
     parts = launch.workspace((chunks, 2, 128 * calls(source)), torch.float64, dy.device)
     starts = free_starts(source, dy.device)
-    values = *starts[:2], index, order, dy.contiguous(), scores.contiguous(), scale, parts, out, len(index)
+    values = (
+        *starts[:2],
+        index,
+        order,
+        dy.contiguous(),
+        _TYPES[dy.dtype],
+        scores.contiguous(),
+        scale,
+        parts,
+        out,
+        len(index),
+    )
     blocks = launch.blocks(chunks * calls(source), _ROWS)
-    for kernel in (f"sum_{_TYPES[dy.dtype]}", "add_parts"):
+    for kernel in ("sum", "add_parts"):
         launch.enqueue(_grad_scores(source, kernel, blocks), dy.device, *values)
 
 
 @launch.planned
-def _forward(source: Source, dtype: str, form: str, blocks: int) -> launch.Launch:
+def _forward(source: Source, blocks: int) -> launch.Launch:
     return launch.Launch(
         file="embedding",
-        kernel=f"slt_embedding_forward_{dtype}_{form}",
+        kernel="slt_embedding_forward",
         arguments="EmbeddingForward",
         blocks=blocks,
         threads=THREADS,
         values={"generator": source},
-        later=["segment_starts", "call_starts", "index", "mask", "scale", "y", "count"],
+        later=["segment_starts", "call_starts", "index", "mask", "compact", "scale", "y", "type", "count"],
     )
 
 
@@ -69,7 +80,7 @@ def _forward(source: Source, dtype: str, form: str, blocks: int) -> launch.Launc
 def _grad_scores(source: Source, kernel: str, blocks: int) -> launch.Launch:
     return launch.Launch(
         file="embedding",
-        kernel=f"slt_embedding_{kernel}_{planes(source)}",
+        kernel=f"slt_embedding_{kernel}",
         arguments="EmbeddingGradScores",
         blocks=blocks,
         threads=THREADS,
@@ -80,6 +91,7 @@ def _grad_scores(source: Source, kernel: str, blocks: int) -> launch.Launch:
             "index",
             "order",
             "dy",
+            "type",
             "scores",
             "scale",
             "parts",

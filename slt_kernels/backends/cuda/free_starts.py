@@ -55,7 +55,7 @@ def _launch(source: Source) -> launch.Launch:
     lanes = min(32, 1 << (calls(source) - 1).bit_length())
     return launch.Launch(
         file="count_free",
-        kernel=f"slt_count_free_{planes(source)}",
+        kernel="slt_count_free",
         arguments="CountFree",
         blocks=launch.blocks(source.rows * segments * lanes, THREADS),
         threads=THREADS,

@@ -1,7 +1,5 @@
 """How kernels cut a source: Philox calls of 128 weights, and the bit planes of FREEZE that decide."""
 
-from torch import Tensor
-
 from ...source import Source
 
 THREADS = 256  # of a block; four of them have the words of a call
@@ -22,8 +20,3 @@ def planes(source: Source) -> int:
     if source.prune_below == 0 and source.lock_from == 256:
         return 0
     return 4 if source.prune_below % 16 == source.lock_from % 16 == 0 else 8
-
-
-def form(mask: Tensor, source: Source) -> str:
-    """The end of the name of the kernel for that form of a mask."""
-    return "resolved" if mask.dim() == 2 else str(planes(source))
