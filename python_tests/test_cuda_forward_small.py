@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_simulator import compiled, simulated, why_not
+from cuda_simulator import simulated, why_not
 
 from slt_kernels import backends, bits
 from slt_kernels.source import DENSE, WEIGHTS, Freeze, Source
@@ -10,7 +10,7 @@ from slt_kernels.source import DENSE, WEIGHTS, Freeze, Source
 if why_not() is not None:
     pytest.skip(f"no simulation: {why_not()}", allow_module_level=True)
 
-from ptxsim.faults import survivors
+from cuda_faults import survivors
 
 from slt_kernels.backends.cuda import forward_small, linear
 
@@ -224,14 +224,10 @@ def test_faults_are_found(monkeypatch):
     x, mask = torch.randn(1, source.fan), random_mask(source)
     with simulated(90) as simulator:
         kernel = check(simulator, source, x, mask)["kernel"]
-
-        def test(module):
-            simulator.module = lambda *_: module
-            simulator.options.update(limit=1_000_000, schedule=3, quantum=50, resident=2)
-            check(simulator, source, x, mask)
-
-        module = compiled("forward_small_bits", simulator.arch)
-        left = survivors(module, kernel, test)
+        simulator.options.update(limit=1_000_000)
+        left = survivors(
+            simulator, "forward_small_bits", kernel, lambda: check(simulator, source, x, mask), schedules=(1,)
+        )
     # A block without others has three barriers of its own, which this launch does not reach. Each copy of the loop has
     # its own registers, so that one wait and one fence for two products would do.
     assert sum("bar.sync" in fault for fault in left) == 3

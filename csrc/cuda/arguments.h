@@ -132,9 +132,8 @@ struct ForwardSmall {
     void *y;
     uint64_t eight_rows;    // Philox calls of SIGN from a row to the eighth after it
     int32_t batch, pitch;   // pitch: a multiple of 4, at least the fan
-    int32_t element;        // of x and y: 0 float32, 1 bfloat16, 2 float16
+    Type element;           // of x and y
     int32_t digits;         // of fixed point: 2 or 3
-    int32_t planes;         // of FREEZE that decide, for a compact mask: 0, 4 or 8
     int32_t aligned_words;  // whether a call's words of a mask are at a multiple of 16 bytes
     int32_t tiles_log;      // a block has 2^this tiles of 64 rows
     int32_t cluster_log;    // 2^this blocks share k

@@ -118,13 +118,11 @@ class CompactWords {
             for (int r = 0; r < 2; ++r) {
                 const uint32_t valid = has(g, rows, r, rows.call) ? valid_word(g, rows.call * 4 + i - g.skipped) : 0;
                 const uint64_t index = 4 * call_index(a, rows, r) + i;
-                const FrozenWord frozen = a.planes == 0   ? frozen_word<0>(g, index, valid)
-                                          : a.planes == 4 ? frozen_word<4>(g, index, valid)
-                                                          : frozen_word<8>(g, index, valid);
+                const FrozenWord frozen = frozen_word<ANY>(g, index, valid);
                 const int count = __popc(frozen.free);
                 const uint32_t bits = mask_bits(a.mask, start[r], count);
                 start[r] += count;
-                const uint32_t kept = a.planes == 0 ? deposit_halves(bits, frozen.free) : deposit(bits, frozen.free);
+                const uint32_t kept = g.planes == 0 ? deposit_halves(bits, frozen.free) : deposit(bits, frozen.free);
                 // A loop cannot index registers.
 #pragma unroll
                 for (int j = 0; j < 4; ++j) words[r][j] = i == j ? kept | frozen.locked : words[r][j];
@@ -146,11 +144,7 @@ class CompactWords {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const uint32_t row = rows.row + 8 * r;
-            if (!has(g, rows, r, call))
-                next[r] = 0;
-            else
-                next[r] = a.planes == 0 ? free_start<0>(g, a.segment_starts, a.call_starts, row, call)
-                                        : free_start<8>(g, a.segment_starts, a.call_starts, row, call);
+            next[r] = has(g, rows, r, call) ? free_start<ANY>(g, a.segment_starts, a.call_starts, row, call) : 0;
         }
     }
 

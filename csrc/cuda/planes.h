@@ -13,8 +13,6 @@ namespace slt::cuda {
 
 constexpr int STEP_CALLS = 4, STEP = STEP_CALLS * int(CALL);
 
-enum Element : int { FLOAT32, BFLOAT16, FLOAT16 };
-
 __device__ __forceinline__ float float_of(uint32_t bits, int element) {
     if (element == BFLOAT16) return __uint_as_float(bits << 16);
     float value;

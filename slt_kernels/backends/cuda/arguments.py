@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Element` of planes.h
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of csrc/cuda/arguments.h
 
 
 def digit_count(x: Tensor) -> int:

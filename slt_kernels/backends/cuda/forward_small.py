@@ -10,7 +10,7 @@ from .. import registry
 from . import launch
 from .arguments import ELEMENTS, digit_count
 from .free_starts import starts_for
-from .generator import calls, planes
+from .generator import calls
 from .generator import takes as numbered
 
 SIGNED = WEIGHTS.index("signed_constant")
@@ -166,7 +166,6 @@ def prepared(
             "pitch": launch.blocks(source.fan, 4) * 4,
             "element": ELEMENTS[dtype],
             "digits": digits,
-            "planes": planes(source),
             "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
             "tiles_log": shape.tiles.bit_length() - 1,
             "cluster_log": shape.cluster.bit_length() - 1,
