@@ -1,8 +1,10 @@
 """Linear's forward for few vectors on the CUDA backend, executed in a simulator, against the reference."""
 
+import re
+
 import pytest
 import torch
-from cuda_simulator import simulated, why_not
+from cuda_simulator import compiled, simulated, why_not
 
 from slt_kernels import backends, bits
 from slt_kernels.source import DENSE, WEIGHTS, Freeze, Source
@@ -10,7 +12,8 @@ from slt_kernels.source import DENSE, WEIGHTS, Freeze, Source
 if why_not() is not None:
     pytest.skip(f"no simulation: {why_not()}", allow_module_level=True)
 
-from cuda_faults import survivors
+import cuda_faults
+import ptxsim
 
 from slt_kernels.backends.cuda import forward_small, linear
 
@@ -215,6 +218,14 @@ def test_cuts(monkeypatch, tiles, cluster, batch):
         assert check(simulator, source, torch.randn(batch, source.fan))["cluster"] == cluster
 
 
+def alone(module, kernel: str):
+    """A module with one kernel of another: faulty copies are parsed many times."""
+    header, *entries = re.split(r"(?=\.visible \.entry)", module.text)
+    files = re.search(r"\n\t\.file.*", entries[-1], re.DOTALL)
+    (entry,) = (e for e in entries if re.match(rf"\.visible \.entry {kernel}\(", e))
+    return ptxsim.load(header + entry.removesuffix(files[0]) + files[0])
+
+
 @pytest.mark.usefixtures("prepared_again")
 def test_faults_are_found(monkeypatch):
     """A kernel without one of its barriers, fences or waits gives findings or another result."""
@@ -224,8 +235,10 @@ def test_faults_are_found(monkeypatch):
     x, mask = torch.randn(1, source.fan), random_mask(source)
     with simulated(90) as simulator:
         kernel = check(simulator, source, x, mask)["kernel"]
+        small = alone(compiled("forward_small_bits", simulator.arch), kernel)
+        monkeypatch.setattr(cuda_faults, "compiled", lambda *_: small)
         simulator.options.update(limit=1_000_000)
-        left = survivors(
+        left = cuda_faults.survivors(
             simulator, "forward_small_bits", kernel, lambda: check(simulator, source, x, mask), schedules=(1,)
         )
     # A block without others has three barriers of its own, which this launch does not reach. Each copy of the loop has
