@@ -12,7 +12,7 @@ namespace slt::cuda {
 SLT_KERNEL(16, 4, , ResolvedWords<1>)
 SLT_KERNEL(16, 4, _compact, CompactWords)
 SLT_KERNEL(32, 4, , ResolvedWords<1>)
-SLT_KERNEL(64, 4, , ResolvedWords<1>)
+SLT_KERNEL(64, FEWER_GROUPS, , ResolvedWords<1>)
 SLT_KERNEL(128, 2, , ResolvedWords<1>)
 
 }  // namespace slt::cuda

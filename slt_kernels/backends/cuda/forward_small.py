@@ -90,7 +90,7 @@ def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel |
     file = "forward_small_signs" if source.weight == SIGNED else "forward_small_bytes"
     for columns in _DIGIT_COLUMNS:
         if batch * (2 if digits == 2 else 4) <= columns:
-            few = columns == 128 or (columns == 64 and source.weight == SIGNED and not warpgroups)
+            few = columns == 128 or (columns == 64 and not warpgroups)
             name, step_bytes = f"slt_{file}_{columns}", 32 * (16 * columns + 16)
             return Kernel(file, name, 2 if few else 4, step_bytes, False, columns <= _COMPACT_COLUMNS)
     return None
@@ -124,7 +124,9 @@ def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> 
             chunks = launch.blocks(block_steps, chunk_steps)
             cost = kernel.groups * (_STEP_COST[kernel.bits] * group_steps + _FINISH_COST * chunks)
             cost += _CONVERT_COST * block_steps * batch // 4 + _CLUSTER_COST * (cluster > 1)
-            cost *= launch.blocks(blocks, machine.processors)
+            # Parts of a chip seldom have a multiple of eight multiprocessors, and a cluster is in one part.
+            usable = machine.processors if cluster < 8 else max(1, machine.processors * 7 // 8)
+            cost *= launch.blocks(blocks, usable)
             if best is None or cost < best[0]:
                 best = cost, Cut(tiles, cluster, steps, block_steps, chunk_steps, sums_at)
     return best and best[1]
