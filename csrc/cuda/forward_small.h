@@ -1,7 +1,7 @@
 // Linear's forward for few vectors: y = x W^T, where making the weights takes most of the time.
 //
-// A block has GROUPS groups of four warps. It converts its part of k of x to the second operand in shared memory, and its
-// groups make the weights of `tiles` times 64 rows in registers and multiply: each group a tile, and its share of the
+// A block has GROUPS groups of four warps. It converts its part of k of x to the second operand in shared memory. Its
+// groups make the weights of some tiles of 64 rows in registers, and multiply: each group a tile, and its share of the
 // steps of k where there are more groups than tiles. The blocks of a cluster share k, and each converts its part of x.
 // The groups' sums, exact integers, are added through the shared memory of the cluster.
 #pragma once
@@ -24,6 +24,7 @@ struct Shared {
     double power[MOST_VECTORS];
     NormalTable table;
 };
+static_assert(sizeof(Shared) == 1536);  // _HEADER of forward_small.py
 
 __device__ __forceinline__ int cluster_of(const ForwardSmall &a) { return 1 << a.cluster_log; }
 
@@ -72,17 +73,16 @@ __device__ __forceinline__ void pin(int (&r)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
 }
 
-// Where the second operand of a product begins, as products take it. LEAD: the distance of its matrices in k.
-template <int LEAD>
-struct OperandPlace {
-    static constexpr int UNIT = WARPGROUP_PRODUCTS ? 16 : 1;  // bytes
+// Where the second operand of a product begins, as products take it: in units of so many bytes. LEAD: the distance of
+// its matrices in k.
+constexpr int PLACE_UNIT = WARPGROUP_PRODUCTS ? 16 : 1;
 
-    static __device__ __forceinline__ uint32_t of(uint32_t address) {
-        if (WARPGROUP_PRODUCTS) return address / 16 | LEAD / 16 << 16;
-        const int lane = threadIdx.x % 32;
-        return address + lane / 8 * LEAD + lane % 8 * 16;  // the row of the matrices that a lane loads
-    }
-};
+template <int LEAD>
+__device__ __forceinline__ uint32_t operand_place(uint32_t address) {
+    if (WARPGROUP_PRODUCTS) return address / 16 | LEAD / 16 << 16;
+    const int lane = threadIdx.x % 32;
+    return address + lane / 8 * LEAD + lane % 8 * 16;  // the row of the matrices that a lane loads
+}
 
 __device__ __forceinline__ int64_t add_over_row(int64_t sum) {
     sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
@@ -97,7 +97,8 @@ class SignBits {
     static constexpr int ALL_TILES = TILES * VECTORS, LEAD = 128 * ALL_TILES;
     typedef PlaneOrder<TILES, LEAD> Order;
 
-    // Adds the products of the thread's calls. `place`: of the step's operand; `used` is called after the words were used.
+    // Adds the products of the thread's calls. `place`: of the step's operand. `used` is called after the last use of
+    // the words.
     template <class Used>
     __device__ __forceinline__ void add(const ForwardSmall &a, const Shared &, const ThreadRows &rows,
                                         const KeptWords &words, uint32_t place, Used used) {
@@ -115,7 +116,7 @@ class SignBits {
         used();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         begin_products();
-        const uint64_t first = operand_descriptor(place), second = operand_descriptor(place + (2 * LEAD >> 4));
+        const uint64_t first = operand_descriptor(place), second = operand_descriptor(place + 2 * LEAD / 16);
         multiply_bits_async<8 * ALL_TILES>(kept, k, first);
         multiply_bits_async<8 * ALL_TILES>(kept, k + 4, second);
         multiply_bits_async<8 * ALL_TILES>(negative, s, first);
@@ -263,7 +264,7 @@ class SignDigits : public DigitSums<COLUMNS, false> {
                     quads[4 * j + 2 + r] = odd << (6 - 2 * j) & FIELDS;
                 }
             }
-            this->multiply(quads, place + w * 8 * this->LEAD / OperandPlace<1>::UNIT);
+            this->multiply(quads, place + w * 8 * this->LEAD / PLACE_UNIT);
         }
         used();
     }
@@ -286,7 +287,8 @@ class ByteDigits : public DigitSums<COLUMNS, true> {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 const uint64_t index = 8 * call_index(a, rows, r) + 2 * w;
-                const Words4 values[2] = {call_words(a.generator.weight, index), call_words(a.generator.weight, index + 1)};
+                const Words4 values[2] = {call_words(a.generator.weight, index),
+                                          call_words(a.generator.weight, index + 1)};
 #pragma unroll
                 for (int m = 0; m < 8; ++m) quads[slot(m, r)] = values[m / 4].word[m % 4];
             }
@@ -304,14 +306,15 @@ class ByteDigits : public DigitSums<COLUMNS, true> {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 const uint32_t k = w == 0 ? words[r][0] : w == 1 ? words[r][1] : w == 2 ? words[r][2] : words[r][3];
+                // Bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m are those of the bytes of quad m.
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {  // bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m are those of the bytes of quad m
+                for (int i = 0; i < 4; ++i) {
                     const uint32_t first = k << (7 - 2 * i), second = k << (6 - 2 * i);
                     quads[slot(i, r)] &= bytes_of(first, second, 0xECA8);
                     quads[slot(i + 4, r)] &= bytes_of(first, second, 0xFDB9);
                 }
             }
-            this->multiply(quads, place + w * 8 * this->LEAD / OperandPlace<1>::UNIT);
+            this->multiply(quads, place + w * 8 * this->LEAD / PLACE_UNIT);
         }
         used();
     }
@@ -399,8 +402,7 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
 #endif
         __syncthreads();
         Weights weights;
-        typedef OperandPlace<Weights::LEAD> Place;
-        uint32_t place = Place::of(operand + (step - chunk) * Order::STEP_BYTES);
+        uint32_t place = operand_place<Weights::LEAD>(operand + (step - chunk) * Order::STEP_BYTES);
         const auto multiply = [&](auto turn) {
             constexpr int TURN = decltype(turn)::value;
             KeptWords words;
@@ -408,7 +410,7 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
             weights.add(a, shared, rows, words, place, [&] { kept.template used<TURN>(a, rows, stride); });
             rows.advance(stride);
             step += parts;
-            place += parts * (Order::STEP_BYTES / Place::UNIT);
+            place += parts * (Order::STEP_BYTES / PLACE_UNIT);
         };
 #pragma unroll 1
         while (step < end) {
@@ -443,7 +445,8 @@ __device__ __forceinline__ void forward_small(const ForwardSmall &a) {
         for (int block = 0; block < cluster_of(a); ++block)
 #pragma unroll 1
             for (int from = block_row / GROUP_ROWS; from < GROUPS; from += 1 << a.tiles_log)
-                sum += read_block(sums[(from * a.batch + v) * GROUP_ROWS + block_row % GROUP_ROWS], block, cluster_of(a));
+                sum +=
+                    read_block(sums[(from * a.batch + v) * GROUP_ROWS + block_row % GROUP_ROWS], block, cluster_of(a));
         float y = rounded_sum(sum, shared.power[v], scale);
         if (a.bias != nullptr) y = __fadd_rn(y, a.bias[row]);
         store_output(a, uint64_t(v) * a.generator.rows + row, y);

@@ -3,10 +3,10 @@
 
 namespace slt::cuda {
 
-#define SLT_KERNEL(COLUMNS, GROUPS, FORM, WORDS)                                                                       \
-    extern "C" __global__ void __launch_bounds__(GROUPS * GROUP_THREADS, 1)                                            \
-        slt_forward_small_bytes_##COLUMNS##FORM(const __grid_constant__ ForwardSmall a) {                              \
-        forward_small<ByteDigits<COLUMNS>, WORDS, GROUPS>(a);                                                          \
+#define SLT_KERNEL(COLUMNS, GROUPS, FORM, WORDS) \
+    extern "C" __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) \
+        slt_forward_small_bytes_##COLUMNS##FORM(const __grid_constant__ ForwardSmall a) { \
+        forward_small<ByteDigits<COLUMNS>, WORDS, GROUPS>(a); \
     }
 
 SLT_KERNEL(16, 4, , ResolvedWords<1>)

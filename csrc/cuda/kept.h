@@ -1,4 +1,5 @@
-// The kept weights of two rows of a weight matrix, 8 apart, which one thread makes: a call (four words a row) at a time.
+// The kept weights of two rows of a weight matrix, 8 apart, which one thread makes: a call (four words per row) at a
+// time.
 #pragma once
 
 #include "cuda/arguments.h"

@@ -1,8 +1,9 @@
-// The second operand of a product of integer weights and x in fixed point (section 7 of the contract), in shared memory.
+// The second operand of a product of integer weights and x in fixed point (docs/contract.md, section 7), in shared
+// memory.
 //
 // k goes in steps of 4 calls of Philox, 512 weights: thread t of the four of a row makes call t of a step. The operand
 // is of matrices of 8 columns of 16 bytes. A matrix holds 4 bytes for each of the four calls: a word of 32 k of a bit
-// plane, or a digit each of 4 k. A warp converts one step of one vector; its lane l has k 4 l, .., 4 l + 3 of each call.
+// plane, or a digit each of 4 k. A warp converts one step of one vector; its lane l has k 4 l to 4 l + 3 of each call.
 #pragma once
 
 #include "contract/fixed_point.h"
@@ -123,14 +124,14 @@ __device__ __forceinline__ int plane_shift(int tile, int t) {
 }
 
 // Digits: 2 columns of a vector for two digits, 4 for three, the last of which is not used. BYTES: byte i of matrix
-// 8 w + m holds k = 32 w + 4 m + i of a call, as bytes of VALUE are. Otherwise it holds 32 w + k_of_bit(m + 8 i), as the
-// fields of coded words: 2 m, 2 m + 16 and the k after each.
+// 8 w + m holds k = 32 w + 4 m + i of a call, as bytes of VALUE are. Otherwise it holds 32 w + k_of_bit(m + 8 i), as
+// the fields of coded words: 2 m, 2 m + 16 and the k after each.
 template <bool BYTES, int LEAD>
 struct DigitOrder {
     static constexpr int STEP_BYTES = 32 * LEAD;
 
-    static __device__ __forceinline__ void write(const float (&x)[STEP_CALLS][4], float2 up, int b, int digits, int lane,
-                                                 uint32_t operand) {
+    static __device__ __forceinline__ void write(const float (&x)[STEP_CALLS][4], float2 up, int b, int digits,
+                                                 int lane, uint32_t operand) {
         const int l = lane % 8, m = BYTES ? l : l < 4 ? 2 * l : 2 * l - 7;
         uint32_t out[3][STEP_CALLS];
 #pragma unroll

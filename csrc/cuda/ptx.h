@@ -1,6 +1,6 @@
-// Instructions that C++ has no expression for, a function each. Products are of the matrices that one warp (mma) or one
-// warpgroup (wgmma) holds: a thread (g, t), g = lane / 4 and t = lane % 4, has the first operand's rows g and g + 8, and
-// of the sums those rows and columns 8 j + 2 t, 8 j + 2 t + 1.
+// Instructions that C++ has no expression for, a function each. Products are of the matrices that one warp (mma) or
+// one warpgroup (wgmma) holds: a thread (g, t), g = lane / 4 and t = lane % 4, has the first operand's rows g and
+// g + 8, and of the sums those rows and columns 8 j + 2 t, 8 j + 2 t + 1.
 #pragma once
 
 #include <cstdint>
@@ -136,16 +136,16 @@ __device__ void multiply_bytes_async(int (&d)[N / 2], const uint32_t *a, uint64_
 #define SLT_D8(i) SLT_D4(i), SLT_D4(i + 4)
 #define SLT_D16(i) SLT_D8(i), SLT_D8(i + 8)
 #define SLT_D32(i) SLT_D16(i), SLT_D16(i + 16)
-#define SLT_PRODUCT(NAME, N, SHAPE, NAMES, A, B, ...)                                                                  \
-    template <>                                                                                                        \
-    __device__ __forceinline__ void NAME<N>(int (&d)[N / 2], const uint32_t *a, uint64_t b) {                          \
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #N SHAPE                \
-                     " {" NAMES "}, {" A "}, " B ", p; }"                                                              \
-                     : __VA_ARGS__                                                                                     \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+#define SLT_PRODUCT(NAME, N, SHAPE, NAMES, A, B, ...) \
+    template <> \
+    __device__ __forceinline__ void NAME<N>(int (&d)[N / 2], const uint32_t *a, uint64_t b) { \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #N SHAPE " {" NAMES \
+                     "}, {" A "}, " B ", p; }" \
+                     : __VA_ARGS__ \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
     }
-#define SLT_PRODUCTS(N, NAMES, A, B, ...)                                                                              \
-    SLT_PRODUCT(multiply_bits_async, N, "k256.s32.b1.b1.and.popc", NAMES, A, B, __VA_ARGS__)                           \
+#define SLT_PRODUCTS(N, NAMES, A, B, ...) \
+    SLT_PRODUCT(multiply_bits_async, N, "k256.s32.b1.b1.and.popc", NAMES, A, B, __VA_ARGS__) \
     SLT_PRODUCT(multiply_bytes_async, N, "k32.s32.s8.s8", NAMES, A, B, __VA_ARGS__)
 #define SLT_N4 "%0, %1, %2, %3"
 #define SLT_N8 SLT_N4 ", %4, %5, %6, %7"
