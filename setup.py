@@ -27,6 +27,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ ONE_KERNEL = {"avx512bf16": ("avx512vnni", "grad_scores")}
 
 # Cubins, and at last PTX for later devices. Sums are in the contract's order: no contraction to fused multiply-adds.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120", "80+PTX")
+CUDA_ONLY = {"forward_small_bits": ("80", "90a")}  # of a file that no later device uses: they do not multiply bits
 NVCC_FLAGS = "-std=c++20 -fmad=false --compress-mode=size"
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 OLDEST_NVCC = (12, 8)  # the first with sm_100, sm_120 and --compress-mode
@@ -259,15 +261,20 @@ def compile_kernels(
         CompileError: nvcc failed; the message has its last lines.
     """
     work = work / nvcc.version
+    files = {path: [a for a in architectures if a in CUDA_ONLY.get(path.stem, architectures)] for path in sources}
+    files = {path: chosen for path, chosen in files.items() if chosen}
     lines = [
-        f"flags = {NVCC_FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(map(code_of, architectures))}",
+        f"flags = {NVCC_FLAGS} {shlex.quote(f'-I{CSRC}')}",
         f"nvcc = {shlex.quote(nvcc.path)}",
         "compile = $nvcc -fatbin $flags",
         "rule compile",
-        "  command = $compile -MMD -MF $out.d -MT $out $in -o $out > $out.log 2>&1 || (cat $out.log; exit 1)",
+        "  command = $compile $code -MMD -MF $out.d -MT $out $in -o $out > $out.log 2>&1 || (cat $out.log; exit 1)",
         "  depfile = $out.d",
         "  deps = gcc",
-        *(f"build {path.stem}.fatbin: compile {escape(path)}" for path in sources),
+        *chain.from_iterable(
+            (f"build {path.stem}.fatbin: compile {escape(path)}", f"  code = {' '.join(map(code_of, chosen))}")
+            for path, chosen in files.items()
+        ),
         "",
     ]
     try:
@@ -278,9 +285,9 @@ def compile_kernels(
         raise CompileError(
             f"nvcc {nvcc.version} failed when the package was built: {told[0] if told else error}"
         ) from error
-    logs = "".join((work / f"{path.stem}.fatbin.log").read_text() for path in sources)
+    logs = "".join((work / f"{path.stem}.fatbin.log").read_text() for path in files)
     warnings = [line for line in logs.splitlines() if re.search(r"\bC751\d\b", line)]
-    return [work / f"{path.stem}.fatbin" for path in sources], warnings
+    return [work / f"{path.stem}.fatbin" for path in files], warnings
 
 
 def write_kernels(folder: Path, fatbins: list[Path]) -> None:

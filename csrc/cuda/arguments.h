@@ -120,4 +120,27 @@ struct EmbeddingGradScores {
     int64_t count;
 };
 
+// y [batch, rows] = x W^T + bias, for few vectors: forward_small.h.
+struct ForwardSmall {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *mask;
+    const void *x;  // [batch, pitch], and 0 past the fan; aligned to 16 bytes, and so is each vector or its half
+    const float *scale;
+    const float *bias;  // may be null
+    void *y;
+    uint64_t eight_rows;    // Philox calls of SIGN from a row to the eighth after it
+    int32_t batch, pitch;   // pitch: a multiple of 4, at least the fan
+    Type element;           // of x and y
+    int32_t digits;         // of fixed point: 2 or 3
+    int32_t aligned_words;  // whether a call's words of a mask are at a multiple of 16 bytes
+    int32_t tiles_log;      // a block has 2^this tiles of 64 rows
+    int32_t cluster_log;    // 2^this blocks share k
+    int32_t steps;          // of 512 k in all
+    int32_t block_steps;    // that a block has
+    int32_t sums_at;        // where in shared memory the sums are: where the second operand is, or after it
+    int32_t chunk_steps;    // that are in shared memory at once: a multiple of 2 groups / tiles if there are others
+};
+
 }  // namespace slt::cuda

@@ -108,6 +108,14 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(type), SLT_FIELD(scores),
                 SLT_FIELD(scale), SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(count)}));
         }
+        {
+            typedef ForwardSmall A;
+            all.push_back(layout<A>("ForwardSmall", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(scale), SLT_FIELD(bias),
+                SLT_FIELD(y), SLT_FIELD(eight_rows), SLT_FIELD(batch), SLT_FIELD(pitch), SLT_FIELD(element),
+                SLT_FIELD(digits), SLT_FIELD(aligned_words), SLT_FIELD(tiles_log), SLT_FIELD(cluster_log),
+                SLT_FIELD(steps), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps), SLT_FIELD(sums_at)}));
+        }
         return all;
     }();
     return all;

@@ -1,0 +1,45 @@
+"""Linear: its forward for few vectors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...source import Source
+from .. import registry
+from . import forward_small, launch
+from .arguments import digit_count, floats
+from .free_starts import starts_for
+
+
+@launch.kernel("linear_forward", when=forward_small.takes)
+def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    forward_small.forward(y, x.detach().contiguous(), mask.contiguous(), scale, floats(bias), source)
+
+
+@registry.planner("linear_forward", backend="cuda")
+def plan_linear_forward(
+    mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
+) -> Callable[[Tensor], Tensor] | None:
+    if bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous()):
+        return None  # it is converted in each call
+    device, machine, compact = mask.device, launch.machine(mask.device), mask.dim() == 1
+    words, starts = forward_small.aligned(mask.contiguous()), starts_for(mask, source)
+    if words is not mask:
+        return None  # a copy would not change as the mask does
+    rows, fan, added = source.rows, source.fan, 0 if bias is None else bias
+    launches: dict[tuple, launch.Launch | None] = {}
+
+    def call(x: Tensor) -> Tensor:
+        batch = x.numel() // fan
+        key = x.dtype, batch, digit_count(x)
+        if key not in launches:
+            launches[key] = batch and forward_small.prepared(source, *key, compact, machine)
+        if not launches[key]:  # another kernel's
+            y = registry.run("linear_forward", x.view(-1, fan), mask, scale, bias, source)
+            return y.view(*x.shape[:-1], rows)
+        y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=device)
+        launch.enqueue(launches[key], device, *starts, words, forward_small.padded(x, source), scale, added, y)
+        return y
+
+    return call
