@@ -47,13 +47,33 @@ SLT_HOST_DEVICE int weight_value(const Source &s, int64_t row, int64_t k) {
     return value_of_byte(s.weight, int(bytes.word[in_word / 4] >> in_word % 4 * 8 & 0xFF));
 }
 
-// The bits at which the byte of eight bit planes, the most significant first, is below a threshold of 0 to 256.
-SLT_HOST_DEVICE uint32_t below(const Words8 &planes, int64_t threshold) {
-    if (threshold == 256) return 0xFFFFFFFF;
-    uint32_t result = 0;
-    for (int i = 0; i < 8; ++i) {
-        const uint32_t zero = ~planes.word[7 - i];
-        result = threshold >> i & 1 ? result | zero : result & zero;
+// A threshold of bytes, 0 to 256, for bit planes: its bits, the most significant first, each as a word of zeros or ones.
+// 256, which is above every byte, has ones everywhere.
+struct Threshold {
+    uint32_t plane[8];
+    uint32_t always;
+};
+
+SLT_HOST_DEVICE Threshold threshold_of(int64_t value) {
+    Threshold t{{}, value == 256 ? 0xFFFFFFFF : 0};
+    for (int i = 0; i < 8; ++i) t.plane[i] = value >> (7 - i) & 1 ? 0xFFFFFFFF : t.always;
+    return t;
+}
+
+// How many of the eight planes, the most significant first, decide whether a byte is below a threshold.
+SLT_HOST_DEVICE int planes_of(int64_t threshold) { return threshold % 16 == 0 ? 4 : 8; }
+
+// The bits at which the byte of bit planes, the most significant first, is below a threshold that the first `PLANES`
+// decide. A plane costs one operation of three inputs.
+template <int PLANES>
+SLT_HOST_DEVICE uint32_t below(const uint32_t *planes, const Threshold &threshold) {
+    uint32_t result = threshold.always;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+    for (int i = PLANES - 1; i >= 0; --i) {
+        const uint32_t zero = ~planes[i];
+        result = (result & zero) | (threshold.plane[i] & (result | zero));
     }
     return result;
 }
@@ -69,7 +89,8 @@ SLT_HOST_DEVICE FrozenWord frozen_word(const Source &s, int64_t row, int64_t w) 
     const uint32_t valid = valid_bits(s, w);
     if (nothing_frozen(s)) return {valid, 0};
     const Words8 planes = eight_words(s, FREEZE, row, w);
-    const uint32_t pruned = below(planes, s.prune_below), unlocked = below(planes, s.lock_from);
+    const uint32_t pruned = below<8>(planes.word, threshold_of(s.prune_below));
+    const uint32_t unlocked = below<8>(planes.word, threshold_of(s.lock_from));
     return {unlocked & ~pruned & valid, ~unlocked & valid};
 }
 

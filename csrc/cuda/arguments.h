@@ -1,18 +1,139 @@
 // The argument of each kernel: one struct, which host and device share. Pointers are to memory of the device, unless
-// said otherwise; masks are resolved words [rows, words].
+// said otherwise; masks are resolved words [rows, words], or compact where there are free starts.
 #pragma once
 
 #include "contract/source.h"
 #include "cuda/calls.h"
+#include "cuda/generator.h"
 
 namespace slt::cuda {
 
+// `count` 32-bit words of zeros.
+struct Clear {
+    uint32_t *words;
+    int64_t count;
+};
+
+// The free weights of each segment, and of a segment before each of its calls. Null where nothing is frozen.
+struct CountFree {
+    Generator generator;
+    int64_t *free;          // [rows, segments]
+    int32_t *locked;        // [rows, segments]
+    uint16_t *call_starts;  // [rows, calls]
+    int32_t lanes;          // per segment: a power of two, up to 32
+};
+
+struct Expand {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *mask;
+    uint32_t *out;
+};
+
 // int8 [rows, fan]: the masked integer weight.
 struct Materialize {
-    Source source;
-    Calls calls;  // of SIGN, or of VALUE where weights are bytes
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
     const uint32_t *mask;
     int8_t *out;
+};
+
+// The compact mask of `count` scores. `kept` must be 0 before if there is more than one block.
+struct PackCompact {
+    const uint32_t *scores, *threshold;
+    int64_t count;
+    uint32_t *mask;
+    int64_t locked, *kept;
+};
+
+// The resolved mask; `kept` as above.
+struct PackResolved {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *scores, *threshold;
+    uint32_t *mask;
+    int64_t *kept;
+};
+
+// Tensors of scores, cut into pieces of `PIECE`. They are a part of the argument: a table in memory would have to be
+// copied there for each call, from host memory that outlives a captured graph.
+struct ScoreTensors {
+    static constexpr int MOST = 192, PIECE = 8192;
+    int32_t tensors;
+    uint32_t first_piece[MOST + 1];  // of each tensor, and of what follows the last
+    const uint32_t *scores[MOST];
+    int64_t counts[MOST];
+};
+
+// Zero before the first pass.
+struct SelectState {
+    static constexpr int PASSES = 3, BINS = 2048;
+    unsigned long long histogram[PASSES][BINS];
+    uint32_t done[PASSES];  // blocks
+    uint32_t prefix;        // of the wanted magnitude, found so far
+    int64_t below;          // scores below that prefix
+};
+
+struct Select {
+    ScoreTensors tensors;
+    uint32_t blocks;  // of all launches of the pass
+    int64_t rank;
+    SelectState *state;
+    uint32_t *out;  // the bits of a float
+};
+
+// y [count, fan].
+struct EmbeddingForward {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const int64_t *index;
+    const uint32_t *mask;
+    const float *scale;
+    void *y;
+    int64_t count;
+};
+
+// Look-ups are sorted by row, those of a row in the order of the batch, and cut into chunks of `CHUNK`.
+struct EmbeddingGradScores {
+    static constexpr int CHUNK = 64;
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const int64_t *index;  // sorted
+    const int64_t *order;  // where in the batch
+    const void *dy;        // [count, fan]
+    const uint32_t *scores;
+    const float *scale;
+    double *parts;  // [chunks, 2, calls, CALL]: of the row that began before the chunk, of the one that ends after it
+    float *out;     // [free], zero before
+    int64_t count;
+};
+
+// y [batch, rows] = x W^T + bias, for few vectors: forward_small.h.
+struct ForwardSmall {
+    Generator generator;
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *mask;
+    const void *x;  // [batch, pitch], and 0 past the fan; aligned to 16 bytes, and so is each vector or its half
+    const float *scale;
+    const float *bias;  // may be null
+    void *y;
+    uint64_t eight_rows;    // Philox calls of SIGN from a row to the eighth after it
+    int32_t batch, pitch;   // pitch: a multiple of 4, at least the fan
+    int32_t element;        // of x and y: 0 float32, 1 bfloat16, 2 float16
+    int32_t digits;         // of fixed point: 2 or 3
+    int32_t planes;         // of FREEZE that decide, for a compact mask: 0, 4 or 8
+    int32_t aligned_words;  // whether a call's words of a mask are at a multiple of 16 bytes
+    int32_t tiles;          // of 64 rows that a block has: 1, 2 or 4
+    int32_t cluster;        // blocks that share k
+    int32_t steps;          // of 512 k in all
+    int32_t block_steps;    // that a block has
+    int32_t chunk_steps;    // that are in shared memory at once: a multiple of 4 / tiles
 };
 
 }  // namespace slt::cuda

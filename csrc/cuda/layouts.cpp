@@ -15,6 +15,35 @@ struct From<Calls> {
     }
 };
 
+// A `Source`.
+template <>
+struct From<cuda::Generator> {
+    static cuda::Generator python(PyObject *v) {
+        const Source source = From<Source>::python(v);
+        return PyErr_Occurred() ? cuda::Generator{} : cuda::generator_of(source);
+    }
+};
+
+// The address and the number of scores of each tensor, one after the other.
+template <>
+struct From<cuda::ScoreTensors> {
+    static cuda::ScoreTensors python(PyObject *v) {
+        cuda::ScoreTensors all{};
+        const Py_ssize_t tensors = PyTuple_Check(v) ? PyTuple_GET_SIZE(v) / 2 : 0;
+        if (tensors < 1 || tensors > all.MOST) {
+            PyErr_SetString(PyExc_TypeError, "expected a tuple of the addresses and sizes of some tensors");
+            return all;
+        }
+        all.tensors = int32_t(tensors);
+        for (Py_ssize_t t = 0; t < tensors; ++t) {
+            all.scores[t] = item<const uint32_t *>(v, 2 * t);
+            all.counts[t] = item<int64_t>(v, 2 * t + 1);
+            all.first_piece[t + 1] = all.first_piece[t] + uint32_t(ceil_div(all.counts[t], all.PIECE));
+        }
+        return all;
+    }
+};
+
 }  // namespace slt
 
 namespace slt::cuda {
@@ -42,9 +71,58 @@ const std::vector<Layout> &layouts() {
     static const std::vector<Layout> all = [] {
         std::vector<Layout> all;
         {
+            typedef Clear A;
+            all.push_back(layout<A>("Clear", {SLT_FIELD(words), SLT_FIELD(count)}));
+        }
+        {
+            typedef CountFree A;
+            all.push_back(layout<A>("CountFree", {SLT_FIELD(generator), SLT_FIELD(free), SLT_FIELD(locked),
+                SLT_FIELD(call_starts), SLT_FIELD(lanes)}));
+        }
+        {
+            typedef Expand A;
+            all.push_back(layout<A>("Expand", {SLT_FIELD(generator), SLT_FIELD(segment_starts), SLT_FIELD(call_starts),
+                SLT_FIELD(mask), SLT_FIELD(out)}));
+        }
+        {
             typedef Materialize A;
-            all.push_back(layout<A>("Materialize", {SLT_FIELD(source), SLT_FIELD(calls), SLT_FIELD(mask),
+            all.push_back(layout<A>("Materialize", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(out)}));
+        }
+        {
+            typedef PackCompact A;
+            all.push_back(layout<A>("PackCompact", {SLT_FIELD(scores), SLT_FIELD(threshold), SLT_FIELD(count),
+                SLT_FIELD(mask), SLT_FIELD(locked), SLT_FIELD(kept)}));
+        }
+        {
+            typedef PackResolved A;
+            all.push_back(layout<A>("PackResolved", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(scores), SLT_FIELD(threshold), SLT_FIELD(mask), SLT_FIELD(kept)}));
+        }
+        {
+            typedef Select A;
+            all.push_back(layout<A>("Select", {SLT_FIELD(tensors), SLT_FIELD(blocks), SLT_FIELD(rank), SLT_FIELD(state),
                 SLT_FIELD(out)}));
+        }
+        {
+            typedef EmbeddingForward A;
+            all.push_back(layout<A>("EmbeddingForward", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(mask), SLT_FIELD(scale), SLT_FIELD(y),
+                SLT_FIELD(count)}));
+        }
+        {
+            typedef EmbeddingGradScores A;
+            all.push_back(layout<A>("EmbeddingGradScores", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(scores),
+                SLT_FIELD(scale), SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(count)}));
+        }
+        {
+            typedef ForwardSmall A;
+            all.push_back(layout<A>("ForwardSmall", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(scale), SLT_FIELD(bias),
+                SLT_FIELD(y), SLT_FIELD(eight_rows), SLT_FIELD(batch), SLT_FIELD(pitch), SLT_FIELD(element),
+                SLT_FIELD(digits), SLT_FIELD(planes), SLT_FIELD(aligned_words), SLT_FIELD(tiles), SLT_FIELD(cluster),
+                SLT_FIELD(steps), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps)}));
         }
         return all;
     }();

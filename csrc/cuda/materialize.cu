@@ -1,23 +1,40 @@
 // Materialize: the masked integer weight, for inspection and tests. A thread makes the weights of one word.
-#include "contract/weights.h"
 #include "cuda/arguments.h"
+#include "cuda/words.h"
 
 namespace slt::cuda {
 
-extern "C" __global__ void __launch_bounds__(256) slt_materialize(const __grid_constant__ Materialize a) {
-    const Source &s = a.source;
-    const int64_t words = words_of(s), at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= s.rows * words) return;
-    const int64_t row = at / words, w = at % words;
-    const uint32_t keep = a.mask[at] & valid_bits(s, w);
-    const uint64_t q = word_index(s, row, w);
-    int8_t *out = a.out + row * s.fan + w * WORD;
-    const int count = int(least(WORD, s.fan - w * WORD));
-    const uint32_t signs = call_words(a.calls, q / WORDS_PER_CALL).word[q % WORDS_PER_CALL];
-    for (int k = 0; k < count; ++k) {
-        const int bit = bit_of_k(k);
-        out[k] = int8_t((keep >> bit & 1) * (1 - 2 * int(signs >> bit & 1)));
+template <int FORM>
+__device__ __forceinline__ void materialize(const Materialize &a) {
+    __shared__ NormalTable table;
+    table.fill(a.generator);
+    __syncthreads();
+    const Generator &g = a.generator;
+    const Place at = place_of(g, blockIdx.x * (256 / WORDS_PER_CALL));
+    const uint32_t keep = resolved_word<FORM>(g, a.mask, a.segment_starts, a.call_starts, at);
+    if (uint32_t(at.word) >= g.words) return;
+    const Words8 values = kept_values(g, call_index(g, at.row, at.call), threadIdx.x % WORDS_PER_CALL, keep, table);
+    int8_t *out = a.out + (at.row * g.source.fan + at.word * WORD);
+    const int count = int(least(WORD, g.source.fan - at.word * WORD));
+    if (count == WORD && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
+        const uint32_t *v = values.word;
+        reinterpret_cast<uint4 *>(out)[0] = make_uint4(v[0], v[1], v[2], v[3]);
+        reinterpret_cast<uint4 *>(out)[1] = make_uint4(v[4], v[5], v[6], v[7]);
+        return;
     }
+#pragma unroll
+    for (int k = 0; k < WORD; ++k)
+        if (k < count) out[k] = int8_t(values.word[k / 4] >> k % 4 * 8);
 }
+
+#define SLT_MATERIALIZE(NAME, FORM)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        slt_materialize_##NAME(const __grid_constant__ Materialize a) {                                                \
+        materialize<FORM>(a);                                                                                          \
+    }
+SLT_MATERIALIZE(resolved, RESOLVED)
+SLT_MATERIALIZE(0, 0)
+SLT_MATERIALIZE(4, 4)
+SLT_MATERIALIZE(8, 8)
 
 }  // namespace slt::cuda

@@ -2,24 +2,26 @@
 
 from torch import Tensor
 
-from ...philox import SIGN
 from ...source import Source
 from . import launch
+from .free_starts import starts_for
+from .generator import THREADS, calls, form, takes
 
 
-@launch.kernel("materialize")
+@launch.kernel("materialize", when=lambda mask, source: takes(source))
 def materialize(weight: Tensor, mask: Tensor, source: Source) -> None:
-    launch.enqueue(_launch(source), mask.device, mask, weight)
+    starts = starts_for(mask, source)
+    launch.enqueue(_launch(source, form(mask, source)), mask.device, *starts, mask.contiguous(), weight)
 
 
 @launch.planned
-def _launch(source: Source) -> launch.Launch:
+def _launch(source: Source, form: str) -> launch.Launch:
     return launch.Launch(
         file="materialize",
-        kernel="slt_materialize",
+        kernel=f"slt_materialize_{form}",
         arguments="Materialize",
-        blocks=launch.blocks(source.rows * source.words, 256),
-        threads=256,
-        values={"source": source, "calls": launch.calls(source, SIGN)},
-        later=["mask", "out"],
+        blocks=launch.blocks(4 * source.rows * calls(source), THREADS),
+        threads=THREADS,
+        values={"generator": source},
+        later=["segment_starts", "call_starts", "mask", "out"],
     )

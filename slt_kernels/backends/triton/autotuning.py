@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 import triton
 
-from .launch import capturing
+from ..tables import capturing
 from .tiles import Tile
 
 FILE = os.environ.get("SLT_AUTOTUNE") or None

@@ -1,10 +1,8 @@
 """The host side of every operation: launches on the tensors' device, and tables that are kept for each source."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,9 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
+from ..tables import kept
 from .words import KernelSource, decoded, frozen_words, popcount, words_of
-
-T = TypeVar("T")
 
 _compiled: dict[tuple, object] = {}
 
@@ -66,40 +63,6 @@ def machine(device: torch.device) -> Machine:
     major, _ = torch.cuda.get_device_capability(device)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return Machine(major if major < 12 and not torch.version.hip else 8, processors)
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph captures the device's current stream."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
-def kept(make: Callable[[], T], device: torch.device) -> T:
-    """The result of ``make``: tensors on a device that are complete, and safe to keep for all streams and graphs.
-
-    The caller's allocations may belong to a graph's memory pool, which reclaims them; for example while
-    ``torch.compile(mode="reduce-overhead")`` warms up. A pool takes the allocations of one thread only
-    (`torch.cuda.use_mem_pool`), so another thread calls ``make``, and synchronizes once so that no stream reads the
-    tensors too early. They are never freed, as a captured graph may read them.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured, which forbids both.
-    """
-    if device.type != "cuda":
-        return make()
-    if capturing(device):
-        raise RuntimeError(f"first use on {device} during CUDA graph capture: run the same calls once before it")
-
-    def complete() -> T:
-        with torch.cuda.device(device):
-            made = make()
-            torch.cuda.current_stream().synchronize()
-            return made
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(complete).result()
 
 
 @cache

@@ -1,0 +1,150 @@
+// Instructions that C++ has no expression for, a function each. Products are of the matrices that one warp (mma) or one
+// warpgroup (wgmma) holds: a thread (g, t), g = lane / 4 and t = lane % 4, has the first operand's rows g and g + 8, and
+// of the sums those rows and columns 8 j + 2 t, 8 j + 2 t + 1.
+#pragma once
+
+#include <cstdint>
+
+namespace slt::cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool WARPGROUP_PRODUCTS = true;
+#else
+constexpr bool WARPGROUP_PRODUCTS = false;
+#endif
+
+// The address of shared memory as instructions take it.
+__device__ __forceinline__ uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t of row g.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// d += a b, 16 rows and 8 columns: over 256 bits, and over 32 bytes.
+__device__ __forceinline__ void multiply_bits(int *d, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply_bytes(int *d, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Any function of the bits of three words: FUNCTION is its value for a = 0xF0, b = 0xCC, c = 0xAA.
+template <int FUNCTION>
+__device__ __forceinline__ uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(FUNCTION));
+    return d;
+}
+
+// a & b, computed after what stands before it, such as a wait for products.
+__device__ __forceinline__ uint32_t both_after(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm volatile("and.b32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// The bytes of b:a (4 to 7 are b's) that the digits of `selector` name, the lowest first; + 8 repeats the byte's sign.
+__device__ __forceinline__ uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// All threads of the cluster have come here, and see what the others wrote to shared memory.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The address of the same variable in a block of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t address, uint32_t rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+__device__ __forceinline__ uint32_t load_cluster_u32(uint32_t address) {
+    uint32_t value;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ int64_t load_cluster_s64(uint32_t address) {
+    int64_t value;
+    asm volatile("ld.shared::cluster.s64 %0, [%1];" : "=l"(value) : "r"(address) : "memory");
+    return value;
+}
+#endif
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// What threads wrote to shared memory is seen by asynchronous products.
+__device__ __forceinline__ void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Registers that were written are seen by the products that follow.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most PENDING committed groups of products are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// The second operand in shared memory: matrices of 8 columns of 16 bytes, without swizzle; `along_k` is the distance in
+// bytes of those that follow each other in k, and matrices of further columns follow at once.
+__device__ __forceinline__ uint64_t operand_descriptor(uint32_t address, uint32_t along_k) {
+    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(along_k >> 4) << 16 | uint64_t(128 >> 4) << 32;
+}
+
+// d += a b, 64 rows and N columns: over 256 bits, and over 32 bytes. Asynchronous.
+template <int N>
+__device__ void multiply_bits_async(int (&d)[N / 2], const uint32_t *a, uint64_t b);
+template <int N>
+__device__ void multiply_bytes_async(int (&d)[N / 2], const uint32_t *a, uint64_t b);
+
+#define SLT_D4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define SLT_D8(i) SLT_D4(i), SLT_D4(i + 4)
+#define SLT_D16(i) SLT_D8(i), SLT_D8(i + 8)
+#define SLT_D32(i) SLT_D16(i), SLT_D16(i + 16)
+#define SLT_PRODUCT(NAME, N, SHAPE, NAMES, A, B, ...)                                                                  \
+    template <>                                                                                                        \
+    __device__ __forceinline__ void NAME<N>(int (&d)[N / 2], const uint32_t *a, uint64_t b) {                          \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #N SHAPE                \
+                     " {" NAMES "}, {" A "}, " B ", p; }"                                                              \
+                     : __VA_ARGS__                                                                                     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                            \
+    }
+#define SLT_PRODUCTS(N, NAMES, A, B, ...)                                                                              \
+    SLT_PRODUCT(multiply_bits_async, N, "k256.s32.b1.b1.and.popc", NAMES, A, B, __VA_ARGS__)                           \
+    SLT_PRODUCT(multiply_bytes_async, N, "k32.s32.s8.s8", NAMES, A, B, __VA_ARGS__)
+#define SLT_N4 "%0, %1, %2, %3"
+#define SLT_N8 SLT_N4 ", %4, %5, %6, %7"
+#define SLT_N12 SLT_N8 ", %8, %9, %10, %11"
+#define SLT_N16 SLT_N12 ", %12, %13, %14, %15"
+#define SLT_N24 SLT_N16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define SLT_N32 SLT_N24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define SLT_N48 SLT_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define SLT_N64 SLT_N48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+SLT_PRODUCTS(8, SLT_N4, "%4, %5, %6, %7", "%8", SLT_D4(0))
+SLT_PRODUCTS(16, SLT_N8, "%8, %9, %10, %11", "%12", SLT_D8(0))
+SLT_PRODUCTS(24, SLT_N12, "%12, %13, %14, %15", "%16", SLT_D8(0), SLT_D4(8))
+SLT_PRODUCTS(32, SLT_N16, "%16, %17, %18, %19", "%20", SLT_D16(0))
+SLT_PRODUCTS(48, SLT_N24, "%24, %25, %26, %27", "%28", SLT_D16(0), SLT_D8(16))
+SLT_PRODUCTS(64, SLT_N32, "%32, %33, %34, %35", "%36", SLT_D32(0))
+SLT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_D32(0), SLT_D32(32))
+#endif
+
+}  // namespace slt::cuda

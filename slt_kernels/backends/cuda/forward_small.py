@@ -1,0 +1,163 @@
+"""Linear's forward for few vectors, by bit planes or digits of x: ``csrc/cuda/forward_small.h``."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...source import WEIGHTS, Source
+from .. import registry
+from . import launch
+from .arguments import ELEMENTS, digit_count
+from .free_starts import starts_for
+from .generator import calls, planes
+from .generator import takes as numbered
+
+SIGNED = WEIGHTS.index("signed_constant")
+STEP_CALLS = 4  # of the 512 k of one step
+SUMMANDS = 2**17  # products of a byte and a digit that an int32 sum holds
+_GROUP_ROWS, _GROUP_THREADS = 64, 128
+_HEADER = 1536  # bytes of `Shared`
+_BIT_VECTORS = {2: (1, 2, 4), 3: (1, 2)}  # by digits: at most 64 bit planes
+_DIGIT_COLUMNS = (8, 16, 32, 64, 128)
+_COMPACT_COLUMNS = 32  # with more columns of digits, a compact mask is expanded before
+_CHUNK_BYTES = 96 * 1024  # more of x than this in shared memory gains nothing
+
+# Instructions of a warp: of 16 rows and one step of weights, by bit planes or digits; to convert one step of a vector;
+# and what the barriers of a cluster take. Only their proportions matter.
+_STEP_COST = {True: 130, False: 300}
+_CONVERT_COST, _CLUSTER_COST = 400, 2000
+
+
+class Kernel(NamedTuple):
+    """A kernel without the form of its mask."""
+
+    file: str
+    name: str
+    groups: int  # of four warps in a block
+    step_bytes: int  # of the second operand in shared memory
+    bits: bool
+    compact: bool  # whether there is one for compact masks
+
+
+class Cut(NamedTuple):
+    """How a product is cut: see the members of `ForwardSmall`."""
+
+    tiles: int
+    cluster: int
+    steps: int
+    block_steps: int
+    chunk_steps: int
+
+
+def takes(x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> bool:
+    """Whether there is a kernel for the product; its masks of either form."""
+    if x.dtype not in ELEMENTS or len(x) == 0:
+        return False
+    return prepared(source, x.dtype, len(x), digit_count(x), False, launch.machine(x.device)) is not None
+
+
+def forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    """Writes ``y``; x is contiguous, and bias float32."""
+    machine, digits = launch.machine(x.device), digit_count(x)
+    run = prepared(source, x.dtype, len(x), digits, mask.dim() == 1, machine)
+    if run is None:  # no kernel for this form
+        mask = registry.run("expand", mask, source)
+        run = prepared(source, x.dtype, len(x), digits, False, machine)
+    if source.fan % 4:
+        x = torch.nn.functional.pad(x, (0, -source.fan % 4))
+    launch.enqueue(run, x.device, *starts_for(mask, source), aligned(mask), aligned(x), scale, bias_of(bias), y)
+
+
+def bias_of(bias: Tensor | None) -> Tensor | int:
+    return 0 if bias is None else bias
+
+
+def aligned(x: Tensor) -> Tensor:
+    """A tensor whose memory starts at a multiple of 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel | None:
+    """The kernel for a batch; None if there is none for so many vectors."""
+    if source.weight == SIGNED and capability < 100:  # later tensor cores do not multiply bits
+        for vectors in _BIT_VECTORS[digits]:
+            if batch <= vectors:
+                name = f"slt_forward_small_bits_{8 * digits}_{vectors}"
+                return Kernel("forward_small_bits", name, 4, 4 * 16 * 8 * digits * vectors, True, True)
+    file = "forward_small_signs" if source.weight == SIGNED else "forward_small_bytes"
+    for columns in _DIGIT_COLUMNS:
+        if batch * (2 if digits == 2 else 4) <= columns:
+            groups, compact = 2 if columns == 128 else 4, columns <= _COMPACT_COLUMNS
+            return Kernel(file, f"slt_{file}_{columns}", groups, 32 * (16 * columns + 16), False, compact)
+    return None
+
+
+def cut(source: Source, batch: int, kernel: Kernel, machine: launch.Machine) -> Cut | None:
+    """The cheapest cut that fits; None if there is none."""
+    steps = launch.blocks(calls(source), STEP_CALLS)
+    row_tiles = launch.blocks(source.rows, _GROUP_ROWS)
+    shared = machine.shared - _HEADER
+    if shared < sum_bytes(kernel, batch):
+        return None
+    best = None
+    for tiles in (1, 2, 4)[: 1 + kernel.groups // 2]:
+        parts = kernel.groups // tiles
+        fitting = min(shared, _CHUNK_BYTES) // kernel.step_bytes // parts * parts
+        if fitting == 0:
+            continue
+        for cluster in clusters(machine.capability):
+            block_steps = launch.blocks(steps, cluster)
+            group_steps = launch.blocks(block_steps, parts)
+            if cluster > steps or (not kernel.bits and group_steps * STEP_CALLS * 128 > SUMMANDS):
+                continue
+            blocks = launch.blocks(row_tiles, tiles) * cluster
+            cost = kernel.groups * _STEP_COST[kernel.bits] * group_steps + _CONVERT_COST * block_steps * batch // 4
+            cost = launch.blocks(blocks, machine.processors) * (cost + _CLUSTER_COST * (cluster > 1))
+            if best is None or cost < best[0]:
+                best = cost, Cut(tiles, cluster, steps, block_steps, min(fitting, group_steps * parts))
+    return best and best[1]
+
+
+def clusters(capability: int) -> tuple[int, ...]:
+    """The sizes of clusters that a device launches."""
+    return (1, 2, 4, 8) if capability // 10 in (9, 10, 12) else (1,)
+
+
+def sum_bytes(kernel: Kernel, batch: int) -> int:
+    """The shared memory of a block's sums."""
+    return 8 * kernel.groups * _GROUP_ROWS * batch
+
+
+@launch.planned
+def prepared(
+    source: Source, dtype: torch.dtype, batch: int, digits: int, compact: bool, machine: launch.Machine
+) -> launch.Launch | None:
+    """The launch for a batch; None if there is none."""
+    chosen = kernel(source, batch, digits, machine.capability)
+    if chosen is None or not numbered(source) or (compact and not chosen.compact):
+        return None
+    shape = cut(source, batch, chosen, machine)
+    if shape is None:
+        return None
+    return launch.Launch(
+        file=chosen.file,
+        kernel=chosen.name + "_compact" * compact,
+        arguments="ForwardSmall",
+        blocks=launch.blocks(launch.blocks(source.rows, _GROUP_ROWS), shape.tiles) * shape.cluster,
+        threads=chosen.groups * _GROUP_THREADS,
+        shared=_HEADER + max(shape.chunk_steps * chosen.step_bytes, sum_bytes(chosen, batch)),
+        cluster=shape.cluster,
+        values={
+            "generator": source,
+            "eight_rows": 8 * source.row_calls,
+            "batch": batch,
+            "pitch": launch.blocks(source.fan, 4) * 4,
+            "element": ELEMENTS[dtype],
+            "digits": digits,
+            "planes": planes(source),
+            "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
+            **shape._asdict(),
+        },
+        later=["segment_starts", "call_starts", "mask", "x", "scale", "bias", "y"],
+    )
