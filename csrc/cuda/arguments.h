@@ -145,7 +145,7 @@ struct GradScores {
     const uint16_t *call_starts;
     const void *dy;  // [columns, dy_pitch]; its rows, and those of x, start at multiples of 16 bytes
     const void *x;   // [columns, x_pitch], or channels-last images of x_pitch channels
-    const uint32_t *scores;
+    const float *scores;
     const float *scale;
     float *parts;  // [column_parts, rows, calls, CALL]: sums over parts of the columns; null if there is one part
     float *out;    // [free]

@@ -54,7 +54,8 @@ struct GradTile {
     template <class T>
     static __device__ __forceinline__ GradTile of(const GradScores &a, T) {
         GradTile tile;
-        uint32_t b = blockIdx.x;
+        uint32_t b;  // read anew, so that registers do not hold the results of an earlier call
+        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(b));
         const uint32_t row_tile = b % a.row_tiles;
         b /= a.row_tiles;
         tile.call = b % a.generator.calls;
@@ -163,10 +164,63 @@ class GradLoader {
     Tap tap;
 };
 
-// A warp's sums, of 64 rows and 32 k, and the products of a stage.
+// Sums of a block, and the products of a stage. Those of `ASYNC` products may be under way until `finish`.
 template <class T, int TERMS>
-class GradSums {
+class GradSums;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// 16-bit types: a warpgroup has 64 rows.
+template <class T>
+class GradSums<T, 1> {
   public:
+    static constexpr bool ASYNC = true;
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) sum[i] = 0;
+    }
+
+    __device__ __forceinline__ void add(uint32_t stage) {
+        constexpr uint32_t HALF = Operand<T>::COLUMNS * PIECE_BYTES;
+        const uint32_t group = __shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0);  // known to be the same in all lanes
+        const uint64_t dy = pieces_descriptor(stage + group * HALF, HALF);
+        const uint64_t x = pieces_descriptor(stage + OPERAND_BYTES, HALF);
+        begin_products();
+#pragma unroll
+        for (int n = 0; n < Operand<T>::COLUMNS; n += 16) {
+            const uint32_t along = n * PIECE_BYTES >> 4;
+            if constexpr (std::is_same_v<T, __half>)
+                multiply_float16_async(sum, dy + along, x + along);
+            else
+                multiply_bfloat16_async(sum, dy + along, x + along);
+        }
+        commit_products();
+    }
+
+    __device__ __forceinline__ void finish() { wait_for_products<0>(); }
+
+    __device__ __forceinline__ void store(GradRows<GRAD_ROWS> &rows) const {
+        const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, k = threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int j = 0; j < 16; ++j)
+                *reinterpret_cast<float2 *>(&rows.sums[row + 8 * r][k + 8 * j]) =
+                    make_float2(sum[4 * j + 2 * r], sum[4 * j + 2 * r + 1]);
+    }
+
+  private:
+    float sum[64];
+};
+
+#else
+
+// 16-bit types: a warp has 64 rows and 32 k.
+template <class T>
+class GradSums<T, 1> {
+  public:
+    static constexpr bool ASYNC = false;
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < 64; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
@@ -218,13 +272,17 @@ class GradSums {
     float sum[4][4][4];  // 16 rows, 8 k
 };
 
+#endif
+
 // Products of float32. TF32 has 11 of its 24 bits, so three products make one: TERMS = 3; or one is enough. Tensor cores
 // truncate sums, so those of three products are added in registers after each stage of 32 columns.
 //
 // The order of rows and k is free: a thread reads four rows, or k, that follow each other.
 template <int TERMS>
-class GradSums<float, TERMS> {
+class Tf32Sums {
   public:
+    static constexpr bool ASYNC = false;
+
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < 64; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
@@ -326,6 +384,11 @@ class GradSums<float, TERMS> {
     float sum[4][4][4];  // 16 rows, of which a thread's are neighbours, and 8 k, every fourth of 32
 };
 
+template <>
+class GradSums<float, 1> : public Tf32Sums<1> {};
+template <>
+class GradSums<float, 3> : public Tf32Sums<3> {};
+
 // The rows of a tile, of one part of the columns, for `add_parts`.
 __device__ __forceinline__ float4 *part_of(const GradScores &a, uint32_t part, uint32_t row, uint32_t call) {
     const uint64_t at = (uint64_t(part) * a.generator.rows + row) * a.generator.calls + call;
@@ -335,10 +398,12 @@ __device__ __forceinline__ float4 *part_of(const GradScores &a, uint32_t part, u
 template <class T, int TERMS, Reading READING>
 __device__ __forceinline__ void grad_scores(const GradScores &a) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    const GradTile tile = GradTile::of(a, T());
+    GradTile tile = GradTile::of(a, T());
+    if (tile.begin >= tile.end) return;  // a group's last tile may have none of its rows
     GradLoader<T, READING> loader(a, tile);
     GradSums<T, TERMS> sums;
     sums.clear();
+    constexpr bool ASYNC = GradSums<T, TERMS>::ASYNC;
     constexpr int COLUMNS = Operand<T>::COLUMNS;
     const int steps = (tile.end_column - tile.begin_column + COLUMNS - 1) / COLUMNS;
 #pragma unroll
@@ -350,10 +415,17 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {
         wait_for_copies<GRAD_STAGES - 2>();
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        if constexpr (ASYNC) fence_for_products();
+#endif
         __syncthreads();  // the stage is there, and the one before it has been read
+        if constexpr (ASYNC) sums.add(shared_address(memory) + at * STAGE_BYTES);
         if (i + GRAD_STAGES - 1 < steps) loader.load(a, tile, memory + next * STAGE_BYTES);
         commit_copies();
-        sums.add(shared_address(memory) + at * STAGE_BYTES);
+        if constexpr (ASYNC)
+            sums.finish();
+        else
+            sums.add(shared_address(memory) + at * STAGE_BYTES);
         at = at == GRAD_STAGES - 1 ? 0 : at + 1;
         next = next == GRAD_STAGES - 1 ? 0 : next + 1;
     }
@@ -361,15 +433,15 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
     GradRows<GRAD_ROWS> &rows = *reinterpret_cast<GradRows<GRAD_ROWS> *>(memory);
     static_assert(sizeof(rows) <= GRAD_STAGES * STAGE_BYTES);
     sums.store(rows);
+    tile = GradTile::of(a, T());
     if (a.column_parts == 1) {
         write_grads<GRAD_ROWS, GRAD_THREADS>(a, rows, tile.first, tile.begin, tile.end, tile.call);
         return;
     }
     __syncthreads();
-    for (int r = threadIdx.x / 32; r < GRAD_ROWS; r += GRAD_THREADS / 32)
-        if (tile.first + r >= tile.begin && tile.first + r < tile.end)
-            *part_of(a, tile.part, tile.first + r, tile.call) =
-                *reinterpret_cast<const float4 *>(&rows.sums[r][threadIdx.x % 32 * 4]);
+    for (uint32_t row = tile.begin + threadIdx.x / 32; row < tile.end; row += GRAD_THREADS / 32)
+        *part_of(a, tile.part, row, tile.call) =
+            *reinterpret_cast<const float4 *>(&rows.sums[row - tile.first][threadIdx.x % 32 * 4]);
 }
 
 // Adds the parts, always in the same order: a block 32 rows of one call.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/arguments.h"
+#include "cuda/ptx.h"
 #include "cuda/words.h"
 
 namespace slt::cuda {
@@ -11,7 +12,12 @@ namespace slt::cuda {
 struct alignas(16) GradWord {
     uint32_t free;
     uint32_t sign;          // of signed weights
-    const uint32_t *score;  // of the first free weight
+    const float *score;  // of the first free weight
+
+    GradWord() = default;
+    __device__ __forceinline__ explicit GradWord(const GradWord &other) {
+        *reinterpret_cast<uint4 *>(this) = *reinterpret_cast<const uint4 *>(&other);  // one load
+    }
 };
 
 // Shared memory; the rows of a block and one call.
@@ -24,6 +30,37 @@ struct GradRows {
     alignas(16) int8_t values[ROWS][CALL];  // of weights that are bytes
     NormalTable table;
 };
+
+// A lane has a bit of each word, so that a warp writes the free weights of a word one beside the other.
+template <int ROWS, int THREADS, bool SIGNED>
+__device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t first,
+                                           uint32_t begin, uint32_t end) {
+    const uint32_t lane = threadIdx.x % 32, own = 1u << lane, k = k_of_bit(lane);
+    const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
+    const float scale = *a.scale;
+#pragma unroll 1
+    for (uint32_t r = (begin - first) + threadIdx.x / 32; r < end - first; r += THREADS / 32) {
+        const float *at[WORDS_PER_CALL];
+        float score[WORDS_PER_CALL], grad[WORDS_PER_CALL];
+        bool is_free[WORDS_PER_CALL], negative[WORDS_PER_CALL];
+#pragma unroll
+        for (int i = 0; i < WORDS_PER_CALL; ++i) {
+            const GradWord word(rows.words[r][i]);
+            is_free[i] = word.free & own;
+            negative[i] = SIGNED && word.sign & own;
+            at[i] = word.score + __popc(word.free & own - 1);
+            if (is_free[i]) score[i] = __ldg(at[i]);
+            grad[i] = rows.sums[r][WORD * i + k] * scale;
+            if constexpr (!SIGNED) grad[i] *= float(rows.values[r][WORD * i + k]);
+        }
+#pragma unroll
+        for (int i = 0; i < WORDS_PER_CALL; ++i)
+            if (is_free[i]) {
+                const bool negate = (score[i] < 0) != negative[i];
+                store_global(reinterpret_cast<const char *>(at[i]) + to_out, negate ? -grad[i] : grad[i]);
+            }
+    }
+}
 
 // Rows `first` to `first + ROWS - 1`, of which those in [begin, end) are written. Called by all threads of a block, which
 // have written the sums.
@@ -71,37 +108,10 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         }
     __syncthreads();
 
-    // A lane has a bit of each word, so that a warp writes the free weights of a word one beside the other.
-    const int lane = threadIdx.x % 32, k = k_of_bit(lane);
-    const uint32_t lower = (1u << lane) - 1;
-    const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
-    const float scale = *a.scale;
-#pragma unroll 1
-    for (int r = threadIdx.x / 32; r < ROWS; r += THREADS / 32) {
-        if (first + r < begin || first + r >= end) continue;
-        const uint32_t *at[WORDS_PER_CALL];
-        uint32_t score[WORDS_PER_CALL];
-        bool is_free[WORDS_PER_CALL];
-        float grad[WORDS_PER_CALL];
-#pragma unroll
-        for (int i = 0; i < WORDS_PER_CALL; ++i) {
-            const GradWord word = rows.words[r][i];
-            is_free[i] = word.free >> lane & 1;
-            at[i] = word.score + __popc(word.free & lower);
-            score[i] = is_free[i] ? *at[i] : 0;
-            grad[i] = rows.sums[r][WORD * i + k] * scale;
-            if (is_signed)
-                grad[i] = __uint_as_float(__float_as_uint(grad[i]) ^ (word.sign << (31 - lane) & 0x80000000));
-            else
-                grad[i] *= float(rows.values[r][WORD * i + k]);
-        }
-#pragma unroll
-        for (int i = 0; i < WORDS_PER_CALL; ++i)
-            if (is_free[i]) {
-                char *out = const_cast<char *>(reinterpret_cast<const char *>(at[i])) + to_out;
-                *reinterpret_cast<float *>(out) = __uint_as_float(score[i]) < 0 ? -grad[i] : grad[i];
-            }
-    }
+    if (is_signed)
+        write_rows<ROWS, THREADS, true>(a, rows, first, begin, end);
+    else
+        write_rows<ROWS, THREADS, false>(a, rows, first, begin, end);
 }
 
 }  // namespace slt::cuda

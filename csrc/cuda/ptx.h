@@ -90,6 +90,11 @@ __device__ __forceinline__ void copy_async(uint32_t address, const void *from, b
                  : "memory");
 }
 
+// To global memory, which an address from memory does not tell.
+__device__ __forceinline__ void store_global(const void *address, float value) {
+    asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(value) : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most PENDING committed groups of the thread's copies are under way.
@@ -204,6 +209,26 @@ SLT_PRODUCTS(32, SLT_N16, "%16, %17, %18, %19", "%20", SLT_D16(0))
 SLT_PRODUCTS(48, SLT_N24, "%24, %25, %26, %27", "%28", SLT_D16(0), SLT_D8(16))
 SLT_PRODUCTS(64, SLT_N32, "%32, %33, %34, %35", "%36", SLT_D32(0))
 SLT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_D32(0), SLT_D32(32))
+
+// An operand in shared memory that follows along its rows or columns, of 16-bit elements: pieces of 64 of them, 128 bytes,
+// one after the other in k, their 16-byte chunks exchanged by the number of the piece modulo 8. Further 64 elements are
+// `next` bytes away. The operand starts at a multiple of 1024.
+__device__ __forceinline__ uint64_t pieces_descriptor(uint32_t address, uint32_t next) {
+    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+
+// d += a b, 64 rows and 128 columns, over 16 elements; both operands in pieces. Asynchronous.
+#define SLT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SLT_F16(i) SLT_F4(i), SLT_F4(i + 4), SLT_F4(i + 8), SLT_F4(i + 12)
+#define SLT_PIECES_PRODUCT(NAME, TYPE)                                                                                 \
+    __device__ __forceinline__ void NAME(float (&d)[64], uint64_t a, uint64_t b) {                                     \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE  \
+                     " {" SLT_N64 "}, %64, %65, p, 1, 1, 1, 1; }"                                                      \
+                     : SLT_F16(0), SLT_F16(16), SLT_F16(32), SLT_F16(48)                                               \
+                     : "l"(a), "l"(b));                                                                                \
+    }
+SLT_PIECES_PRODUCT(multiply_bfloat16_async, "bf16")
+SLT_PIECES_PRODUCT(multiply_float16_async, "f16")
 #endif
 
 }  // namespace slt::cuda
