@@ -20,17 +20,18 @@ constexpr uint32_t PIECE_BYTES = 128, OPERAND_BYTES = 16384, STAGE_BYTES = 2 * O
 
 // How x is read.
 enum Reading {
-    MATRIX,     // vectors, or images that a window of one pixel reads
-    IMAGES,     // images; a chunk of k is of one tap
+    MATRIX,  // vectors, or images that a window of one pixel reads
+    IMAGES,  // images; a chunk of k is of one tap
     SCATTERED,  // images, one value at a time
 };
 
 template <class T>
 struct Operand {
     static constexpr int CHUNK = 16 / sizeof(T);
-    static constexpr int CHUNKS = int(CALL) / CHUNK;           // per column
+    static constexpr int CHUNKS = int(CALL) / CHUNK;  // per column
     static constexpr int COLUMNS = OPERAND_BYTES / 16 / CHUNKS;  // per stage
-    static constexpr int COPIES = OPERAND_BYTES / 16 / GRAD_THREADS;  // of a thread; of one chunk of every STEP-th column
+    static constexpr int COPIES =
+        OPERAND_BYTES / 16 / GRAD_THREADS;  // of a thread; of one chunk of every STEP-th column
     static constexpr int STEP = GRAD_THREADS / CHUNKS;
 
     // Products of 16-bit types read 8 columns at once, those of float32 4 columns and 2 chunks.
@@ -45,10 +46,10 @@ struct Operand {
 
 // The part of a product that a block computes.
 struct GradTile {
-    uint32_t first;       // row
+    uint32_t first;  // row
     uint32_t begin, end;  // rows that are the group's
     uint32_t call, part;
-    int32_t channel;                    // the group's first
+    int32_t channel;  // the group's first
     int32_t begin_column, end_column;
 
     template <class T>
@@ -72,82 +73,80 @@ struct GradTile {
     }
 };
 
-// Copies stages of both operands. Columns past the end are zeros.
+// Copies stages of both operands. Columns past the end are zeros. A thread copies one chunk of some columns.
 template <class T, Reading READING>
 class GradLoader {
     typedef Operand<T> O;
 
   public:
     __device__ __forceinline__ GradLoader(const GradScores &a, const GradTile &tile)
-        : column(tile.begin_column + int(threadIdx.x) / O::CHUNKS) {
-        const int chunk = threadIdx.x % O::CHUNKS;
-        place = O::place(chunk, threadIdx.x / O::CHUNKS);
-        row = tile.first + chunk * O::CHUNK;
+        : chunk(threadIdx.x % O::CHUNKS), column(tile.begin_column + int(threadIdx.x) / O::CHUNKS) {
+        const int32_t row = int32_t(tile.first) + chunk * O::CHUNK;
         row_exists = row < a.dy_pitch;
+        dy = static_cast<const T *>(a.dy) + int64_t(column) * a.dy_pitch + row;
         const int of_thread = READING == SCATTERED ? threadIdx.x % int(CALL) : chunk * O::CHUNK;
         const int32_t k = int32_t(tile.call) * int32_t(CALL) - a.generator.skipped * int32_t(WORD) + of_thread;
+        x = static_cast<const T *>(a.x) + tile.channel + k;
         if constexpr (READING == MATRIX) {
-            channel = tile.channel + k;
-            k_exists = k >= 0 && channel < a.x_pitch;
+            k_exists = k >= 0 && tile.channel + k < a.x_pitch;
+            x += int64_t(column) * a.x_pitch;
         } else {
             k_exists = k >= 0 && k < a.generator.source.fan;
             const int32_t number = k_exists ? k / a.group_channels : 0;
             tap = tap_of(a.image, number);
-            channel = tile.channel + k - number * a.group_channels;
+            x -= number * a.group_channels;
         }
     }
 
     // The next stage.
     __device__ __forceinline__ void load(const GradScores &a, const GradTile &tile, uint8_t *stage) {
-        const uint32_t address = shared_address(stage) + place;
+        const uint32_t address = shared_address(stage) + O::place(chunk, threadIdx.x / O::CHUNKS);
 #pragma unroll
-        for (int j = 0; j < O::COPIES; ++j) {
-            const int n = column + j * O::STEP;
-            const bool exists = row_exists && n < tile.end_column;
-            const T *from = static_cast<const T *>(a.dy);
-            if (exists) from += int64_t(n) * a.dy_pitch + row;
-            copy_async(address + j * (O::STEP * PIECE_BYTES), from, exists);
-        }
-        if constexpr (READING == SCATTERED) {
-            load_values(a, tile, stage + OPERAND_BYTES);
-        } else {
+        for (int j = 0; j < O::COPIES; ++j)
+            copy_async(address + j * (O::STEP * PIECE_BYTES), dy + int64_t(j * O::STEP) * a.dy_pitch,
+                       row_exists && column + j * O::STEP < tile.end_column);
+        dy += int64_t(O::COLUMNS) * a.dy_pitch;
+        if constexpr (READING == MATRIX) {
+#pragma unroll
+            for (int j = 0; j < O::COPIES; ++j)
+                copy_async(address + OPERAND_BYTES + j * (O::STEP * PIECE_BYTES), x + int64_t(j * O::STEP) * a.x_pitch,
+                           k_exists && column + j * O::STEP < tile.end_column);
+            x += int64_t(O::COLUMNS) * a.x_pitch;
+        } else if constexpr (READING == IMAGES) {
+            // Each lane finds where one of the warp's columns reads.
+            constexpr int BESIDE = 32 / O::CHUNKS;
+            const int lane = threadIdx.x % 32;
+            const Origin own =
+                origin_of(a.image, column - lane / O::CHUNKS + lane % BESIDE + lane / BESIDE % O::COPIES * O::STEP);
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j) {
-                const int n = column + j * O::STEP;
-                bool exists = k_exists && n < tile.end_column;
-                const T *from = static_cast<const T *>(a.x);
-                if constexpr (READING == MATRIX) {
-                    if (exists) from += int64_t(n) * a.x_pitch + channel;
-                } else {
-                    const Origin origin = origin_of(a.image, n);
-                    exists = exists && inside(a.image, origin, tap);
-                    if (exists) from += int64_t(origin.number + tap.number) * a.x_pitch + channel;
-                }
-                copy_async(address + OPERAND_BYTES + j * (O::STEP * PIECE_BYTES), from, exists);
+                const Origin origin = of_lane(own, j * BESIDE + lane / O::CHUNKS);
+                copy_async(address + OPERAND_BYTES + j * (O::STEP * PIECE_BYTES), at(a, origin),
+                           exists(a, origin, column + j * O::STEP, tile));
             }
+        } else {
+            load_values(a, tile, stage + OPERAND_BYTES);
         }
         column += O::COLUMNS;
     }
 
   private:
-    // A warp has 32 k of every second column; a lane finds where one of the columns reads.
+    // A warp has 32 k of every second column.
     __device__ __forceinline__ void load_values(const GradScores &a, const GradTile &tile, uint8_t *operand) {
         typedef std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t> Bits;
         constexpr int COUNT = O::COLUMNS / 2, TOGETHER = 8;
         const int lane = threadIdx.x % 32, odd = threadIdx.x / int(CALL), k = threadIdx.x % int(CALL);
         const int first = column - int(threadIdx.x) / O::CHUNKS;  // of the stage
         const Origin own = origin_of(a.image, first + odd + 2 * (lane % COUNT));
-        const Bits *x = static_cast<const Bits *>(a.x);
 #pragma unroll 1
         for (int j = 0; j < COUNT; j += TOGETHER) {
             Bits value[TOGETHER];
 #pragma unroll
             for (int i = 0; i < TOGETHER; ++i) {
-                const Origin origin{__shfl_sync(0xFFFFFFFF, own.y, j + i), __shfl_sync(0xFFFFFFFF, own.x, j + i),
-                                    __shfl_sync(0xFFFFFFFF, own.number, j + i)};
-                const bool exists =
-                    k_exists && first + odd + 2 * (j + i) < tile.end_column && inside(a.image, origin, tap);
-                value[i] = exists ? __ldg(x + int64_t(origin.number + tap.number) * a.x_pitch + channel) : 0;
+                const Origin origin = of_lane(own, j + i);
+                value[i] = 0;
+                if (exists(a, origin, first + odd + 2 * (j + i), tile))
+                    value[i] = __ldg(reinterpret_cast<const Bits *>(at(a, origin)));
             }
 #pragma unroll
             for (int i = 0; i < TOGETHER; ++i) {
@@ -157,10 +156,24 @@ class GradLoader {
         }
     }
 
-    int column;  // the thread's first of the next stage
-    uint32_t place;
-    int32_t row, channel;
+    static __device__ __forceinline__ Origin of_lane(const Origin &own, int lane) {
+        return {__shfl_sync(0xFFFFFFFF, own.y, lane), __shfl_sync(0xFFFFFFFF, own.x, lane),
+                __shfl_sync(0xFFFFFFFF, own.number, lane)};
+    }
+
+    __device__ __forceinline__ const T *at(const GradScores &a, const Origin &origin) const {
+        return x + int64_t(origin.number + tap.number) * a.x_pitch;
+    }
+
+    __device__ __forceinline__ bool exists(const GradScores &a, const Origin &origin, int n,
+                                           const GradTile &tile) const {
+        return k_exists && n < tile.end_column && inside(a.image, origin, tap);
+    }
+
+    int chunk, column;  // the thread's first of the next stage
     bool row_exists, k_exists;
+    const T *dy;  // of that column
+    const T *x;  // the same of a matrix; of images in pixel 0
     Tap tap;
 };
 
@@ -376,8 +389,8 @@ class Tf32Sums {
         }
     }
 
-    static __device__ __forceinline__ void multiply(float *d, const uint32_t (&a)[2][4], int i, const uint32_t (&b)[2][4],
-                                                    int j) {
+    static __device__ __forceinline__ void multiply(float *d, const uint32_t (&a)[2][4], int i,
+                                                    const uint32_t (&b)[2][4], int j) {
         multiply_tf32(d, a[0][2 * i], a[0][2 * i + 1], a[1][2 * i], a[1][2 * i + 1], b[0][j], b[1][j]);
     }
 

@@ -31,6 +31,20 @@ struct GradRows {
     NormalTable table;
 };
 
+// The free weights of a word, of those in `valid`. `planes` is known when the kernel runs: a kernel for each number would
+// be as much code again.
+__device__ __forceinline__ uint32_t free_word(const Generator &g, int planes, uint64_t index, uint32_t valid) {
+    if (planes == 0) return valid;
+    const Words4 first = call_words(g.freeze, 2 * index);
+    uint32_t plane[8] = {first.word[0], first.word[1], first.word[2], first.word[3]};
+    if (planes == 8) {
+        const Words4 second = call_words(g.freeze, 2 * index + 1);
+        for (int i = 0; i < 4; ++i) plane[4 + i] = second.word[i];
+    }
+    // Of the thresholds that four planes decide, the other bits are 0, and any planes give the same.
+    return below<8>(plane, g.lock) & ~below<8>(plane, g.prune) & valid;
+}
+
 // A lane has a bit of each word, so that a warp writes the free weights of a word one beside the other.
 template <int ROWS, int THREADS, bool SIGNED>
 __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t first,
@@ -78,9 +92,7 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         const bool exists = row >= begin && row < end;
         const uint64_t index = call_index(g, row, call);
         const uint32_t valid = exists ? valid_word(g, int32_t(WORDS_PER_CALL * call) + i - g.skipped) : 0;
-        const uint32_t free = a.planes == 0   ? valid
-                              : a.planes == 4 ? frozen_word<4>(g, WORDS_PER_CALL * index + i, valid).free
-                                              : frozen_word<8>(g, WORDS_PER_CALL * index + i, valid).free;
+        const uint32_t free = free_word(g, a.planes, WORDS_PER_CALL * index + i, valid);
         int64_t start = free_before(__popc(free));
         if (exists)
             start += a.planes == 0 ? free_start<0>(g, a.segment_starts, a.call_starts, row, call)
@@ -88,15 +100,14 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         rows.words[r][i].free = free;
         rows.words[r][i].score = a.scores + start;
         if (!is_signed) {
-            uint4 values[2];
-#pragma unroll
+#pragma unroll 1
             for (int half = 0; half < 2; ++half) {
                 const Words4 bytes = call_words(g.weight, 2 * (WORDS_PER_CALL * index + i) + half);
-                values[half] = make_uint4(four_values(g.source.weight, bytes.word[0], rows.table),
-                                          four_values(g.source.weight, bytes.word[1], rows.table),
-                                          four_values(g.source.weight, bytes.word[2], rows.table),
-                                          four_values(g.source.weight, bytes.word[3], rows.table));
-                reinterpret_cast<uint4 *>(rows.values[r])[2 * i + half] = values[half];
+                reinterpret_cast<uint4 *>(rows.values[r])[2 * i + half] =
+                    make_uint4(four_values(g.source.weight, bytes.word[0], rows.table),
+                               four_values(g.source.weight, bytes.word[1], rows.table),
+                               four_values(g.source.weight, bytes.word[2], rows.table),
+                               four_values(g.source.weight, bytes.word[3], rows.table));
             }
         }
     }
