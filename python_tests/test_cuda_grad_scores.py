@@ -100,6 +100,9 @@ CONVOLUTIONS = {
     "3x3": (5, 6, 2, 3, 4, Window(3, 3, padding_h=1, padding_w=1)),
     "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
     "depthwise": (2, 2, 1, 2, 3, Window(2, 3, padding_h=1, padding_w=2, groups=2)),
+    "depthwise-5x5": (33, 66, 2, 9, 7, Window(5, 5, 2, 1, 2, 0, 1, 1, 33)),
+    "one-channel": (1, 40, 3, 9, 9, Window(3, 3)),
+    "two-calls": (1, 3, 2, 13, 13, Window(12, 12, padding_h=1)),
     "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
     "1x1": (13, 4, 3, 4, 5, Window(1, 1)),
     "1x1-groups": (48, 22, 2, 4, 5, Window(1, 1, groups=2)),
@@ -130,7 +133,7 @@ def test_parts_of_the_columns(simulator, dtype):
     """Their sums are added by a second kernel."""
     source = source_of(37, 200, WEIGHTS[1])
     launches = check(simulator, *linear(source, 700, dtype), source)
-    assert [launch["kernel"] for launch in launches][1:] == ["slt_grad_scores_add_parts"]
+    assert [launch["kernel"] for launch in launches][1:] == ["slt_grad_scores_parts_add"]
     window = Window(2, 2, groups=2)
     source = source_of(10, 24 * 4)
     x, dy = torch.randn(5, 48, 13, 14).to(dtype), torch.randn(5, 10, 12, 13).to(dtype)
@@ -146,6 +149,8 @@ def test_columns_of_more_parts_than_fit():
             parts, size = split(columns, 64, tiles, 2, machine)
             assert size % 64 == 0 and (parts - 1) * size < columns <= parts * size
             assert parts == 1 or parts * tiles <= 256
+            parts, size = backends.cuda.grad_scores.split_depthwise(columns, tiles, machine)
+            assert (parts - 1) * size < columns <= parts * size
 
 
 def test_high_precision(simulator):
@@ -204,6 +209,6 @@ def test_schedules(simulator, seed):
     for dtype in DTYPES[:2]:
         check(simulator, *linear(source, 330, dtype), source)
     window = Window(3, 3, padding_h=1, padding_w=1)
-    for channels in (3, 8):
+    for channels in (1, 3, 8):
         source = source_of(6, 9 * channels, WEIGHTS[2])
         check(simulator, torch.randn(2, 6, 9, 9).bfloat16(), torch.randn(2, channels, 9, 9).bfloat16(), source, window)

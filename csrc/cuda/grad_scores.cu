@@ -16,6 +16,5 @@ SLT_GRAD_SCORES(bfloat16, 2, __nv_bfloat16, 1)
 SLT_GRAD_SCORES(float16, 2, __half, 1)
 SLT_GRAD_SCORES(float32, 1, float, 3)
 SLT_GRAD_SCORES(tf32, 2, float, 1)
-SLT_KERNEL(slt_grad_scores_add_parts, 2, add_grad_parts)
 
 }  // namespace slt::cuda

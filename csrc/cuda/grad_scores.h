@@ -402,12 +402,6 @@ class GradSums<float, 1> : public Tf32Sums<1> {};
 template <>
 class GradSums<float, 3> : public Tf32Sums<3> {};
 
-// The rows of a tile, of one part of the columns, for `add_parts`.
-__device__ __forceinline__ float4 *part_of(const GradScores &a, uint32_t part, uint32_t row, uint32_t call) {
-    const uint64_t at = (uint64_t(part) * a.generator.rows + row) * a.generator.calls + call;
-    return reinterpret_cast<float4 *>(a.parts) + at * (CALL / 4) + threadIdx.x % 32;
-}
-
 template <class T, int TERMS, Reading READING>
 __device__ __forceinline__ void grad_scores(const GradScores &a) {
     extern __shared__ __align__(1024) uint8_t memory[];
@@ -453,35 +447,8 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
     }
     __syncthreads();
     for (uint32_t row = tile.begin + threadIdx.x / 32; row < tile.end; row += GRAD_THREADS / 32)
-        *part_of(a, tile.part, row, tile.call) =
+        part_of(a, tile.part, row, tile.call)[threadIdx.x % 32] =
             *reinterpret_cast<const float4 *>(&rows.sums[row - tile.first][threadIdx.x % 32 * 4]);
-}
-
-// Adds the parts, always in the same order: a block 32 rows of one call.
-constexpr int ADD_ROWS = 32;
-
-__device__ __forceinline__ void add_grad_parts(const GradScores &a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    GradRows<ADD_ROWS> &rows = *reinterpret_cast<GradRows<ADD_ROWS> *>(memory);
-    const uint32_t call = blockIdx.x % a.generator.calls, first = blockIdx.x / a.generator.calls * ADD_ROWS;
-    const uint32_t end = min(first + ADD_ROWS, a.generator.rows);
-    constexpr int WARPS = GRAD_THREADS / 32, COUNT = ADD_ROWS / WARPS;
-    const uint32_t own = first + threadIdx.x / 32;
-    float4 sum[COUNT];
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) sum[i] = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int part = 0; part < a.column_parts; ++part)
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (own + i * WARPS < end) {
-                const float4 more = *part_of(a, part, own + i * WARPS, call);
-                sum[i].x += more.x, sum[i].y += more.y, sum[i].z += more.z, sum[i].w += more.w;
-            }
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i)
-        *reinterpret_cast<float4 *>(&rows.sums[threadIdx.x / 32 + i * WARPS][threadIdx.x % 32 * 4]) = sum[i];
-    write_grads<ADD_ROWS, GRAD_THREADS>(a, rows, first, first, end, call);
 }
 
 }  // namespace slt::cuda

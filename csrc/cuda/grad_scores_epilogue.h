@@ -125,4 +125,49 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         write_rows<ROWS, THREADS, false>(a, rows, first, begin, end);
 }
 
+// The sums of a row and call over one part of the columns, for `add_grad_parts`.
+__device__ __forceinline__ float4 *part_of(const GradScores &a, uint32_t part, uint32_t row, uint32_t call) {
+    const uint64_t at = (uint64_t(part) * a.generator.rows + row) * a.generator.calls + call;
+    return reinterpret_cast<float4 *>(a.parts) + at * (CALL / 4);
+}
+
+__device__ __forceinline__ void add(float4 &sum, const float4 &more) {
+    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+}
+
+// Adds the parts of the columns, always in the same order. A block has 8 rows of one call, and a warp every eighth part.
+constexpr int ADD_ROWS = 8, ADD_THREADS = 256;
+
+struct AddedParts {
+    GradRows<ADD_ROWS> rows;
+    float4 warps[ADD_THREADS / 32][ADD_ROWS][CALL / 4];
+};
+
+__device__ __forceinline__ void add_grad_parts(const GradScores &a) {
+    __shared__ AddedParts shared;
+    constexpr int WARPS = ADD_THREADS / 32;
+    static_assert(WARPS == ADD_ROWS);
+    const Generator &g = a.generator;
+    const uint32_t call = blockIdx.x % g.calls, first = blockIdx.x / g.calls * ADD_ROWS;
+    const uint32_t end = min(first + ADD_ROWS, g.rows), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int32_t k = int32_t(call) * int32_t(CALL) - g.skipped * int32_t(WORD) + int32_t(lane) * 4;
+    const bool exists = k >= 0 && k < g.source.fan;  // other sums are not read: they may have been left out
+    float4 sum[ADD_ROWS];
+#pragma unroll
+    for (int r = 0; r < ADD_ROWS; ++r) sum[r] = make_float4(0, 0, 0, 0);
+#pragma unroll 2
+    for (int part = warp; part < a.column_parts; part += WARPS)
+#pragma unroll
+        for (int r = 0; r < ADD_ROWS; ++r)
+            if (exists && first + r < end) add(sum[r], part_of(a, part, first + r, call)[lane]);
+#pragma unroll
+    for (int r = 0; r < ADD_ROWS; ++r) shared.warps[warp][r][lane] = sum[r];
+    __syncthreads();
+    float4 total = shared.warps[0][warp][lane];  // of a row
+#pragma unroll
+    for (int w = 1; w < WARPS; ++w) add(total, shared.warps[w][warp][lane]);
+    *reinterpret_cast<float4 *>(&shared.rows.sums[warp][lane * 4]) = total;
+    write_grads<ADD_ROWS, ADD_THREADS>(a, shared.rows, first, first, end, call);
+}
+
 }  // namespace slt::cuda

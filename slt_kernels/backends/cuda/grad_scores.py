@@ -1,4 +1,7 @@
-"""The scores' gradient of Linear and Conv2d: ``csrc/cuda/grad_scores.h``."""
+"""The scores' gradient of Linear and Conv2d: ``csrc/cuda/grad_scores*``.
+
+A product writes the gradients itself, or sums over parts of the columns, which a second launch adds.
+"""
 
 from typing import NamedTuple
 
@@ -17,11 +20,13 @@ from .generator import calls, planes, takes
 _ROWS, _CALL = 128, 128  # of a tile
 _THREADS = 256
 _STAGE_BYTES, _STAGES = 32768, 3
-_ADD_ROWS = 32
-_ADD_SHARED = _ADD_ROWS * (136 * 4 + 4 * 16 + 128) + 256  # `GradRows` of csrc/cuda/grad_scores_epilogue.h
 _PART_STEPS = 4  # a part of the columns has at least as many stages
 _WORKSPACE_BYTES = 2**24  # of partial sums, at most
-_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_ADD_ROWS = 8  # of a block that adds parts
+_DEPTHWISE_ROWS, _DEPTHWISE_TAPS = 32, 9
+_DEPTHWISE_BLOCKS = 4  # per multiprocessor
+_DEPTHWISE_COLUMNS = 64, 2048  # at least, and at most, so that float32 sums of a warp's stay short
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class Shape(NamedTuple):
@@ -71,27 +76,44 @@ def conv2d_grad_scores(
 def _product(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, shape: Shape) -> None:
     device = x.device
     highest = torch.get_float32_matmul_precision() == "highest"
-    name = _NAMES.get(x.dtype) or ("float32" if highest else "tf32")
-    product, add, parts = _launches(source, name, shape, launch.machine(device))
+    launches, parts = _launches(source, x.dtype, highest, shape, launch.machine(device))
     workspace = 0
-    if parts > 1:
+    if len(launches) > 1:
         workspace = launch.workspace((parts, source.rows, calls(source), _CALL), torch.float32, device)
     starts = free_starts(source, device)
     values = *starts[:2], aligned(dy), aligned(x), scores.contiguous(), scale, workspace, out
-    launch.enqueue(product, device, *values)
-    if add is not None:
-        launch.enqueue(add, device, *values)
+    for prepared in launches:
+        launch.enqueue(prepared, device, *values)
 
 
 @launch.planned
 def _launches(
-    source: Source, name: str, shape: Shape, machine: launch.Machine
-) -> tuple[launch.Launch, launch.Launch | None, int]:
-    """The product, what adds its parts, and how many there are."""
+    source: Source, dtype: torch.dtype, highest: bool, shape: Shape, machine: launch.Machine
+) -> tuple[list[launch.Launch], int]:
+    """The product, and what adds its parts if there are any; the number of parts."""
     window = shape.window
-    chunk = 4 if name in ("float32", "tf32") else 8
     group_rows = source.rows // window.groups
     group_channels = source.fan // (window.kernel_h * window.kernel_w)
+    values = {
+        "generator": source,
+        "image": shape.image,
+        "columns": shape.columns,
+        "dy_pitch": shape.dy_pitch,
+        "x_pitch": shape.x_pitch,
+        "group_rows": group_rows,
+        "group_channels": group_channels,
+        "planes": planes(source),
+    }
+    if group_channels == 1 and calls(source) == 1:
+        row_tiles = launch.blocks(source.rows, _DEPTHWISE_ROWS)
+        tiles = row_tiles * launch.blocks(source.fan, _DEPTHWISE_TAPS)
+        parts, part_columns = split_depthwise(shape.columns, tiles, machine)
+        values |= {"row_tiles": row_tiles, "column_parts": parts, "part_columns": part_columns}
+        first = _launch("grad_scores_depthwise", _NAMES[dtype], tiles * parts, 0, values)
+        return [first, _add(source, values)], parts
+
+    wide = dtype == torch.float32
+    chunk = 4 if wide else 8
     if _is_matrix(window) and (window.groups == 1 or group_channels % chunk == 0):
         reading = "matrix"
     else:
@@ -100,26 +122,12 @@ def _launches(
     most_before = 0 if window.groups == 1 or group_rows % chunk == 0 else chunk - 1
     row_tiles = launch.blocks(group_rows + most_before, _ROWS)
     tiles = row_tiles * window.groups * calls(source)
-    step = 8 * chunk
-    parts, part_columns = split(shape.columns, step, tiles, 1 if name == "float32" else 2, machine)
-    values = {
-        "generator": source,
-        "image": shape.image,
-        "columns": shape.columns,
-        "part_columns": part_columns,
-        "column_parts": parts,
-        "dy_pitch": shape.dy_pitch,
-        "x_pitch": shape.x_pitch,
-        "group_rows": group_rows,
-        "group_channels": group_channels,
-        "row_tiles": row_tiles,
-        "planes": planes(source),
-    }
-    product = _launch(f"slt_grad_scores_{name}_{reading}", tiles * parts, _STAGES * _STAGE_BYTES, values)
-    if parts == 1:
-        return product, None, parts
-    blocks = calls(source) * launch.blocks(source.rows, _ADD_ROWS)
-    return product, _launch("slt_grad_scores_add_parts", blocks, _ADD_SHARED, values), parts
+    resident = 1 if wide and highest else 2
+    parts, part_columns = split(shape.columns, 8 * chunk, tiles, resident, machine)
+    values |= {"row_tiles": row_tiles, "column_parts": parts, "part_columns": part_columns}
+    name = f"{'tf32' if wide and not highest else _NAMES[dtype]}_{reading}"
+    product = _launch("grad_scores", name, tiles * parts, _STAGES * _STAGE_BYTES, values)
+    return [product, _add(source, values)] if parts > 1 else [product], parts
 
 
 def split(columns: int, step: int, tiles: int, resident: int, machine: launch.Machine) -> tuple[int, int]:
@@ -133,10 +141,23 @@ def split(columns: int, step: int, tiles: int, resident: int, machine: launch.Ma
     return launch.blocks(steps, part_steps), part_steps * step
 
 
-def _launch(kernel: str, blocks: int, shared: int, values: dict) -> launch.Launch:
+def split_depthwise(columns: int, tiles: int, machine: launch.Machine) -> tuple[int, int]:
+    """The same for one channel per group."""
+    least, most = _DEPTHWISE_COLUMNS
+    wanted = launch.blocks(columns, max(1, _DEPTHWISE_BLOCKS * machine.processors // tiles))
+    part_columns = min(max(wanted, least), most)
+    return launch.blocks(columns, part_columns), part_columns
+
+
+def _add(source: Source, values: dict) -> launch.Launch:
+    blocks = calls(source) * launch.blocks(source.rows, _ADD_ROWS)
+    return _launch("grad_scores_parts", "add", blocks, 0, values)
+
+
+def _launch(file: str, name: str, blocks: int, shared: int, values: dict) -> launch.Launch:
     return launch.Launch(
-        file="grad_scores",
-        kernel=kernel,
+        file=file,
+        kernel=f"slt_{file}_{name}",
         arguments="GradScores",
         blocks=blocks,
         threads=_THREADS,
