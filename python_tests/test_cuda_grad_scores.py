@@ -72,6 +72,22 @@ def test_edges_of_tiles(simulator, dtype, rows, fan, columns):
     check(simulator, *linear(source, columns, dtype), source)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("rows, columns", [(129, 65), (256, 64), (257, 130), (511, 321), (700, 600)])
+def test_tiles_of_256_rows(dtype, rows, columns):
+    """They are of sm_90 alone, where they compute little more than is used."""
+    with simulated(90) as simulator:
+        for schedule in (0, rows):
+            simulator.options.update(schedule=schedule, quantum=30, resident=2)
+            source = source_of(rows, 129 if rows < 600 else 40, WEIGHTS[schedule % 3])
+            launch = check(simulator, *linear(source, columns, dtype), source)[0]
+            assert launch["kernel"].endswith("_256") == (rows != 257)
+        window = Window(2, 1, padding_h=1)
+        source = source_of(rows, 32)
+        x, dy = torch.randn(2, 16, 6, 7).to(dtype), torch.randn(2, rows, 7, 7).to(dtype)
+        check(simulator, dy, x, source, window)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("freeze", FREEZES)
@@ -146,7 +162,7 @@ def test_columns_of_more_parts_than_fit():
     machine = backends.cuda.launch.Machine(90, 132, 0)
     for columns in (1, 64, 65, 1000, 4096, 10**6):
         for tiles in (1, 3, 100, 300):
-            parts, size = split(columns, 64, tiles, 2, machine)
+            parts, size = split(columns, 64, tiles, 128, 2, machine)
             assert size % 64 == 0 and (parts - 1) * size < columns <= parts * size
             assert parts == 1 or parts * tiles <= 256
             parts, size = backends.cuda.grad_scores.split_depthwise(columns, tiles, machine)

@@ -1,6 +1,6 @@
-// The scores' gradient of products: dL/dW = dy^T x, of 128 rows and the 128 k of one call of Philox per block.
+// The scores' gradient of products: dL/dW = dy^T x, of 128 or 256 rows and the 128 k of one call of Philox per block.
 //
-// Columns come in stages of 16 KiB of dy and of x, through asynchronous copies. An operand in shared memory is cut into
+// Columns come in stages of 16 KiB of 128 rows of dy, and of x, through asynchronous copies. An operand in shared memory is cut into
 // pieces of 128 bytes of a column; those of all columns follow each other. Chunks of 16 bytes are exchanged inside a
 // piece so that threads that read several columns at once read different banks.
 #pragma once
@@ -15,8 +15,17 @@
 
 namespace slt::cuda {
 
-constexpr int GRAD_ROWS = 128, GRAD_THREADS = 256, GRAD_STAGES = 3;
-constexpr uint32_t PIECE_BYTES = 128, OPERAND_BYTES = 16384, STAGE_BYTES = 2 * OPERAND_BYTES;
+constexpr int GRAD_THREADS = 256;
+constexpr uint32_t PIECE_BYTES = 128, OPERAND_BYTES = 16384;
+
+// A tile of 128 rows leaves room for another block, which multiplies while this one waits for its products. One of 256
+// rows reads less, and fills a multiprocessor: the products of a stage are under way while those of the next are issued.
+template <int ROWS>
+struct Stages {
+    static constexpr int PENDING = ROWS == 256 ? 1 : 0;  // stages whose products are under way while a stage is loaded
+    static constexpr int AHEAD = 2, COUNT = AHEAD + 1 + PENDING;
+    static constexpr uint32_t DY_BYTES = ROWS / 128 * OPERAND_BYTES, BYTES = DY_BYTES + OPERAND_BYTES;
+};
 
 // How x is read.
 enum Reading {
@@ -52,20 +61,23 @@ struct GradTile {
     int32_t channel;  // the group's first
     int32_t begin_column, end_column;
 
-    template <class T>
-    static __device__ __forceinline__ GradTile of(const GradScores &a, T) {
+    template <int ROWS, int CHUNK>
+    static __device__ __forceinline__ GradTile of(const GradScores &a) {
         GradTile tile;
         uint32_t b;  // read anew, so that registers do not hold the results of an earlier call
         asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(b));
-        const uint32_t row_tile = b % a.row_tiles;
-        b /= a.row_tiles;
-        tile.call = b % a.generator.calls;
-        b /= a.generator.calls;
-        tile.part = b % a.column_parts;
-        const uint32_t group = b / a.column_parts, row = group * a.group_rows;
-        tile.first = row / Operand<T>::CHUNK * Operand<T>::CHUNK + row_tile * GRAD_ROWS;
+        // Blocks that run at once have a square of tiles, and read each operand about as often.
+        constexpr uint32_t BAND = 2048 / ROWS;
+        const uint32_t tiles = a.row_tiles * a.generator.calls, of_all = b / tiles, in_all = b - of_all * tiles;
+        const uint32_t band = in_all / (BAND * a.generator.calls), in_band = in_all - band * BAND * a.generator.calls;
+        const uint32_t band_rows = min(BAND, a.row_tiles - band * BAND);
+        tile.call = in_band / band_rows;
+        const uint32_t row_tile = band * BAND + in_band - tile.call * band_rows;
+        const uint32_t group = of_all / a.column_parts, row = group * a.group_rows;
+        tile.part = of_all - group * a.column_parts;
+        tile.first = row / CHUNK * CHUNK + row_tile * ROWS;
         tile.begin = max(tile.first, row);
-        tile.end = min(tile.first + GRAD_ROWS, row + a.group_rows);
+        tile.end = min(tile.first + ROWS, row + a.group_rows);
         tile.channel = int32_t(group) * a.group_channels;
         tile.begin_column = int32_t(tile.part) * a.part_columns;
         tile.end_column = min(tile.begin_column + a.part_columns, a.columns);
@@ -74,15 +86,16 @@ struct GradTile {
 };
 
 // Copies stages of both operands. Columns past the end are zeros. A thread copies one chunk of some columns.
-template <class T, Reading READING>
+template <class T, Reading READING, int ROWS>
 class GradLoader {
     typedef Operand<T> O;
+    static constexpr uint32_t X = Stages<ROWS>::DY_BYTES;  // where x is in a stage
 
   public:
     __device__ __forceinline__ GradLoader(const GradScores &a, const GradTile &tile)
         : chunk(threadIdx.x % O::CHUNKS), column(tile.begin_column + int(threadIdx.x) / O::CHUNKS) {
         const int32_t row = int32_t(tile.first) + chunk * O::CHUNK;
-        row_exists = row < a.dy_pitch;
+        row_pitch = a.dy_pitch - row;
         dy = static_cast<const T *>(a.dy) + int64_t(column) * a.dy_pitch + row;
         const int of_thread = READING == SCATTERED ? threadIdx.x % int(CALL) : chunk * O::CHUNK;
         const int32_t k = int32_t(tile.call) * int32_t(CALL) - a.generator.skipped * int32_t(WORD) + of_thread;
@@ -102,14 +115,17 @@ class GradLoader {
     __device__ __forceinline__ void load(const GradScores &a, const GradTile &tile, uint8_t *stage) {
         const uint32_t address = shared_address(stage) + O::place(chunk, threadIdx.x / O::CHUNKS);
 #pragma unroll
-        for (int j = 0; j < O::COPIES; ++j)
-            copy_async(address + j * (O::STEP * PIECE_BYTES), dy + int64_t(j * O::STEP) * a.dy_pitch,
-                       row_exists && column + j * O::STEP < tile.end_column);
+        for (int r = 0; r < ROWS; r += 128)
+#pragma unroll
+            for (int j = 0; j < O::COPIES; ++j)
+                copy_async(address + r / 128 * OPERAND_BYTES + j * (O::STEP * PIECE_BYTES),
+                           dy + int64_t(j * O::STEP) * a.dy_pitch + r,
+                           r < row_pitch && column + j * O::STEP < tile.end_column);
         dy += int64_t(O::COLUMNS) * a.dy_pitch;
         if constexpr (READING == MATRIX) {
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j)
-                copy_async(address + OPERAND_BYTES + j * (O::STEP * PIECE_BYTES), x + int64_t(j * O::STEP) * a.x_pitch,
+                copy_async(address + X + j * (O::STEP * PIECE_BYTES), x + int64_t(j * O::STEP) * a.x_pitch,
                            k_exists && column + j * O::STEP < tile.end_column);
             x += int64_t(O::COLUMNS) * a.x_pitch;
         } else if constexpr (READING == IMAGES) {
@@ -121,11 +137,11 @@ class GradLoader {
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j) {
                 const Origin origin = of_lane(own, j * BESIDE + lane / O::CHUNKS);
-                copy_async(address + OPERAND_BYTES + j * (O::STEP * PIECE_BYTES), at(a, origin),
+                copy_async(address + X + j * (O::STEP * PIECE_BYTES), at(a, origin),
                            exists(a, origin, column + j * O::STEP, tile));
             }
         } else {
-            load_values(a, tile, stage + OPERAND_BYTES);
+            load_values(a, tile, stage + X);
         }
         column += O::COLUMNS;
     }
@@ -171,67 +187,79 @@ class GradLoader {
     }
 
     int chunk, column;  // the thread's first of the next stage
-    bool row_exists, k_exists;
+    int row_pitch;  // rows of dy from the thread's first on
+    bool k_exists;
     const T *dy;  // of that column
     const T *x;  // the same of a matrix; of images in pixel 0
     Tap tap;
 };
 
 // Sums of a block, and the products of a stage. Those of `ASYNC` products may be under way until `finish`.
-template <class T, int TERMS>
+template <class T, int TERMS, int ROWS>
 class GradSums;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// 16-bit types: a warpgroup has 64 rows.
-template <class T>
-class GradSums<T, 1> {
+// 16-bit types: a warpgroup has half of the rows, 64 in one product.
+template <class T, int ROWS>
+class GradSums<T, 1, ROWS> {
   public:
     static constexpr bool ASYNC = true;
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int i = 0; i < 64; ++i) sum[i] = 0;
+        for (int i = 0; i < PRODUCTS * 64; ++i) sum[i / 64][i % 64] = 0;
     }
 
     __device__ __forceinline__ void add(uint32_t stage) {
         constexpr uint32_t HALF = Operand<T>::COLUMNS * PIECE_BYTES;
         const uint32_t group = __shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0);  // known to be the same in all lanes
-        const uint64_t dy = pieces_descriptor(stage + group * HALF, HALF);
-        const uint64_t x = pieces_descriptor(stage + OPERAND_BYTES, HALF);
+        const uint64_t dy = pieces_descriptor(stage + group * PRODUCTS * HALF, HALF);
+        const uint64_t x = pieces_descriptor(stage + Stages<ROWS>::DY_BYTES, HALF);
         begin_products();
 #pragma unroll
         for (int n = 0; n < Operand<T>::COLUMNS; n += 16) {
             const uint32_t along = n * PIECE_BYTES >> 4;
-            if constexpr (std::is_same_v<T, __half>)
-                multiply_float16_async(sum, dy + along, x + along);
-            else
-                multiply_bfloat16_async(sum, dy + along, x + along);
+#pragma unroll
+            for (int i = 0; i < PRODUCTS; ++i) {
+                if constexpr (std::is_same_v<T, __half>)
+                    multiply_float16_async(sum[i], dy + along + (i * HALF >> 4), x + along);
+                else
+                    multiply_bfloat16_async(sum[i], dy + along + (i * HALF >> 4), x + along);
+            }
         }
         commit_products();
     }
 
-    __device__ __forceinline__ void finish() { wait_for_products<0>(); }
+    // Waits until the products of at most PENDING stages are under way.
+    template <int PENDING>
+    __device__ __forceinline__ void finish() {
+        wait_for_products<PENDING>();
+    }
 
-    __device__ __forceinline__ void store(GradRows<GRAD_ROWS> &rows) const {
-        const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, k = threadIdx.x % 4 * 2;
+    __device__ __forceinline__ void store(GradRows<ROWS> &rows) const {
+        const int warp = threadIdx.x / 32;
+        const int row = warp / 4 * (64 * PRODUCTS) + warp % 4 * 16 + threadIdx.x % 32 / 4, k = threadIdx.x % 4 * 2;
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
+        for (int i = 0; i < PRODUCTS; ++i)
 #pragma unroll
-            for (int j = 0; j < 16; ++j)
-                *reinterpret_cast<float2 *>(&rows.sums[row + 8 * r][k + 8 * j]) =
-                    make_float2(sum[4 * j + 2 * r], sum[4 * j + 2 * r + 1]);
+            for (int r = 0; r < 2; ++r)
+#pragma unroll
+                for (int j = 0; j < 16; ++j)
+                    *reinterpret_cast<float2 *>(&rows.sums[row + 64 * i + 8 * r][k + 8 * j]) =
+                        make_float2(sum[i][4 * j + 2 * r], sum[i][4 * j + 2 * r + 1]);
     }
 
   private:
-    float sum[64];
+    static constexpr int PRODUCTS = ROWS / 128;
+    float sum[PRODUCTS][64];
 };
 
 #else
 
 // 16-bit types: a warp has 64 rows and 32 k.
 template <class T>
-class GradSums<T, 1> {
+class GradSums<T, 1, 128> {
   public:
     static constexpr bool ASYNC = false;
     __device__ __forceinline__ void clear() {
@@ -268,7 +296,7 @@ class GradSums<T, 1> {
         }
     }
 
-    __device__ __forceinline__ void store(GradRows<GRAD_ROWS> &rows) const {
+    __device__ __forceinline__ void store(GradRows<128> &rows) const {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int row = warp / 4 * 64 + lane / 4, k = warp % 4 * 32 + lane % 4 * 2;
 #pragma unroll
@@ -314,7 +342,7 @@ class Tf32Sums {
         }
     }
 
-    __device__ __forceinline__ void store(GradRows<GRAD_ROWS> &rows) const {
+    __device__ __forceinline__ void store(GradRows<128> &rows) const {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int row = warp / 4 * 64 + lane / 4 * 4, k = warp % 4 * 32 + lane % 4 * 8;
 #pragma unroll
@@ -398,51 +426,53 @@ class Tf32Sums {
 };
 
 template <>
-class GradSums<float, 1> : public Tf32Sums<1> {};
+class GradSums<float, 1, 128> : public Tf32Sums<1> {};
 template <>
-class GradSums<float, 3> : public Tf32Sums<3> {};
+class GradSums<float, 3, 128> : public Tf32Sums<3> {};
 
-template <class T, int TERMS, Reading READING>
+template <class T, int TERMS, Reading READING, int ROWS>
 __device__ __forceinline__ void grad_scores(const GradScores &a) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    GradTile tile = GradTile::of(a, T());
+    typedef Stages<ROWS> S;
+    constexpr int COLUMNS = Operand<T>::COLUMNS, CHUNK = Operand<T>::CHUNK;
+    constexpr bool ASYNC = GradSums<T, TERMS, ROWS>::ASYNC;
+    GradTile tile = GradTile::of<ROWS, CHUNK>(a);
     if (tile.begin >= tile.end) return;  // a group's last tile may have none of its rows
-    GradLoader<T, READING> loader(a, tile);
-    GradSums<T, TERMS> sums;
+    GradLoader<T, READING, ROWS> loader(a, tile);
+    GradSums<T, TERMS, ROWS> sums;
     sums.clear();
-    constexpr bool ASYNC = GradSums<T, TERMS>::ASYNC;
-    constexpr int COLUMNS = Operand<T>::COLUMNS;
     const int steps = (tile.end_column - tile.begin_column + COLUMNS - 1) / COLUMNS;
 #pragma unroll
-    for (int i = 0; i < GRAD_STAGES - 1; ++i) {
-        if (i < steps) loader.load(a, tile, memory + i * STAGE_BYTES);
+    for (int i = 0; i < S::AHEAD; ++i) {
+        if (i < steps) loader.load(a, tile, memory + i * S::BYTES);
         commit_copies();
     }
-    int at = 0, next = GRAD_STAGES - 1;  // stages
+    int at = 0, next = S::AHEAD;  // stages
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {
-        wait_for_copies<GRAD_STAGES - 2>();
+        wait_for_copies<S::AHEAD - 1>();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         if constexpr (ASYNC) fence_for_products();
 #endif
-        __syncthreads();  // the stage is there, and the one before it has been read
-        if constexpr (ASYNC) sums.add(shared_address(memory) + at * STAGE_BYTES);
-        if (i + GRAD_STAGES - 1 < steps) loader.load(a, tile, memory + next * STAGE_BYTES);
+        __syncthreads();  // the stage is there, and the one that is loaded next has been read
+        if constexpr (ASYNC) sums.add(shared_address(memory) + at * S::BYTES);
+        if (i + S::AHEAD < steps) loader.load(a, tile, memory + next * S::BYTES);
         commit_copies();
         if constexpr (ASYNC)
-            sums.finish();
+            sums.template finish<S::PENDING>();
         else
-            sums.add(shared_address(memory) + at * STAGE_BYTES);
-        at = at == GRAD_STAGES - 1 ? 0 : at + 1;
-        next = next == GRAD_STAGES - 1 ? 0 : next + 1;
+            sums.add(shared_address(memory) + at * S::BYTES);
+        at = at == S::COUNT - 1 ? 0 : at + 1;
+        next = next == S::COUNT - 1 ? 0 : next + 1;
     }
+    if constexpr (S::PENDING > 0) sums.template finish<0>();
     __syncthreads();
-    GradRows<GRAD_ROWS> &rows = *reinterpret_cast<GradRows<GRAD_ROWS> *>(memory);
-    static_assert(sizeof(rows) <= GRAD_STAGES * STAGE_BYTES);
+    GradRows<ROWS> &rows = *reinterpret_cast<GradRows<ROWS> *>(memory);
+    static_assert(sizeof(rows) <= S::COUNT * S::BYTES);
     sums.store(rows);
-    tile = GradTile::of(a, T());
+    tile = GradTile::of<ROWS, CHUNK>(a);
     if (a.column_parts == 1) {
-        write_grads<GRAD_ROWS, GRAD_THREADS>(a, rows, tile.first, tile.begin, tile.end, tile.call);
+        write_grads<ROWS, GRAD_THREADS>(a, rows, tile.first, tile.begin, tile.end, tile.call);
         return;
     }
     __syncthreads();

@@ -52,26 +52,31 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
     const uint32_t lane = threadIdx.x % 32, own = 1u << lane, k = k_of_bit(lane);
     const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
     const float scale = *a.scale;
+    // Scores of several rows are read at once, since each takes long.
+    constexpr uint32_t WARPS = THREADS / 32, TOGETHER = ROWS / WARPS < 4 ? ROWS / WARPS : 4;
+    constexpr int WORDS = WORDS_PER_CALL * TOGETHER;
 #pragma unroll 1
-    for (uint32_t r = (begin - first) + threadIdx.x / 32; r < end - first; r += THREADS / 32) {
-        const float *at[WORDS_PER_CALL];
-        float score[WORDS_PER_CALL], grad[WORDS_PER_CALL];
-        bool is_free[WORDS_PER_CALL], negative[WORDS_PER_CALL];
+    for (uint32_t from = (begin - first) + threadIdx.x / 32; from < end - first; from += TOGETHER * WARPS) {
+        const float *at[WORDS];
+        float score[WORDS], grad[WORDS];
+        bool is_free[WORDS], negative[WORDS];
 #pragma unroll
-        for (int i = 0; i < WORDS_PER_CALL; ++i) {
+        for (int n = 0; n < WORDS; ++n) {
+            const int i = n % WORDS_PER_CALL;
+            const uint32_t wanted = from + n / WORDS_PER_CALL * WARPS, last = end - first - 1, r = min(wanted, last);
             const GradWord word(rows.words[r][i]);
-            is_free[i] = word.free & own;
-            negative[i] = SIGNED && word.sign & own;
-            at[i] = word.score + __popc(word.free & own - 1);
-            if (is_free[i]) score[i] = __ldg(at[i]);
-            grad[i] = rows.sums[r][WORD * i + k] * scale;
-            if constexpr (!SIGNED) grad[i] *= float(rows.values[r][WORD * i + k]);
+            is_free[n] = (wanted <= last ? word.free : 0) & own;
+            negative[n] = SIGNED && word.sign & own;
+            at[n] = word.score + __popc(word.free & own - 1);
+            if (is_free[n]) score[n] = __ldg(at[n]);
+            grad[n] = rows.sums[r][WORD * i + k] * scale;
+            if constexpr (!SIGNED) grad[n] *= float(rows.values[r][WORD * i + k]);
         }
 #pragma unroll
-        for (int i = 0; i < WORDS_PER_CALL; ++i)
-            if (is_free[i]) {
-                const bool negate = (score[i] < 0) != negative[i];
-                store_global(reinterpret_cast<const char *>(at[i]) + to_out, negate ? -grad[i] : grad[i]);
+        for (int n = 0; n < WORDS; ++n)
+            if (is_free[n]) {
+                const bool negate = (score[n] < 0) != negative[n];
+                store_global(reinterpret_cast<const char *>(at[n]) + to_out, negate ? -grad[n] : grad[n]);
             }
     }
 }

@@ -17,9 +17,9 @@ from .forward_small import aligned
 from .free_starts import free_starts
 from .generator import calls, planes, takes
 
-_ROWS, _CALL = 128, 128  # of a tile
+_CALL = 128  # weights of a tile's rows
 _THREADS = 256
-_STAGE_BYTES, _STAGES = 32768, 3
+_SHARED = {128: 3 * 32768, 256: 4 * 49152}  # of the stages of a block, by the rows of its tile
 _PART_STEPS = 4  # a part of the columns has at least as many stages
 _WORKSPACE_BYTES = 2**24  # of partial sums, at most
 _ADD_ROWS = 8  # of a block that adds parts
@@ -120,23 +120,30 @@ def _launches(
         reading = "scattered" if group_channels % chunk else "images"
     # A group's tiles start at a whole chunk of dy.
     most_before = 0 if window.groups == 1 or group_rows % chunk == 0 else chunk - 1
-    row_tiles = launch.blocks(group_rows + most_before, _ROWS)
+    span = group_rows + most_before
+    rows = 256 if machine.capability == 90 and not wide and reading != "scattered" and _wide_tiles(span) else 128
+    row_tiles = launch.blocks(span, rows)
     tiles = row_tiles * window.groups * calls(source)
-    resident = 1 if wide and highest else 2
-    parts, part_columns = split(shape.columns, 8 * chunk, tiles, resident, machine)
+    resident = 1 if rows == 256 or (wide and highest) else 2
+    parts, part_columns = split(shape.columns, 8 * chunk, tiles, rows, resident, machine)
     values |= {"row_tiles": row_tiles, "column_parts": parts, "part_columns": part_columns}
-    name = f"{'tf32' if wide and not highest else _NAMES[dtype]}_{reading}"
-    product = _launch("grad_scores", name, tiles * parts, _STAGES * _STAGE_BYTES, values)
+    name = f"{'tf32' if wide and not highest else _NAMES[dtype]}_{reading}{'_256' if rows == 256 else ''}"
+    product = _launch("grad_scores", name, tiles * parts, _SHARED[rows], values)
     return [product, _add(source, values)] if parts > 1 else [product], parts
 
 
-def split(columns: int, step: int, tiles: int, resident: int, machine: launch.Machine) -> tuple[int, int]:
+def _wide_tiles(rows: int) -> bool:
+    """Whether tiles of 256 rows, which read x half as often, compute little more than is used."""
+    return 256 * launch.blocks(rows, 256) <= 1.125 * 128 * launch.blocks(rows, 128)
+
+
+def split(columns: int, step: int, tiles: int, rows: int, resident: int, machine: launch.Machine) -> tuple[int, int]:
     """How many parts of the columns are summed up on their own, and the columns of a part.
 
     There are enough to fill every multiprocessor with ``resident`` blocks, if a part has four stages or more.
     """
     steps = launch.blocks(columns, step)
-    most = min(launch.blocks(steps, _PART_STEPS), _WORKSPACE_BYTES // (4 * _ROWS * _CALL * tiles))
+    most = min(launch.blocks(steps, _PART_STEPS), _WORKSPACE_BYTES // (4 * rows * _CALL * tiles))
     part_steps = launch.blocks(steps, max(1, min(resident * machine.processors // tiles, most)))
     return launch.blocks(steps, part_steps), part_steps * step
 
