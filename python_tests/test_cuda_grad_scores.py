@@ -72,6 +72,11 @@ def test_edges_of_tiles(simulator, dtype, rows, fan, columns):
     check(simulator, *linear(source, columns, dtype), source)
 
 
+def test_bands_of_rows(simulator):
+    source = source_of(2100, 130)
+    check(simulator, *linear(source, 3, torch.bfloat16), source)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows, columns", [(129, 65), (256, 64), (257, 130), (511, 321), (700, 600)])
 def test_tiles_of_256_rows(dtype, rows, columns):
@@ -156,17 +161,20 @@ def test_parts_of_the_columns(simulator, dtype):
     assert len(check(simulator, dy, x, source, window)) == 2
 
 
-def test_columns_of_more_parts_than_fit():
-    """Every part has columns, and the partial sums are within the workspace."""
-    split = backends.cuda.grad_scores.split
+def test_split():
+    """Every part has columns, the partial sums are within the workspace, and few columns are not split."""
+    module = backends.cuda.grad_scores
     machine = backends.cuda.launch.Machine(90, 132, 0)
     for columns in (1, 64, 65, 1000, 4096, 10**6):
         for tiles in (1, 3, 100, 300):
-            parts, size = split(columns, 64, tiles, 128, 2, machine)
+            parts, size = module.split(columns, 64, tiles, 128, 2, 1, machine)
             assert size % 64 == 0 and (parts - 1) * size < columns <= parts * size
-            assert parts == 1 or parts * tiles <= 256
-            parts, size = backends.cuda.grad_scores.split_depthwise(columns, tiles, machine)
+            assert parts == 1 or 4 * 128 * 128 * parts * tiles <= 2**24
+            assert parts == 1 or columns >= 1000
+            parts, size = module.split_depthwise(columns, tiles, machine)
             assert (parts - 1) * size < columns <= parts * size
+    assert module.split(4096, 64, 4096, 128, 2, 1, machine)[0] == 1
+    assert module.split(200_704, 64, 5, 128, 2, 1, machine)[0] > 30
 
 
 def test_high_precision(simulator):

@@ -20,8 +20,8 @@ from .generator import calls, planes, takes
 _CALL = 128  # weights of a tile's rows
 _THREADS = 256
 _SHARED = {128: 3 * 32768, 256: 4 * 49152}  # of the stages of a block, by the rows of its tile
-_PART_STEPS = 4  # a part of the columns has at least as many stages
 _WORKSPACE_BYTES = 2**24  # of partial sums, at most
+_ADD_COST, _ADD_BYTES = 3, 1.5e6  # of adding parts, and of so many bytes of them, where a stage of 16 bits costs 1
 _ADD_ROWS = 8  # of a block that adds parts
 _DEPTHWISE_ROWS, _DEPTHWISE_TAPS = 32, 9
 _DEPTHWISE_BLOCKS = 4  # per multiprocessor
@@ -124,8 +124,8 @@ def _launches(
     rows = 256 if machine.capability == 90 and not wide and reading != "scattered" and _wide_tiles(span) else 128
     row_tiles = launch.blocks(span, rows)
     tiles = row_tiles * window.groups * calls(source)
-    resident = 1 if rows == 256 or (wide and highest) else 2
-    parts, part_columns = split(shape.columns, 8 * chunk, tiles, rows, resident, machine)
+    slots = 1 if rows == 256 or (wide and highest) else 2
+    parts, part_columns = split(shape.columns, 8 * chunk, tiles, rows, slots, 3 if wide and highest else 1, machine)
     values |= {"row_tiles": row_tiles, "column_parts": parts, "part_columns": part_columns}
     name = f"{'tf32' if wide and not highest else _NAMES[dtype]}_{reading}{'_256' if rows == 256 else ''}"
     product = _launch("grad_scores", name, tiles * parts, _SHARED[rows], values)
@@ -137,19 +137,33 @@ def _wide_tiles(rows: int) -> bool:
     return 256 * launch.blocks(rows, 256) <= 1.125 * 128 * launch.blocks(rows, 128)
 
 
-def split(columns: int, step: int, tiles: int, rows: int, resident: int, machine: launch.Machine) -> tuple[int, int]:
-    """How many parts of the columns are summed up on their own, and the columns of a part.
+def split(
+    columns: int, step: int, tiles: int, rows: int, slots: int, step_cost: int, machine: launch.Machine
+) -> tuple[int, int]:
+    """How many parts of the columns are summed up on their own, and the columns of a part: a whole number of stages.
 
-    There are enough to fill every multiprocessor with ``resident`` blocks, if a part has four stages or more.
+    Args:
+        step: columns of a stage.
+        rows: of a tile.
+        slots: blocks that a multiprocessor holds.
+        step_cost: of the products of a stage.
     """
-    steps = launch.blocks(columns, step)
-    most = min(launch.blocks(steps, _PART_STEPS), _WORKSPACE_BYTES // (4 * rows * _CALL * tiles))
-    part_steps = launch.blocks(steps, max(1, min(resident * machine.processors // tiles, most)))
-    return launch.blocks(steps, part_steps), part_steps * step
+    steps, tile_bytes = launch.blocks(columns, step), 4 * rows * _CALL
+    best = None
+    for wanted in range(1, 1 + max(1, min(steps, _WORKSPACE_BYTES // (tile_bytes * tiles)))):
+        part_steps = launch.blocks(steps, wanted)
+        parts = launch.blocks(steps, part_steps)
+        waves = launch.blocks(tiles * parts, slots * machine.processors)
+        cost = waves * part_steps * step_cost
+        if parts > 1:
+            cost += _ADD_COST + tiles * parts * tile_bytes / _ADD_BYTES
+        if best is None or cost < best[0]:
+            best = cost, parts, part_steps * step
+    return best[1:]
 
 
 def split_depthwise(columns: int, tiles: int, machine: launch.Machine) -> tuple[int, int]:
-    """The same for one channel per group."""
+    """The parts of the columns for one channel per group, and the columns of a part."""
     least, most = _DEPTHWISE_COLUMNS
     wanted = launch.blocks(columns, max(1, _DEPTHWISE_BLOCKS * machine.processors // tiles))
     part_columns = min(max(wanted, least), most)
@@ -191,4 +205,5 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _padded(x: Tensor) -> Tensor:
     """Vectors of a multiple of 16 bytes."""
-    return F.pad(x.contiguous(), (0, -x.shape[1] % (16 // x.element_size())))
+    missing = -x.shape[1] % (16 // x.element_size())
+    return F.pad(x, (0, missing)) if missing else x.contiguous()
