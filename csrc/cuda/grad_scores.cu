@@ -4,14 +4,14 @@ namespace slt::cuda {
 
 // BLOCKS that a multiprocessor holds: the sums of three products of float32, and those of 256 rows, leave no room for a
 // second one.
-#define SLT_KERNEL(NAME, BLOCKS, ...) \
-    extern "C" __global__ void __launch_bounds__(GRAD_THREADS, BLOCKS) \
-        slt_grad_scores_##NAME(const __grid_constant__ GradScores a) { \
-        grad_scores<__VA_ARGS__>(a); \
+#define SLT_KERNEL(NAME, BLOCKS, ...)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(GRAD_THREADS, BLOCKS)                                                 \
+        slt_grad_scores_##NAME(const __grid_constant__ GradScores a) {                                                 \
+        grad_scores<__VA_ARGS__>(a);                                                                                   \
     }
-#define SLT_GRAD_SCORES(NAME, BLOCKS, T, TERMS) \
-    SLT_KERNEL(NAME##_matrix, BLOCKS, T, TERMS, MATRIX, 128) \
-    SLT_KERNEL(NAME##_images, BLOCKS, T, TERMS, IMAGES, 128) \
+#define SLT_GRAD_SCORES(NAME, BLOCKS, T, TERMS)                                                                        \
+    SLT_KERNEL(NAME##_matrix, BLOCKS, T, TERMS, MATRIX, 128)                                                           \
+    SLT_KERNEL(NAME##_images, BLOCKS, T, TERMS, IMAGES, 128)                                                           \
     SLT_KERNEL(NAME##_scattered, BLOCKS, T, TERMS, SCATTERED, 128)
 
 SLT_GRAD_SCORES(bfloat16, 2, __nv_bfloat16, 1)

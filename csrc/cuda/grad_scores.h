@@ -1,8 +1,8 @@
 // The scores' gradient of products: dL/dW = dy^T x, of 128 or 256 rows and the 128 k of one call of Philox per block.
 //
-// Columns come in stages of 16 KiB of 128 rows of dy, and of x, through asynchronous copies. An operand in shared memory is cut into
-// pieces of 128 bytes of a column; those of all columns follow each other. Chunks of 16 bytes are exchanged inside a
-// piece so that threads that read several columns at once read different banks.
+// Columns come in stages through asynchronous copies: 16 KiB of x, and as much of 128 rows of dy. An operand in shared
+// memory is cut into pieces of 128 bytes of a column; those of all columns follow each other. Chunks of 16 bytes are
+// exchanged inside a piece, so that threads that read several columns at once read different banks.
 #pragma once
 
 #include <type_traits>
@@ -18,8 +18,8 @@ namespace slt::cuda {
 constexpr int GRAD_THREADS = 256;
 constexpr uint32_t PIECE_BYTES = 128, OPERAND_BYTES = 16384;
 
-// A tile of 128 rows leaves room for another block, which multiplies while this one waits for its products. One of 256
-// rows reads less, and fills a multiprocessor: the products of a stage are under way while those of the next are issued.
+// A tile of 128 rows leaves room for another block, which multiplies while this one waits for its products. A tile of
+// 256 rows reads less and fills a multiprocessor: products of a stage are under way while those of the next are issued.
 template <int ROWS>
 struct Stages {
     static constexpr int PENDING = ROWS == 256 ? 1 : 0;  // stages whose products are under way while a stage is loaded
@@ -29,19 +29,19 @@ struct Stages {
 
 // How x is read.
 enum Reading {
-    MATRIX,  // vectors, or images that a window of one pixel reads
-    IMAGES,  // images; a chunk of k is of one tap
+    MATRIX,     // vectors, or images that a window of one pixel reads
+    IMAGES,     // images; a chunk of k is of one tap
     SCATTERED,  // images, one value at a time
 };
 
+// The layout of 128 rows of dy, or of x, in a stage.
 template <class T>
 struct Operand {
     static constexpr int CHUNK = 16 / sizeof(T);
-    static constexpr int CHUNKS = int(CALL) / CHUNK;  // per column
-    static constexpr int COLUMNS = OPERAND_BYTES / 16 / CHUNKS;  // per stage
-    static constexpr int COPIES =
-        OPERAND_BYTES / 16 / GRAD_THREADS;  // of a thread; of one chunk of every STEP-th column
-    static constexpr int STEP = GRAD_THREADS / CHUNKS;
+    static constexpr int CHUNKS = int(CALL) / CHUNK;                  // per column
+    static constexpr int COLUMNS = OPERAND_BYTES / 16 / CHUNKS;       // per stage
+    static constexpr int STEP = GRAD_THREADS / CHUNKS;                // columns between the chunks of a thread
+    static constexpr int COPIES = OPERAND_BYTES / 16 / GRAD_THREADS;  // that a thread makes
 
     // Products of 16-bit types read 8 columns at once, those of float32 4 columns and 2 chunks.
     static __device__ __forceinline__ uint32_t turned(uint32_t chunk, int column) {
@@ -55,10 +55,10 @@ struct Operand {
 
 // The part of a product that a block computes.
 struct GradTile {
-    uint32_t first;  // row
+    uint32_t first;       // row
     uint32_t begin, end;  // rows that are the group's
     uint32_t call, part;
-    int32_t channel;  // the group's first
+    int32_t channel;      // the group's first
     int32_t begin_column, end_column;
 
     template <int ROWS, int CHUNK>
@@ -186,11 +186,11 @@ class GradLoader {
         return k_exists && n < tile.end_column && inside(a.image, origin, tap);
     }
 
-    int chunk, column;  // the thread's first of the next stage
-    int row_pitch;  // rows of dy from the thread's first on
+    int chunk, column;  // the thread's, of the next stage the first
+    int row_pitch;      // rows of dy from the thread's first on
     bool k_exists;
-    const T *dy;  // of that column
-    const T *x;  // the same of a matrix; of images in pixel 0
+    const T *dy;        // of that column
+    const T *x;         // of that column of a matrix, or of pixel 0 of images
     Tap tap;
 };
 
@@ -262,6 +262,7 @@ template <class T>
 class GradSums<T, 1, 128> {
   public:
     static constexpr bool ASYNC = false;
+
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < 64; ++i) sum[i / 16][i / 4 % 4][i % 4] = 0;
@@ -315,8 +316,8 @@ class GradSums<T, 1, 128> {
 
 #endif
 
-// Products of float32. TF32 has 11 of its 24 bits, so three products make one: TERMS = 3; or one is enough. Tensor cores
-// truncate sums, so those of three products are added in registers after each stage of 32 columns.
+// Products of float32. TF32 has 11 of its 24 bits, so a float32 product is three of TF32; with TERMS = 1 it is one, of
+// rounded numbers. Tensor cores truncate sums, so those of three products are added in registers after each stage.
 //
 // The order of rows and k is free: a thread reads four rows, or k, that follow each other.
 template <int TERMS>

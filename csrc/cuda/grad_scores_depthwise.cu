@@ -13,8 +13,8 @@ __device__ __forceinline__ float widened(float x) { return x; }
 __device__ __forceinline__ float widened(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// A block sums 32 rows and some taps over one part of the columns, which its warps share; a lane has a row. Rows
-// follow each other in memory, as channels do.
+// A block sums 32 rows and up to 9 taps over one part of the columns, which its warps share. A lane has a row, as rows
+// and channels follow each other in memory.
 template <class T>
 __device__ __forceinline__ void depthwise(const GradScores &a) {
     __shared__ float sums[DEPTHWISE_WARPS][TAPS][32];
@@ -72,10 +72,10 @@ __device__ __forceinline__ void depthwise(const GradScores &a) {
     }
 }
 
-#define SLT_DEPTHWISE(NAME, T) \
-    extern "C" __global__ void __launch_bounds__(DEPTHWISE_THREADS) \
-        slt_grad_scores_depthwise_##NAME(const __grid_constant__ GradScores a) { \
-        depthwise<T>(a); \
+#define SLT_DEPTHWISE(NAME, T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(DEPTHWISE_THREADS)                                                    \
+        slt_grad_scores_depthwise_##NAME(const __grid_constant__ GradScores a) {                                       \
+        depthwise<T>(a);                                                                                               \
     }
 
 SLT_DEPTHWISE(float32, float)

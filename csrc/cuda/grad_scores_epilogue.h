@@ -11,14 +11,16 @@ namespace slt::cuda {
 // What a block's threads need of a word to write its gradients.
 struct alignas(16) GradWord {
     uint32_t free;
-    uint32_t sign;          // of signed weights
+    uint32_t sign;       // of signed weights
     const float *score;  // of the first free weight
-
-    GradWord() = default;
-    __device__ __forceinline__ explicit GradWord(const GradWord &other) {
-        *reinterpret_cast<uint4 *>(this) = *reinterpret_cast<const uint4 *>(&other);  // one load
-    }
 };
+
+// In one load.
+__device__ __forceinline__ GradWord loaded(const GradWord &from) {
+    GradWord word;
+    *reinterpret_cast<uint4 *>(&word) = *reinterpret_cast<const uint4 *>(&from);
+    return word;
+}
 
 // Shared memory; the rows of a block and one call.
 template <int ROWS>
@@ -31,8 +33,7 @@ struct GradRows {
     NormalTable table;
 };
 
-// The free weights of a word, of those in `valid`. `planes` is known when the kernel runs: a kernel for each number would
-// be as much code again.
+// The free weights of a word, of those in `valid`. `planes` is no template argument, so that there are fewer kernels.
 __device__ __forceinline__ uint32_t free_word(const Generator &g, int planes, uint64_t index, uint32_t valid) {
     if (planes == 0) return valid;
     const Words4 first = call_words(g.freeze, 2 * index);
@@ -64,10 +65,10 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
         for (int n = 0; n < WORDS; ++n) {
             const int i = n % WORDS_PER_CALL;
             const uint32_t wanted = from + n / WORDS_PER_CALL * WARPS, last = end - first - 1, r = min(wanted, last);
-            const GradWord word(rows.words[r][i]);
+            const GradWord word = loaded(rows.words[r][i]);
             is_free[n] = (wanted <= last ? word.free : 0) & own;
-            negative[n] = SIGNED && word.sign & own;
-            at[n] = word.score + __popc(word.free & own - 1);
+            negative[n] = SIGNED && (word.sign & own);
+            at[n] = word.score + __popc(word.free & (own - 1));
             if (is_free[n]) score[n] = __ldg(at[n]);
             grad[n] = rows.sums[r][WORD * i + k] * scale;
             if constexpr (!SIGNED) grad[n] *= float(rows.values[r][WORD * i + k]);
@@ -81,8 +82,8 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
     }
 }
 
-// Rows `first` to `first + ROWS - 1`, of which those in [begin, end) are written. Called by all threads of a block, which
-// have written the sums.
+// Writes the rows in [begin, end) of those from `first` on. Called by all threads of a block, after they have stored the
+// sums.
 template <int ROWS, int THREADS>
 __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> &rows, uint32_t first, uint32_t begin,
                                             uint32_t end, uint32_t call) {
@@ -140,7 +141,7 @@ __device__ __forceinline__ void add(float4 &sum, const float4 &more) {
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
 }
 
-// Adds the parts of the columns, always in the same order. A block has 8 rows of one call, and a warp every eighth part.
+// Adds the parts of the columns, always in the same order. A block has 8 rows of one call, a warp every eighth part.
 constexpr int ADD_ROWS = 8, ADD_THREADS = 256;
 
 struct AddedParts {

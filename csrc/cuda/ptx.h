@@ -90,7 +90,7 @@ __device__ __forceinline__ void copy_async(uint32_t address, const void *from, b
                  : "memory");
 }
 
-// To global memory, which an address from memory does not tell.
+// A store to global memory, at an address that the compiler knows nothing of.
 __device__ __forceinline__ void store_global(const void *address, float value) {
     asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(value) : "memory");
 }
@@ -210,9 +210,9 @@ SLT_PRODUCTS(48, SLT_N24, "%24, %25, %26, %27", "%28", SLT_D16(0), SLT_D8(16))
 SLT_PRODUCTS(64, SLT_N32, "%32, %33, %34, %35", "%36", SLT_D32(0))
 SLT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_D32(0), SLT_D32(32))
 
-// An operand in shared memory that follows along its rows or columns, of 16-bit elements: pieces of 64 of them, 128 bytes,
-// one after the other in k, their 16-byte chunks exchanged by the number of the piece modulo 8. Further 64 elements are
-// `next` bytes away. The operand starts at a multiple of 1024.
+// An operand in shared memory, of 16-bit elements, whose rows (or columns, of the second operand) follow each other: in
+// pieces of 64, 128 bytes, one after the other in k. The 16-byte chunks of a piece are exchanged by its number modulo
+// 8. The next 64 rows are `next` bytes away. The operand starts at a multiple of 1024.
 __device__ __forceinline__ uint64_t pieces_descriptor(uint32_t address, uint32_t next) {
     return uint64_t(address >> 4 & 0x3FFF) | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
@@ -222,8 +222,8 @@ __device__ __forceinline__ uint64_t pieces_descriptor(uint32_t address, uint32_t
 #define SLT_F16(i) SLT_F4(i), SLT_F4(i + 4), SLT_F4(i + 8), SLT_F4(i + 12)
 #define SLT_PIECES_PRODUCT(NAME, TYPE)                                                                                 \
     __device__ __forceinline__ void NAME(float (&d)[64], uint64_t a, uint64_t b) {                                     \
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE  \
-                     " {" SLT_N64 "}, %64, %65, p, 1, 1, 1, 1; }"                                                      \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32."              \
+                     TYPE "." TYPE " {" SLT_N64 "}, %64, %65, p, 1, 1, 1, 1; }"                                        \
                      : SLT_F16(0), SLT_F16(16), SLT_F16(32), SLT_F16(48)                                               \
                      : "l"(a), "l"(b));                                                                                \
     }
