@@ -397,7 +397,7 @@ class Tf32Sums {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4;
         const uint32_t own = t * PIECE_BYTES + O::turned(lane / 4, t) * 16;
         const uint32_t dy = stage + warp / 4 * 2 * QUARTER + own, x = stage + OPERAND_BYTES + warp % 4 * QUARTER + own;
-#pragma unroll
+#pragma unroll 2
         for (int n = 0; n < O::COLUMNS; n += 8) {
             const Values b(x + n * PIECE_BYTES);
 #pragma unroll
@@ -477,6 +477,7 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
         return;
     }
     __syncthreads();
+#pragma unroll 1
     for (uint32_t row = tile.begin + threadIdx.x / 32; row < tile.end; row += GRAD_THREADS / 32)
         part_of(a, tile.part, row, tile.call)[threadIdx.x % 32] =
             *reinterpret_cast<const float4 *>(&rows.sums[row - tile.first][threadIdx.x % 32 * 4]);

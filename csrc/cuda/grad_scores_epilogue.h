@@ -54,7 +54,8 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
     const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
     const float scale = *a.scale;
     // Scores of several rows are read at once, since each takes long.
-    constexpr uint32_t WARPS = THREADS / 32, TOGETHER = ROWS / WARPS < 4 ? ROWS / WARPS : 4;
+    constexpr uint32_t WARPS = THREADS / 32, MOST = SIGNED ? 4 : 2;
+    constexpr uint32_t TOGETHER = ROWS / WARPS < MOST ? ROWS / WARPS : MOST;
     constexpr int WORDS = WORDS_PER_CALL * TOGETHER;
 #pragma unroll 1
     for (uint32_t from = (begin - first) + threadIdx.x / 32; from < end - first; from += TOGETHER * WARPS) {
@@ -82,8 +83,8 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
     }
 }
 
-// Writes the rows in [begin, end) of those from `first` on. Called by all threads of a block, after they have stored the
-// sums.
+// Writes the rows in [begin, end) of those from `first` on. Called by all threads of a block, after they have stored
+// the sums.
 template <int ROWS, int THREADS>
 __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> &rows, uint32_t first, uint32_t begin,
                                             uint32_t end, uint32_t call) {
