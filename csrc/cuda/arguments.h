@@ -149,6 +149,7 @@ struct GradScores {
     const float *scale;
     float *parts;  // [column_parts, rows, calls, CALL]: sums over parts of the columns; null if there is one part
     float *out;    // [free]
+    int64_t free;  // weights
     int32_t columns, part_columns, column_parts;
     int32_t dy_pitch, x_pitch;
     int32_t group_rows, group_channels;

@@ -16,6 +16,7 @@
 namespace slt::cuda {
 
 constexpr int GRAD_THREADS = 256;
+constexpr int PREFETCHED = 8;  // stages before the end, scores are brought near
 constexpr uint32_t PIECE_BYTES = 128, OPERAND_BYTES = 16384;
 
 // A tile of 128 rows leaves room for another block, which multiplies while this one waits for its products. A tile of
@@ -448,6 +449,8 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
         if (i < steps) loader.load(a, tile, memory + i * S::BYTES);
         commit_copies();
     }
+    constexpr bool PREFETCH = ASYNC || TERMS == 3;  // other products leave no registers for it
+    const int prefetched = a.column_parts == 1 ? max(steps - PREFETCHED, 0) : -1;
     int at = 0, next = S::AHEAD;  // stages
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {
@@ -459,6 +462,7 @@ __device__ __forceinline__ void grad_scores(const GradScores &a) {
         if constexpr (ASYNC) sums.add(shared_address(memory) + at * S::BYTES);
         if (i + S::AHEAD < steps) loader.load(a, tile, memory + next * S::BYTES);
         commit_copies();
+        if (PREFETCH && i == prefetched) prefetch_scores<ROWS, GRAD_THREADS>(a, tile.begin, tile.end, tile.call);
         if constexpr (ASYNC)
             sums.template finish<S::PENDING>();
         else

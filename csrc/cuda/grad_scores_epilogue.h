@@ -46,6 +46,27 @@ __device__ __forceinline__ uint32_t free_word(const Generator &g, int planes, ui
     return below<8>(plane, g.lock) & ~below<8>(plane, g.prune) & valid;
 }
 
+// The number of free weights before a call.
+__device__ __forceinline__ int64_t start_of(const GradScores &a, uint32_t row, uint32_t call) {
+    return a.planes == 0 ? free_start<0>(a.generator, a.segment_starts, a.call_starts, row, call)
+                         : free_start<8>(a.generator, a.segment_starts, a.call_starts, row, call);
+}
+
+// Brings the scores of a block near, so that `write_grads` waits less for them: all that its calls may have.
+template <int ROWS, int THREADS>
+__device__ __forceinline__ void prefetch_scores(const GradScores &a, uint32_t begin, uint32_t end, uint32_t call) {
+    static_assert(ROWS <= THREADS);
+    const uint32_t row = begin + threadIdx.x;
+    if (row >= end) return;
+    const int64_t start = start_of(a, row, call);
+    constexpr int LINE = 128 / sizeof(float);
+#pragma unroll
+    for (int i = 0; i <= int(CALL) / LINE; ++i) {
+        const int64_t at = start + (i < int(CALL) / LINE ? i * LINE : int(CALL) - 1);
+        if (at < a.free) prefetch(a.scores + at);
+    }
+}
+
 // A lane has a bit of each word, so that a warp writes the free weights of a word one beside the other.
 template <int ROWS, int THREADS, bool SIGNED>
 __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t first,
@@ -101,9 +122,7 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         const uint32_t valid = exists ? valid_word(g, int32_t(WORDS_PER_CALL * call) + i - g.skipped) : 0;
         const uint32_t free = free_word(g, a.planes, WORDS_PER_CALL * index + i, valid);
         int64_t start = free_before(__popc(free));
-        if (exists)
-            start += a.planes == 0 ? free_start<0>(g, a.segment_starts, a.call_starts, row, call)
-                                   : free_start<8>(g, a.segment_starts, a.call_starts, row, call);
+        if (exists) start += start_of(a, row, call);
         rows.words[r][i].free = free;
         rows.words[r][i].score = a.scores + start;
         if (!is_signed) {

@@ -138,8 +138,8 @@ const std::vector<Layout> &layouts() {
             typedef GradScores A;
             all.push_back(layout<A>("GradScores", {SLT_FIELD(generator), SLT_FIELD(image), SLT_FIELD(segment_starts),
                 SLT_FIELD(call_starts), SLT_FIELD(dy), SLT_FIELD(x), SLT_FIELD(scores), SLT_FIELD(scale),
-                SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(columns), SLT_FIELD(part_columns), SLT_FIELD(column_parts),
-                SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows), SLT_FIELD(group_channels),
+                SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(free), SLT_FIELD(columns), SLT_FIELD(part_columns),
+                SLT_FIELD(column_parts), SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows), SLT_FIELD(group_channels),
                 SLT_FIELD(row_tiles), SLT_FIELD(planes)}));
         }
         return all;

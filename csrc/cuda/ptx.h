@@ -90,6 +90,11 @@ __device__ __forceinline__ void copy_async(uint32_t address, const void *from, b
                  : "memory");
 }
 
+// Brings what is at an address in global memory to the L2 cache.
+__device__ __forceinline__ void prefetch(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // A store to global memory, at an address that the compiler knows nothing of.
 __device__ __forceinline__ void store_global(const void *address, float value) {
     asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(value) : "memory");

@@ -81,7 +81,7 @@ def _product(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, 
     if len(launches) > 1:
         workspace = launch.workspace((parts, source.rows, calls(source), _CALL), torch.float32, device)
     starts = free_starts(source, device)
-    values = *starts[:2], aligned(dy), aligned(x), scores.contiguous(), scale, workspace, out
+    values = *starts[:2], aligned(dy), aligned(x), scores.contiguous(), scale, workspace, out, out.numel()
     for prepared in launches:
         launch.enqueue(prepared, device, *values)
 
@@ -184,7 +184,7 @@ def _launch(file: str, name: str, blocks: int, shared: int, values: dict) -> lau
         threads=_THREADS,
         shared=shared,
         values=values,
-        later=["segment_starts", "call_starts", "dy", "x", "scores", "scale", "parts", "out"],
+        later=["segment_starts", "call_starts", "dy", "x", "scores", "scale", "parts", "out", "free"],
     )
 
 
