@@ -5,6 +5,7 @@
 #include "contract/source.h"
 #include "cuda/calls.h"
 #include "cuda/generator.h"
+#include "cuda/image.h"
 
 namespace slt::cuda {
 
@@ -141,6 +142,26 @@ struct ForwardSmall {
     int32_t block_steps;    // that a block has
     int32_t sums_at;        // where in shared memory the sums are: where the second operand is, or after it
     int32_t chunk_steps;    // that are in shared memory at once: a multiple of 2 groups / tiles if there are others
+};
+
+// The scores' gradient from dL/dW = dy^T x, summed over columns: vectors of a batch, or output pixels of images.
+struct GradScores {
+    Generator generator;
+    Image image;  // of a convolution
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const void *dy;  // [columns, dy_pitch]; its rows, and those of x, start at multiples of 16 bytes
+    const void *x;   // [columns, x_pitch], or channels-last images of x_pitch channels
+    const float *scores;
+    const float *scale;
+    float *parts;  // [column_parts, rows, calls, CALL]: sums over parts of the columns; null if there is one part
+    float *out;    // [free]
+    int64_t free;  // weights
+    int32_t columns, part_columns, column_parts;
+    int32_t dy_pitch, x_pitch;
+    int32_t group_rows, group_channels;
+    int32_t row_tiles;  // per group
+    int32_t planes;     // of FREEZE that decide: 0, 4 or 8
 };
 
 }  // namespace slt::cuda

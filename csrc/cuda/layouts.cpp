@@ -16,6 +16,16 @@ struct From<cuda::Generator> {
     }
 };
 
+// Height and width of the input, those of the output, and a `Window`.
+template <>
+struct From<cuda::Image> {
+    static cuda::Image python(PyObject *v) {
+        const auto at = [v](int i) { return item<int32_t>(v, i); };
+        const Window window = item<Window>(v, 4);
+        return PyErr_Occurred() ? cuda::Image{} : cuda::image_of(at(0), at(1), at(2), at(3), window);
+    }
+};
+
 // The address and the number of scores of each tensor, one after the other.
 template <>
 struct From<cuda::ScoreTensors> {
@@ -115,6 +125,14 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(y), SLT_FIELD(eight_rows), SLT_FIELD(batch), SLT_FIELD(pitch), SLT_FIELD(element),
                 SLT_FIELD(digits), SLT_FIELD(aligned_words), SLT_FIELD(tiles_log), SLT_FIELD(cluster_log),
                 SLT_FIELD(steps), SLT_FIELD(block_steps), SLT_FIELD(chunk_steps), SLT_FIELD(sums_at)}));
+        }
+        {
+            typedef GradScores A;
+            all.push_back(layout<A>("GradScores", {SLT_FIELD(generator), SLT_FIELD(image), SLT_FIELD(segment_starts),
+                SLT_FIELD(call_starts), SLT_FIELD(dy), SLT_FIELD(x), SLT_FIELD(scores), SLT_FIELD(scale),
+                SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(free), SLT_FIELD(columns), SLT_FIELD(part_columns),
+                SLT_FIELD(column_parts), SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows), SLT_FIELD(group_channels),
+                SLT_FIELD(row_tiles), SLT_FIELD(planes)}));
         }
         return all;
     }();

@@ -43,6 +43,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address
                  : "memory");
 }
 
+// The same, each matrix transposed: elements g of rows 2 t and 2 t + 1, of 16 bits.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // d += a b, 16 rows and 8 columns: over 256 bits, and over 32 bytes.
 __device__ __forceinline__ void multiply_bits(int *d, const uint32_t *a, uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -56,6 +64,67 @@ __device__ __forceinline__ void multiply_bytes(int *d, const uint32_t *a, uint32
         "{%0, %1, %2, %3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d += a b, 16 rows and 8 columns: over 16 elements of 16 bits, and over 8 of float32, whose low 13 bits are dropped.
+__device__ __forceinline__ void multiply_bfloat16(float *d, const uint32_t *a, const uint32_t *b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void multiply_float16(float *d, const uint32_t *a, const uint32_t *b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void multiply_tf32(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                              uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// To the nearest number that TF32 has.
+__device__ __forceinline__ uint32_t rounded_tf32(uint32_t x) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(x)));
+    return rounded;
+}
+
+__device__ __forceinline__ void load_shared(uint32_t (&v)[4], uint32_t address) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Copies 16 bytes to shared memory, or zeros if there is nothing to copy; asynchronous.
+__device__ __forceinline__ void copy_async(uint32_t address, const void *from, bool exists) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(exists ? 16 : 0)
+                 : "memory");
+}
+
+// Brings what is at an address in global memory to the L2 cache.
+__device__ __forceinline__ void prefetch(const void *address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// A store to global memory, at an address that the compiler knows nothing of.
+__device__ __forceinline__ void store_global(const void *address, float value) {
+    asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(value) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most PENDING committed groups of the thread's copies are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // Any function of the bits of three words: FUNCTION is its value for a = 0xF0, b = 0xCC, c = 0xAA.
@@ -163,6 +232,26 @@ SLT_PRODUCTS(32, SLT_N16, "%16, %17, %18, %19", "%20", SLT_D16(0))
 SLT_PRODUCTS(48, SLT_N24, "%24, %25, %26, %27", "%28", SLT_D16(0), SLT_D8(16))
 SLT_PRODUCTS(64, SLT_N32, "%32, %33, %34, %35", "%36", SLT_D32(0))
 SLT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_D32(0), SLT_D32(32))
+
+// An operand in shared memory, of 16-bit elements, whose rows (or columns, of the second operand) follow each other: in
+// pieces of 64, 128 bytes, one after the other in k. The 16-byte chunks of a piece are exchanged by its number modulo
+// 8. The next 64 rows are `next` bytes away. The operand starts at a multiple of 1024.
+__device__ __forceinline__ uint64_t pieces_descriptor(uint32_t address, uint32_t next) {
+    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+
+// d += a b, 64 rows and 128 columns, over 16 elements; both operands in pieces. Asynchronous.
+#define SLT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SLT_F16(i) SLT_F4(i), SLT_F4(i + 4), SLT_F4(i + 8), SLT_F4(i + 12)
+#define SLT_PIECES_PRODUCT(NAME, TYPE)                                                                                 \
+    __device__ __forceinline__ void NAME(float (&d)[64], uint64_t a, uint64_t b) {                                     \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32."              \
+                     TYPE "." TYPE " {" SLT_N64 "}, %64, %65, p, 1, 1, 1, 1; }"                                        \
+                     : SLT_F16(0), SLT_F16(16), SLT_F16(32), SLT_F16(48)                                               \
+                     : "l"(a), "l"(b));                                                                                \
+    }
+SLT_PIECES_PRODUCT(multiply_bfloat16_async, "bf16")
+SLT_PIECES_PRODUCT(multiply_float16_async, "f16")
 #endif
 
 }  // namespace slt::cuda
