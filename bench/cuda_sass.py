@@ -9,7 +9,7 @@ Columns:
     registers      per thread
     spills         local loads and stores of registers
     instructions   of the whole kernel
-    per weight     instructions of a thread in the main loop / weights of a step; of products only
+    per weight     instructions of a thread in the main loop / weights of a step; where each thread makes its weights
     tensor, alu, ...   instructions of the main loop by the pipe that executes them, or of a kernel without one
 """
 
@@ -25,11 +25,7 @@ import sass
 KERNELS = Path(__file__).parent.parent / "slt_kernels/_cuda_kernels"
 BUDGET = Path(__file__).with_name("cuda_budget.json")
 ARCHITECTURES = ("80", "90a", "120")
-WEIGHTS = {  # that a thread multiplies in one pass of the main loop
-    "slt_forward_small_bits": 256,
-    "slt_forward_small_signs": 256,
-    "slt_forward_small_bytes": 64,
-}
+CALL = 18  # wide products of a Philox call
 _PIPES = ("tensor", "alu", "fma", "wide", "xu", "double", "uniform", "memory", "control")
 _COLUMNS = ("registers", "spills", "instructions", "per_weight")
 
@@ -64,8 +60,12 @@ def _statistics(name: str, code: str) -> dict:
     counted = instructions
     if tensor_loops := [loop for loop in loops if any(map(sass.is_tensor, loop))]:
         counted = min(tensor_loops, key=len)
-        weights = next(n for kernel, n in WEIGHTS.items() if name.startswith(kernel))
-        result["per_weight"] = round(len(counted) / weights, 2)
+        pipes = sass.by_pipe(counted)
+        if name.startswith(
+            "slt_forward_small"
+        ):  # a step is two calls of signs, or four of bytes; loops may be unrolled
+            steps = 1 if name.endswith("compact") else round(pipes["wide"] / CALL / (4 if "bytes" in name else 2))
+            result["per_weight"] = round(len(counted) / steps / (64 if "bytes" in name else 256), 2)
     return result | {"pipes": sass.by_pipe(counted)}
 
 
