@@ -107,6 +107,7 @@ def simulated(capability: int) -> Iterator[Simulator]:
 
     Outputs and workspaces hold no value until a kernel writes them.
     """
+    from slt_kernels.backends import cuda
     from slt_kernels.backends.cuda import launch
 
     simulator = Simulator(capability)
@@ -126,6 +127,8 @@ def simulated(capability: int) -> Iterator[Simulator]:
 
     make_workspace = launch.workspace
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "unavailable", lambda: None)
+        patch.setattr(cuda, "supports", lambda device: device.type == "cpu")
         patch.setattr(registry, "make_outputs", marked_outputs)
         patch.setattr(registry, "_run_first", run_marked)
         patch.setattr(launch, "machine", lambda device: launch.Machine(*MACHINES[capability]))
