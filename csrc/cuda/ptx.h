@@ -39,6 +39,82 @@ __device__ __forceinline__ void multiply_bytes(int *d, const uint32_t *a, uint32
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d += a b, 16 rows and 8 columns, over 16 floats of a type.
+template <class Type>
+__device__ __forceinline__ void multiply_floats(float *d, const uint32_t *a, uint32_t b0, uint32_t b1);
+#define SLT_FLOATS(TYPE, NAME)                                                                                         \
+    struct TYPE {};                                                                                                    \
+    template <>                                                                                                        \
+    __device__ __forceinline__ void multiply_floats<TYPE>(float *d, const uint32_t *a, uint32_t b0, uint32_t b1) {     \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                              \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                           \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                           \
+    }
+SLT_FLOATS(Bfloat16, "bf16")
+SLT_FLOATS(Float16, "f16")
+
+// Copies 16 bytes from global to shared memory; zeros, and nothing is read, unless `valid`. Asynchronous.
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most PENDING committed groups of the thread's copies are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void store_16_bytes(uint32_t to, const uint32_t (&v)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_16_bytes(uint32_t (&v)[4], uint32_t from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_8_bytes(uint32_t (&v)[2], uint32_t from) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(from) : "memory");
+}
+
+// A barrier of some of a block's warps: those that wait, and those that only arrive.
+__device__ __forceinline__ void named_barrier(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void arrive_at_barrier(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// Barriers in shared memory, whose phases complete after so many arrivals.
+__device__ __forceinline__ void init_barrier(uint32_t address, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t address) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+}
+
+// Waits until the phase with that parity is complete; the one before the first counts as complete.
+__device__ __forceinline__ void wait_for_phase(uint32_t address, uint32_t parity) {
+    uint32_t complete;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p; }"
+            : "=r"(complete)
+            : "r"(address), "r"(parity)
+            : "memory");
+    } while (!complete);
+}
+#endif
+
 // Any function of the bits of three words: FUNCTION is its value for a = 0xF0, b = 0xCC, c = 0xAA.
 template <int FUNCTION>
 __device__ __forceinline__ uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
@@ -108,6 +184,22 @@ __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address, uint32_
     return uint64_t(address >> 4 & 0x3FFF) | uint64_t(along_k >> 4) << 16 | uint64_t(128 >> 4) << 32;
 }
 
+// The same in rows of 128 bytes, which are a column each: 8 rows are 1024 bytes, aligned to as many, and the place of 16
+// bytes in row r is its number XOR r. 32 bytes further in k are 32 bytes further in memory.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
+    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+
+// Registers move from the warps that need fewer of them to others.
+template <int REGISTERS>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // d += a b, 64 rows and N columns: over 256 bits, and over 32 bytes. Asynchronous.
 template <int N>
 __device__ void multiply_bits_async(int (&d)[N / 2], const uint32_t *a, uint64_t b);
@@ -145,6 +237,36 @@ SLT_PRODUCTS(32, SLT_N16, "%16, %17, %18, %19", "%20", SLT_D16(0))
 SLT_PRODUCTS(48, SLT_N24, "%24, %25, %26, %27", "%28", SLT_D16(0), SLT_D8(16))
 SLT_PRODUCTS(64, SLT_N32, "%32, %33, %34, %35", "%36", SLT_D32(0))
 SLT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_D32(0), SLT_D32(32))
+
+// The same over 16 floats of a type.
+template <class Type, int N>
+struct FloatProduct;
+
+#define SLT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SLT_F16(i) SLT_F4(i), SLT_F4(i + 4), SLT_F4(i + 8), SLT_F4(i + 12)
+#define SLT_F64(i) SLT_F16(i), SLT_F16(i + 16), SLT_F16(i + 32), SLT_F16(i + 48)
+#define SLT_N128                                                                                                       \
+    SLT_N64                                                                                                            \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
+    "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
+    "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "     \
+    "%125, %126, %127"
+#define SLT_FLOAT_PRODUCT(TYPE, NAME, N, NAMES, A, B, ...)                                                             \
+    template <>                                                                                                        \
+    struct FloatProduct<TYPE, N> {                                                                                     \
+        static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t *a, uint64_t b) {                 \
+            asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME  \
+                         "." NAME " {" NAMES "}, {" A "}, " B ", p, 1, 1, 0; }"                                        \
+                         : __VA_ARGS__                                                                                 \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                        \
+        }                                                                                                              \
+    };
+#define SLT_FLOAT_PRODUCTS(N, NAMES, A, B, ...)                                                                        \
+    SLT_FLOAT_PRODUCT(Bfloat16, "bf16", N, NAMES, A, B, __VA_ARGS__)                                                   \
+    SLT_FLOAT_PRODUCT(Float16, "f16", N, NAMES, A, B, __VA_ARGS__)
+
+SLT_FLOAT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_F64(0))
+SLT_FLOAT_PRODUCTS(256, SLT_N128, "%128, %129, %130, %131", "%132", SLT_F64(0), SLT_F64(64))
 #endif
 
 }  // namespace slt::cuda

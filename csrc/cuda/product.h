@@ -1,0 +1,323 @@
+// Forward of Linear and Conv2d for many columns: y^T = W x^T.
+//
+// A block has a warpgroup of producers, which make the weights of 128 rows and copy x for a step of 128 k, and two of
+// consumers, which multiply. They share a ring of stages in shared memory. A block goes through tiles of rows, columns
+// and parts of k. Consumers are warpgroups of 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows
+// and half of the columns.
+#pragma once
+
+#include "contract/fixed_point.h"
+#include "cuda/patches.h"
+#include "cuda/product_weights.h"
+#include "cuda/ring.h"
+
+namespace slt::cuda {
+
+constexpr int CONSUMERS = 256, PRODUCT_THREADS = PRODUCERS + CONSUMERS;
+
+// Registers that are computed before products that read them, or read after products that wrote them.
+template <int N>
+__device__ __forceinline__ void pin(uint32_t (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
+}
+template <int N>
+__device__ __forceinline__ void pin(int (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
+}
+template <int N>
+__device__ __forceinline__ void pin(float (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i])::"memory");
+}
+
+// A tile of the product. Consecutive tiles are of the same columns, so that x is read from the L2 cache.
+struct Tile {
+    uint32_t row;        // in the group
+    TileColumns column;  // with the group
+    uint32_t part;
+    int first_call, end_call;
+
+    __device__ __forceinline__ Tile(const Product &a, uint32_t number, int columns) {
+        row = number % a.row_tiles * TILE_ROWS;
+        number /= a.row_tiles;
+        column.first = number % a.column_tiles * columns;
+        column.end = min(column.first + columns, a.columns);
+        number /= a.column_tiles;
+        part = number % a.parts;
+        column.group = number / a.parts;
+        first_call = min(part * a.part_calls, a.generator.calls);
+        end_call = min(first_call + a.part_calls, a.generator.calls);
+    }
+
+    // The row of the source.
+    __device__ __forceinline__ uint32_t source_row(const Product &a) const { return column.group * a.group_rows + row; }
+};
+
+// In shared memory, after the stages.
+struct ProductShared {
+    Ring<PRODUCERS, CONSUMERS>::Barriers barriers;
+    NormalTable table;
+    Pixel columns[256];
+};
+
+__device__ __forceinline__ void store_element(void *y, int64_t at, float value, int element) {
+    if (element == 0) {
+        static_cast<float *>(y)[at] = value;
+    } else {
+        uint16_t bits;
+        if (element == 1)
+            asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+        else
+            asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+        static_cast<uint16_t *>(y)[at] = bits;
+    }
+}
+
+// y of an exact sum, or of a float's, without the bias.
+__device__ __forceinline__ float scaled(int64_t sum, double power, float scale) { return rounded_sum(sum, power, scale); }
+__device__ __forceinline__ float scaled(float sum, double, float scale) { return __fmul_rn(sum, scale); }
+
+// Where a column of y starts, and the unit of its image.
+struct OutputColumn {
+    int64_t at;
+    double power;
+
+    __device__ __forceinline__ OutputColumn(const Product &a, uint32_t column) {
+        const uint32_t image = column / a.pixels;
+        at = image * a.y_image + (column - image * a.pixels.number) * a.y_pixel;
+        power = a.power == nullptr ? 0 : __ldg(a.power + image);
+    }
+};
+
+template <class Sum>
+__device__ __forceinline__ void store_output(const Product &a, const OutputColumn &column, uint32_t row, Sum sum,
+                                             float scale) {
+    float y = scaled(sum, column.power, scale);
+    if (a.bias != nullptr) y = __fadd_rn(y, __ldg(a.bias + row));
+    store_element(a.y, column.at + row * a.y_row, y, a.element);
+}
+
+template <class Weights, int COLUMNS>
+class ProductKernel {
+  public:
+    typedef Patches<COLUMNS, Weights::LINES, Weights::SIZE> X;
+    static constexpr int STAGE = X::BYTES + Weights::BYTES;
+
+    static __device__ __forceinline__ void run(const Product &a) {
+        extern __shared__ __align__(1024) char memory[];
+        ProductShared &shared = *reinterpret_cast<ProductShared *>(memory + a.stages * STAGE);
+        const uint32_t stages = shared_address(memory);
+        shared.table.fill(a.generator);
+        Stages ring(shared.barriers, a.stages);
+        __syncthreads();
+        // So that it is known to be the same in all lanes.
+        const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
+        if (warp < PRODUCERS / 32) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+            give_registers<PRODUCER_REGISTERS>();
+#endif
+            produce(a, shared, ring, stages);
+        } else {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+            take_registers<CONSUMER_REGISTERS>();
+#endif
+            consume(a, ring, stages, warp - PRODUCERS / 32);
+        }
+    }
+
+  private:
+    typedef Ring<PRODUCERS, CONSUMERS> Stages;
+    typedef typename Weights::Sum Sum;
+    static constexpr int PRODUCER_REGISTERS = 72, CONSUMER_REGISTERS = 216;  // of 168 for all at first
+
+    // A consumer warp's blocks of 16 rows, and its columns.
+    static constexpr int BLOCKS = WARPGROUP_PRODUCTS ? 1 : 2, SPAN = WARPGROUP_PRODUCTS ? COLUMNS : COLUMNS / 2;
+    static constexpr int SUMS = Weights::SUMS, PRODUCTS = Weights::PRODUCTS / 2;  // of half a step
+    static constexpr bool HALVES = Weights::SIZE == 2;  // whether half a step has lines of its own
+
+    static __device__ __forceinline__ void produce(const Product &a, ProductShared &shared, Stages &ring,
+                                                   uint32_t stages) {
+        int filled = -1;  // the stage whose copies are under way
+#pragma unroll 1
+        for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
+            const Tile tile(a, number, COLUMNS);
+            const X x(a, tile.column, shared.columns);
+            const int i = threadIdx.x;
+            ProducerRow row(a, tile.source_row(a) + i, tile.row + i < a.group_rows, tile.first_call);
+#pragma unroll 1
+            for (int call = tile.first_call; call < tile.end_call; ++call) {
+                const uint32_t stage = stages + ring.slot * STAGE;
+                ring.wait_until_empty();
+                x.copy(a, call * int(CALL) - a.generator.skipped * int(WORD), stage);
+                commit_copies();
+                uint32_t words[4];
+                row.take(a, call, words);
+                Weights::make(a, shared.table, row.index(call), words, i, stage + X::BYTES);
+                if (filled >= 0) publish<1>(ring, filled);
+                filled = ring.slot;
+                ring.advance();
+            }
+        }
+        if (filled >= 0) publish<0>(ring, filled);
+        ring.drain();
+    }
+
+    // A stage is complete, but for PENDING later ones.
+    template <int PENDING>
+    static __device__ __forceinline__ void publish(const Stages &ring, int slot) {
+        wait_for_copies<PENDING>();
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        fence_for_products();
+#endif
+        ring.fill(slot);
+    }
+
+    static __device__ __forceinline__ void consume(const Product &a, Stages &ring, uint32_t stages, int warp) {
+        const int lane = threadIdx.x % 32;
+        const int first_row = WARPGROUP_PRODUCTS ? warp * 16 : warp % 4 * 32;
+        const int first_column = WARPGROUP_PRODUCTS ? 0 : warp / 4 * SPAN;
+        ring.open();
+#pragma unroll 1
+        for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
+            const Tile tile(a, number, COLUMNS);
+            Sum sums[BLOCKS * SUMS][SPAN / 2] = {};
+            const int steps = tile.end_call - tile.first_call;
+            multiply(a, ring, stages, steps, first_row, first_column, lane, sums);
+            store(a, tile, first_row, first_column, lane, sums);
+        }
+    }
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    static __device__ __forceinline__ void multiply(const Product &a, Stages &ring, uint32_t stages, int steps,
+                                                    int first_row, int, int lane, Sum (&sums)[SUMS][SPAN / 2]) {
+        int last = -1;  // the stage before, which products may still read
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            const uint32_t stage = stages + ring.slot * STAGE;
+            ring.wait_until_full();
+            Weights weights;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                weights.load(stage + X::BYTES, first_row, half, lane);
+                uint32_t operand[PRODUCTS][4];
+#pragma unroll
+                for (int n = 0; n < PRODUCTS; ++n) weights.operand(half * PRODUCTS + n, operand[n]);
+#pragma unroll
+                for (int n = 0; n < PRODUCTS; ++n) pin(operand[n]);
+                begin_products();
+#pragma unroll
+                for (int n = 0; n < PRODUCTS; ++n)
+#pragma unroll
+                    for (int s = 0; s < SUMS; ++s) {
+                        const int line = HALVES ? half : s, from = (HALVES ? n : half * PRODUCTS + n) * 32;
+                        Weights::template multiply_async<SPAN>(
+                            sums[s], operand[n], swizzled_descriptor(stage + line * COLUMNS * LINE + from));
+                    }
+                commit_products();
+                wait_for_products<1>();
+                if (half == 0 && last >= 0) ring.release(last);
+            }
+            last = ring.slot;
+            ring.advance();
+        }
+        wait_for_products<0>();
+        if (last >= 0) ring.release(last);
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s) pin(sums[s]);
+    }
+#else
+    static __device__ __forceinline__ void multiply(const Product &a, Stages &ring, uint32_t stages, int steps,
+                                                    int first_row, int first_column, int lane,
+                                                    Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
+        // Lane l gives the address of the 16 bytes l / 8 of column l % 8.
+        const uint32_t place = (first_column + lane % 8) * LINE + (lane / 8 ^ lane % 8) * 16;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            const uint32_t stage = stages + ring.slot * STAGE;
+            ring.wait_until_full();
+            Weights weights[BLOCKS];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int b = 0; b < BLOCKS; ++b) weights[b].load(stage + X::BYTES, first_row + 16 * b, half, lane);
+#pragma unroll
+                for (int n = 0; n < PRODUCTS; n += 2) {  // over 64 bytes of a line
+                    uint32_t operand[BLOCKS][2][4];
+#pragma unroll
+                    for (int b = 0; b < BLOCKS; ++b)
+#pragma unroll
+                        for (int i = 0; i < 2; ++i) weights[b].operand(half * PRODUCTS + n + i, operand[b][i]);
+#pragma unroll
+                    for (int s = 0; s < SUMS; ++s) {
+                        const int line = HALVES ? half : s, upper = HALVES ? n / 2 : half;
+                        const uint32_t from = stage + line * COLUMNS * LINE + (place ^ upper * 64);
+#pragma unroll
+                        for (int j = 0; j < SPAN / 8; ++j) {
+                            uint32_t x[4];
+                            load_matrices(x, from + j * 8 * LINE);
+#pragma unroll
+                            for (int b = 0; b < BLOCKS; ++b) {
+                                Weights::multiply(sums[b * SUMS + s] + 4 * j, operand[b][0], x[0], x[1]);
+                                Weights::multiply(sums[b * SUMS + s] + 4 * j, operand[b][1], x[2], x[3]);
+                            }
+                        }
+                    }
+                }
+            }
+            ring.release(ring.slot);
+            ring.advance();
+        }
+    }
+#endif
+
+    // A thread has rows g and g + 8 of each block, and columns 8 j + 2 t and 8 j + 2 t + 1.
+    static __device__ __forceinline__ void store(const Product &a, const Tile &tile, int first_row, int first_column,
+                                                 int lane, const Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
+        const float scale = *a.scale;
+        const uint32_t row = tile.row + first_row + lane / 4, first = tile.column.first + first_column + lane % 4 * 2;
+        const uint32_t source_row = tile.column.group * a.group_rows + row;
+#pragma unroll
+        for (int j = 0; j < SPAN / 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const uint32_t column = first + 8 * j + e;
+                if (column >= tile.column.end) continue;
+                const OutputColumn output(a, column);
+#pragma unroll
+                for (int r = 0; r < 2 * BLOCKS; ++r) {
+                    if (row + 8 * r >= a.group_rows) continue;
+                    Sum sum[SUMS];
+#pragma unroll
+                    for (int s = 0; s < SUMS; ++s) sum[s] = sums[r / 2 * SUMS + s][4 * j + 2 * (r % 2) + e];
+                    const auto total = Weights::total(sum);
+                    const uint32_t n = source_row + 8 * r;
+                    if (a.parts == 1) {
+                        store_output(a, output, n, total, scale);
+                    } else {
+                        const uint64_t at = (uint64_t(tile.part) * a.columns + column) * a.generator.rows + n;
+                        static_cast<std::remove_cv_t<decltype(total)> *>(a.sums)[at] = total;
+                    }
+                }
+            }
+        }
+    }
+};
+
+constexpr int ADD_THREADS = 256;
+
+// Adds the sums of the parts of k, in their order: a thread a row of a column.
+template <class Sum>
+__device__ __forceinline__ void add_parts(const Product &a) {
+    const uint32_t row_blocks = ceil_div(a.generator.rows, ADD_THREADS), column = blockIdx.x / row_blocks;
+    const uint32_t row = blockIdx.x % row_blocks * ADD_THREADS + threadIdx.x;
+    if (row >= a.generator.rows) return;
+    const uint64_t part = uint64_t(a.columns) * a.generator.rows;
+    const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.generator.rows + row;
+    Sum sum = 0;
+    for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * part];
+    store_output(a, OutputColumn(a, column), row, sum, *a.scale);
+}
+
+}  // namespace slt::cuda
