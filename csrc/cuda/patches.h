@@ -7,6 +7,8 @@
 #include "cuda/arguments.h"
 #include "cuda/ptx.h"
 
+#include <type_traits>
+
 namespace slt::cuda {
 
 constexpr int LINE = 128;       // bytes
@@ -123,22 +125,26 @@ class Patches {
 
     __device__ __forceinline__ void copy_values(const Product &a, int k, uint32_t to) const {
         typedef std::conditional_t<SIZE == 2, uint16_t, uint8_t> Value;
-        constexpr int VALUES = 16 / SIZE, PER_WORD = 4 / SIZE;
+        constexpr int PER_WORD = 4 / SIZE;
 #pragma unroll 1
-        for (int line = 0; line < LINES; ++line) {
-            const char *plane = x_ + (HALVES ? 0 : line * a.plane);
+        for (int word = 0; word < 4 * LINES; ++word, k += PER_WORD) {
+            const int line = word / 4;
+            if (word > 0 && word % 4 == 0) k += (HALVES ? HALF : 0) - 4 * PER_WORD;
+            const char *from = x_ + (HALVES ? 0 : line * a.plane);
+            Reach reach[PER_WORD];
+#pragma unroll
+            for (int j = 0; j < PER_WORD; ++j) reach[j] = reach_of(a, k + j);
 #pragma unroll 1
             for (int i = 0; i < EACH; ++i) {
                 const Pixel pixel = table_[line_ + i * STRIDE];
-                uint32_t word[4] = {};
+                uint32_t values = 0;
 #pragma unroll
-                for (int j = 0; j < VALUES; ++j) {
-                    const Reach reach = reach_of(a, k + j + (HALVES ? line * HALF : 0));
-                    const Value *from = reinterpret_cast<const Value *>(plane + (pixel.offset + reach.offset) * SIZE);
-                    const uint32_t value = inside(a, pixel, reach) ? __ldg(from) : 0;
-                    word[j / PER_WORD] |= value << j % PER_WORD * 8 * SIZE;
+                for (int j = 0; j < PER_WORD; ++j) {
+                    const Value *at = reinterpret_cast<const Value *>(from) + pixel.offset + reach[j].offset;
+                    const uint32_t value = inside(a, pixel, reach[j]) ? __ldg(at) : 0;
+                    values |= value << j * 8 * SIZE;
                 }
-                store_16_bytes(to + (line * COLUMNS + i * STRIDE) * LINE, word);
+                store_4_bytes(to + (line * COLUMNS + i * STRIDE) * LINE + word % 4 * 4, values);
             }
         }
     }

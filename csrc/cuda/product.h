@@ -11,6 +11,9 @@
 #include "cuda/product_weights.h"
 #include "cuda/ring.h"
 
+#include <type_traits>
+#include <utility>
+
 namespace slt::cuda {
 
 constexpr int CONSUMERS = 256, PRODUCT_THREADS = PRODUCERS + CONSUMERS;
@@ -51,6 +54,8 @@ struct Tile {
         end_call = min(first_call + a.part_calls, a.generator.calls);
     }
 
+    __device__ __forceinline__ int steps() const { return end_call - first_call; }
+
     // The row of the source.
     __device__ __forceinline__ uint32_t source_row(const Product &a) const { return column.group * a.group_rows + row; }
 };
@@ -59,25 +64,23 @@ struct Tile {
 struct ProductShared {
     Ring<PRODUCERS, CONSUMERS>::Barriers barriers;
     NormalTable table;
+    uint32_t number[CONSUMERS / 32];  // of each warp's tile
     Pixel columns[256];
 };
 
-__device__ __forceinline__ void store_element(void *y, int64_t at, float value, int element) {
-    if (element == 0) {
+template <int ELEMENT>
+__device__ __forceinline__ void store_element(void *y, int64_t at, float value) {
+    if constexpr (ELEMENT == FLOAT32) {
         static_cast<float *>(y)[at] = value;
     } else {
         uint16_t bits;
-        if (element == 1)
+        if constexpr (ELEMENT == BFLOAT16)
             asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
         else
             asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
         static_cast<uint16_t *>(y)[at] = bits;
     }
 }
-
-// y of an exact sum, or of a float's, without the bias.
-__device__ __forceinline__ float scaled(int64_t sum, double power, float scale) { return rounded_sum(sum, power, scale); }
-__device__ __forceinline__ float scaled(float sum, double, float scale) { return __fmul_rn(sum, scale); }
 
 // Where a column of y starts, and the unit of its image.
 struct OutputColumn {
@@ -91,12 +94,25 @@ struct OutputColumn {
     }
 };
 
-template <class Sum>
-__device__ __forceinline__ void store_output(const Product &a, const OutputColumn &column, uint32_t row, Sum sum,
-                                             float scale) {
-    float y = scaled(sum, column.power, scale);
-    if (a.bias != nullptr) y = __fadd_rn(y, __ldg(a.bias + row));
-    store_element(a.y, column.at + row * a.y_row, y, a.element);
+// y of an exact sum, and of one of floats.
+__device__ __forceinline__ float output_of(int64_t sum, double power, float scale, float bias) {
+    return __fadd_rn(rounded_sum(sum, power, scale), bias);
+}
+__device__ __forceinline__ float output_of(float sum, double, float scale, float bias) {
+    return __fadd_rn(__fmul_rn(sum, scale), bias);
+}
+
+// Calls function(element) with the type of y as a constant: it is ELEMENT, if that is one type.
+template <int ELEMENT, class Function>
+__device__ __forceinline__ void with_element(const Product &a, Function function) {
+    if constexpr (ELEMENT != ANY_ELEMENT)
+        function(std::integral_constant<int, ELEMENT>());
+    else if (a.element == FLOAT32)
+        function(std::integral_constant<int, FLOAT32>());
+    else if (a.element == BFLOAT16)
+        function(std::integral_constant<int, BFLOAT16>());
+    else
+        function(std::integral_constant<int, FLOAT16>());
 }
 
 template <class Weights, int COLUMNS>
@@ -123,14 +139,14 @@ class ProductKernel {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
             take_registers<CONSUMER_REGISTERS>();
 #endif
-            consume(a, ring, stages, warp - PRODUCERS / 32);
+            consume(a, shared, ring, stages);
         }
     }
 
   private:
     typedef Ring<PRODUCERS, CONSUMERS> Stages;
     typedef typename Weights::Sum Sum;
-    static constexpr int PRODUCER_REGISTERS = 72, CONSUMER_REGISTERS = 216;  // of 168 for all at first
+    static constexpr int PRODUCER_REGISTERS = 104, CONSUMER_REGISTERS = 200;  // of 168 for all at first
 
     // A consumer warp's blocks of 16 rows, and its columns.
     static constexpr int BLOCKS = WARPGROUP_PRODUCTS ? 1 : 2, SPAN = WARPGROUP_PRODUCTS ? COLUMNS : COLUMNS / 2;
@@ -174,33 +190,51 @@ class ProductKernel {
         ring.fill(slot);
     }
 
-    static __device__ __forceinline__ void consume(const Product &a, Stages &ring, uint32_t stages, int warp) {
-        const int lane = threadIdx.x % 32;
-        const int first_row = WARPGROUP_PRODUCTS ? warp * 16 : warp % 4 * 32;
-        const int first_column = WARPGROUP_PRODUCTS ? 0 : warp / 4 * SPAN;
+    // Where a consumer's products are in a tile.
+    struct Place {
+        int row, column, lane;
+
+        __device__ __forceinline__ Place() {
+            uint32_t thread;
+            asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // volatile: not kept in registers, but read again
+            const int warp = thread / 32 - PRODUCERS / 32;
+            row = WARPGROUP_PRODUCTS ? warp * 16 : warp % 4 * 32;
+            column = WARPGROUP_PRODUCTS ? 0 : warp / 4 * SPAN;
+            lane = thread % 32;
+        }
+    };
+
+    static __device__ __forceinline__ void consume(const Product &a, ProductShared &shared, Stages &ring,
+                                                   uint32_t stages) {
         ring.open();
+        // The tile's number is kept in memory, and the tile computed again for its output: they take no registers.
+        const uint32_t kept = shared_address(&shared.number[threadIdx.x / 32 - PRODUCERS / 32]);
 #pragma unroll 1
         for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
-            const Tile tile(a, number, COLUMNS);
+            if (threadIdx.x % 32 == 0) store_4_bytes(kept, number);
             Sum sums[BLOCKS * SUMS][SPAN / 2] = {};
-            const int steps = tile.end_call - tile.first_call;
-            multiply(a, ring, stages, steps, first_row, first_column, lane, sums);
-            store(a, tile, first_row, first_column, lane, sums);
+            multiply(ring, stages, Tile(a, number, COLUMNS).steps(), sums);
+            __syncwarp();
+            number = load_4_bytes(kept);
+            __syncwarp();
+            store(a, Tile(a, number, COLUMNS), sums);
         }
     }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    static __device__ __forceinline__ void multiply(const Product &a, Stages &ring, uint32_t stages, int steps,
-                                                    int first_row, int, int lane, Sum (&sums)[SUMS][SPAN / 2]) {
+    static __device__ __forceinline__ void multiply(Stages &ring, uint32_t stages, int steps,
+                                                    Sum (&sums)[SUMS][SPAN / 2]) {
+        const Place place;
+        const uint32_t weights_place = X::BYTES + Weights::lane_place(place.row, place.lane);
         int last = -1;  // the stage before, which products may still read
 #pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
+        for (; steps > 0; --steps) {
             const uint32_t stage = stages + ring.slot * STAGE;
             ring.wait_until_full();
             Weights weights;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                weights.load(stage + X::BYTES, first_row, half, lane);
+                weights.load(stage + weights_place, half);
                 uint32_t operand[PRODUCTS][4];
 #pragma unroll
                 for (int n = 0; n < PRODUCTS; ++n) weights.operand(half * PRODUCTS + n, operand[n]);
@@ -228,20 +262,21 @@ class ProductKernel {
         for (int s = 0; s < SUMS; ++s) pin(sums[s]);
     }
 #else
-    static __device__ __forceinline__ void multiply(const Product &a, Stages &ring, uint32_t stages, int steps,
-                                                    int first_row, int first_column, int lane,
+    static __device__ __forceinline__ void multiply(Stages &ring, uint32_t stages, int steps,
                                                     Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
+        const Place place;
+        const uint32_t weights_place = X::BYTES + Weights::lane_place(place.row, place.lane);
         // Lane l gives the address of the 16 bytes l / 8 of column l % 8.
-        const uint32_t place = (first_column + lane % 8) * LINE + (lane / 8 ^ lane % 8) * 16;
+        const uint32_t x_place = (place.column + place.lane % 8) * LINE + (place.lane / 8 ^ place.lane % 8) * 16;
 #pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
+        for (; steps > 0; --steps) {
             const uint32_t stage = stages + ring.slot * STAGE;
             ring.wait_until_full();
             Weights weights[BLOCKS];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int b = 0; b < BLOCKS; ++b) weights[b].load(stage + X::BYTES, first_row + 16 * b, half, lane);
+                for (int b = 0; b < BLOCKS; ++b) weights[b].load(stage + weights_place + b * Weights::BLOCK_BYTES, half);
 #pragma unroll
                 for (int n = 0; n < PRODUCTS; n += 2) {  // over 64 bytes of a line
                     uint32_t operand[BLOCKS][2][4];
@@ -251,8 +286,9 @@ class ProductKernel {
                         for (int i = 0; i < 2; ++i) weights[b].operand(half * PRODUCTS + n + i, operand[b][i]);
 #pragma unroll
                     for (int s = 0; s < SUMS; ++s) {
+                        __syncwarp();
                         const int line = HALVES ? half : s, upper = HALVES ? n / 2 : half;
-                        const uint32_t from = stage + line * COLUMNS * LINE + (place ^ upper * 64);
+                        const uint32_t from = stage + line * COLUMNS * LINE + (x_place ^ upper * 64);
 #pragma unroll
                         for (int j = 0; j < SPAN / 8; ++j) {
                             uint32_t x[4];
@@ -272,33 +308,54 @@ class ProductKernel {
     }
 #endif
 
-    // A thread has rows g and g + 8 of each block, and columns 8 j + 2 t and 8 j + 2 t + 1.
-    static __device__ __forceinline__ void store(const Product &a, const Tile &tile, int first_row, int first_column,
-                                                 int lane, const Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
-        const float scale = *a.scale;
-        const uint32_t row = tile.row + first_row + lane / 4, first = tile.column.first + first_column + lane % 4 * 2;
+    static __device__ __forceinline__ void store(const Product &a, const Tile &tile,
+                                                 const Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
+        const Place place;
+        const uint32_t row = tile.row + place.row + place.lane / 4;
+        const uint32_t column = tile.column.first + place.column + place.lane % 4 * 2;
         const uint32_t source_row = tile.column.group * a.group_rows + row;
+        const int rows = int(a.group_rows - row), columns = int(tile.column.end - column);
+        if (a.parts > 1) {
+            Total *to = static_cast<Total *>(a.sums) + (uint64_t(tile.part) * a.columns + column) * a.generator.rows;
+            each_sum(rows, columns, sums, [&](int) { return 0; },
+                     [&](int c, int r, int, Total sum) { to[uint64_t(c) * a.generator.rows + source_row + r] = sum; });
+            return;
+        }
+        const float scale = *a.scale;
+        float bias[2 * BLOCKS];
+#pragma unroll
+        for (int r = 0; r < 2 * BLOCKS; ++r)
+            bias[r] = a.bias != nullptr && 8 * r < rows ? __ldg(a.bias + source_row + 8 * r) : -0.0f;
+        const int64_t from = source_row * a.y_row;
+        with_element<Weights::ELEMENT>(a, [&](auto element) {
+            each_sum(rows, columns, sums, [&](int c) { return OutputColumn(a, column + c); },
+                     [&](int, int r, const OutputColumn &output, Total sum) {
+                         store_element<decltype(element)::value>(a.y, output.at + from + r * a.y_row,
+                                                  output_of(sum, output.power, scale, bias[r / 8]));
+                     });
+        });
+    }
+
+    typedef decltype(Weights::total(std::declval<const Sum (&)[SUMS]>())) Total;
+
+    // Calls write(column, row, of_column(column), sum) for each sum of a thread. They are of the rows 8 r below `rows`
+    // and of the columns 8 j and 8 j + 1 below `columns`.
+    template <class OfColumn, class Write>
+    static __device__ __forceinline__ void each_sum(int rows, int columns, const Sum (&sums)[BLOCKS * SUMS][SPAN / 2],
+                                                    OfColumn of_column, Write write) {
 #pragma unroll
         for (int j = 0; j < SPAN / 8; ++j) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const uint32_t column = first + 8 * j + e;
-                if (column >= tile.column.end) continue;
-                const OutputColumn output(a, column);
+                if (8 * j + e >= columns) continue;
+                const auto column = of_column(8 * j + e);
 #pragma unroll
                 for (int r = 0; r < 2 * BLOCKS; ++r) {
-                    if (row + 8 * r >= a.group_rows) continue;
+                    if (8 * r >= rows) continue;
                     Sum sum[SUMS];
 #pragma unroll
                     for (int s = 0; s < SUMS; ++s) sum[s] = sums[r / 2 * SUMS + s][4 * j + 2 * (r % 2) + e];
-                    const auto total = Weights::total(sum);
-                    const uint32_t n = source_row + 8 * r;
-                    if (a.parts == 1) {
-                        store_output(a, output, n, total, scale);
-                    } else {
-                        const uint64_t at = (uint64_t(tile.part) * a.columns + column) * a.generator.rows + n;
-                        static_cast<std::remove_cv_t<decltype(total)> *>(a.sums)[at] = total;
-                    }
+                    write(8 * j + e, 8 * r, column, Weights::total(sum));
                 }
             }
         }
@@ -317,7 +374,9 @@ __device__ __forceinline__ void add_parts(const Product &a) {
     const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.generator.rows + row;
     Sum sum = 0;
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * part];
-    store_output(a, OutputColumn(a, column), row, sum, *a.scale);
+    const OutputColumn output(a, column);
+    const float y = output_of(sum, output.power, *a.scale, a.bias == nullptr ? -0.0f : __ldg(a.bias + row));
+    with_element<ANY_ELEMENT>(a, [&](auto element) { store_element<decltype(element)::value>(a.y, output.at + row * a.y_row, y); });
 }
 
 }  // namespace slt::cuda

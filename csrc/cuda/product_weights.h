@@ -5,12 +5,14 @@
 #pragma once
 
 #include "cuda/arguments.h"
-#include "cuda/ptx.h"
+#include "cuda/planes.h"
 #include "cuda/words.h"
+
+#include <type_traits>
 
 namespace slt::cuda {
 
-constexpr int TILE_ROWS = 128;
+constexpr int TILE_ROWS = 128, ANY_ELEMENT = -1;
 
 // A producer's row, and the words of its mask, which are read one call ahead.
 class ProducerRow {
@@ -71,6 +73,7 @@ class FloatSigns {
   public:
     typedef float Sum;
     static constexpr int SIZE = 2, LINES = 2, SUMS = 1, PRODUCTS = 8;  // PRODUCTS: of a step, for one sum
+    static constexpr int ELEMENT = std::is_same_v<Type, Bfloat16> ? BFLOAT16 : FLOAT16;  // of y
     static constexpr int ROW_BYTES = 64, BYTES = TILE_ROWS * ROW_BYTES;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &, uint64_t call,
@@ -87,11 +90,15 @@ class FloatSigns {
         for (int t = 0; t < 4; ++t) store_16_bytes(to + place(row, t), variant[t]);
     }
 
-    // Reads what a thread multiplies in half a step: of rows `row` + g and `row` + g + 8.
-    __device__ __forceinline__ void load(uint32_t from, int row, int half, int lane) {
+    // Where a lane's weights of 16 rows are in the operand, and how much further those of the next 16 rows.
+    static __device__ __forceinline__ uint32_t lane_place(int row, int lane) { return place(row + lane / 4, lane % 4); }
+    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES;
+
+    // Reads what a lane multiplies in half a step.
+    __device__ __forceinline__ void load(uint32_t from, int half) {
         if (half != 0) return;  // all were read for the first half
-        load_16_bytes(words_[0], from + place(row + lane / 4, lane % 4));
-        load_16_bytes(words_[1], from + place(row + lane / 4 + 8, lane % 4));
+        load_16_bytes(words_[0], from);
+        load_16_bytes(words_[1], from + 8 * ROW_BYTES);
     }
 
     // The operand of product `number` of the step, over 16 k.
@@ -156,6 +163,7 @@ struct DigitProducts {
 template <int DIGITS>
 class ByteSigns : public DigitProducts<DIGITS> {
   public:
+    static constexpr int ELEMENT = FLOAT32;
     static constexpr int BYTES = 2 * TILE_ROWS * 16;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &, uint64_t call,
@@ -172,18 +180,21 @@ class ByteSigns : public DigitProducts<DIGITS> {
         store_16_bytes(to + (TILE_ROWS + row) * 16, last);
     }
 
-    __device__ __forceinline__ void load(uint32_t from, int row, int half, int lane) {
-        shift_ = 6 - lane % 4 * 2;
+    static __device__ __forceinline__ uint32_t lane_place(int row, int lane) { return (row + lane / 4) * 16; }
+    static constexpr int BLOCK_BYTES = 16 * 16;
+
+    __device__ __forceinline__ void load(uint32_t from, int half) {
 #pragma unroll
         for (int part = 0; part < 2; ++part)
 #pragma unroll
             for (int r = 0; r < 2; ++r)
-                load_8_bytes(words_[part][r], from + (part * TILE_ROWS + row + lane / 4 + 8 * r) * 16 + half * 8);
+                load_8_bytes(words_[part][r], from + (part * TILE_ROWS + 8 * r) * 16 + half * 8);
     }
 
     __device__ __forceinline__ void operand(int number, uint32_t (&a)[4]) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = words_[i / 2][i % 2][number % 2] << shift_ & 0xC0C0C0C0;
+        for (int i = 0; i < 4; ++i)
+            a[i] = words_[i / 2][i % 2][number % 2] << (6 - threadIdx.x % 4 * 2) & 0xC0C0C0C0;
     }
 
     static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
@@ -192,13 +203,13 @@ class ByteSigns : public DigitProducts<DIGITS> {
 
   private:
     uint32_t words_[2][2][2];  // part, row, word
-    int shift_;
 };
 
 // Weights that are bytes of VALUE: a line of 128 bytes a row, in the order of k, swizzled as x is.
 template <int DIGITS>
 class ByteValues : public DigitProducts<DIGITS> {
   public:
+    static constexpr int ELEMENT = ANY_ELEMENT;
     static constexpr int ROW_BYTES = 128, BYTES = TILE_ROWS * ROW_BYTES;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &table, uint64_t call,
@@ -222,11 +233,15 @@ class ByteValues : public DigitProducts<DIGITS> {
         }
     }
 
-    __device__ __forceinline__ void load(uint32_t from, int row, int half, int lane) {
+    static __device__ __forceinline__ uint32_t lane_place(int row, int lane) {
         row += lane % 16;
+        return row * ROW_BYTES + (lane / 16 ^ (row & 7)) * 16;
+    }
+    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES;
+
+    __device__ __forceinline__ void load(uint32_t from, int half) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            load_matrices(quads_[i], from + row * ROW_BYTES + ((half * 4 + i * 2 + lane / 16) ^ (row & 7)) * 16);
+        for (int i = 0; i < 2; ++i) load_matrices(quads_[i], from ^ (half * 64 + i * 32));
     }
 
     __device__ __forceinline__ void operand(int number, uint32_t (&a)[4]) const {

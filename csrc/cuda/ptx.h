@@ -67,6 +67,10 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+__device__ __forceinline__ void store_4_bytes(uint32_t to, uint32_t v) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
 __device__ __forceinline__ void store_16_bytes(uint32_t to, const uint32_t (&v)[4]) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                  : "memory");
@@ -77,6 +81,12 @@ __device__ __forceinline__ void load_16_bytes(uint32_t (&v)[4], uint32_t from) {
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                  : "r"(from)
                  : "memory");
+}
+
+__device__ __forceinline__ uint32_t load_4_bytes(uint32_t from) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+    return v;
 }
 
 __device__ __forceinline__ void load_8_bytes(uint32_t (&v)[2], uint32_t from) {

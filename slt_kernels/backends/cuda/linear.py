@@ -18,10 +18,6 @@ def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tens
     forward_small.forward(y, x.detach().contiguous(), mask.contiguous(), scale, floats(bias), source)
 
 
-@launch.kernel(
-    "linear_forward", when=lambda x, mask, scale, bias, source: product.takes(x, _vectors(x), source)
-)
-def linear_forward_many(
-    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
-) -> None:
+@launch.kernel("linear_forward", when=lambda x, mask, scale, bias, source: product.takes(x, _vectors(x), source))
+def linear_forward_many(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
     product.forward(y, x.detach().contiguous(), mask.contiguous(), scale, floats(bias), source, _vectors(x))

@@ -118,11 +118,12 @@ def kernel(dtype: torch.dtype, source: Source, digits: int, columns: int, machin
         width = 256 if wide and fills(source, columns, 256, machine) else 128
         return Kernel("product_floats", f"slt_product_{name}_{width}", width, 2 * width * 128 + 64 * _ROWS)
     kind = "signs" if source.weight == SIGNED else "bytes"
-    width = 128 if wide and digits == 2 and fills(source, columns, 128, machine) else 64
+    if digits == 3:
+        width = 64 if wide else 48
+    else:
+        width = 128 if wide and fills(source, columns, 128, machine) else 64
     weight_bytes = (32 if kind == "signs" else 128) * _ROWS
-    return Kernel(
-        "product_digits", f"slt_product_{kind}_{digits}_{width}", width, digits * width * 128 + weight_bytes
-    )
+    return Kernel("product_digits", f"slt_product_{kind}_{digits}_{width}", width, digits * width * 128 + weight_bytes)
 
 
 def fills(source: Source, columns: int, width: int, machine: launch.Machine) -> bool:
