@@ -1,4 +1,4 @@
-"""Forward of Linear for many vectors and of Conv2d on the CUDA backend, executed in a simulator, against the reference."""
+"""Forward of Linear for many vectors, and of Conv2d, on the CUDA backend: executed in a simulator."""
 
 from importlib import import_module
 
@@ -167,7 +167,7 @@ def test_long_vectors_are_converted_in_pieces(simulator):
         x = torch.randn(2, length)
         x[0, length - 1] = 5000
         check_linear(simulator, source_of(3, length), x)
-    source, window, shape = convolution("48-channels")
+    source, window, _ = convolution("48-channels")
     check_conv2d(simulator, source, window, torch.randn(2, 48, 15, 14))
 
 

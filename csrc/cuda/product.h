@@ -215,9 +215,9 @@ class ProductKernel {
             Sum sums[BLOCKS * SUMS][SPAN / 2] = {};
             multiply(ring, stages, Tile(a, number, COLUMNS).steps(), sums);
             __syncwarp();
-            number = load_4_bytes(kept);
+            const uint32_t again = load_4_bytes(kept);
             __syncwarp();
-            store(a, Tile(a, number, COLUMNS), sums);
+            store(a, Tile(a, again, COLUMNS), sums);
         }
     }
 
@@ -230,6 +230,7 @@ class ProductKernel {
 #pragma unroll 1
         for (; steps > 0; --steps) {
             const uint32_t stage = stages + ring.slot * STAGE;
+            const uint64_t lines = swizzled_descriptor(stage);  // the address is its lowest field, in units of 16 bytes
             ring.wait_until_full();
             Weights weights;
 #pragma unroll
@@ -246,18 +247,18 @@ class ProductKernel {
 #pragma unroll
                     for (int s = 0; s < SUMS; ++s) {
                         const int line = HALVES ? half : s, from = (HALVES ? n : half * PRODUCTS + n) * 32;
-                        Weights::template multiply_async<SPAN>(
-                            sums[s], operand[n], swizzled_descriptor(stage + line * COLUMNS * LINE + from));
+                        Weights::template multiply_async<SPAN>(sums[s], operand[n],
+                                                               lines + ((line * COLUMNS * LINE + from) >> 4));
                     }
                 commit_products();
                 wait_for_products<1>();
-                if (half == 0 && last >= 0) ring.release(last);
+                if (half == 0) ring.release(last, last >= 0);
             }
             last = ring.slot;
             ring.advance();
         }
         wait_for_products<0>();
-        if (last >= 0) ring.release(last);
+        ring.release(last, last >= 0);
 #pragma unroll
         for (int s = 0; s < SUMS; ++s) pin(sums[s]);
     }

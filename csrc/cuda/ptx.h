@@ -108,8 +108,10 @@ __device__ __forceinline__ void init_barrier(uint32_t address, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
 }
 
-__device__ __forceinline__ void arrive(uint32_t address) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+__device__ __forceinline__ void arrive(uint32_t address, bool condition) {
+    asm volatile("{ .reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0]; }" ::"r"(address),
+                 "r"(int(condition))
+                 : "memory");
 }
 
 // Waits until the phase with that parity is complete; the one before the first counts as complete.

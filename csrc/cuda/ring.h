@@ -61,7 +61,7 @@ class Ring {
     __device__ __forceinline__ void fill(int slot) const {
 #if __CUDA_ARCH__ >= 900
         __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(full_ + 8 * slot);
+        arrive(full_ + 8 * slot, threadIdx.x % 32 == 0);
 #else
         arrive_at_barrier(1 + slot, PRODUCERS + CONSUMERS);
 #endif
@@ -75,13 +75,13 @@ class Ring {
 #endif
     }
 
-    // A warp has read a stage.
-    __device__ __forceinline__ void release(int slot) const {
+    // A warp has read a stage, if the condition holds.
+    __device__ __forceinline__ void release(int slot, bool condition = true) const {
 #if __CUDA_ARCH__ >= 900
         __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(empty_ + 8 * slot);
+        arrive(empty_ + 8 * slot, condition && threadIdx.x % 32 == 0);
 #else
-        arrive_at_barrier(1 + MOST_STAGES + slot, PRODUCERS + CONSUMERS);
+        if (condition) arrive_at_barrier(1 + MOST_STAGES + slot, PRODUCERS + CONSUMERS);
 #endif
     }
 
