@@ -15,8 +15,8 @@ constexpr int LINE = 128;       // bytes
 constexpr int PRODUCERS = 128;  // threads that make a stage
 
 // Where tap 0 of a column reads.
-struct Pixel {
-    int64_t offset;  // in values from the group's first channel of x
+struct alignas(16) Pixel {
+    int64_t offset;  // in bytes from the group's first channel of x
     int32_t y, x;
 };
 
@@ -25,32 +25,35 @@ struct TileColumns {
     uint32_t first, end, group;
 };
 
+template <int SIZE>
 __device__ __forceinline__ Pixel pixel_of(const Product &a, uint32_t column) {
     if (column >= a.columns) return {0, -(1 << 30), 0};  // outside of every image
     const uint32_t image = column / a.pixels, at = column - image * a.pixels.number;
     const int32_t row = at / a.out_width, right = at - row * a.out_width.number;
     const int32_t y = row * a.stride_h - a.padding_h, x = right * a.stride_w - a.padding_w;
-    return {image * a.image_pitch + (int64_t(y) * a.width + x) * a.pitch, y, x};
+    return {(image * a.image_pitch + (int64_t(y) * a.width + x) * a.pitch) * SIZE, y, x};
 }
 
 // Where value k of a patch is, relative to its pixel.
 struct Reach {
-    int64_t offset;
+    int64_t offset;  // in bytes
     int32_t y, x;
     bool valid;
 };
 
+template <int SIZE>
 __device__ __forceinline__ Reach reach_of(const Product &a, int k) {
     if (uint32_t(k) >= uint32_t(a.depth)) return {0, 0, 0, false};
     const uint32_t tap = uint32_t(k) / a.group_channels, channel = k - tap * a.group_channels.number;
     const uint32_t row = tap / a.kernel_w;
     const int32_t y = row * a.dilation_h, x = (tap - row * a.kernel_w.number) * a.dilation_w;
-    return {(int64_t(y) * a.width + x) * a.pitch + channel, y, x, true};
+    return {((int64_t(y) * a.width + x) * a.pitch + channel) * SIZE, y, x, true};
 }
 
 __device__ __forceinline__ bool inside(const Product &a, const Pixel &pixel, const Reach &reach) {
-    return reach.valid && uint32_t(pixel.y + reach.y) < uint32_t(a.height) &&
-           uint32_t(pixel.x + reach.x) < uint32_t(a.width);
+    const bool rows = uint32_t(pixel.y + reach.y) < uint32_t(a.height);
+    const bool columns = uint32_t(pixel.x + reach.x) < uint32_t(a.width);
+    return reach.valid & rows & columns;  // without branches
 }
 
 // A thread copies 16 bytes i = thread % 8 of every line thread / 8, thread / 8 + 16, ...
@@ -71,7 +74,7 @@ class Patches {
             return;
         }
         named_barrier(PRODUCER_BARRIER, PRODUCERS);  // nobody reads the last tile's
-        for (int i = threadIdx.x; i < COLUMNS; i += PRODUCERS) table[i] = pixel_of(a, tile.first + i);
+        for (int i = threadIdx.x; i < COLUMNS; i += PRODUCERS) table[i] = pixel_of<SIZE>(a, tile.first + i);
         named_barrier(PRODUCER_BARRIER, PRODUCERS);
     }
 
@@ -94,7 +97,7 @@ class Patches {
     static_assert(!HALVES || LINES == 2);
 
     __device__ __forceinline__ void copy_rows(const Product &a, int k, uint32_t to) const {
-        const char *from = x_ + int64_t(k) * SIZE;
+        const char *from = x_ + k * SIZE;
         const bool valid[2] = {uint32_t(k) < uint32_t(a.depth), uint32_t(k + HALF) < uint32_t(a.depth)};
         const int64_t stride = int64_t(STRIDE) * a.pitch * SIZE;
 #pragma unroll
@@ -109,8 +112,8 @@ class Patches {
     __device__ __forceinline__ void copy_pixels(const Product &a, int k, uint32_t to) const {
 #pragma unroll
         for (int half = 0; half < (HALVES ? 2 : 1); ++half) {
-            const Reach reach = reach_of(a, k + half * HALF);
-            const char *from = x_ + reach.offset * SIZE;
+            const Reach reach = reach_of<SIZE>(a, k + half * HALF);
+            const char *from = x_ + reach.offset;
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
                 const Pixel pixel = table_[line_ + i * STRIDE];
@@ -118,7 +121,7 @@ class Patches {
 #pragma unroll
                 for (int line = half; line < (HALVES ? half + 1 : LINES); ++line)
                     copy_16_bytes(to + (line * COLUMNS + i * STRIDE) * LINE,
-                                  from + pixel.offset * SIZE + (HALVES ? 0 : line * a.plane), valid);
+                                  from + pixel.offset + (HALVES ? 0 : line * a.plane), valid);
             }
         }
     }
@@ -133,14 +136,14 @@ class Patches {
             const char *from = x_ + (HALVES ? 0 : line * a.plane);
             Reach reach[PER_WORD];
 #pragma unroll
-            for (int j = 0; j < PER_WORD; ++j) reach[j] = reach_of(a, k + j);
+            for (int j = 0; j < PER_WORD; ++j) reach[j] = reach_of<SIZE>(a, k + j);
 #pragma unroll 1
             for (int i = 0; i < EACH; ++i) {
                 const Pixel pixel = table_[line_ + i * STRIDE];
                 uint32_t values = 0;
 #pragma unroll
                 for (int j = 0; j < PER_WORD; ++j) {
-                    const Value *at = reinterpret_cast<const Value *>(from) + pixel.offset + reach[j].offset;
+                    const auto *at = reinterpret_cast<const Value *>(from + pixel.offset + reach[j].offset);
                     const uint32_t value = inside(a, pixel, reach[j]) ? __ldg(at) : 0;
                     values |= value << j * 8 * SIZE;
                 }
