@@ -142,7 +142,7 @@ struct Digits {
     const void *x;                      // [vectors, length]
     uint32_t *largest;                  // [vectors, pieces]: magnitudes, as bits; not used where there is one piece
     int8_t *digits;                     // [planes, vectors, pitch], and 0 past the length
-    double *power;                      // [vectors]: of FixedPoint
+    float *power;                       // [vectors, 2]: their product gives a vector back; NaN if it is not finite
     int64_t length, pitch, plane;       // pitch: a multiple of 16
     Divisor pieces;                     // per vector
     int32_t element, planes;
@@ -161,7 +161,7 @@ struct Product {
     Generator generator;
     const uint32_t *mask;  // resolved
     const void *x;         // channels-last; 16-bit floats, or planes of digits
-    const double *power;   // of digits: 2^-shift of each image
+    const float *power;    // of digits: two factors of each image
     const float *scale;
     const float *bias;  // may be null
     void *y;

@@ -1,6 +1,8 @@
 // Vectors to fixed point (section 7 of the contract), for products by digits. A block converts a piece of one vector.
 #include "cuda/planes.h"
 
+#include <cmath>
+
 namespace slt::cuda {
 
 constexpr int DIGIT_THREADS = 256, RUN = 16;  // a thread converts RUN elements at once
@@ -77,8 +79,10 @@ extern "C" __global__ void __launch_bounds__(DIGIT_THREADS) slt_digits(const __g
         largest = block_largest(largest);
     }
     const FixedPoint fixed = fixed_point(largest, a.planes);
-    if (piece == 0 && threadIdx.x == 0) a.power[vector] = fixed.power;
-    const float2 up = make_float2(fixed.up, fixed.up_again);
+    const float2 up = make_float2(fixed.up, fixed.up_again);  // powers of two
+    if (piece == 0 && threadIdx.x == 0)
+        reinterpret_cast<float2 *>(a.power)[vector] =
+            up.x == 0 ? make_float2(NAN, NAN) : make_float2(__frcp_rn(up.x), __frcp_rn(up.y));
 #pragma unroll 1
     for (int64_t at = first + threadIdx.x * RUN; at < end; at += DIGIT_THREADS * RUN) {
         float x[RUN];

@@ -1,17 +1,16 @@
 // Forward of Linear and Conv2d for many columns: y^T = W x^T.
 //
 // A block has a warpgroup of producers, which make the weights of 128 rows and copy x for a step of 128 k, and two of
-// consumers, which multiply. They share a ring of stages in shared memory. A block goes through tiles of rows, columns
-// and parts of k. Consumers are warpgroups of 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows
+// consumers, which multiply. They share a ring of stages in shared memory: at least two, or three where consumers release
+// a stage in the middle of the next (wgmma). A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows
 // and half of the columns.
 #pragma once
 
-#include "contract/fixed_point.h"
 #include "cuda/patches.h"
+#include "cuda/product_output.h"
 #include "cuda/product_weights.h"
 #include "cuda/ring.h"
 
-#include <type_traits>
 #include <utility>
 
 namespace slt::cuda {
@@ -67,53 +66,6 @@ struct ProductShared {
     uint32_t number[CONSUMERS / 32];  // of each warp's tile
     Pixel columns[256];
 };
-
-template <int ELEMENT>
-__device__ __forceinline__ void store_element(void *y, int64_t at, float value) {
-    if constexpr (ELEMENT == FLOAT32) {
-        static_cast<float *>(y)[at] = value;
-    } else {
-        uint16_t bits;
-        if constexpr (ELEMENT == BFLOAT16)
-            asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        else
-            asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        static_cast<uint16_t *>(y)[at] = bits;
-    }
-}
-
-// Where a column of y starts, and the unit of its image.
-struct OutputColumn {
-    int64_t at;
-    double power;
-
-    __device__ __forceinline__ OutputColumn(const Product &a, uint32_t column) {
-        const uint32_t image = column / a.pixels;
-        at = image * a.y_image + (column - image * a.pixels.number) * a.y_pixel;
-        power = a.power == nullptr ? 0 : __ldg(a.power + image);
-    }
-};
-
-// y of an exact sum, and of one of floats.
-__device__ __forceinline__ float output_of(int64_t sum, double power, float scale, float bias) {
-    return __fadd_rn(rounded_sum(sum, power, scale), bias);
-}
-__device__ __forceinline__ float output_of(float sum, double, float scale, float bias) {
-    return __fadd_rn(__fmul_rn(sum, scale), bias);
-}
-
-// Calls function(element) with the type of y as a constant: it is ELEMENT, if that is one type.
-template <int ELEMENT, class Function>
-__device__ __forceinline__ void with_element(const Product &a, Function function) {
-    if constexpr (ELEMENT != ANY_ELEMENT)
-        function(std::integral_constant<int, ELEMENT>());
-    else if (a.element == FLOAT32)
-        function(std::integral_constant<int, FLOAT32>());
-    else if (a.element == BFLOAT16)
-        function(std::integral_constant<int, BFLOAT16>());
-    else
-        function(std::integral_constant<int, FLOAT16>());
-}
 
 template <class Weights, int COLUMNS>
 class ProductKernel {
@@ -309,57 +261,87 @@ class ProductKernel {
     }
 #endif
 
+    // A thread has rows g and g + 8 of each block, and columns 8 j + 2 t and 8 j + 2 t + 1.
     static __device__ __forceinline__ void store(const Product &a, const Tile &tile,
                                                  const Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
         const Place place;
         const uint32_t row = tile.row + place.row + place.lane / 4;
         const uint32_t column = tile.column.first + place.column + place.lane % 4 * 2;
         const uint32_t source_row = tile.column.group * a.group_rows + row;
-        const int rows = int(a.group_rows - row), columns = int(tile.column.end - column);
         if (a.parts > 1) {
-            Total *to = static_cast<Total *>(a.sums) + (uint64_t(tile.part) * a.columns + column) * a.generator.rows;
-            each_sum(rows, columns, sums, [&](int) { return 0; },
-                     [&](int c, int r, int, Total sum) { to[uint64_t(c) * a.generator.rows + source_row + r] = sum; });
+            Total *to = static_cast<Total *>(a.sums) + uint64_t(tile.part) * a.columns * a.generator.rows + source_row;
+#pragma unroll
+            for (int i = 0; i < SPAN / 4; ++i) {
+                const uint32_t at = column + i / 2 * 8 + i % 2;
+#pragma unroll
+                for (int r = 0; r < 2 * BLOCKS; ++r) {
+                    const Total sum = total(sums, r, i / 2 * 4 + i % 2);
+                    if (at < tile.column.end && row + 8 * r < a.group_rows)
+                        to[uint64_t(at) * a.generator.rows + 8 * r] = sum;
+                }
+            }
             return;
         }
-        const float scale = *a.scale;
         float bias[2 * BLOCKS];
 #pragma unroll
-        for (int r = 0; r < 2 * BLOCKS; ++r)
-            bias[r] = a.bias != nullptr && 8 * r < rows ? __ldg(a.bias + source_row + 8 * r) : -0.0f;
-        const int64_t from = source_row * a.y_row;
+        for (int r = 0; r < 2 * BLOCKS; ++r) bias[r] = row + 8 * r < a.group_rows ? bias_of(a, source_row + 8 * r) : 0;
         with_element<Weights::ELEMENT>(a, [&](auto element) {
-            each_sum(rows, columns, sums, [&](int c) { return OutputColumn(a, column + c); },
-                     [&](int, int r, const OutputColumn &output, Total sum) {
-                         store_element<decltype(element)::value>(a.y, output.at + from + r * a.y_row,
-                                                  output_of(sum, output.power, scale, bias[r / 8]));
-                     });
+            constexpr int ELEMENT = decltype(element)::value;
+            if constexpr (ELEMENT != FLOAT32) {
+                if (a.y_row == 1 && a.generator.rows % 2 == 0 && a.group_rows % 2 == 0)
+                    return store_pairs<ELEMENT>(a, tile, place, bias, sums);
+            }
+            void *y = static_cast<char *>(a.y) + source_row * a.y_row * (ELEMENT == FLOAT32 ? 4 : 2);
+#pragma unroll
+            for (int i = 0; i < SPAN / 4; ++i) {
+                const uint32_t at = column + i / 2 * 8 + i % 2;
+                const Factors by = factors_of<Total>(a, min(at, tile.column.end - 1));
+                const int64_t to = output_place(a, at);
+#pragma unroll
+                for (int r = 0; r < 2 * BLOCKS; ++r) {
+                    const float value = output_of(total(sums, r, i / 2 * 4 + i % 2), by, bias[r]);
+                    if (at < tile.column.end && row + 8 * r < a.group_rows)
+                        store_element<ELEMENT>(y, to + 8 * r * a.y_row, value);
+                }
+            }
         });
+    }
+
+    // Two rows at once, where rows of y lie beside each other: lanes exchange the values of 8 rows and 8 columns, so that
+    // lane (g, t) has rows 2 t and 2 t + 1 of column g.
+    template <int ELEMENT>
+    static __device__ __forceinline__ void store_pairs(const Product &a, const Tile &tile, const Place &place,
+                                                       const float (&bias)[2 * BLOCKS],
+                                                       const Sum (&sums)[BLOCKS * SUMS][SPAN / 2]) {
+        const uint32_t first = tile.column.first + place.column, row = tile.row + place.row + place.lane % 4 * 2;
+        uint16_t *y = static_cast<uint16_t *>(a.y) + tile.column.group * a.group_rows + row;
+#pragma unroll
+        for (int j = 0; j < SPAN / 8; ++j) {
+            Factors by[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                by[e] = factors_of<Total>(a, min(first + 8 * j + place.lane % 4 * 2 + e, tile.column.end - 1));
+            const uint32_t at = first + 8 * j + place.lane / 4;
+            uint16_t *to = y + output_place(a, at);
+#pragma unroll
+            for (int r = 0; r < 2 * BLOCKS; ++r) {
+                const float low = output_of(total(sums, r, 4 * j), by[0], bias[r]);
+                const float high = output_of(total(sums, r, 4 * j + 1), by[1], bias[r]);
+                const uint32_t rows = transposed(two_elements<ELEMENT>(low, high));
+                if (at < tile.column.end && row + 8 * r < a.group_rows)
+                    *reinterpret_cast<uint32_t *>(to + 8 * r) = rows;
+            }
+        }
     }
 
     typedef decltype(Weights::total(std::declval<const Sum (&)[SUMS]>())) Total;
 
-    // Calls write(column, row, of_column(column), sum) for each sum of a thread. They are of the rows 8 r below `rows`
-    // and of the columns 8 j and 8 j + 1 below `columns`.
-    template <class OfColumn, class Write>
-    static __device__ __forceinline__ void each_sum(int rows, int columns, const Sum (&sums)[BLOCKS * SUMS][SPAN / 2],
-                                                    OfColumn of_column, Write write) {
+    // The sum of row 8 r that is `at` in the registers of its block.
+    static __device__ __forceinline__ Total total(const Sum (&sums)[BLOCKS * SUMS][SPAN / 2], int r, int at) {
+        Sum sum[SUMS];
 #pragma unroll
-        for (int j = 0; j < SPAN / 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                if (8 * j + e >= columns) continue;
-                const auto column = of_column(8 * j + e);
-#pragma unroll
-                for (int r = 0; r < 2 * BLOCKS; ++r) {
-                    if (8 * r >= rows) continue;
-                    Sum sum[SUMS];
-#pragma unroll
-                    for (int s = 0; s < SUMS; ++s) sum[s] = sums[r / 2 * SUMS + s][4 * j + 2 * (r % 2) + e];
-                    write(8 * j + e, 8 * r, column, Weights::total(sum));
-                }
-            }
-        }
+        for (int s = 0; s < SUMS; ++s) sum[s] = sums[r / 2 * SUMS + s][2 * (r % 2) + at];
+        return Weights::total(sum);
     }
 };
 
@@ -375,9 +357,10 @@ __device__ __forceinline__ void add_parts(const Product &a) {
     const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.generator.rows + row;
     Sum sum = 0;
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * part];
-    const OutputColumn output(a, column);
-    const float y = output_of(sum, output.power, *a.scale, a.bias == nullptr ? -0.0f : __ldg(a.bias + row));
-    with_element<ANY_ELEMENT>(a, [&](auto element) { store_element<decltype(element)::value>(a.y, output.at + row * a.y_row, y); });
+    const float y = output_of(sum, factors_of<Sum>(a, column), bias_of(a, row));
+    with_element<ANY_ELEMENT>(a, [&](auto element) {
+        store_element<decltype(element)::value>(a.y, output_place(a, column) + row * a.y_row, y);
+    });
 }
 
 }  // namespace slt::cuda

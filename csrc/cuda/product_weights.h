@@ -5,14 +5,12 @@
 #pragma once
 
 #include "cuda/arguments.h"
-#include "cuda/planes.h"
+#include "cuda/product_output.h"
 #include "cuda/words.h"
-
-#include <type_traits>
 
 namespace slt::cuda {
 
-constexpr int TILE_ROWS = 128, ANY_ELEMENT = -1;
+constexpr int TILE_ROWS = 128;
 
 // A producer's row, and the words of its mask, which are read one call ahead.
 class ProducerRow {
@@ -123,8 +121,7 @@ class FloatSigns {
     }
 #endif
 
-    // A row's sum in one column, of which the weights were 2 v.
-    static __device__ __forceinline__ float total(const float (&sum)[1]) { return sum[0] * 0.5f; }
+    static __device__ __forceinline__ float total(const float (&sum)[1]) { return sum[0]; }
 
   private:
     static __device__ __forceinline__ int place(int row, int variant) {
@@ -150,8 +147,7 @@ struct DigitProducts {
     }
 #endif
 
-  protected:
-    static __device__ __forceinline__ int64_t combined(const int (&sum)[DIGITS]) {
+    static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
         int64_t total = sum[0] + int64_t(sum[1]) * 256;
         if constexpr (DIGITS == 3) total += int64_t(sum[2]) * 65536;
         return total;
@@ -195,10 +191,6 @@ class ByteSigns : public DigitProducts<DIGITS> {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             a[i] = words_[i / 2][i % 2][number % 2] << (6 - threadIdx.x % 4 * 2) & 0xC0C0C0C0;
-    }
-
-    static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
-        return DigitProducts<DIGITS>::combined(sum) >> 6;
     }
 
   private:
@@ -247,10 +239,6 @@ class ByteValues : public DigitProducts<DIGITS> {
     __device__ __forceinline__ void operand(int number, uint32_t (&a)[4]) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[i] = quads_[number % 2][i];
-    }
-
-    static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
-        return DigitProducts<DIGITS>::combined(sum);
     }
 
   private:

@@ -54,6 +54,13 @@ __device__ __forceinline__ void multiply_floats(float *d, const uint32_t *a, uin
 SLT_FLOATS(Bfloat16, "bf16")
 SLT_FLOATS(Float16, "f16")
 
+// A matrix of 8 rows and 8 columns of 16 bits, transposed; lane (g, t) has columns 2 t and 2 t + 1 of row g.
+__device__ __forceinline__ uint32_t transposed(uint32_t matrix) {
+    uint32_t result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+    return result;
+}
+
 // Copies 16 bytes from global to shared memory; zeros, and nothing is read, unless `valid`. Asynchronous.
 __device__ __forceinline__ void copy_16_bytes(uint32_t to, const void *from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");

@@ -14,10 +14,10 @@ _THREADS = 256
 
 
 class Digits(NamedTuple):
-    """Vectors: ``x[i] = power[i] * sum of 256**d * planes[d, i]``."""
+    """Vectors: ``x[i] = power[i, 0] * power[i, 1] * sum of 256**d * planes[d, i]``."""
 
     planes: Tensor  # int8 [digits, vectors, pitch], zeros past the length
-    power: Tensor  # float64 [vectors]; NaN for a vector that is not finite
+    power: Tensor  # float32 [vectors, 2], powers of two; NaN for a vector that is not finite
 
 
 def to_digits(x: Tensor, digits: int) -> Digits:
@@ -26,7 +26,7 @@ def to_digits(x: Tensor, digits: int) -> Digits:
     pitch = launch.blocks(length, _RUN) * _RUN
     pieces = launch.blocks(pitch, _PIECE)
     planes = launch.workspace((digits, vectors, pitch), torch.int8, x.device)
-    power = launch.workspace((vectors,), torch.float64, x.device)
+    power = launch.workspace((vectors, 2), torch.float32, x.device)
     largest = launch.workspace((vectors, pieces), torch.int32, x.device) if pieces > 1 else 0
     for kernel in ("slt_digits_largest", "slt_digits")[pieces == 1 :]:
         launch.enqueue(_launch(kernel, vectors, length, x.dtype, digits), x.device, x, largest, planes, power)

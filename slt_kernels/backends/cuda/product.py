@@ -21,7 +21,7 @@ from .generator import takes as numbered
 _ROWS = 128  # of a tile: TILE_ROWS of csrc/cuda/product_weights.h
 _THREADS = 384
 _HEADER = 5 * 1024  # `ProductShared` of csrc/cuda/product.h
-_MOST_STAGES = 4
+_MOST_STAGES = 4  # with wgmma, kernels need three; else two
 _ADD_THREADS = 256
 _LEAST_CALLS = 8  # of a part of k
 _LOADS = ("rows", "pixels", "values")  # `Load` of `Product`
