@@ -212,3 +212,13 @@ def test_schedules(simulator, monkeypatch, weight, dtype, precision, wide):
         simulator.options.update(schedule=seed, quantum=(100, 4)[seed % 2], resident=2)
         check_linear(simulator, source, x, mask)
     module.prepared.cache_clear()
+
+
+@pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (SIGNED, BFLOAT16)])
+def test_without_warpgroup_products(weight, dtype):
+    """Architectures after sm_90 have its barriers, and products of a warp."""
+    with simulated(80) as simulator:
+        simulator.arch = "sm_90"
+        for schedule in range(2):
+            simulator.options.update(schedule=schedule, quantum=10)
+            check_linear(simulator, source_of(70, 700, weight), torch.randn(70, 700, dtype=dtype))

@@ -37,6 +37,7 @@ class Ring {
     // Consumers begin: all stages are empty.
     __device__ __forceinline__ void open() const {
 #if __CUDA_ARCH__ < 900
+#pragma unroll 1
         for (int i = 0; i < stages_; ++i) release(i);
 #endif
     }
@@ -44,6 +45,7 @@ class Ring {
     // Producers end, when consumers have released all stages: no arrival is left over.
     __device__ __forceinline__ void drain() const {
 #if __CUDA_ARCH__ < 900
+#pragma unroll 1
         for (int i = 0; i < stages_; ++i) named_barrier(1 + MOST_STAGES + i, PRODUCERS + CONSUMERS);
 #endif
     }
