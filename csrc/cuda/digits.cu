@@ -103,9 +103,10 @@ extern "C" __global__ void __launch_bounds__(DIGIT_THREADS) slt_digits(const __g
         }
         int8_t *to = a.digits + vector * a.pitch + at;
 #pragma unroll
-        for (int d = 0; d < 3; ++d)
-            if (d < a.planes)
-                *reinterpret_cast<uint4 *>(to + d * a.plane) = make_uint4(plane[d][0], plane[d][1], plane[d][2], plane[d][3]);
+        for (int d = 0; d < 3; ++d) {
+            const uint4 run = make_uint4(plane[d][0], plane[d][1], plane[d][2], plane[d][3]);
+            if (d < a.planes) *reinterpret_cast<uint4 *>(to + d * a.plane) = run;
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 // Forward of Linear and Conv2d for many columns: y^T = W x^T.
 //
 // A block has a warpgroup of producers, which make the weights of 128 rows and copy x for a step of 128 k, and two of
-// consumers, which multiply. They share a ring of stages in shared memory: at least two, or three where consumers release
-// a stage in the middle of the next (wgmma). A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows
-// and half of the columns.
+// consumers, which multiply. A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of 64
+// rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows and half of the columns.
+//
+// They share a ring of stages in shared memory. Producers fill a stage while the copies of the one before are under
+// way, so the ring has at least two; three with wgmma, whose consumers release a stage in the middle of the next.
 #pragma once
 
 #include "cuda/patches.h"
@@ -229,7 +231,8 @@ class ProductKernel {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int b = 0; b < BLOCKS; ++b) weights[b].load(stage + weights_place + b * Weights::BLOCK_BYTES, half);
+                for (int b = 0; b < BLOCKS; ++b)
+                    weights[b].load(stage + weights_place + b * Weights::BLOCK_BYTES, half);
 #pragma unroll
                 for (int n = 0; n < PRODUCTS; n += 2) {  // over 64 bytes of a line
                     uint32_t operand[BLOCKS][2][4];
@@ -307,8 +310,8 @@ class ProductKernel {
         });
     }
 
-    // Two rows at once, where rows of y lie beside each other: lanes exchange the values of 8 rows and 8 columns, so that
-    // lane (g, t) has rows 2 t and 2 t + 1 of column g.
+    // Two rows at once, where rows of y lie beside each other: lanes exchange the values of 8 rows and 8 columns, and
+    // lane (g, t) gets rows 2 t and 2 t + 1 of column g.
     template <int ELEMENT>
     static __device__ __forceinline__ void store_pairs(const Product &a, const Tile &tile, const Place &place,
                                                        const float (&bias)[2 * BLOCKS],

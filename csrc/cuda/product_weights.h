@@ -1,7 +1,7 @@
 // Weights of a product as the first operand: made by producers, a row of a tile each, and read by consumers.
 //
-// A step is a call: 128 weights of every row. The operand's registers a[0..3] of one product are those of rows g and g + 8
-// in the lower half of k, and of both in the upper half.
+// A step is a call: 128 weights of every row. The operand's registers a[0..3] of one product are those of rows g and
+// g + 8 in the lower half of k, and of both in the upper half.
 #pragma once
 
 #include "cuda/arguments.h"
@@ -216,7 +216,7 @@ class ByteValues : public DigitProducts<DIGITS> {
                 const Words4 values = call_words(a.generator.weight, 8 * call + 2 * w + half);
                 uint32_t bytes[4];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {  // bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m are those of the bytes of quad m
+                for (int i = 0; i < 4; ++i) {  // the bytes of quad m are at bits 2 m, 16 + 2 m, 2 m + 1 and 17 + 2 m
                     const uint32_t kept = bytes_of(k << (7 - 2 * i), k << (6 - 2 * i), half ? 0xFDB9 : 0xECA8);
                     bytes[i] = four_values(weight, values.word[i], table) & kept;
                 }

@@ -203,8 +203,8 @@ __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address, uint32_
     return uint64_t(address >> 4 & 0x3FFF) | uint64_t(along_k >> 4) << 16 | uint64_t(128 >> 4) << 32;
 }
 
-// The same in rows of 128 bytes, which are a column each: 8 rows are 1024 bytes, aligned to as many, and the place of 16
-// bytes in row r is its number XOR r. 32 bytes further in k are 32 bytes further in memory.
+// The same in rows of 128 bytes, which are a column each: 8 rows are 1024 bytes, aligned to as many, and the place of
+// 16 bytes in row r is its number XOR r. 32 bytes further in k are 32 bytes further in memory.
 __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
     return uint64_t(address >> 4 & 0x3FFF) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }

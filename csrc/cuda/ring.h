@@ -1,7 +1,7 @@
 // A ring of stages in shared memory, which producers fill and consumers read.
 //
-// From sm_90 on its barriers are in shared memory, and a warp waits for nobody else's wait. Before, they are the block's
-// named barriers 1 to 2 * MOST_STAGES.
+// From sm_90 on its barriers are in shared memory, and warps wait independently. Before, they are the block's named
+// barriers 1 to 2 * MOST_STAGES, at which all consumers meet.
 #pragma once
 
 #include "cuda/ptx.h"
