@@ -192,14 +192,19 @@ def test_parts_of_k(simulator, monkeypatch, weight, dtype):
     module.prepared.cache_clear()
 
 
-KERNELS = [(SIGNED, FLOAT32, "highest"), (SIGNED, FLOAT32, "high"), (SIGNED, BFLOAT16, ""), (NORMAL, FLOAT32, "high")]
+KERNELS = [
+    (SIGNED, FLOAT32, "highest", False),
+    (SIGNED, FLOAT32, "high", False),
+    (NORMAL, FLOAT32, "highest", False),
+    (SIGNED, BFLOAT16, "highest", False),
+    (SIGNED, BFLOAT16, "highest", True),
+]
 
 
-@pytest.mark.parametrize("weight, dtype, precision", KERNELS)
-@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("weight, dtype, precision, wide", KERNELS)
 def test_schedules(simulator, monkeypatch, weight, dtype, precision, wide):
     """Several tiles for each block, and more steps than stages, of which there are as few as may be."""
-    torch.set_float32_matmul_precision(precision or "highest")
+    torch.set_float32_matmul_precision(precision)
     module = import_module("slt_kernels.backends.cuda.product")
     monkeypatch.setattr(module, "fills", lambda *_: wide)
     monkeypatch.setattr(module, "_MOST_STAGES", 3 if simulator.arch == "sm_90a" else 2)

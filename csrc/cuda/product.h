@@ -304,7 +304,7 @@ class ProductKernel {
                 for (int r = 0; r < 2 * BLOCKS; ++r) {
                     const float value = output_of(total(sums, r, i / 2 * 4 + i % 2), by, bias[r]);
                     if (at < tile.column.end && row + 8 * r < a.group_rows)
-                        store_element<ELEMENT>(y, to + 8 * r * a.y_row, value);
+                        store_element<ELEMENT>(a, y, to + 8 * r * a.y_row, value);
                 }
             }
         });
@@ -330,7 +330,7 @@ class ProductKernel {
             for (int r = 0; r < 2 * BLOCKS; ++r) {
                 const float low = output_of(total(sums, r, 4 * j), by[0], bias[r]);
                 const float high = output_of(total(sums, r, 4 * j + 1), by[1], bias[r]);
-                const uint32_t rows = transposed(two_elements<ELEMENT>(low, high));
+                const uint32_t rows = transposed(two_elements<ELEMENT>(a, low, high));
                 if (at < tile.column.end && row + 8 * r < a.group_rows)
                     *reinterpret_cast<uint32_t *>(to + 8 * r) = rows;
             }
@@ -362,7 +362,7 @@ __device__ __forceinline__ void add_parts(const Product &a) {
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * part];
     const float y = output_of(sum, factors_of<Sum>(a, column), bias_of(a, row));
     with_element<ANY_ELEMENT>(a, [&](auto element) {
-        store_element<decltype(element)::value>(a.y, output_place(a, column) + row * a.y_row, y);
+        store_element<decltype(element)::value>(a, a.y, output_place(a, column) + row * a.y_row, y);
     });
 }
 

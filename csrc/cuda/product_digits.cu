@@ -12,13 +12,13 @@ namespace slt::cuda {
     SLT_KERNEL(signs, ByteSigns, DIGITS, COLUMNS)                                                                      \
     SLT_KERNEL(bytes, ByteValues, DIGITS, COLUMNS)
 
-SLT_KERNELS(2, 64)
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// As many columns as leave registers: with wgmma, consumers take some of the producers'.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 SLT_KERNELS(2, 128)
 SLT_KERNELS(3, 64)
-#endif
-#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-SLT_KERNELS(3, 48)  // the sums of more columns leave too few registers to warps that have no others' to take
+#else
+SLT_KERNELS(2, 64)
+SLT_KERNELS(3, 48)
 #endif
 
 extern "C" __global__ void __launch_bounds__(ADD_THREADS) slt_product_add_digits(const __grid_constant__ Product a) {

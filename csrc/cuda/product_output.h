@@ -7,19 +7,18 @@
 
 namespace slt::cuda {
 
-constexpr int ANY_ELEMENT = -1;  // in the place of the type of y: it is an argument
+// In the place of the type of y: it is an argument, one of all or of those of 16 bits.
+constexpr int ANY_ELEMENT = -1, ANY_16_BITS = -2;
 
-// Calls function(element) with the type of y as a constant: it is ELEMENT, if that is one type.
+// Calls function(element) with the type of y as a constant, or ANY_16_BITS: it is ELEMENT, if that is one type.
 template <int ELEMENT, class Function>
 __device__ __forceinline__ void with_element(const Product &a, Function function) {
     if constexpr (ELEMENT != ANY_ELEMENT)
         function(std::integral_constant<int, ELEMENT>());
     else if (a.element == FLOAT32)
         function(std::integral_constant<int, FLOAT32>());
-    else if (a.element == BFLOAT16)
-        function(std::integral_constant<int, BFLOAT16>());
     else
-        function(std::integral_constant<int, FLOAT16>());
+        function(std::integral_constant<int, ANY_16_BITS>());
 }
 
 // What sums are multiplied by: the unit of the column's image, and the scale of the weights.
@@ -62,9 +61,9 @@ __device__ __forceinline__ int64_t output_place(const Product &a, uint32_t colum
 
 // Two values rounded to a type of 16 bits, the first in the lower half.
 template <int ELEMENT>
-__device__ __forceinline__ uint32_t two_elements(float low, float high) {
+__device__ __forceinline__ uint32_t two_elements(const Product &a, float low, float high) {
     uint32_t both;
-    if constexpr (ELEMENT == BFLOAT16)
+    if (ELEMENT == BFLOAT16 || (ELEMENT == ANY_16_BITS && a.element == BFLOAT16))
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     else
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -72,12 +71,11 @@ __device__ __forceinline__ uint32_t two_elements(float low, float high) {
 }
 
 template <int ELEMENT>
-__device__ __forceinline__ void store_element(void *y, int64_t at, float value) {
-    if constexpr (ELEMENT == FLOAT32) {
+__device__ __forceinline__ void store_element(const Product &a, void *y, int64_t at, float value) {
+    if constexpr (ELEMENT == FLOAT32)
         static_cast<float *>(y)[at] = value;
-    } else {
-        static_cast<uint16_t *>(y)[at] = uint16_t(two_elements<ELEMENT>(value, value));
-    }
+    else
+        static_cast<uint16_t *>(y)[at] = uint16_t(two_elements<ELEMENT>(a, value, value));
 }
 
 }  // namespace slt::cuda

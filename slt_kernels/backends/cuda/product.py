@@ -118,9 +118,7 @@ def kernel(dtype: torch.dtype, source: Source, digits: int, columns: int, machin
         width = 256 if wide and fills(source, columns, 256, machine) else 128
         return Kernel("product_floats", f"slt_product_{name}_{width}", width, 2 * width * 128 + 64 * _ROWS)
     kind = "signs" if source.weight == SIGNED else "bytes"
-    width = 64 if wide or digits == 2 else 48
-    if wide and digits == 2 and fills(source, columns, 128, machine):
-        width = 128
+    width = (128 if digits == 2 else 64) if wide else (64 if digits == 2 else 48)
     weight_bytes = (32 if kind == "signs" else 128) * _ROWS
     return Kernel("product_digits", f"slt_product_{kind}_{digits}_{width}", width, digits * width * 128 + weight_bytes)
 
