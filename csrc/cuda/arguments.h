@@ -164,4 +164,51 @@ struct GradScores {
     int32_t planes;     // of FREEZE that decide: 0, 4 or 8
 };
 
+// Vectors in fixed point, in planes of int8 digits, the lowest first.
+struct Digits {
+    static constexpr int PIECE = 8192;  // elements that a block converts
+    const void *x;                      // [vectors, length]
+    uint32_t *largest;                  // [vectors, pieces]: magnitudes, as bits; not used where there is one piece
+    int8_t *digits;                     // [planes, vectors, pitch], and 0 past the length
+    float *power;                       // [vectors, 2]: their product gives a vector back; NaN if it is not finite
+    int64_t length, pitch, plane;       // pitch: a multiple of 16
+    Divisor pieces;                     // per vector
+    int32_t element, planes;
+    int32_t aligned;  // whether each vector of x is at a multiple of 16 bytes, and its length is one of 16 elements
+};
+
+// y = x W^T + bias of Linear, or of Conv2d: product.h. A column of the product is an output pixel; a Linear has images
+// of one pixel.
+struct Product {
+    enum Load : int32_t {
+        ROWS,    // column c has its k in one run at c * pitch, in whole pieces of 16 bytes
+        PIXELS,  // a tap's channels are in whole pieces of 16 bytes
+        VALUES   // each value has an address of its own
+    };
+
+    Generator generator;
+    const uint32_t *mask;  // resolved
+    const void *x;         // channels-last; 16-bit floats, or planes of digits
+    const float *power;    // of digits: two factors of each image
+    const float *scale;
+    const float *bias;  // may be null
+    void *y;
+    void *sums;           // [parts, columns, rows]: int64 of digits, or float; not used where there is one part
+    int64_t plane;        // bytes from one plane of digits to the next
+    int64_t image_pitch;  // values of x from image to image
+    int64_t y_row, y_pixel, y_image;  // elements of y from row to row, and so on
+    Divisor pixels;                   // output pixels per image
+    Divisor out_width, group_channels, kernel_w;
+    uint32_t columns, group_rows;
+    uint32_t row_tiles, column_tiles;  // per group
+    uint32_t tiles;                    // of all groups and parts
+    uint32_t parts, part_calls;        // of k
+    int32_t depth;                     // x is 0 from this k on
+    int32_t height, width, pitch;      // of x; pitch: values from pixel to pixel
+    int32_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+    int32_t load, element;  // element: of y
+    int32_t aligned_words;  // as in ForwardSmall
+    int32_t stages;         // of the ring in shared memory
+};
+
 }  // namespace slt::cuda

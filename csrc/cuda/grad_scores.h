@@ -119,14 +119,14 @@ class GradLoader {
         for (int r = 0; r < ROWS; r += 128)
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j)
-                copy_async(address + r / 128 * OPERAND_BYTES + j * (O::STEP * PIECE_BYTES),
+                copy_16_bytes(address + r / 128 * OPERAND_BYTES + j * (O::STEP * PIECE_BYTES),
                            dy + int64_t(j * O::STEP) * a.dy_pitch + r,
                            r < row_pitch && column + j * O::STEP < tile.end_column);
         dy += int64_t(O::COLUMNS) * a.dy_pitch;
         if constexpr (READING == MATRIX) {
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j)
-                copy_async(address + X + j * (O::STEP * PIECE_BYTES), x + int64_t(j * O::STEP) * a.x_pitch,
+                copy_16_bytes(address + X + j * (O::STEP * PIECE_BYTES), x + int64_t(j * O::STEP) * a.x_pitch,
                            k_exists && column + j * O::STEP < tile.end_column);
             x += int64_t(O::COLUMNS) * a.x_pitch;
         } else if constexpr (READING == IMAGES) {
@@ -138,7 +138,7 @@ class GradLoader {
 #pragma unroll
             for (int j = 0; j < O::COPIES; ++j) {
                 const Origin origin = of_lane(own, j * BESIDE + lane / O::CHUNKS);
-                copy_async(address + X + j * (O::STEP * PIECE_BYTES), at(a, origin),
+                copy_16_bytes(address + X + j * (O::STEP * PIECE_BYTES), at(a, origin),
                            exists(a, origin, column + j * O::STEP, tile));
             }
         } else {
@@ -290,9 +290,9 @@ class GradSums<T, 1, 128> {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     if constexpr (std::is_same_v<T, __half>)
-                        multiply_float16(sum[i][j], f, b[j / 2] + j % 2 * 2);
+                        multiply_floats<Float16>(sum[i][j], f, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
                     else
-                        multiply_bfloat16(sum[i][j], f, b[j / 2] + j % 2 * 2);
+                        multiply_floats<Bfloat16>(sum[i][j], f, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
                 }
             }
         }
@@ -381,7 +381,7 @@ class Tf32Sums {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 uint32_t v[4];
-                load_shared(v, address + h * 4 * PIECE_BYTES);
+                load_16_bytes(v, address + h * 4 * PIECE_BYTES);
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     const Split split(v[e]);

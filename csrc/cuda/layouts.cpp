@@ -26,6 +26,12 @@ struct From<cuda::Image> {
     }
 };
 
+// A positive number below 2^31.
+template <>
+struct From<cuda::Divisor> {
+    static cuda::Divisor python(PyObject *v) { return cuda::divisor(uint32_t(PyLong_AsLongLong(v))); }
+};
+
 // The address and the number of scores of each tensor, one after the other.
 template <>
 struct From<cuda::ScoreTensors> {
@@ -133,6 +139,24 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(free), SLT_FIELD(columns), SLT_FIELD(part_columns),
                 SLT_FIELD(column_parts), SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows), SLT_FIELD(group_channels),
                 SLT_FIELD(row_tiles), SLT_FIELD(planes)}));
+        }
+        {
+            typedef Digits A;
+            all.push_back(layout<A>("Digits", {SLT_FIELD(x), SLT_FIELD(largest), SLT_FIELD(digits), SLT_FIELD(power),
+                SLT_FIELD(length), SLT_FIELD(pitch), SLT_FIELD(plane), SLT_FIELD(pieces), SLT_FIELD(element),
+                SLT_FIELD(planes), SLT_FIELD(aligned)}));
+        }
+        {
+            typedef Product A;
+            all.push_back(layout<A>("Product", {SLT_FIELD(generator), SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(power),
+                SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(sums), SLT_FIELD(plane),
+                SLT_FIELD(image_pitch), SLT_FIELD(y_row), SLT_FIELD(y_pixel), SLT_FIELD(y_image), SLT_FIELD(pixels),
+                SLT_FIELD(out_width), SLT_FIELD(group_channels), SLT_FIELD(kernel_w), SLT_FIELD(columns),
+                SLT_FIELD(group_rows), SLT_FIELD(row_tiles), SLT_FIELD(column_tiles), SLT_FIELD(tiles),
+                SLT_FIELD(parts), SLT_FIELD(part_calls), SLT_FIELD(depth), SLT_FIELD(height), SLT_FIELD(width),
+                SLT_FIELD(pitch), SLT_FIELD(stride_h), SLT_FIELD(stride_w), SLT_FIELD(padding_h),
+                SLT_FIELD(padding_w), SLT_FIELD(dilation_h), SLT_FIELD(dilation_w), SLT_FIELD(load),
+                SLT_FIELD(element), SLT_FIELD(aligned_words), SLT_FIELD(stages)}));
         }
         return all;
     }();

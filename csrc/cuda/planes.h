@@ -107,12 +107,12 @@ struct PlaneOrder {
         }
         operand += lane / 8 * LEAD + b * TILES * 128;
         const int l = lane % 8;
-        store_shared(operand + l * 16, planes[0][0]);
-        store_shared(operand + 128 + l * 16, planes[0][1]);
+        store_16_bytes(operand + l * 16, planes[0][0]);
+        store_16_bytes(operand + 128 + l * 16, planes[0][1]);
         if constexpr (HALVES == 2) {
             if (l < 4) {
-                store_shared(operand + 256 + l * 16, planes[1][0]);
-                store_shared(operand + 256 + 64 + l * 16, planes[1][1]);
+                store_16_bytes(operand + 256 + l * 16, planes[1][0]);
+                store_16_bytes(operand + 256 + 64 + l * 16, planes[1][1]);
             }
         }
     }
@@ -159,9 +159,9 @@ struct DigitOrder {
         }
         operand += (lane / 8 * 8 + m) * LEAD;
         const int column = b * (digits == 3 ? 4 : 2);
-        store_shared(operand + column_offset(column), out[0]);
-        store_shared(operand + column_offset(column + 1), out[1]);
-        if (digits == 3) store_shared(operand + column_offset(column + 2), out[2]);
+        store_16_bytes(operand + column_offset(column), out[0]);
+        store_16_bytes(operand + column_offset(column + 1), out[1]);
+        if (digits == 3) store_16_bytes(operand + column_offset(column + 2), out[2]);
     }
 };
 

@@ -30,11 +30,6 @@ __device__ __forceinline__ uint32_t block_number() {
     return number;
 }
 
-__device__ __forceinline__ void store_shared(uint32_t address, const uint32_t (&v)[4]) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
-}
-
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t of row g.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -66,21 +61,7 @@ __device__ __forceinline__ void multiply_bytes(int *d, const uint32_t *a, uint32
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// d += a b, 16 rows and 8 columns: over 16 elements of 16 bits, and over 8 of float32, whose low 13 bits are dropped.
-__device__ __forceinline__ void multiply_bfloat16(float *d, const uint32_t *a, const uint32_t *b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ __forceinline__ void multiply_float16(float *d, const uint32_t *a, const uint32_t *b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
+// d += a b, 16 rows and 8 columns, over 8 elements of float32, whose low 13 bits are dropped.
 __device__ __forceinline__ void multiply_tf32(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                               uint32_t b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -96,19 +77,6 @@ __device__ __forceinline__ uint32_t rounded_tf32(uint32_t x) {
     return rounded;
 }
 
-__device__ __forceinline__ void load_shared(uint32_t (&v)[4], uint32_t address) {
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// Copies 16 bytes to shared memory, or zeros if there is nothing to copy; asynchronous.
-__device__ __forceinline__ void copy_async(uint32_t address, const void *from, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(exists ? 16 : 0)
-                 : "memory");
-}
-
 // Brings what is at an address in global memory to the L2 cache.
 __device__ __forceinline__ void prefetch(const void *address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -119,6 +87,33 @@ __device__ __forceinline__ void store_global(const void *address, float value) {
     asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(value) : "memory");
 }
 
+// d += a b, 16 rows and 8 columns, over 16 floats of a type.
+template <class Type>
+__device__ __forceinline__ void multiply_floats(float *d, const uint32_t *a, uint32_t b0, uint32_t b1);
+#define SLT_FLOATS(TYPE, NAME)                                                                                         \
+    struct TYPE {};                                                                                                    \
+    template <>                                                                                                        \
+    __device__ __forceinline__ void multiply_floats<TYPE>(float *d, const uint32_t *a, uint32_t b0, uint32_t b1) {     \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "         \
+            "{%8, %9}, {%0, %1, %2, %3};"                                                                              \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                           \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                           \
+    }
+SLT_FLOATS(Bfloat16, "bf16")
+SLT_FLOATS(Float16, "f16")
+
+// A matrix of 8 rows and 8 columns of 16 bits, transposed; lane (g, t) has columns 2 t and 2 t + 1 of row g.
+__device__ __forceinline__ uint32_t transposed(uint32_t matrix) {
+    uint32_t result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+    return result;
+}
+
+// Copies 16 bytes from global to shared memory; zeros, and nothing is read, unless `valid`. Asynchronous.
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most PENDING committed groups of the thread's copies are under way.
@@ -126,6 +121,66 @@ template <int PENDING>
 __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+__device__ __forceinline__ void store_4_bytes(uint32_t to, uint32_t v) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ void store_16_bytes(uint32_t to, const uint32_t (&v)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_16_bytes(uint32_t (&v)[4], uint32_t from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ uint32_t load_4_bytes(uint32_t from) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void load_8_bytes(uint32_t (&v)[2], uint32_t from) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(from) : "memory");
+}
+
+// A barrier of some of a block's warps: those that wait, and those that only arrive.
+__device__ __forceinline__ void named_barrier(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void arrive_at_barrier(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// Barriers in shared memory, whose phases complete after so many arrivals.
+__device__ __forceinline__ void init_barrier(uint32_t address, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t address, bool condition) {
+    asm volatile("{ .reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0]; }" ::"r"(address),
+                 "r"(int(condition))
+                 : "memory");
+}
+
+// Waits until the phase with that parity is complete; the one before the first counts as complete.
+__device__ __forceinline__ void wait_for_phase(uint32_t address, uint32_t parity) {
+    uint32_t complete;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p; }"
+            : "=r"(complete)
+            : "r"(address), "r"(parity)
+            : "memory");
+    } while (!complete);
+}
+#endif
 
 // Any function of the bits of three words: FUNCTION is its value for a = 0xF0, b = 0xCC, c = 0xAA.
 template <int FUNCTION>
@@ -195,6 +250,22 @@ __device__ __forceinline__ void wait_for_products() {
 // follow at once. `place` is a sixteenth of its address and, above 16 bits, of the distance of its matrices in k.
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t place) { return uint64_t(128 >> 4) << 32 | place; }
 
+// The same in rows of 128 bytes, which are a column each: 8 rows are 1024 bytes, aligned to as many, and the place of
+// 16 bytes in row r is its number XOR r. 32 bytes further in k are 32 bytes further in memory.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
+    return uint64_t(address >> 4 & 0x3FFF) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+
+// Registers move from the warps that need fewer of them to others.
+template <int REGISTERS>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // d += a b, 64 rows and N columns: over 256 bits, and over 32 bytes. Asynchronous.
 template <int N>
 __device__ void multiply_bits_async(int (&d)[N / 2], const uint32_t *a, uint64_t b);
@@ -252,6 +323,33 @@ __device__ __forceinline__ uint64_t pieces_descriptor(uint32_t address, uint32_t
     }
 SLT_PIECES_PRODUCT(multiply_bfloat16_async, "bf16")
 SLT_PIECES_PRODUCT(multiply_float16_async, "f16")
+// The same over 16 floats of a type.
+template <class Type, int N>
+struct FloatProduct;
+
+#define SLT_F64(i) SLT_F16(i), SLT_F16(i + 16), SLT_F16(i + 32), SLT_F16(i + 48)
+#define SLT_N128                                                                                                       \
+    SLT_N64                                                                                                            \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
+    "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
+    "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "     \
+    "%125, %126, %127"
+#define SLT_FLOAT_PRODUCT(TYPE, NAME, N, NAMES, A, B, ...)                                                             \
+    template <>                                                                                                        \
+    struct FloatProduct<TYPE, N> {                                                                                     \
+        static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t *a, uint64_t b) {                 \
+            asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME  \
+                         "." NAME " {" NAMES "}, {" A "}, " B ", p, 1, 1, 0; }"                                        \
+                         : __VA_ARGS__                                                                                 \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                        \
+        }                                                                                                              \
+    };
+#define SLT_FLOAT_PRODUCTS(N, NAMES, A, B, ...)                                                                        \
+    SLT_FLOAT_PRODUCT(Bfloat16, "bf16", N, NAMES, A, B, __VA_ARGS__)                                                   \
+    SLT_FLOAT_PRODUCT(Float16, "f16", N, NAMES, A, B, __VA_ARGS__)
+
+SLT_FLOAT_PRODUCTS(128, SLT_N64, "%64, %65, %66, %67", "%68", SLT_F64(0))
+SLT_FLOAT_PRODUCTS(256, SLT_N128, "%128, %129, %130, %131", "%132", SLT_F64(0), SLT_F64(64))
 #endif
 
 }  // namespace slt::cuda

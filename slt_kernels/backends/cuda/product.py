@@ -1,0 +1,218 @@
+"""The forward product of Linear and Conv2d for many columns: ``csrc/cuda/product.h``.
+
+Images are channels-last, and a column is an output pixel. A Linear has images of one pixel.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...conv_geometry import Window
+from ...source import Source
+from .. import registry
+from . import launch
+from .arguments import ELEMENTS, digit_count
+from .digits import to_digits
+from .forward_small import SIGNED, SUMMANDS, aligned, bias_of
+from .generator import calls
+from .generator import takes as numbered
+
+_ROWS = 128  # of a tile: TILE_ROWS of csrc/cuda/product_weights.h
+_THREADS = 384
+_HEADER = 5 * 1024  # `ProductShared` of csrc/cuda/product.h
+_MOST_STAGES = 4  # with wgmma, kernels need three; else two
+_ADD_THREADS = 256
+_LEAST_CALLS = 8  # of a part of k
+_LOADS = ("rows", "pixels", "values")  # `Load` of `Product`
+
+
+class Images(NamedTuple):
+    """The geometry of a product.
+
+    Attributes:
+        count: images.
+        shape: channels, height and width of each.
+        window: None for a Linear.
+        channels_last: whether the output is.
+    """
+
+    count: int
+    shape: tuple[int, int, int]
+    window: Window
+    channels_last: bool
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        return self.window.output_size(*self.shape[1:])
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of an image."""
+        return self.out_size[0] * self.out_size[1]
+
+    @property
+    def group_channels(self) -> int:
+        return self.shape[0] // self.window.groups
+
+    @property
+    def vectors(self) -> bool:
+        """Whether they are the vectors of a Linear."""
+        return self.shape[1:] == (1, 1) and self.window == Window(1, 1)
+
+
+class Kernel(NamedTuple):
+    """A kernel of ``csrc/cuda/product_*.cu``."""
+
+    file: str
+    name: str
+    columns: int  # of a tile
+    stage_bytes: int
+
+
+def takes(x: Tensor, images: Images, source: Source) -> bool:
+    """Whether there is a kernel for the product."""
+    columns = images.count * images.pixels
+    if x.dtype not in ELEMENTS or x.numel() == 0 or not numbered(source):
+        return False
+    row_blocks = launch.blocks(source.rows, 32)
+    return columns * row_blocks < 2**31 and columns < 2**31 and images.shape[0] * images.window.groups < 2**31
+
+
+def forward(
+    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, images: Images
+) -> None:
+    """Writes ``y`` from ``x`` [images, height * width * channels], contiguous; bias is float32."""
+    if mask.dim() == 1:
+        mask = registry.run("expand", mask, source)
+    x, power = aligned(x), 0
+    if uses_digits(x.dtype, source):
+        x, power = to_digits(x, digit_count(x))
+        digits, pitch = x.shape[0], x.shape[2]
+    else:
+        digits = 0
+        if images.vectors and x.shape[1] % 8:
+            x = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))
+        pitch = x.shape[1]
+    run, add, parts = prepared(source, images, y.dtype, digits, pitch, launch.machine(x.device))
+    sums = 0
+    if parts > 1:
+        shape = parts, images.count * images.pixels, source.rows
+        sums = launch.workspace(shape, torch.int64 if digits else torch.float32, x.device)
+    values = aligned(mask), x, power, scale, bias_of(bias), y, sums
+    launch.enqueue(run, x.device, *values)
+    if parts > 1:
+        launch.enqueue(add, x.device, *values)
+
+
+def uses_digits(dtype: torch.dtype, source: Source) -> bool:
+    """Whether products are exact sums of integers: all but those of 16-bit inputs with signed weights."""
+    return dtype == torch.float32 or source.weight != SIGNED
+
+
+def kernel(dtype: torch.dtype, source: Source, digits: int, columns: int, machine: launch.Machine) -> Kernel:
+    """The kernel for a product; the widest tile where its columns and rows fill the device."""
+    wide = machine.capability == 90  # products of a warpgroup have more columns
+    if digits == 0:
+        name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
+        width = 256 if wide and fills(source, columns, 256, machine) else 128
+        return Kernel("product_floats", f"slt_product_{name}_{width}", width, 2 * width * 128 + 64 * _ROWS)
+    kind = "signs" if source.weight == SIGNED else "bytes"
+    width = (128 if digits == 2 else 64) if wide else (64 if digits == 2 else 48)
+    weight_bytes = (32 if kind == "signs" else 128) * _ROWS
+    return Kernel("product_digits", f"slt_product_{kind}_{digits}_{width}", width, digits * width * 128 + weight_bytes)
+
+
+def fills(source: Source, columns: int, width: int, machine: launch.Machine) -> bool:
+    """Whether there is a tile for each multiprocessor."""
+    return launch.blocks(source.rows, _ROWS) * launch.blocks(columns, width) >= machine.processors
+
+
+def parts_of(source: Source, tiles: int, digits: int, machine: launch.Machine) -> int:
+    """How many parts k is cut into: so that int32 sums hold them, and that few tiles fill the device."""
+    steps = calls(source)
+    least = launch.blocks(steps * 128, SUMMANDS) if digits else 1
+    filling = min(machine.processors // tiles, steps // _LEAST_CALLS)
+    return max(least, filling, 1)
+
+
+@launch.planned
+def prepared(
+    source: Source, images: Images, dtype: torch.dtype, digits: int, pitch: int, machine: launch.Machine
+) -> tuple[launch.Launch, launch.Launch | None, int]:
+    """The launch, one that adds the parts of k, and their number. ``pitch``: values of x from image to image."""
+    channels, height, width = images.shape
+    window, pixels = images.window, images.pixels
+    columns, group_rows = images.count * pixels, source.rows // window.groups
+    chosen = kernel(dtype, source, digits, columns, machine)
+    row_tiles, column_tiles = launch.blocks(group_rows, _ROWS), launch.blocks(columns, chosen.columns)
+    tiles = window.groups * row_tiles * column_tiles
+    parts = parts_of(source, tiles, digits, machine)
+    part_calls = launch.blocks(calls(source), parts)
+    parts = launch.blocks(calls(source), part_calls)
+    load = load_of(source, images, 16 if digits else 8)
+    y_row, y_pixel = (1, source.rows) if images.channels_last else (pixels, 1)
+    values = {
+        "generator": source,
+        "plane": images.count * pitch,
+        "image_pitch": pitch,
+        "y_row": y_row,
+        "y_pixel": y_pixel,
+        "y_image": source.rows * pixels,
+        "pixels": pixels,
+        "out_width": images.out_size[1],
+        "group_channels": images.group_channels,
+        "kernel_w": window.kernel_w,
+        "columns": columns,
+        "group_rows": group_rows,
+        "row_tiles": row_tiles,
+        "column_tiles": column_tiles,
+        "tiles": tiles * parts,
+        "parts": parts,
+        "part_calls": part_calls,
+        "depth": pitch if images.vectors else source.fan,
+        "height": height,
+        "width": width,
+        "pitch": pitch if images.vectors else channels,
+        "stride_h": window.stride_h,
+        "stride_w": window.stride_w,
+        "padding_h": window.padding_h,
+        "padding_w": window.padding_w,
+        "dilation_h": window.dilation_h,
+        "dilation_w": window.dilation_w,
+        "load": _LOADS.index(load),
+        "element": ELEMENTS[dtype],
+        "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
+        "stages": min(_MOST_STAGES, (machine.shared - _HEADER) // chosen.stage_bytes),
+    }
+    later = ["mask", "x", "power", "scale", "bias", "y", "sums"]
+
+    def launched(kernel: str, blocks: int, threads: int, shared: int) -> launch.Launch:
+        return launch.Launch(
+            file=chosen.file,
+            kernel=kernel,
+            arguments="Product",
+            blocks=blocks,
+            threads=threads,
+            shared=shared,
+            values=values,
+            later=later,
+        )
+
+    shared = values["stages"] * chosen.stage_bytes + _HEADER
+    run = launched(chosen.name, min(tiles * parts, machine.processors), _THREADS, shared)
+    add = None
+    if parts > 1:
+        name = f"slt_product_add_{'digits' if digits else 'floats'}"
+        add = launched(name, columns * launch.blocks(source.rows, _ADD_THREADS), _ADD_THREADS, 0)
+    return run, add, parts
+
+
+def load_of(source: Source, images: Images, piece: int) -> str:
+    """How x is read, where 16 bytes are that many values."""
+    if images.vectors:
+        return "rows"
+    if images.group_channels % piece:
+        return "values"
+    plain = images.window._replace(groups=1) == Window(1, 1)
+    return "rows" if plain else "pixels"
