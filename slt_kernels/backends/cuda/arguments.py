@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from ...source import WEIGHTS
+
+SIGNED = WEIGHTS.index("signed_constant")
+SUMMANDS = 2**17  # products of a byte and a digit that an int32 sum holds
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of csrc/cuda/arguments.h
 
 
@@ -14,3 +18,8 @@ def digit_count(x: Tensor) -> int:
 def floats(x: Tensor | None) -> Tensor | None:
     """As contiguous float32, which holds every narrower float."""
     return None if x is None else x.detach().float().contiguous()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """A tensor whose memory starts at a multiple of 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()

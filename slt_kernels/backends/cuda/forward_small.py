@@ -5,15 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...source import WEIGHTS, Source
+from ...source import Source
 from .. import registry
 from . import launch
-from .arguments import ELEMENTS, digit_count
+from .arguments import ELEMENTS, SIGNED, aligned, digit_count
 from .free_starts import starts_for
 from .generator import calls
 from .generator import takes as numbered
 
-SIGNED = WEIGHTS.index("signed_constant")
 STEP_CALLS = 4  # of the 512 k of one step
 _GROUP_ROWS, _GROUP_THREADS = 64, 128
 _HEADER = 1536  # bytes of `Shared`
@@ -71,11 +70,6 @@ def forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | No
 def padded(x: Tensor, source: Source) -> Tensor:
     """Vectors that start at multiples of four elements, zeros after the last."""
     return aligned(x if source.fan % 4 == 0 else torch.nn.functional.pad(x, (0, -source.fan % 4)))
-
-
-def aligned(x: Tensor) -> Tensor:
-    """A tensor whose memory starts at a multiple of 16 bytes."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel | None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from . import launch
-from .arguments import ELEMENTS
-from .forward_small import aligned
+from .arguments import ELEMENTS, aligned
 from .free_starts import free_starts
 from .generator import calls, planes, takes
 

@@ -9,7 +9,7 @@ from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
 from . import forward_small, launch, product
-from .arguments import digit_count, floats
+from .arguments import aligned, digit_count, floats
 from .free_starts import starts_for
 
 
@@ -35,7 +35,7 @@ def plan_linear_forward(
     if bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous()):
         return None  # it is converted in each call
     device, machine, compact = mask.device, launch.machine(mask.device), mask.dim() == 1
-    words, starts = forward_small.aligned(mask.contiguous()), starts_for(mask, source)
+    words, starts = aligned(mask.contiguous()), starts_for(mask, source)
     if words is not mask:
         return None  # a copy would not change as the mask does
     rows, fan, added = source.rows, source.fan, 0 if bias is None else bias

@@ -12,9 +12,8 @@ from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
 from . import launch
-from .arguments import ELEMENTS, digit_count
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
 from .digits import to_digits
-from .forward_small import SIGNED, SUMMANDS, aligned, bias_of
 from .generator import calls
 from .generator import takes as numbered
 
@@ -99,7 +98,7 @@ def forward(
     if parts > 1:
         shape = parts, images.count * images.pixels, source.rows
         sums = launch.workspace(shape, torch.int64 if digits else torch.float32, x.device)
-    values = aligned(mask), x, power, scale, bias_of(bias), y, sums
+    values = aligned(mask), x, power, scale, 0 if bias is None else bias, y, sums
     launch.enqueue(run, x.device, *values)
     if parts > 1:
         launch.enqueue(add, x.device, *values)
