@@ -1,6 +1,7 @@
 """The Triton backend: every operation against the reference, on a GPU, or under Triton's interpreter without one.
 
-16-bit inputs are float16: the interpreter computes bfloat16 wrong. `test_triton_code` tests the compiled kernels.
+The interpreter's 16-bit inputs are float16, as it computes bfloat16 wrong. `test_triton_simulated` runs some of these
+tests on compiled kernels, and `test_triton_code` tests their machine code.
 """
 
 import json
@@ -8,13 +9,14 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from interpreter import INSTALLED, INTERPRETED
+from interpreter import INSTALLED, INTERPRETED, SIMULATED, SIMULATOR
 
 from slt_kernels import backends, bits
 from slt_kernels.conv_geometry import Window
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 triton, reference = backends.on("triton"), backends.on("reference")
 BENCH = Path(__file__).parent.parent / "bench"
 GRAD_ERROR = 1e-6 if INTERPRETED else 5e-6  # of grad_scores: tensor cores truncate sums
+HALF = torch.float16 if INTERPRETED else torch.bfloat16
 FROZEN = Freeze(0.35, 0.35)
 SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (35, 300, 5))
 FEW_SHAPES = ((3, 31, 17), (17, 129, 3), (35, 300, 5))
@@ -50,14 +53,24 @@ FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels")  # words sha
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    """The device of all tensors in a test: a GPU, or the CPU under Triton's interpreter."""
-    device = torch.device("cpu" if INTERPRETED else "cuda")
+    """The device of all tensors in a test: a GPU, or the CPU under Triton's interpreter and in the simulator."""
+    device = torch.device("cpu" if INTERPRETED or SIMULATED else "cuda")
     if INTERPRETED:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if SIMULATED:
+        monkeypatch.setattr(backends.triton, "unavailable", cache(lambda: None))
+        monkeypatch.setattr(backends.triton, "supports", lambda device: True)
+        for module in (forward, grad_input, grad_scores):
+            monkeypatch.setattr(module, "machine", lambda device: launching.Machine(SIMULATED // 10, 4))
     backends.triton.unavailable.cache_clear()
     with device:
         yield device
     backends.triton.unavailable.cache_clear()
+    if SIMULATED:
+        found = [str(finding) for launch in SIMULATOR.log for finding in launch["result"].findings]
+        SIMULATOR.log.clear()
+        SIMULATOR.forget()
+        assert not found, found
 
 
 def scale() -> torch.Tensor:
@@ -93,7 +106,7 @@ def random_input(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Asserts equal values in float32; in float16 a small error, and no NaN that the reference does not have."""
+    """Asserts equal values in float32; in 16 bits a small error, and no NaN that the reference does not have."""
     assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
     if ours.dtype == torch.float32:
         assert torch.equal(ours.isnan(), theirs.isnan())
@@ -109,15 +122,13 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, error: float) -> None
 
 
 def kinds(shapes: Iterable, few: Sequence) -> list:
-    """Test parameters: all shapes with ``signed_constant`` in float32, a few in float16 and with byte weights.
+    """Test parameters: all shapes with ``signed_constant`` in float32, a few in 16 bits and with byte weights.
 
     Of the byte weights ``uniform`` has one shape: it differs from ``normal`` only in how a byte becomes a weight.
     """
     signed, uniform, normal = WEIGHTS
     chosen = [(shape, signed, torch.float32) for shape in shapes]
-    chosen += [
-        (shape, weight, dtype) for shape in few for weight, dtype in ((signed, torch.float16), (normal, torch.float32))
-    ]
+    chosen += [(shape, weight, dtype) for shape in few for weight, dtype in ((signed, HALF), (normal, torch.float32))]
     chosen.append((few[0], uniform, torch.float32))
     return [pytest.param(*kind, id="-".join(map(name_of, kind))) for kind in chosen]
 
@@ -157,9 +168,7 @@ def test_select(sizes, dtype):
             assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
 
 
-@pytest.mark.parametrize(
-    "shape,weight,_", [kind for kind in kinds(SHAPES, FEW_SHAPES) if kind.values[2] != torch.float16]
-)
+@pytest.mark.parametrize("shape,weight,_", [kind for kind in kinds(SHAPES, FEW_SHAPES) if kind.values[2] != HALF])
 def test_materialize(shape, weight, _):
     rows, fan, _ = shape
     for source in shards(rows, fan, weight):
@@ -198,7 +207,7 @@ def test_linear(shape, weight, dtype):
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 def test_two_digits(weight, dtype):
     torch.set_float32_matmul_precision("high")
     source = source_of(5, 129, weight)
@@ -246,7 +255,7 @@ def test_large_tiles(monkeypatch, generation, pieces):
         monkeypatch.setattr(module, "machine", lambda device: machine)
     assert tiles.pieces(128, 0, machine) == pieces
     source = source_of(70, 256, "signed_constant")
-    x, dy = torch.randn(130, 256, dtype=torch.float16), torch.randn(130, 70, dtype=torch.float16)
+    x, dy = torch.randn(130, 256, dtype=HALF), torch.randn(130, 70, dtype=HALF)
     mask = random_mask(source, compact=False)
     arguments = (mask, scale(), None, source)
     assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
