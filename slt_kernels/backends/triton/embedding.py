@@ -15,6 +15,7 @@ from .words import (
     KernelSource,
     compact_words,
     decoded,
+    freeze_calls,
     frozen_words,
     resolved_words,
     sign_words,
@@ -45,6 +46,7 @@ def embedding_forward(
         len(index),
         WEIGHT=source.weight,
         COMPACT=mask.dim() == 1,
+        FREEZE_CALLS=freeze_calls(source) if mask.dim() == 1 else 0,
         N=n,
     )
 
@@ -79,6 +81,7 @@ def embedding_grad_scores(
         KernelSource.coded(source),
         len(index),
         WEIGHT=source.weight,
+        FREEZE_CALLS=freeze_calls(source),
         N=n,
     )
 
@@ -96,6 +99,7 @@ def embedding_forward_kernel(
     count: "i64",
     WEIGHT: tl.constexpr,
     COMPACT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     N: tl.constexpr,
 ):
     """A program computes the 128 weights of one call for N look-ups."""
@@ -107,8 +111,9 @@ def embedding_forward_kernel(
     row = tl.where(valid, wanted, source.rows).to(tl.int32)  # source.rows: no row
     word = words_of(source, call)
     if COMPACT:
-        free, locked = frozen_words(source, row, word)
-        keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, row, call))
+        free, locked = frozen_words(source, row, word, FREEZE_CALLS)
+        row_start, start = free_start(row_starts, call_starts, source, row, call, FREEZE_CALLS)
+        keep, _ = compact_words(mask, free, locked, row_start + start)
     else:
         keep = resolved_words(mask, source, row, word)
     sign = sign_words(source, row, call) if WEIGHT == SIGNED_CONSTANT else keep
@@ -135,6 +140,7 @@ def embedding_grad_scores_kernel(
     source,
     count: "i64",
     WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     N: tl.constexpr,
 ):
     """A program takes one call of N of the sorted look-ups, and computes the rows whose first look-up is among them.
@@ -156,4 +162,4 @@ def embedding_grad_scores_kernel(
         inside = (i < times)[:, None] & ((k >= 0) & (k < source.fan))[None, :]
         grad += tl.load(dy + here[:, None] * source.fan + k[None, :], mask=inside, other=0).to(tl.float32)
     n = tl.where(begins, row, source.rows).to(tl.int32)  # source.rows: no row
-    store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)
+    store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)

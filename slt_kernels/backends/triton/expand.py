@@ -8,7 +8,7 @@ from ...operations import OUTPUTS
 from ...source import Source
 from .arguments import kernel
 from .launch import blocks, free_start, free_starts, launch
-from .words import KernelSource, compact_words, decoded, frozen_words, words_of
+from .words import KernelSource, compact_words, decoded, freeze_calls, frozen_words, words_of
 
 
 @kernel("expand")
@@ -17,7 +17,7 @@ def expand(words: Tensor, mask: Tensor, source: Source) -> None:
     arguments = (mask, starts.row, starts.call, words, KernelSource.coded(source))
     n = 64
     programs = KernelSource.of(source).calls * blocks(source.rows, n)
-    launch(expand_kernel, programs, mask.device, *arguments, N=n)
+    launch(expand_kernel, programs, mask.device, *arguments, FREEZE_CALLS=freeze_calls(source), N=n)
 
 
 def resolved(mask: Tensor, source: Source) -> Tensor:
@@ -30,14 +30,15 @@ def resolved(mask: Tensor, source: Source) -> Tensor:
 
 
 @triton.jit
-def expand_kernel(mask, row_starts, call_starts, out, source, N: tl.constexpr):
+def expand_kernel(mask, row_starts, call_starts, out, source, FREEZE_CALLS: tl.constexpr, N: tl.constexpr):
     """A program writes the four words of one call of N rows: the compact mask's bits at the free weights."""
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     row = tl.program_id(0) // source.calls * N + tl.arange(0, N)
     word = words_of(source, call)
-    free, locked = frozen_words(source, row, word)  # [N, 4] each
-    words, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, row, call))
+    free, locked = frozen_words(source, row, word, FREEZE_CALLS)  # [N, 4] each
+    row_start, start = free_start(row_starts, call_starts, source, row, call, FREEZE_CALLS)
+    words, _ = compact_words(mask, free, locked, row_start + start)
     inside = (row < source.rows)[:, None] & ((word >= 0) & (word < source.words))[None, :]
     at = row.to(tl.int64)[:, None] * source.words + word[None, :]
     tl.store(out + at, words.to(tl.int32, bitcast=True), mask=inside)

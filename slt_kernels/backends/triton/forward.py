@@ -14,6 +14,7 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
@@ -28,6 +29,7 @@ from .words import (
     KernelSource,
     compact_words,
     decoded,
+    freeze_calls,
     frozen_words,
     full,
     resolved_words,
@@ -126,9 +128,11 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
             ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
             FULL=full(source) and parts * steps == numbers.calls,
             COMPACT=compact,
+            FREEZE_CALLS=freeze_calls(source) if compact else 0,
             BIAS=bias is not None,
             SPLIT=parts > 1,
             PIECES=tile.pieces,
+            FENCE=needs_fences(device),
             **tile.meta(),
         )
 
@@ -216,9 +220,11 @@ def forward_kernel(
     ONE_TAP: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     PIECES: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -250,7 +256,8 @@ def forward_kernel(
     first = part * steps
 
     if COMPACT:
-        start = free_start(row_starts, call_starts, source, n, first)
+        row_start, start = free_start(row_starts, call_starts, source, n, first, FREEZE_CALLS)
+        start += row_start
     SIZE: tl.constexpr = 128 // PIECES
     at = tl.arange(0, SIZE)
     if not ORDERED:  # the k at each place of quad order
@@ -258,6 +265,7 @@ def forward_kernel(
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
 
     MASKED: tl.constexpr = CONV or not FULL
+    PLANES: tl.constexpr = max(D, 1)
     acc0 = tl.zeros([BN, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
@@ -265,13 +273,24 @@ def forward_kernel(
         call = first + step
         word = words_of(source, call, FULL)
         if COMPACT:
-            free, locked = frozen_words(source, n, word)
+            free, locked = frozen_words(source, n, word, FREEZE_CALLS)
             keep, start = compact_words(mask, free, locked, start)
         else:
             keep = resolved_words(mask, source, n, word, FULL)  # [BN, 4]
 
+        sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else keep
+        if FENCE:  # what was copied is read after the fence, and all weights depend on it
+            copied = ()
+            for i in tl.static_range(PIECES):
+                k = 128 * call - 32 * source.skipped + SIZE * i + at
+                first_channel = group * group_channels
+                offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
+                for digit in tl.static_range(PLANES):
+                    copied += (loaded(x + digit * plane + offset, inside, MASKED),)
+            keep = fenced(keep, step)
+
         if WEIGHT == SIGNED_CONSTANT:
-            coded = coded_words(keep, sign_words(source, n, call))
+            coded = coded_words(keep, sign)
             w = sign_floats(coded, x.dtype.element_ty) if D == 0 else sign_quads(coded)
         else:
             w = byte_quads(source, n, word, keep, table, WEIGHT)  # [BN, 128]
@@ -281,11 +300,13 @@ def forward_kernel(
             k = 128 * call - 32 * source.skipped + SIZE * i + at
             first_channel = group * group_channels
             offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
-            acc0 = add_product(acc0, weights[i], x + offset, inside, MASKED)
+            acc0 = add_product(acc0, weights[i], copied[PLANES * i] if FENCE else loaded(x + offset, inside, MASKED))
             if D > 1:
-                acc1 = add_product(acc1, weights[i], x + plane + offset, inside, MASKED)
+                other = copied[PLANES * i + 1] if FENCE else loaded(x + plane + offset, inside, MASKED)
+                acc1 = add_product(acc1, weights[i], other)
             if D > 2:
-                acc2 = add_product(acc2, weights[i], x + 2 * plane + offset, inside, MASKED)
+                other = copied[PLANES * i + 2] if FENCE else loaded(x + 2 * plane + offset, inside, MASKED)
+                acc2 = add_product(acc2, weights[i], other)
         acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
@@ -314,10 +335,15 @@ def forward_kernel(
 
 
 @triton.jit
-def add_product(acc, w, x, inside, MASKED: tl.constexpr):
-    """acc + w x^T: w [N, K] in registers, x pointers [M, K]."""
-    value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
-    return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
+def loaded(x, inside, MASKED: tl.constexpr):
+    """The values at pointers x; 0 outside."""
+    return tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
+
+
+@triton.jit
+def add_product(acc, w, x):
+    """acc + w x^T: w [N, K] in registers, x [M, K]."""
+    return tl.dot(w, x.trans(), acc, out_dtype=acc.dtype)
 
 
 @triton.jit

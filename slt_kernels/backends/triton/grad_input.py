@@ -13,10 +13,11 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
-from .forward import COMPACT_COLUMNS, add_product, pieces_of, touched, uses_digits
+from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, uses_digits
 from .images import NO_IMAGE, Image, flat, padded, write_images
 from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
 from .split_k import split, store_product, workspace
@@ -36,6 +37,7 @@ from .words import (
     aligned,
     compact_words,
     decoded,
+    freeze_calls,
     frozen_words,
     full,
     resolved_words,
@@ -129,9 +131,11 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
             UNALIGNED=unaligned,
             FULL=full(source),
             COMPACT=compact,
+            FREEZE_CALLS=freeze_calls(source) if compact else 0,
             SPLIT=parts > 1,
             BC=bc,
             PIECES=tile.pieces,
+            FENCE=needs_fences(device),
             **tile.meta(),
         )
 
@@ -210,9 +214,11 @@ def grad_input_kernel(
     UNALIGNED: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     SPLIT: tl.constexpr,
     BC: tl.constexpr,
     PIECES: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -249,6 +255,7 @@ def grad_input_kernel(
     pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
     start = pixel * pitch + group * stored_rows  # [BM]
 
+    PLANES: tl.constexpr = max(D, 1)
     acc0 = tl.zeros([BC, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
@@ -272,8 +279,9 @@ def grad_input_kernel(
             first_word = first_k // 32 - source.skipped
             word = words_of(source, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
             if COMPACT:
-                free, locked = frozen_words(source, n, words_of(source, call, FULL))
-                keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, n, call))
+                free, locked = frozen_words(source, n, words_of(source, call, FULL), FREEZE_CALLS)
+                row_start, first_free = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
+                keep, _ = compact_words(mask, free, locked, row_start + first_free)
                 keep = take_words(keep, here, BC // 32)
             else:
                 keep = resolved_words(mask, source, n, word, FULL and BC == 128)
@@ -281,11 +289,6 @@ def grad_input_kernel(
                 coded = coded_words(keep, take_words(sign_words(source, n, call), here, BC // 32))
             else:
                 v = integer_weight(source, n, word, keep, table, WEIGHT)
-        if WEIGHT == SIGNED_CONSTANT:
-            w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
-        else:
-            w = (v * spread_bits(keep).to(tl.int8)).trans()
-
         valid = m >= 0
         moved = 0
         if CONV:
@@ -297,16 +300,35 @@ def grad_input_kernel(
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
         # Masked elements of dy are 0, and so is dy's padding past the group's last row.
         rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)
+        if FENCE:  # as in `forward`
+            copied = ()
+            for j in tl.static_range(PIECES):
+                row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
+                offset = (start - moved)[:, None] + row[None, :]
+                inside = valid[:, None] & (row < rows)[None, :]
+                for digit in tl.static_range(PLANES):
+                    copied += (loaded(dy + digit * plane + offset, inside, True),)
+            if WEIGHT == SIGNED_CONSTANT:
+                coded = fenced(coded, i)
+            else:
+                keep = fenced(keep, i)
+        if WEIGHT == SIGNED_CONSTANT:
+            w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
+        else:
+            w = (v * spread_bits(keep).to(tl.int8)).trans()
+
         weights = pieces_of(w, PIECES)
         for j in tl.static_range(PIECES):
             row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
             offset = (start - moved)[:, None] + row[None, :]
             inside = valid[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
-            acc0 = add_product(acc0, weights[j], dy + offset, inside, True)
+            acc0 = add_product(acc0, weights[j], copied[PLANES * j] if FENCE else loaded(dy + offset, inside, True))
             if D > 1:
-                acc1 = add_product(acc1, weights[j], dy + plane + offset, inside, True)
+                other = copied[PLANES * j + 1] if FENCE else loaded(dy + plane + offset, inside, True)
+                acc1 = add_product(acc1, weights[j], other)
             if D > 2:
-                acc2 = add_product(acc2, weights[j], dy + 2 * plane + offset, inside, True)
+                other = copied[PLANES * j + 2] if FENCE else loaded(dy + 2 * plane + offset, inside, True)
+                acc2 = add_product(acc2, weights[j], other)
         acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)

@@ -15,14 +15,25 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
 from .images import NO_IMAGE, Image, flat, patches
-from .launch import Machine, blocks, free_starts, launch, machine, normal_table
+from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
 from .magnitudes import is_negative
 from .split_k import split
 from .tiles import Tile
 from .weights import bit_of, integer_weight, spread
-from .words import SIGNED_CONSTANT, KernelSource, decoded, frozen_words, popcount, sign_words, take_words, words_of
+from .words import (
+    SIGNED_CONSTANT,
+    KernelSource,
+    decoded,
+    freeze_calls,
+    frozen_words,
+    popcount,
+    sign_words,
+    take_words,
+    words_of,
+)
 
 
 @kernel("linear_grad_scores", when=lambda dy, x, *_: takes(x))
@@ -43,6 +54,7 @@ def _product(out, dy, x, columns, scores, scale, source, window, image, channels
     numbers = KernelSource.of(source)
     groups = window.groups if window else 1
     group_channels, group_rows = channels // groups, source.rows // groups
+    calls = freeze_calls(source)
     starts, device = free_starts(source, x.device), machine(x.device)
     epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, KernelSource.coded(source))
 
@@ -70,16 +82,19 @@ def _product(out, dy, x, columns, scores, scale, source, window, image, channels
             parts,
             steps,
             WEIGHT=source.weight,
+            FREEZE_CALLS=calls,
             CONV=window is not None,
             ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
             SPLIT=parts > 1,
             PRECISION=_precision(x),
+            FENCE=needs_fences(device) and x.dtype != torch.float32,
             **tile.meta(),
         )
         if parts > 1:
             n = 16
             programs = numbers.calls * blocks(source.rows, n)
-            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, WEIGHT=source.weight, N=n)
+            meta = {"WEIGHT": source.weight, "FREEZE_CALLS": calls, "N": n}
+            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, **meta)
 
     scattered = window is not None and group_channels % 16 != 0
     choices = tiles(group_rows, x.dtype, source.weight, scattered, device)
@@ -140,10 +155,12 @@ def grad_scores_kernel(
     parts: "i32",
     steps: "i32",
     WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -174,13 +191,17 @@ def grad_scores_kernel(
         offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False)
         inside = inside & (m < columns)[:, None]
         patch = tl.load(x + offset, mask=inside, other=0)  # [BM, 128]
+        if FENCE:  # rows then go through registers, after the fence
+            rows = fenced(rows.to(tl.uint16, bitcast=True), step).to(rows.dtype, bitcast=True)
+        if PRECISION == "tf32":  # tensor cores truncate what is not rounded
+            rows, patch = rounded_to_tf32(rows), rounded_to_tf32(patch)
         acc = tl.dot(rows.trans(), patch, acc, input_precision=PRECISION)
 
     if SPLIT:
         at = (tl.cast(part, tl.int64) * source.rows + n)[:, None] * (128 * source.calls) + 128 * call
         tl.store(out + at + tl.arange(0, 128)[None, :], acc, mask=(n < source.rows)[:, None])
     else:
-        store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)
+        store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -195,6 +216,7 @@ def sum_grads_kernel(
     source,
     parts,
     WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     N: tl.constexpr,
 ):
     """A program adds the partial sums of N rows of one call, always in the same order."""
@@ -206,17 +228,28 @@ def sum_grads_kernel(
     for part in range(parts):
         size = tl.cast(source.rows, tl.int64) * (128 * source.calls)
         total += tl.load(grads + part * size + at, mask=(n < source.rows)[:, None], other=0)
-    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)
+    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
 
 
 @triton.jit
-def store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT: tl.constexpr):
+def store_grads(
+    out,
+    grad,
+    scores,
+    row_starts,
+    call_starts,
+    table,
+    scale,
+    source,
+    n,
+    call,
+    WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
+):
     """Stores dL/dW [N, 128] of rows n and one call, times v, scale and the score's sign, for the free weights."""
-    free, _ = frozen_words(source, n, words_of(source, call))  # [N, 4]
+    free, _ = frozen_words(source, n, words_of(source, call), FREEZE_CALLS)  # [N, 4]
     counts = popcount(free)
-    inside = n < source.rows
-    base = tl.load(row_starts + n, mask=inside, other=0)
-    start = tl.load(call_starts + tl.cast(call, tl.int64) * source.rows + n, mask=inside, other=0)
+    base, start = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
     first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: each word's offset in its row
     sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else free
     # One word at a time: the addresses of a whole call would not fit in registers.

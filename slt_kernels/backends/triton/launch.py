@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
 from ..tables import kept
-from .words import KernelSource, decoded, frozen_words, popcount, words_of
+from .words import KernelSource, decoded, freeze_calls, frozen_words, popcount, words_of
 
 _compiled: dict[tuple, object] = {}
 
@@ -75,6 +75,7 @@ class FreeStarts(NamedTuple):
     """Offsets of a source's free weights in its enumeration: call c of row n starts at row[n] + call[c, n].
 
     32 bits per call are a quarter of a bit per weight. A kernel reads the offset of its first call and counts from it.
+    Where nothing is frozen, kernels compute the offsets, and these are placeholders.
     """
 
     row: Tensor  # int64 [rows]
@@ -82,10 +83,23 @@ class FreeStarts(NamedTuple):
     locked: Tensor  # int64 scalar: the number of locked weights
 
 
-@cache
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
-    """The offsets, computed once for each source and device."""
+    """The offsets, computed once for each source with frozen weights and device."""
+    return _starts(source, device) if freeze_calls(source) else _no_starts(device)
+
+
+@cache
+def _starts(source: Source, device: torch.device) -> FreeStarts:
     return kept(lambda: _counted(source, device), device)
+
+
+@cache
+def _no_starts(device: torch.device) -> FreeStarts:
+    def zeros() -> FreeStarts:
+        long = torch.zeros(1, dtype=torch.int64, device=device)
+        return FreeStarts(long, torch.zeros(1, dtype=torch.int32, device=device), long[0])
+
+    return kept(zeros, device)
 
 
 def _counted(source: Source, device: torch.device) -> FreeStarts:
@@ -93,26 +107,34 @@ def _counted(source: Source, device: torch.device) -> FreeStarts:
     free = torch.empty(numbers.calls, numbers.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)
     n = 128
-    launch(count_kernel, numbers.calls * blocks(numbers.rows, n), device, free, locked, KernelSource.coded(source), N=n)
+    programs = numbers.calls * blocks(numbers.rows, n)
+    calls = freeze_calls(source)
+    launch(count_kernel, programs, device, free, locked, KernelSource.coded(source), FREEZE_CALLS=calls, N=n)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 
 
 @triton.jit
-def count_kernel(free_counts, locked_counts, source, N: tl.constexpr):
+def count_kernel(free_counts, locked_counts, source, FREEZE_CALLS: tl.constexpr, N: tl.constexpr):
     """A program counts the free and the locked weights of one call of N rows."""
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     row = tl.program_id(0) // source.calls * N + tl.arange(0, N)
-    free, locked = frozen_words(source, row, words_of(source, call))
+    free, locked = frozen_words(source, row, words_of(source, call), FREEZE_CALLS)
     at = tl.cast(call, tl.int64) * source.rows + row
     tl.store(free_counts + at, tl.sum(popcount(free), axis=1), mask=row < source.rows)
     tl.store(locked_counts + at, tl.sum(popcount(locked), axis=1), mask=row < source.rows)
 
 
 @triton.jit
-def free_start(row_starts, call_starts, source, row, call):
-    """The offset of a call's first free weight in each row: row [N] -> int64 [N]; 0 past the last row."""
-    inside = row < source.rows
-    at = tl.cast(call, tl.int64) * source.rows + row
-    return tl.load(row_starts + row, mask=inside, other=0) + tl.load(call_starts + at, mask=inside, other=0)
+def free_start(row_starts, call_starts, source, row, call, CALLS: tl.constexpr):
+    """The offsets of the first free weight of each row, int64 [N], and from there of one call's, int32 [N].
+
+    Rows past the last one have offsets that are not used. CALLS: see `frozen_words`.
+    """
+    if CALLS == 0:
+        return row.to(tl.int64) * source.fan, tl.maximum(128 * call - 32 * source.skipped, 0) + tl.zeros_like(row)
+    else:
+        inside = row < source.rows
+        at = tl.cast(call, tl.int64) * source.rows + row
+        return tl.load(row_starts + row, mask=inside, other=0), tl.load(call_starts + at, mask=inside, other=0)
