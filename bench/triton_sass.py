@@ -118,6 +118,10 @@ _NOT_SPECIALIZED = (
     "channel_blocks",
     "source",
     "image",
+    "scale",
+    "bias",
+    "threshold",
+    "sizes",
 )
 
 
@@ -126,7 +130,7 @@ class Case(NamedTuple):
 
     kernel: triton.JITFunction
     constants: dict[str, object]
-    pointers: dict[str, str]  # types that depend on the case
+    pointers: dict[str, str | tuple[str, ...]]  # types that depend on the case
     options: dict[str, int]
     weights: int = 0  # per step of the main loop; 0 without one
     odd: tuple[str, ...] = ()  # numbers that are not multiples of 16
@@ -223,8 +227,15 @@ def _product(
     return Case(kernel, constants | sizes, pointers, options, weights, odd, strided)
 
 
-def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> MakeCase:
+def _small(
+    kernel: triton.JITFunction, pointers: dict[str, str | tuple[str, ...]], warps: int = 4, **constants: object
+) -> MakeCase:
     return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
+
+
+def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
+    """The scores of some layers, and their sizes."""
+    return {"scores": (pointer,) * count, "sizes": ("i32",) * count}
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -299,8 +310,8 @@ CASES: dict[str, MakeCase] = {
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
-    "select, count": _small(histogram_kernel, {}, SHIFT=23, BITS=8, BLOCK=4096),
-    "select, count, float64": _small(histogram_kernel, {"scores": "*fp64"}, 8, SHIFT=55, BITS=8, BLOCK=4096),
+    "select, count": _small(histogram_kernel, _tensors(_FP32, 54), SHIFT=23, BITS=8, BLOCK=4096),
+    "select, count, float64": _small(histogram_kernel, _tensors("*fp64", 54), 8, SHIFT=55, BITS=8, BLOCK=4096),
     "select, descend": _small(descend_kernel, {}, BITS=8),
 }
 

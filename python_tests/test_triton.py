@@ -26,8 +26,9 @@ from slt_kernels.source import WEIGHTS, Freeze, Source
 if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles
+from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles, words
 from slt_kernels.backends.triton import launch as launching
+from slt_kernels.backends.triton import select as selecting
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 triton, reference = backends.on("triton"), backends.on("reference")
@@ -142,7 +143,8 @@ def name_of(value: object) -> str:
 
 @pytest.mark.parametrize(
     "rows,fan,freeze",
-    [(1, 1, FROZEN), (67, 33, FROZEN), *((17, 129, f) for f in (FROZEN, Freeze(), Freeze(1, 0), Freeze(0, 1)))],
+    [(1, 1, FROZEN), (67, 33, FROZEN), (17, 64, Freeze()), (5, 97, Freeze(0.25, 0.5))]
+    + [(17, 129, f) for f in (FROZEN, Freeze(), Freeze(1, 0), Freeze(0, 1))],
     ids=str,
 )
 def test_pack_and_expand(rows, fan, freeze):
@@ -166,6 +168,13 @@ def test_select(sizes, dtype):
         scores[-1][-1] = 0
         for rank in (0, 1, 2, total // 2, total - 1, total):
             assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
+
+
+def test_select_of_more_tensors_than_a_launch_takes(monkeypatch):
+    monkeypatch.setattr(selecting, "_TENSORS_PER_LAUNCH", 2)
+    scores = [torch.randn(n) for n in (3, 0, 4097, 1)]
+    for rank in (1, 2000, 4100):
+        assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
 
 
 @pytest.mark.parametrize("shape,weight,_", [kind for kind in kinds(SHAPES, FEW_SHAPES) if kind.values[2] != HALF])
@@ -216,6 +225,39 @@ def test_two_digits(weight, dtype):
     assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
     arguments = (mask, scale(), source)
     assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+
+
+@pytest.mark.parametrize("freeze,calls", [(Freeze(), 0), (Freeze(0.25, 0.5), 1), (Freeze(0.25, 0.3), 2)], ids=str)
+def test_frozen_patterns_of_fewer_calls(freeze, calls):
+    """Nothing is frozen, or the thresholds are sixteenths. Two shards begin inside a call."""
+    whole = source_of(5, 300, "signed_constant", freeze)
+    assert words.freeze_calls(whole) == calls
+    for source in (whole.shard((0, 4), (1, 9)), whole.shard((4, 5), (6, 10))):
+        mask, x, dy = random_mask(source, compact=True), torch.randn(3, source.fan), torch.randn(3, source.rows)
+        arguments = (mask, scale(), None, source)
+        assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+        arguments = (mask, scale(), source)
+        assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+        arguments = (dy, x, torch.randn(source.free), scale(), source)
+        assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
+        index = torch.tensor([0, 0, source.rows - 1])
+        arguments = (index, mask, scale(), source, torch.float32)
+        assert_same(triton.embedding_forward(*arguments), reference.embedding_forward(*arguments))
+
+
+def test_inputs_that_start_anywhere():
+    """They are copied to where 16 bytes can be loaded at once; the bias and the scale are not."""
+    source = source_of(16, 64, "signed_constant")
+    x, dy = torch.randn(3 * 64 + 1, dtype=HALF)[1:].view(3, 64), torch.randn(3 * 16 + 1, dtype=HALF)[1:].view(3, 16)
+    mask, scores = random_mask(source, compact=False), torch.randn(source.free)
+    shifted = torch.empty(33, dtype=torch.int32)[1:].view(16, 2).copy_(mask)
+    numbers = torch.randn(18)
+    arguments = (shifted, numbers[1], numbers[2:], source)
+    assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    arguments = (shifted, numbers[1], source)
+    assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+    arguments = (dy, x, torch.empty(source.free + 1)[1:].copy_(scores), numbers[1], source)
+    assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
 
 
 def test_strided_inputs_and_repeats():
@@ -430,12 +472,15 @@ def test_a_tile_that_does_not_compile_is_not_chosen(device, monkeypatch, tmp_pat
         if tile in broken:
             raise RuntimeError("PassManager::run failed")
 
+    def key():
+        return ("x",)
+
     broken = {first, second}
-    assert autotuning.choose(("x",), 1, device, [first, second], run) == first
+    assert autotuning.choose(key, (), 1, device, [first, second], run) == first
     broken = {first}
-    assert autotuning.choose(("x",), 1, device, [first, second], run) == second
+    assert autotuning.choose(key, (), 1, device, [first, second], run) == second
     with pytest.raises(ValueError, match="split the batch"):
-        autotuning.choose(("x",), 2**31 - 2**20, device, [first], run)
+        autotuning.choose(key, (), 2**31 - 2**20, device, [first], run)
 
 
 # The layer on top

@@ -82,3 +82,27 @@ def test_a_folder_is_not_triton(monkeypatch):
     monkeypatch.setattr(triton, "import_module", lambda name: SimpleNamespace(__version__="3.5.1+rocm"))
     assert triton.unavailable() == "triton 3.5.1+rocm is installed: expected 3.6 or newer"
     triton.unavailable.cache_clear()
+
+
+def test_a_device_before_ampere_is_refused(monkeypatch):
+    """Its int8 products do not compile. Of several devices, each is asked."""
+    capabilities = {0: (7, 5), 1: (8, 0)}
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton, "find_spec", lambda name: SimpleNamespace(origin="triton/__init__.py"))
+    monkeypatch.setattr(triton, "import_module", lambda name: SimpleNamespace(__version__="3.9.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    caches = (triton.unavailable, triton._is_new)
+    for function in caches:
+        function.cache_clear()
+    try:
+        assert triton.unavailable() is None
+        assert [triton.supports(torch.device("cuda", index)) for index in capabilities] == [False, True]
+        del capabilities[1]
+        triton.unavailable.cache_clear()
+        assert triton.unavailable() == "Tesla T4 has compute capability 7.5: expected 8.0 or newer"
+    finally:
+        for function in caches:
+            function.cache_clear()

@@ -12,7 +12,7 @@ Importing this package imports no Triton and touches no device: the registry imp
 ``words`` ``weights``                                    the weight contract: words, and their expansion to weights
 ``fixed_point`` ``images``                               float32 products as int8 digits; implicit im2col
 ``tiles`` ``autotuning`` ``split_k``                     how a product is cut into programs
-``launch`` ``magnitudes`` ``arguments``                  what they share
+``launch`` ``magnitudes`` ``arguments`` ``assembly``     what they share
 =======================================================  ==========================================================
 """
 
@@ -36,6 +36,8 @@ def unavailable() -> str | None:
     installed = _version()
     if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
         return f"triton {installed} is installed: expected {'.'.join(map(str, _OLDEST))} or newer"
+    if not _interpreted() and not any(map(_is_new, range(torch.cuda.device_count()))):
+        return f"{torch.cuda.get_device_name()} has compute capability {_capability(0)}: expected 8.0 or newer"
     return None
 
 
@@ -51,7 +53,19 @@ def _version() -> str:
 
 
 def supports(device: torch.device) -> bool:
-    return device.type == ("cpu" if _interpreted() else "cuda")
+    if _interpreted():
+        return device.type == "cpu"
+    return device.type == "cuda" and _is_new(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _is_new(index: int) -> bool:
+    """Whether the int8 products compile for a device: those of tensor cores before Ampere do not."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def _capability(index: int) -> str:
+    return ".".join(map(str, torch.cuda.get_device_capability(index)))
 
 
 def _interpreted() -> bool:

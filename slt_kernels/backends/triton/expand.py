@@ -1,5 +1,6 @@
 """Expand: a compact mask, one bit per free weight, to a resolved one, one bit per weight."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -7,23 +8,28 @@ from torch import Tensor
 from ...operations import OUTPUTS
 from ...source import Source
 from .arguments import kernel
-from .launch import blocks, free_start, free_starts, launch
+from .launch import Launch, at_16_bytes, blocks, free_start, free_starts, prepared
 from .words import KernelSource, compact_words, decoded, freeze_calls, frozen_words, words_of
 
 
 @kernel("expand")
 def expand(words: Tensor, mask: Tensor, source: Source) -> None:
     starts = free_starts(source, mask.device)
-    arguments = (mask, starts.row, starts.call, words, KernelSource.coded(source))
+    _launch(source, mask.device)(at_16_bytes(mask), starts.row, starts.call, words)
+
+
+@prepared
+def _launch(source: Source, device: torch.device) -> Launch:
     n = 64
     programs = KernelSource.of(source).calls * blocks(source.rows, n)
-    launch(expand_kernel, programs, mask.device, *arguments, FREEZE_CALLS=freeze_calls(source), N=n)
+    numbers = KernelSource.coded(source)
+    return Launch(expand_kernel, programs, device, numbers, FREEZE_CALLS=freeze_calls(source), N=n)
 
 
 def resolved(mask: Tensor, source: Source) -> Tensor:
-    """The resolved words of a mask of either form."""
+    """The resolved words of a mask of either form, from 16 bytes on."""
     if mask.dim() == 2:
-        return mask
+        return at_16_bytes(mask)
     words = OUTPUTS["expand"](mask, source)
     expand(words, mask, source)
     return words

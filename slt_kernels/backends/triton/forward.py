@@ -19,7 +19,7 @@ from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
 from .images import NO_IMAGE, Image, flat, padded, patches, write_images
-from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, pieces, resident
 from .weights import byte_quads, coded_words, sign_floats, sign_quads
@@ -44,7 +44,7 @@ block of columns would generate it again, at several times the cost of a weight:
 
 @kernel("linear_forward", when=takes)
 def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
-    _product(y, x.contiguous(), mask, scale, bias, source, None, NO_IMAGE, source.fan)
+    _product(y, at_16_bytes(x), mask, scale, bias, source, None, NO_IMAGE, source.fan)
 
 
 @kernel("conv2d_forward", when=takes)
@@ -65,7 +65,6 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
     """Writes ``y`` [columns, rows] from ``x`` [B, length]; ``window`` is None for a Linear."""
     if y.numel() == 0:
         return
-    numbers = KernelSource.of(source)
     groups = window.groups if window else 1
     group_channels, columns = channels // groups, len(y)
 
@@ -83,65 +82,71 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
             operand, fan = padded(x, fan)
             pitch = fan
 
-    if columns > COMPACT_COLUMNS:
-        mask = resolved(mask, source)
+    mask = resolved(mask, source) if columns > COMPACT_COLUMNS else at_16_bytes(mask)
     compact = mask.dim() == 1
     starts = free_starts(source, x.device) if compact else None
     group_rows = source.rows // groups
 
-    device = machine(x.device)
+    numbers = (columns, plane, fan, pitch, source.rows, group_channels, group_rows)
+    ordered = ordered or d == 0
+    kind = (source, window, image, numbers, x.dtype, d, ordered, compact, bias is not None, machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
-        count = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
-        parts, steps = split(numbers.calls, 128, count, tile.BN * tile.BM, d, tile.programs, device)
+        the_launch, parts, count = _launch(*kind, tile)
         sums, arrived = workspace(parts, count, tile.BN * tile.BM, d, y)
-        launch(
-            forward_kernel,
-            count * parts,
-            x.device,
-            operand,
-            unit,
-            mask,
-            starts.row if compact else mask,
-            starts.call if compact else mask,
-            normal_table(x.device),
-            scale,
-            bias if bias is not None else scale,
-            y,
-            sums,
-            arrived,
-            KernelSource.coded(source),
-            image,
-            columns,
-            plane,
-            fan,
-            pitch,
-            source.rows,
-            group_channels,
-            group_rows,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            D=d,
-            CONV=window is not None,
-            ORDERED=ordered or d == 0,
-            ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
-            FULL=full(source) and parts * steps == numbers.calls,
-            COMPACT=compact,
-            FREEZE_CALLS=freeze_calls(source) if compact else 0,
-            BIAS=bias is not None,
-            SPLIT=parts > 1,
-            PIECES=tile.pieces,
-            FENCE=needs_fences(device),
-            **tile.meta(),
-        )
+        rows, calls = (starts.row, starts.call) if compact else (mask, mask)
+        tensors = (operand, unit, mask, rows, calls, normal_table(x.device), scale, scale if bias is None else bias)
+        the_launch(*tensors, y, sums, arrived)
 
-    scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
-    plain = window is None and full(source)
-    conv = window is not None
-    choices = tiles(columns, group_rows, groups, d, source.weight, compact, plain, conv, scattered, device)
-    key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, x.device, choices, run))
+    run(choose(_key, kind, columns, x.device, _choices(*kind), run))
+
+
+def _key(source, window, image, numbers, dtype, d, ordered, compact, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("forward", dtype, d, compact, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, numbers, dtype, d, ordered, compact, bias, machine, device) -> list[Tile]:
+    columns, *_, group_channels, group_rows = numbers
+    scattered = window is not None and (group_channels % 16 != 0 or not ordered)
+    plain, groups = window is None and full(source), window.groups if window else 1
+    return tiles(columns, group_rows, groups, d, source.weight, compact, plain, window is not None, scattered, machine)
+
+
+@prepared
+def _launch(
+    source, window, image, numbers, dtype, d, ordered, compact, bias, machine, device, tile
+) -> tuple[Launch, int, int]:
+    """The launch, into how many parts k is split, and the number of tiles."""
+    columns, *_, group_channels, group_rows = numbers
+    calls, skipped = KernelSource.of(source).calls, KernelSource.of(source).skipped
+    count = (window.groups if window else 1) * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
+    parts, steps = split(calls, 128, count, tile.BN * tile.BM, d, tile.programs, machine)
+    made = Launch(
+        forward_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        *numbers,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        D=d,
+        CONV=window is not None,
+        ORDERED=ordered,
+        ONE_TAP=group_channels % 128 == 0 and skipped == 0,
+        FULL=full(source) and parts * steps == calls,
+        COMPACT=compact,
+        FREEZE_CALLS=freeze_calls(source) if compact else 0,
+        BIAS=bias,
+        SPLIT=parts > 1,
+        PIECES=tile.pieces,
+        FENCE=needs_fences(machine),
+        **tile.meta(),
+    )
+    return made, parts, count
 
 
 @lru_cache(maxsize=4096)
@@ -189,7 +194,7 @@ def tiles(
     return choices
 
 
-@triton.jit(do_not_specialize=["columns", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale", "bias"])
 def forward_kernel(
     x,
     unit,

@@ -19,7 +19,7 @@ from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
 from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, uses_digits
 from .images import NO_IMAGE, Image, flat, padded, write_images
-from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, pieces, resident
 from .weights import (
@@ -50,7 +50,7 @@ from .words import (
 
 @kernel("linear_grad_input", when=takes)
 def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
-    _product(dx, dy.contiguous(), mask, scale, source, None, NO_IMAGE)
+    _product(dx, at_16_bytes(dy), mask, scale, source, None, NO_IMAGE)
 
 
 @kernel("conv2d_grad_input", when=lambda dy, *others: takes(dy) and 0 not in others[-1])
@@ -66,7 +66,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     """Writes ``dx`` [columns, channels] from ``dy`` [B, length]; a Linear's ``window`` is None, its channels are k."""
     columns, channels = dx.shape
     numbers = KernelSource.of(source)
-    groups, taps = (window.groups, window.kernel_h * window.kernel_w) if window else (1, 1)
+    groups = window.groups if window else 1
     group_channels, group_rows = channels // groups, source.rows // groups
 
     # A tile is BC weights of one call at one tap. UNALIGNED: 32 weights of two neighbouring words, shared by taps.
@@ -74,8 +74,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     unaligned = bc == 0 or (window is not None and numbers.skipped != 0)
     if unaligned:
         bc = 32
-    if unaligned or columns > COMPACT_COLUMNS:
-        mask = resolved(mask, source)
+    mask = resolved(mask, source) if unaligned or columns > COMPACT_COLUMNS else at_16_bytes(mask)
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
 
@@ -93,58 +92,62 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
 
     channel_blocks = numbers.calls if not window else blocks(group_channels, bc)
 
-    device = machine(dy.device)
+    numbers = (columns, plane, groups * stored_rows, channels, group_channels, group_rows, stored_rows, channel_blocks)
+    kind = (source, window, image, numbers, dy.dtype, d, bc, unaligned, compact, machine(dy.device), dy.device)
 
     def run(tile: Tile) -> None:
-        count = groups * channel_blocks * blocks(columns, tile.BM)
-        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, count, bc * tile.BM, d, tile.programs, device)
+        the_launch, parts, count = _launch(*kind, tile)
         sums, arrived = workspace(parts, count, bc * tile.BM, d, dx)
-        launch(
-            grad_input_kernel,
-            count * parts,
-            dy.device,
-            operand,
-            unit,
-            mask,
-            starts.row if compact else mask,
-            starts.call if compact else mask,
-            normal_table(dy.device),
-            scale,
-            dx,
-            sums,
-            arrived,
-            KernelSource.coded(source),
-            image,
-            columns,
-            plane,
-            groups * stored_rows,
-            channels,
-            group_channels,
-            group_rows,
-            stored_rows,
-            channel_blocks,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            D=d,
-            CONV=window is not None,
-            UNALIGNED=unaligned,
-            FULL=full(source),
-            COMPACT=compact,
-            FREEZE_CALLS=freeze_calls(source) if compact else 0,
-            SPLIT=parts > 1,
-            BC=bc,
-            PIECES=tile.pieces,
-            FENCE=needs_fences(device),
-            **tile.meta(),
-        )
+        rows, calls = (starts.row, starts.call) if compact else (mask, mask)
+        the_launch(operand, unit, mask, rows, calls, normal_table(dy.device), scale, dx, sums, arrived)
 
-    plain = window is None and full(source)
-    conv = window is not None
-    others = groups * channel_blocks
-    choices = tiles(columns, group_rows, others, d, source.weight, compact, plain, conv, device)
-    key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, dy.device, choices, run))
+    run(choose(_key, kind, columns, dy.device, _choices(*kind), run))
+
+
+def _key(source, window, image, numbers, dtype, d, bc, unaligned, compact, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("grad_input", dtype, d, compact, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, numbers, dtype, d, bc, unaligned, compact, machine, device) -> list[Tile]:
+    columns, _, _, _, _, group_rows, _, channel_blocks = numbers
+    plain, others = window is None and full(source), (window.groups if window else 1) * channel_blocks
+    return tiles(columns, group_rows, others, d, source.weight, compact, plain, window is not None, machine)
+
+
+@prepared
+def _launch(
+    source, window, image, numbers, dtype, d, bc, unaligned, compact, machine, device, tile
+) -> tuple[Launch, int, int]:
+    """The launch, into how many parts the sums are split, and the number of tiles."""
+    columns, _, _, _, _, group_rows, _, channel_blocks = numbers
+    count = (window.groups if window else 1) * channel_blocks * blocks(columns, tile.BM)
+    all_steps = image.taps * blocks(group_rows, tile.BN)
+    parts, steps = split(all_steps, tile.BN, count, bc * tile.BM, d, tile.programs, machine)
+    made = Launch(
+        grad_input_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        *numbers,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        D=d,
+        CONV=window is not None,
+        UNALIGNED=unaligned,
+        FULL=full(source),
+        COMPACT=compact,
+        FREEZE_CALLS=freeze_calls(source) if compact else 0,
+        SPLIT=parts > 1,
+        BC=bc,
+        PIECES=tile.pieces,
+        FENCE=needs_fences(machine),
+        **tile.meta(),
+    )
+    return made, parts, count
 
 
 @lru_cache(maxsize=4096)
@@ -184,7 +187,7 @@ def tiles(
     return choices
 
 
-@triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"], do_not_specialize_on_alignment=["scale"])
 def grad_input_kernel(
     dy,
     unit,

@@ -18,7 +18,7 @@ from .arguments import kernel, takes
 from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
 from .images import NO_IMAGE, Image, flat, patches
-from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .magnitudes import is_negative
 from .split_k import split
 from .tiles import Tile
@@ -38,7 +38,7 @@ from .words import (
 
 @kernel("linear_grad_scores", when=lambda dy, x, *_: takes(x))
 def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> None:
-    _product(out, dy.contiguous(), x.contiguous(), len(x), scores, scale, source, None, NO_IMAGE, source.fan)
+    _product(out, at_16_bytes(dy), at_16_bytes(x), len(x), scores, scale, source, None, NO_IMAGE, source.fan)
 
 
 @kernel("conv2d_grad_scores", when=lambda dy, x, *_: takes(x))
@@ -51,55 +51,74 @@ def conv2d_grad_scores(
 
 
 def _product(out, dy, x, columns, scores, scale, source, window, image, channels) -> None:
-    numbers = KernelSource.of(source)
-    groups = window.groups if window else 1
-    group_channels, group_rows = channels // groups, source.rows // groups
-    calls = freeze_calls(source)
-    starts, device = free_starts(source, x.device), machine(x.device)
-    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, KernelSource.coded(source))
+    starts = free_starts(source, x.device)
+    epilogue = (at_16_bytes(scores), starts.row, starts.call, normal_table(x.device), scale)
+    kind = (source, window, image, columns, channels, x.dtype, _precision(x), machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
-        count = groups * blocks(group_rows, tile.BN) * numbers.calls
-        parts, steps = split(blocks(columns, tile.BM), tile.BM, count, 128 * tile.BN, 0, tile.programs, device)
-        grads = out
-        if parts > 1:
-            grads = torch.empty(parts, source.rows, 128 * numbers.calls, dtype=torch.float32, device=x.device)
-        launch(
-            grad_scores_kernel,
-            count * parts,
-            x.device,
-            dy,
-            x,
-            grads,
-            *epilogue,
-            image,
-            columns,
-            channels,
-            source.fan,
-            source.rows,
-            group_channels,
-            group_rows,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            FREEZE_CALLS=calls,
-            CONV=window is not None,
-            ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
-            SPLIT=parts > 1,
-            PRECISION=_precision(x),
-            FENCE=needs_fences(device) and x.dtype != torch.float32,
-            **tile.meta(),
-        )
-        if parts > 1:
-            n = 16
-            programs = numbers.calls * blocks(source.rows, n)
-            meta = {"WEIGHT": source.weight, "FREEZE_CALLS": calls, "N": n}
-            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, **meta)
+        the_launch, parts = _launch(*kind, tile)
+        if parts == 1:
+            the_launch(dy, x, out, *epilogue)
+        else:
+            shape = parts, source.rows, 128 * KernelSource.of(source).calls
+            grads = torch.empty(shape, dtype=torch.float32, device=x.device)
+            the_launch(dy, x, grads, *epilogue)
+            _sum_launch(source, parts, x.device)(grads, out, *epilogue)
 
-    scattered = window is not None and group_channels % 16 != 0
-    choices = tiles(group_rows, x.dtype, source.weight, scattered, device)
-    key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, x.device, choices, run))
+    run(choose(_key, kind, columns, x.device, _choices(*kind), run))
+
+
+def _key(source, window, image, columns, channels, dtype, precision, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("grad_scores", dtype, precision, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, columns, channels, dtype, precision, machine, device) -> list[Tile]:
+    groups = window.groups if window else 1
+    scattered = window is not None and channels // groups % 16 != 0
+    return tiles(source.rows // groups, dtype, source.weight, scattered, machine)
+
+
+@prepared
+def _launch(source, window, image, columns, channels, dtype, precision, machine, device, tile) -> tuple[Launch, int]:
+    """The launch, and into how many parts the columns are split."""
+    numbers, groups = KernelSource.of(source), window.groups if window else 1
+    group_channels, group_rows = channels // groups, source.rows // groups
+    count = groups * blocks(group_rows, tile.BN) * numbers.calls
+    parts, steps = split(blocks(columns, tile.BM), tile.BM, count, 128 * tile.BN, 0, tile.programs, machine)
+    made = Launch(
+        grad_scores_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        columns,
+        channels,
+        source.fan,
+        source.rows,
+        group_channels,
+        group_rows,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        FREEZE_CALLS=freeze_calls(source),
+        CONV=window is not None,
+        ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
+        SPLIT=parts > 1,
+        PRECISION=precision,
+        FENCE=needs_fences(machine) and dtype != torch.float32,
+        **tile.meta(),
+    )
+    return made, parts
+
+
+@prepared
+def _sum_launch(source, parts, device) -> Launch:
+    n = 16
+    programs = KernelSource.of(source).calls * blocks(source.rows, n)
+    meta = {"WEIGHT": source.weight, "FREEZE_CALLS": freeze_calls(source), "N": n}
+    return Launch(sum_grads_kernel, programs, device, KernelSource.coded(source), parts, **meta)
 
 
 @lru_cache(maxsize=4096)
@@ -134,7 +153,7 @@ def _precision(x: Tensor) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-@triton.jit(do_not_specialize=["columns", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale"])
 def grad_scores_kernel(
     dy,
     x,
@@ -204,7 +223,7 @@ def grad_scores_kernel(
         store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["scale"])
 def sum_grads_kernel(
     grads,
     out,
