@@ -42,7 +42,11 @@ from triton.compiler import ASTSource
 
 from slt_kernels.backends.triton import forward, grad_input, grad_scores
 from slt_kernels.backends.triton.assembly import needs_fences
-from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
+from slt_kernels.backends.triton.embedding import (
+    embedding_forward_kernel,
+    embedding_grad_scores_kernel,
+    sum_pieces_kernel,
+)
 from slt_kernels.backends.triton.expand import expand_kernel
 from slt_kernels.backends.triton.fixed_point import to_digits_kernel
 from slt_kernels.backends.triton.images import Image
@@ -105,6 +109,8 @@ _POINTERS = {
     "index": "*i64",
     "order": "*i64",
     "ends": "*i64",
+    "piece": "*i1",
+    "places": "*i32",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; all other numbers are int32
 _NOT_SPECIALIZED = (
@@ -238,6 +244,11 @@ def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
     return {"scores": (pointer,) * count, "sizes": ("i32",) * count}
 
 
+def _embedding_grad_scores(split: bool) -> MakeCase:
+    pointers = {"dy": _FP32, "out": _FP32, "sums": _FP32}
+    return _small(embedding_grad_scores_kernel, pointers, WEIGHT=0, FREEZE_CALLS=2, SPLIT=split, N=16, L=64)
+
+
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
 _ODD_ROWS = ("rows", "group_rows")
 _ODD_CHANNELS = ("pitch", "channels", "fan", "group_channels")
@@ -303,9 +314,9 @@ CASES: dict[str, MakeCase] = {
     "embedding, compact, normal": _small(
         embedding_forward_kernel, {"y": _FP32}, WEIGHT=2, COMPACT=True, FREEZE_CALLS=2, N=32
     ),
-    "embedding, grad_scores": _small(
-        embedding_grad_scores_kernel, {"dy": _FP32, "out": _FP32}, WEIGHT=0, FREEZE_CALLS=2, N=16
-    ),
+    "embedding, grad_scores": _embedding_grad_scores(split=False),
+    "embedding, grad_scores, long runs": _embedding_grad_scores(split=True),
+    "embedding, sums of pieces": _small(sum_pieces_kernel, {"dy": _FP32, "sums": _FP32}, N=16, L=64),
     "expand": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=2, N=64),
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),

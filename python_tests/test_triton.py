@@ -405,6 +405,20 @@ def test_an_index_outside_the_rows_has_no_gradient():
     assert torch.equal(triton.embedding_grad_scores(dy, index, scores, scale(), source), expected)
 
 
+def test_long_runs_of_look_ups_are_added_in_pieces(monkeypatch):
+    monkeypatch.setattr(embedding, "_LONGEST_RUN", 4)
+    source = source_of(4, 33, "signed_constant")
+    index = torch.tensor([1] * 13 + [0] * 4 + [3] * 5 + [-1] * 6 + [4] * 7)[torch.randperm(35)]
+    arguments = (torch.randn(35, 33), index.clamp(0, 3), torch.randn(source.free), scale(), source)
+    ours = triton.embedding_grad_scores(*arguments)
+    assert_close(ours, reference.embedding_grad_scores(*arguments), GRAD_ERROR)
+    assert torch.equal(ours, triton.embedding_grad_scores(*arguments))
+    outside = triton.embedding_grad_scores(arguments[0], index, *arguments[2:])
+    inside = (index >= 0) & (index < 4)
+    arguments = (arguments[0][inside], index[inside], *arguments[2:])
+    assert_close(outside, reference.embedding_grad_scores(*arguments), GRAD_ERROR)
+
+
 def test_look_ups_with_zero_gradient_are_skipped(monkeypatch):
     """Those of padding_idx may be most of a batch, and one program would loop over all of them."""
     launched = []
