@@ -357,6 +357,11 @@ def launched(name: str, architecture: int) -> Case:
     return CASES[name](MACHINES[architecture])
 
 
+def _cycles(pipes: dict[str, int]) -> int:
+    """The fewest cycles in which a scheduler issues a warp's instructions: those of the busiest pipe, or of issue."""
+    return max(sum(pipes.values()), *(cycles * pipes.get(pipe, 0) for pipe, cycles in _PIPES.items()))
+
+
 def measure(name: str, architecture: int) -> dict[str, object]:
     case = launched(name, architecture)
     compiled = compile_case(case, architecture)
@@ -378,13 +383,15 @@ def measure(name: str, architecture: int) -> dict[str, object]:
     if loop:
         result["spills_in_loop"] = sum(sass.is_spill(i) for i in loop)
         result["waits"] = sum("WARPGROUP.DEPBAR" in i for i in loop)
-        result["outside"] = len(instructions) - len(loop)
+        everything = sass.by_pipe(instructions)
+        outside = {pipe: number - sass.by_pipe(loop).get(pipe, 0) for pipe, number in everything.items()}
+        result["outside_cycles"] = _cycles(outside)
         result["tensor"] = len(tensor)
         result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
         result["other"] = len(loop) - len(tensor)
         pipes = sass.by_pipe(loop)
         result |= {pipe: pipes.get(pipe, 0) for pipe in _PIPES}
-        result["cycles"] = max(len(loop), *(cycles * result[pipe] for pipe, cycles in _PIPES.items()))
+        result["cycles"] = _cycles(pipes)
     if loop and case.weights:
         threads = 32 * warps
         result["per_weight"] = round((len(loop) - len(tensor)) * threads / case.weights, 2)
@@ -460,7 +467,7 @@ def print_bounds() -> None:
         programs = max(tiles, result["programs"] * 132)  # sums in parts
         steps = weights / (case.weights or 128 * 128) * blocks
         d = case.constants.get("D", 0)
-        issue = (steps * result["other"] + programs * result["outside"]) * threads / LANES
+        issue = (steps * result["cycles"] + programs * result["outside_cycles"]) * threads / LANES
         moved = 8 * weights if scored else weights / 8  # scores and their gradient, or masks
         size = 4 if d else 2
         times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])

@@ -245,6 +245,16 @@ def test_frozen_patterns_of_fewer_calls(freeze, calls):
         assert_same(triton.embedding_forward(*arguments), reference.embedding_forward(*arguments))
 
 
+def test_tf32_operands_are_rounded():
+    """Truncated, the gradients would be 0.07 % too small. The interpreter's products are exact."""
+    torch.set_float32_matmul_precision("high")
+    source = source_of(16, 128, "signed_constant", Freeze())
+    arguments = (torch.randn(64, 16), torch.randn(64, 128), torch.randn(source.free), scale(), source)
+    ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+    assert_close(ours, theirs, 4e-4)
+    assert abs((ours * theirs).sum() / theirs.square().sum() - 1) < 1e-4
+
+
 def test_inputs_that_start_anywhere():
     """They are copied to where 16 bytes can be loaded at once; the bias and the scale are not."""
     source = source_of(16, 64, "signed_constant")

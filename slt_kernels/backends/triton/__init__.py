@@ -16,6 +16,7 @@ Importing this package imports no Triton and touches no device: the registry imp
 =======================================================  ==========================================================
 """
 
+import re
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,9 @@ from os import environ
 import torch
 
 _OLDEST = (3, 6)
+FENCED = (3, 7, 1)
+"""From this version on Triton puts a fence between its copies and the tensor cores of Hopper and Blackwell (its issue
+9610). Without one, a product may read what was in shared memory before."""
 
 
 @cache
@@ -33,21 +37,39 @@ def unavailable() -> str | None:
         return "triton is not installed"
     if not _interpreted() and not torch.cuda.is_available():
         return "no CUDA or ROCm device"
-    installed = _version()
-    if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
-        return f"triton {installed} is installed: expected {'.'.join(map(str, _OLDEST))} or newer"
-    if not _interpreted() and not any(map(_is_new, range(torch.cuda.device_count()))):
-        return f"{torch.cuda.get_device_name()} has compute capability {_capability(0)}: expected 8.0 or newer"
+    if version() < _OLDEST:
+        return f"triton {_installed()} is installed: expected {'.'.join(map(str, _OLDEST))} or newer"
+    if _interpreted():
+        return None
+    reasons = [_why_not_on(index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else reasons[0]
+
+
+@cache
+def _why_not_on(index: int) -> str | None:
+    if torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(index)
+    device = f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})"
+    if major < 8:  # int8 products do not compile
+        return f"{device}: expected 8.0 or newer"
+    if major in (10, 11) and version() < FENCED:  # `assembly.fenced` does not compile
+        return f"triton {_installed()} is installed: expected {'.'.join(map(str, FENCED))} or newer for {device}"
     return None
 
 
 def describe() -> str:
     if _interpreted():
-        return f"Triton {_version()}, its interpreter"
-    return f"Triton {_version()} on {torch.cuda.get_device_name()}"
+        return f"Triton {_installed()}, its interpreter"
+    return f"Triton {_installed()} on {torch.cuda.get_device_name()}"
 
 
-def _version() -> str:
+def version() -> tuple[int, ...]:
+    """Triton's version, as far as it is numbers."""
+    return tuple(map(int, re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", _installed()).groups("0")))
+
+
+def _installed() -> str:
     """The module's version; distributions have several names (triton, triton-rocm, pytorch-triton-rocm)."""
     return import_module("triton").__version__
 
@@ -55,17 +77,9 @@ def _version() -> str:
 def supports(device: torch.device) -> bool:
     if _interpreted():
         return device.type == "cpu"
-    return device.type == "cuda" and _is_new(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@cache
-def _is_new(index: int) -> bool:
-    """Whether the int8 products compile for a device: those of tensor cores before Ampere do not."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (8, 0)
-
-
-def _capability(index: int) -> str:
-    return ".".join(map(str, torch.cuda.get_device_capability(index)))
+    if device.type != "cuda":
+        return False
+    return _why_not_on(torch.cuda.current_device() if device.index is None else device.index) is None
 
 
 def _interpreted() -> bool:

@@ -4,20 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
+from . import FENCED, version
 from .tiles import Machine
 
 PTX: tl.constexpr = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
-_FENCES = tuple(map(int, triton.__version__.split("+")[0].split(".")[:3])) >= (3, 7, 1)
-
 
 def needs_fences(machine: Machine) -> bool:
-    """Whether products read shared memory asynchronously, and this Triton does not order that after its copies.
-
-    Before 3.7.1 it leaves out the fence between cp.async and the tensor cores of Hopper and Blackwell (Triton's issue
-    9610), without which a product may read what was there before.
-    """
-    return PTX.value and machine.generation >= 9 and not _FENCES
+    """Whether products on Hopper need `fenced`; on Blackwell, Triton's versions that would need it are refused."""
+    return PTX.value and machine.generation == 9 and version() < FENCED
 
 
 @triton.jit

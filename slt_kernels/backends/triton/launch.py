@@ -130,11 +130,11 @@ class FreeStarts(NamedTuple):
 
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
     """The offsets, computed once for each source with frozen weights and device."""
-    return _starts(source, device) if freeze_calls(source) else _no_starts(device)
+    return computed_starts(source, device) if freeze_calls(source) else _no_starts(device)
 
 
 @cache
-def _starts(source: Source, device: torch.device) -> FreeStarts:
+def computed_starts(source: Source, device: torch.device) -> FreeStarts:
     return kept(lambda: _counted(source, device), device)
 
 
