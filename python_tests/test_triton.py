@@ -255,6 +255,21 @@ def test_tf32_operands_are_rounded():
     assert abs((ours * theirs).sum() / theirs.square().sum() - 1) < 1e-4
 
 
+def test_types_that_the_inputs_do_not_tell():
+    """A bias and scores have types of their own, and a launch that was prepared for others is not taken."""
+    source = source_of(5, 40, "signed_constant")
+    x, dy, mask = torch.randn(3, 40), torch.randn(3, 5), random_mask(source, compact=False)
+    for dtype in (torch.float32, HALF, torch.float32):
+        arguments = (x, mask, scale(), torch.randn(5).to(dtype), source)
+        for _ in range(2):
+            assert_same(triton.linear_forward(*arguments), reference.linear_forward(*arguments))
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        arguments = (dy, x, torch.randn(source.free, dtype=dtype), scale(), source)
+        for _ in range(2):
+            ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+            assert_close(ours, theirs, GRAD_ERROR)
+
+
 def test_inputs_that_start_anywhere():
     """They are copied to where 16 bytes can be loaded at once; the bias and the scale are not."""
     source = source_of(16, 64, "signed_constant")

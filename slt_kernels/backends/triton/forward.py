@@ -89,7 +89,8 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
 
     numbers = (columns, plane, fan, pitch, source.rows, group_channels, group_rows)
     ordered = ordered or d == 0
-    kind = (source, window, image, numbers, x.dtype, d, ordered, compact, bias is not None, machine(x.device), x.device)
+    bias_dtype = None if bias is None else bias.dtype
+    kind = (source, window, image, numbers, x.dtype, d, ordered, compact, bias_dtype, machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
         the_launch, parts, count = _launch(*kind, tile)
@@ -107,7 +108,7 @@ def _key(source, window, image, numbers, dtype, d, ordered, compact, *_) -> tupl
 
 
 @prepared
-def _choices(source, window, image, numbers, dtype, d, ordered, compact, bias, machine, device) -> list[Tile]:
+def _choices(source, window, image, numbers, dtype, d, ordered, compact, bias_dtype, machine, device) -> list[Tile]:
     columns, *_, group_channels, group_rows = numbers
     scattered = window is not None and (group_channels % 16 != 0 or not ordered)
     plain, groups = window is None and full(source), window.groups if window else 1
@@ -116,7 +117,7 @@ def _choices(source, window, image, numbers, dtype, d, ordered, compact, bias, m
 
 @prepared
 def _launch(
-    source, window, image, numbers, dtype, d, ordered, compact, bias, machine, device, tile
+    source, window, image, numbers, dtype, d, ordered, compact, bias_dtype, machine, device, tile
 ) -> tuple[Launch, int, int]:
     """The launch, into how many parts k is split, and the number of tiles."""
     columns, *_, group_channels, group_rows = numbers
@@ -140,7 +141,7 @@ def _launch(
         FULL=full(source) and parts * steps == calls,
         COMPACT=compact,
         FREEZE_CALLS=freeze_calls(source) if compact else 0,
-        BIAS=bias,
+        BIAS=bias_dtype is not None,
         SPLIT=parts > 1,
         PIECES=tile.pieces,
         FENCE=needs_fences(machine),

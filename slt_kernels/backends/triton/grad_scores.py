@@ -53,7 +53,8 @@ def conv2d_grad_scores(
 def _product(out, dy, x, columns, scores, scale, source, window, image, channels) -> None:
     starts = free_starts(source, x.device)
     epilogue = (at_16_bytes(scores), starts.row, starts.call, normal_table(x.device), scale)
-    kind = (source, window, image, columns, channels, x.dtype, _precision(x), machine(x.device), x.device)
+    dtypes = (x.dtype, dy.dtype, scores.dtype)
+    kind = (source, window, image, columns, channels, dtypes, _precision(x), machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
         the_launch, parts = _launch(*kind, tile)
@@ -63,25 +64,25 @@ def _product(out, dy, x, columns, scores, scale, source, window, image, channels
             shape = parts, source.rows, 128 * KernelSource.of(source).calls
             grads = torch.empty(shape, dtype=torch.float32, device=x.device)
             the_launch(dy, x, grads, *epilogue)
-            _sum_launch(source, parts, x.device)(grads, out, *epilogue)
+            _sum_launch(source, parts, scores.dtype, x.device)(grads, out, *epilogue)
 
     run(choose(_key, kind, columns, x.device, _choices(*kind), run))
 
 
-def _key(source, window, image, columns, channels, dtype, precision, *_) -> tuple:
+def _key(source, window, image, columns, channels, dtypes, precision, *_) -> tuple:
     """What an autotuned tile is kept for."""
-    return ("grad_scores", dtype, precision, *source[:2], source.weight, *(window or ()))
+    return ("grad_scores", dtypes[0], precision, *source[:2], source.weight, *(window or ()))
 
 
 @prepared
-def _choices(source, window, image, columns, channels, dtype, precision, machine, device) -> list[Tile]:
+def _choices(source, window, image, columns, channels, dtypes, precision, machine, device) -> list[Tile]:
     groups = window.groups if window else 1
     scattered = window is not None and channels // groups % 16 != 0
-    return tiles(source.rows // groups, dtype, source.weight, scattered, machine)
+    return tiles(source.rows // groups, dtypes[0], source.weight, scattered, machine)
 
 
 @prepared
-def _launch(source, window, image, columns, channels, dtype, precision, machine, device, tile) -> tuple[Launch, int]:
+def _launch(source, window, image, columns, channels, dtypes, precision, machine, device, tile) -> tuple[Launch, int]:
     """The launch, and into how many parts the columns are split."""
     numbers, groups = KernelSource.of(source), window.groups if window else 1
     group_channels, group_rows = channels // groups, source.rows // groups
@@ -107,14 +108,14 @@ def _launch(source, window, image, columns, channels, dtype, precision, machine,
         ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
         SPLIT=parts > 1,
         PRECISION=precision,
-        FENCE=needs_fences(machine) and dtype != torch.float32,
+        FENCE=needs_fences(machine) and dtypes[0] != torch.float32,
         **tile.meta(),
     )
     return made, parts
 
 
 @prepared
-def _sum_launch(source, parts, device) -> Launch:
+def _sum_launch(source, parts, scores_dtype, device) -> Launch:
     n = 16
     programs = KernelSource.of(source).calls * blocks(source.rows, n)
     meta = {"WEIGHT": source.weight, "FREEZE_CALLS": freeze_calls(source), "N": n}

@@ -24,6 +24,8 @@ class Launch:
     small product takes the device. Tensors start at multiples of 16 bytes (`at_16_bytes`), as the first call's do,
     except those on whose alignment the kernel is not specialized.
 
+    Whoever keeps a launch keeps it for the types of all its tensors: other types are another launch.
+
     Args:
         programs: how many run.
         device: of the tensors; it need not be the current one.
