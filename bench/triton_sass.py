@@ -16,6 +16,9 @@ Columns:
     waits               for tensor cores in the main loop (sm_90)
     other               other instructions in the main loop
     per weight          of products: other x threads / weights of a step
+    alu, fma, wide      instructions of the main loop by the pipe that executes them; a scheduler issues to the first
+                        two every second cycle, to the third every fourth
+    cycles              of the busiest of issue and these pipes, per warp and step
 """
 
 import argparse
@@ -38,7 +41,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from slt_kernels.backends.triton import forward, grad_input, grad_scores
-from slt_kernels.backends.triton.embedding import embedding_forward_kernel, embedding_grad_scores_kernel
+from slt_kernels.backends.triton.assembly import needs_fences
+from slt_kernels.backends.triton.embedding import (
+    embedding_forward_kernel,
+    embedding_grad_scores_kernel,
+    sum_pieces_kernel,
+)
 from slt_kernels.backends.triton.expand import expand_kernel
 from slt_kernels.backends.triton.fixed_point import to_digits_kernel
 from slt_kernels.backends.triton.images import Image
@@ -53,6 +61,7 @@ SIZE = 8192  # rows and fan of the layers
 _BF16, _FP32 = "*bf16", "*fp32"
 BUDGET = Path(__file__).with_name("triton_budget.json")
 MACHINES = {80: Machine(8, 108), 90: Machine(9, 132), 100: Machine(10, 148)}  # A100, H100, B200
+_PIPES = {"alu": 2, "fma": 2, "wide": 4}  # cycles per instruction
 _COLUMNS = (
     "registers",
     "programs",
@@ -64,6 +73,8 @@ _COLUMNS = (
     "waits",
     "other",
     "per_weight",
+    *_PIPES,
+    "cycles",
 )
 VERSION = ".".join(triton.__version__.split(".")[:2])  # each compiler version has its own budget
 
@@ -98,6 +109,8 @@ _POINTERS = {
     "index": "*i64",
     "order": "*i64",
     "ends": "*i64",
+    "piece": "*i1",
+    "places": "*i32",
 }
 _LONG = ("plane", "count", "rank", "length", "padded")  # int64; all other numbers are int32
 _NOT_SPECIALIZED = (
@@ -111,6 +124,10 @@ _NOT_SPECIALIZED = (
     "channel_blocks",
     "source",
     "image",
+    "scale",
+    "bias",
+    "threshold",
+    "sizes",
 )
 
 
@@ -119,7 +136,7 @@ class Case(NamedTuple):
 
     kernel: triton.JITFunction
     constants: dict[str, object]
-    pointers: dict[str, str]  # types that depend on the case
+    pointers: dict[str, str | tuple[str, ...]]  # types that depend on the case
     options: dict[str, int]
     weights: int = 0  # per step of the main loop; 0 without one
     odd: tuple[str, ...] = ()  # numbers that are not multiples of 16
@@ -147,7 +164,8 @@ def _forward(
         shape = (columns, rows, 1, d, weight, flags["COMPACT"], plain, flags["CONV"], scattered)
         pointers = {"x": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = forward.tiles(*shape, machine)[0]
-        constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, **flags}
+        flags["FREEZE_CALLS"] = 2 if flags["COMPACT"] else 0
+        constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, "FENCE": needs_fences(machine), **flags}
         return _product(forward.forward_kernel, tile, constants, pointers, 128 * tile.BN, odd)
 
     return make
@@ -171,7 +189,9 @@ def _grad_input(
         shape = (columns, rows, SIZE // bc, d, weight, flags["COMPACT"], plain, flags["CONV"])
         pointers = {"dy": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = grad_input.tiles(*shape, machine)[0]
-        constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": tile.pieces, **flags}
+        flags["FREEZE_CALLS"] = 2 if flags["COMPACT"] else 0
+        fence = needs_fences(machine)
+        constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": tile.pieces, "FENCE": fence, **flags}
         return _product(grad_input.grad_input_kernel, tile, constants, pointers, tile.BN * bc, odd, strided)
 
     return make
@@ -184,13 +204,15 @@ def _grad_scores(
     weight: int = 0,
     rows: int = SIZE,
     odd: tuple[str, ...] = (),
+    freeze_calls: int = 2,
 ) -> MakeCase:
     def make(machine: Machine) -> Case:
         tile = grad_scores.tiles(rows, torch.float32 if dtype == _FP32 else torch.bfloat16, weight, scattered, machine)[
             0
         ]
-        one_tap = not scattered
-        constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": one_tap, "SPLIT": False, "PRECISION": "tf32x3"}
+        constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": not scattered, "SPLIT": False}
+        constants |= {"PRECISION": "tf32x3", "FREEZE_CALLS": freeze_calls}
+        constants["FENCE"] = needs_fences(machine) and dtype != _FP32
         pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
         return _product(grad_scores.grad_scores_kernel, tile, constants, pointers, 0, odd)
 
@@ -211,8 +233,20 @@ def _product(
     return Case(kernel, constants | sizes, pointers, options, weights, odd, strided)
 
 
-def _small(kernel: triton.JITFunction, pointers: dict[str, str], warps: int = 4, **constants: object) -> MakeCase:
+def _small(
+    kernel: triton.JITFunction, pointers: dict[str, str | tuple[str, ...]], warps: int = 4, **constants: object
+) -> MakeCase:
     return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
+
+
+def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
+    """The scores of some layers, and their sizes."""
+    return {"scores": (pointer,) * count, "sizes": ("i32",) * count}
+
+
+def _embedding_grad_scores(split: bool) -> MakeCase:
+    pointers = {"dy": _FP32, "out": _FP32, "sums": _FP32}
+    return _small(embedding_grad_scores_kernel, pointers, WEIGHT=0, FREEZE_CALLS=2, SPLIT=split, N=16, L=64)
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -265,24 +299,30 @@ CASES: dict[str, MakeCase] = {
     "grad_input fp32, 3 digits, 257 rows": _grad_input(_FP32, 3, 4096, odd=_ODD_ROWS),
     "grad_input fp32, 3 digits, normal": _grad_input(_FP32, 3, 4096, weight=2),
     "grad_scores bf16": _grad_scores(_BF16),
+    "grad_scores bf16, nothing frozen": _grad_scores(_BF16, freeze_calls=0),
     "grad_scores bf16, convolution": _grad_scores(_BF16, conv=True),
     "grad_scores bf16, convolution, 3 channels": _grad_scores(_BF16, conv=True, scattered=True, odd=_ODD_CHANNELS),
     "grad_scores bf16, convolution, 3 channels to 6, normal": _grad_scores(
         _BF16, conv=True, scattered=True, weight=2, rows=6, odd=(*_ODD_CHANNELS, "all_rows", "group_rows")
     ),
     "grad_scores fp32": _grad_scores(_FP32),
-    "add parts of grad_scores": _small(grad_scores.sum_grads_kernel, {"out": _FP32}, WEIGHT=0, N=16),
+    "add parts of grad_scores": _small(grad_scores.sum_grads_kernel, {"out": _FP32}, WEIGHT=0, FREEZE_CALLS=2, N=16),
     "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
-    "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, N=32),
-    "embedding, compact, normal": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=2, COMPACT=True, N=32),
-    "embedding, grad_scores": _small(embedding_grad_scores_kernel, {"dy": _FP32, "out": _FP32}, WEIGHT=0, N=16),
-    "expand": _small(expand_kernel, {"out": "*i32"}, N=64),
+    "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, FREEZE_CALLS=0, N=32),
+    "embedding, compact, normal": _small(
+        embedding_forward_kernel, {"y": _FP32}, WEIGHT=2, COMPACT=True, FREEZE_CALLS=2, N=32
+    ),
+    "embedding, grad_scores": _embedding_grad_scores(split=False),
+    "embedding, grad_scores, long runs": _embedding_grad_scores(split=True),
+    "embedding, sums of pieces": _small(sum_pieces_kernel, {"dy": _FP32, "sums": _FP32}, N=16, L=64),
+    "expand": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=2, N=64),
+    "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
-    "count free weights": _small(count_kernel, {}, N=128),
-    "select, count": _small(histogram_kernel, {}, SHIFT=23, BITS=8, BLOCK=4096),
-    "select, count, float64": _small(histogram_kernel, {"scores": "*fp64"}, 8, SHIFT=55, BITS=8, BLOCK=4096),
+    "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
+    "select, count": _small(histogram_kernel, _tensors(_FP32, 54), SHIFT=23, BITS=8, BLOCK=4096),
+    "select, count, float64": _small(histogram_kernel, _tensors("*fp64", 54), 8, SHIFT=55, BITS=8, BLOCK=4096),
     "select, descend": _small(descend_kernel, {}, BITS=8),
 }
 
@@ -317,6 +357,11 @@ def launched(name: str, architecture: int) -> Case:
     return CASES[name](MACHINES[architecture])
 
 
+def _cycles(pipes: dict[str, int]) -> int:
+    """The fewest cycles in which a scheduler issues a warp's instructions: those of the busiest pipe, or of issue."""
+    return max(sum(pipes.values()), *(cycles * pipes.get(pipe, 0) for pipe, cycles in _PIPES.items()))
+
+
 def measure(name: str, architecture: int) -> dict[str, object]:
     case = launched(name, architecture)
     compiled = compile_case(case, architecture)
@@ -338,10 +383,15 @@ def measure(name: str, architecture: int) -> dict[str, object]:
     if loop:
         result["spills_in_loop"] = sum(sass.is_spill(i) for i in loop)
         result["waits"] = sum("WARPGROUP.DEPBAR" in i for i in loop)
-        result["outside"] = len(instructions) - len(loop)
+        everything = sass.by_pipe(instructions)
+        outside = {pipe: number - sass.by_pipe(loop).get(pipe, 0) for pipe, number in everything.items()}
+        result["outside_cycles"] = _cycles(outside)
         result["tensor"] = len(tensor)
         result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
         result["other"] = len(loop) - len(tensor)
+        pipes = sass.by_pipe(loop)
+        result |= {pipe: pipes.get(pipe, 0) for pipe in _PIPES}
+        result["cycles"] = _cycles(pipes)
     if loop and case.weights:
         threads = 32 * warps
         result["per_weight"] = round((len(loop) - len(tensor)) * threads / case.weights, 2)
@@ -361,7 +411,7 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
         return ["is not in the budget"]
     worse = [
         f"{key} {result[key]}, budget {limits[key]}"
-        for key in ("spills", "spills_in_loop", "waits", "per_weight")
+        for key in ("spills", "spills_in_loop", "waits", "per_weight", "cycles")
         if key in limits and result.get(key, 0) > limits[key]
     ]
     worse += [
@@ -381,6 +431,7 @@ def tightened(limits: dict, result: dict) -> dict:
         "from_registers": max,
         "waits": min,
         "per_weight": min,
+        "cycles": min,
     }
     return {key: of(result[key], limits.get(key, result[key])) for key, of in best.items() if key in result}
 
@@ -416,7 +467,7 @@ def print_bounds() -> None:
         programs = max(tiles, result["programs"] * 132)  # sums in parts
         steps = weights / (case.weights or 128 * 128) * blocks
         d = case.constants.get("D", 0)
-        issue = (steps * result["other"] + programs * result["outside"]) * threads / LANES
+        issue = (steps * result["cycles"] + programs * result["outside_cycles"]) * threads / LANES
         moved = 8 * weights if scored else weights / 8  # scores and their gradient, or masks
         size = 4 if d else 2
         times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])

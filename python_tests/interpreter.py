@@ -1,16 +1,36 @@
-"""Imports Triton, and the Triton backend's kernels, without a GPU as interpreted functions.
+"""Imports Triton, and the Triton backend's kernels, without a GPU: as interpreted functions, or for the simulator.
 
 Triton decides that at its import and where a kernel is defined, so `conftest` imports this file first. Afterwards the
 environment is as before: the other tests and their processes have no Triton backend.
+
+With ``SLT_SIMULATED=90`` (or 80) in the environment the kernels are compiled for that compute capability as for a GPU,
+and launches go to a simulator of PTX, ptxsim: see `test_triton_simulated`.
 """
 
+import os
+import re
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 INSTALLED = find_spec("triton") is not None
-INTERPRETED = INSTALLED and not torch.cuda.is_available()
+SIMULATED = int(os.environ.get("SLT_SIMULATED", "0"))
+INTERPRETED = INSTALLED and not SIMULATED and not torch.cuda.is_available()
+SIMULATOR = None
+
+if SIMULATED:
+    from ptxsim.triton_driver import install
+
+    SIMULATOR = install(SIMULATED)
+    SIMULATOR.options.update(resident=2, schedule=7, quantum=50)
+    _load = SIMULATOR.ptx
+
+    def _without_unused_operands(key: object, _: object, ptx: str) -> object:
+        """The simulator calls a permutation undefined if either operand is, but LLVM leaves one it does not select."""
+        return _load(key, None, re.sub(r"(prmt\.b32 \s*%r\d+, (%r\d+)), %r\d+, (0x[0-3]{4}U)", r"\1, \2, \3", ptx))
+
+    SIMULATOR.ptx = _without_unused_operands
 
 if INTERPRETED:
     with pytest.MonkeyPatch.context() as environment:

@@ -1,6 +1,7 @@
 """The Triton backend: every operation against the reference, on a GPU, or under Triton's interpreter without one.
 
-16-bit inputs are float16: the interpreter computes bfloat16 wrong. `test_triton_code` tests the compiled kernels.
+The interpreter's 16-bit inputs are float16, as it computes bfloat16 wrong. `test_triton_simulated` runs some of these
+tests on compiled kernels, and `test_triton_code` tests their machine code.
 """
 
 import json
@@ -8,13 +9,14 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from interpreter import INSTALLED, INTERPRETED
+from interpreter import INSTALLED, INTERPRETED, SIMULATED, SIMULATOR
 
 from slt_kernels import backends, bits
 from slt_kernels.conv_geometry import Window
@@ -24,13 +26,15 @@ from slt_kernels.source import WEIGHTS, Freeze, Source
 if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles
+from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles, words
 from slt_kernels.backends.triton import launch as launching
+from slt_kernels.backends.triton import select as selecting
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 triton, reference = backends.on("triton"), backends.on("reference")
 BENCH = Path(__file__).parent.parent / "bench"
 GRAD_ERROR = 1e-6 if INTERPRETED else 5e-6  # of grad_scores: tensor cores truncate sums
+HALF = torch.float16 if INTERPRETED else torch.bfloat16
 FROZEN = Freeze(0.35, 0.35)
 SHAPES = ((1, 1, 1), (3, 31, 17), (17, 33, 3), (3, 63, 0), (2, 65, 3), (1, 127, 1), (17, 129, 3), (35, 300, 5))
 FEW_SHAPES = ((3, 31, 17), (17, 129, 3), (35, 300, 5))
@@ -50,14 +54,24 @@ FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels")  # words sha
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    """The device of all tensors in a test: a GPU, or the CPU under Triton's interpreter."""
-    device = torch.device("cpu" if INTERPRETED else "cuda")
+    """The device of all tensors in a test: a GPU, or the CPU under Triton's interpreter and in the simulator."""
+    device = torch.device("cpu" if INTERPRETED or SIMULATED else "cuda")
     if INTERPRETED:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if SIMULATED:
+        monkeypatch.setattr(backends.triton, "unavailable", cache(lambda: None))
+        monkeypatch.setattr(backends.triton, "supports", lambda device: True)
+        for module in (forward, grad_input, grad_scores):
+            monkeypatch.setattr(module, "machine", lambda device: launching.Machine(SIMULATED // 10, 4))
     backends.triton.unavailable.cache_clear()
     with device:
         yield device
     backends.triton.unavailable.cache_clear()
+    if SIMULATED:
+        found = [str(finding) for launch in SIMULATOR.log for finding in launch["result"].findings]
+        SIMULATOR.log.clear()
+        SIMULATOR.forget()
+        assert not found, found
 
 
 def scale() -> torch.Tensor:
@@ -93,7 +107,7 @@ def random_input(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Asserts equal values in float32; in float16 a small error, and no NaN that the reference does not have."""
+    """Asserts equal values in float32; in 16 bits a small error, and no NaN that the reference does not have."""
     assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
     if ours.dtype == torch.float32:
         assert torch.equal(ours.isnan(), theirs.isnan())
@@ -109,15 +123,13 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, error: float) -> None
 
 
 def kinds(shapes: Iterable, few: Sequence) -> list:
-    """Test parameters: all shapes with ``signed_constant`` in float32, a few in float16 and with byte weights.
+    """Test parameters: all shapes with ``signed_constant`` in float32, a few in 16 bits and with byte weights.
 
     Of the byte weights ``uniform`` has one shape: it differs from ``normal`` only in how a byte becomes a weight.
     """
     signed, uniform, normal = WEIGHTS
     chosen = [(shape, signed, torch.float32) for shape in shapes]
-    chosen += [
-        (shape, weight, dtype) for shape in few for weight, dtype in ((signed, torch.float16), (normal, torch.float32))
-    ]
+    chosen += [(shape, weight, dtype) for shape in few for weight, dtype in ((signed, HALF), (normal, torch.float32))]
     chosen.append((few[0], uniform, torch.float32))
     return [pytest.param(*kind, id="-".join(map(name_of, kind))) for kind in chosen]
 
@@ -131,7 +143,8 @@ def name_of(value: object) -> str:
 
 @pytest.mark.parametrize(
     "rows,fan,freeze",
-    [(1, 1, FROZEN), (67, 33, FROZEN), *((17, 129, f) for f in (FROZEN, Freeze(), Freeze(1, 0), Freeze(0, 1)))],
+    [(1, 1, FROZEN), (67, 33, FROZEN), (17, 64, Freeze()), (5, 97, Freeze(0.25, 0.5))]
+    + [(17, 129, f) for f in (FROZEN, Freeze(), Freeze(1, 0), Freeze(0, 1))],
     ids=str,
 )
 def test_pack_and_expand(rows, fan, freeze):
@@ -157,9 +170,14 @@ def test_select(sizes, dtype):
             assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
 
 
-@pytest.mark.parametrize(
-    "shape,weight,_", [kind for kind in kinds(SHAPES, FEW_SHAPES) if kind.values[2] != torch.float16]
-)
+def test_select_of_more_tensors_than_a_launch_takes(monkeypatch):
+    monkeypatch.setattr(selecting, "_TENSORS_PER_LAUNCH", 2)
+    scores = [torch.randn(n) for n in (3, 0, 4097, 1)]
+    for rank in (1, 2000, 4100):
+        assert torch.equal(triton.select(scores, rank), reference.select(scores, rank))
+
+
+@pytest.mark.parametrize("shape,weight,_", [kind for kind in kinds(SHAPES, FEW_SHAPES) if kind.values[2] != HALF])
 def test_materialize(shape, weight, _):
     rows, fan, _ = shape
     for source in shards(rows, fan, weight):
@@ -198,7 +216,7 @@ def test_linear(shape, weight, dtype):
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 def test_two_digits(weight, dtype):
     torch.set_float32_matmul_precision("high")
     source = source_of(5, 129, weight)
@@ -207,6 +225,64 @@ def test_two_digits(weight, dtype):
     assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
     arguments = (mask, scale(), source)
     assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+
+
+@pytest.mark.parametrize("freeze,calls", [(Freeze(), 0), (Freeze(0.25, 0.5), 1), (Freeze(0.25, 0.3), 2)], ids=str)
+def test_frozen_patterns_of_fewer_calls(freeze, calls):
+    """Nothing is frozen, or the thresholds are sixteenths. Two shards begin inside a call."""
+    whole = source_of(5, 300, "signed_constant", freeze)
+    assert words.freeze_calls(whole) == calls
+    for source in (whole.shard((0, 4), (1, 9)), whole.shard((4, 5), (6, 10))):
+        mask, x, dy = random_mask(source, compact=True), torch.randn(3, source.fan), torch.randn(3, source.rows)
+        arguments = (mask, scale(), None, source)
+        assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+        arguments = (mask, scale(), source)
+        assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+        arguments = (dy, x, torch.randn(source.free), scale(), source)
+        assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
+        index = torch.tensor([0, 0, source.rows - 1])
+        arguments = (index, mask, scale(), source, torch.float32)
+        assert_same(triton.embedding_forward(*arguments), reference.embedding_forward(*arguments))
+
+
+def test_tf32_operands_are_rounded():
+    """Truncated, the gradients would be 0.07 % too small. The interpreter's products are exact."""
+    torch.set_float32_matmul_precision("high")
+    source = source_of(16, 128, "signed_constant", Freeze())
+    arguments = (torch.randn(64, 16), torch.randn(64, 128), torch.randn(source.free), scale(), source)
+    ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+    assert_close(ours, theirs, 4e-4)
+    assert abs((ours * theirs).sum() / theirs.square().sum() - 1) < 1e-4
+
+
+def test_types_that_the_inputs_do_not_tell():
+    """A bias and scores have types of their own, and a launch that was prepared for others is not taken."""
+    source = source_of(5, 40, "signed_constant")
+    x, dy, mask = torch.randn(3, 40), torch.randn(3, 5), random_mask(source, compact=False)
+    for dtype in (torch.float32, HALF, torch.float32):
+        arguments = (x, mask, scale(), torch.randn(5).to(dtype), source)
+        for _ in range(2):
+            assert_same(triton.linear_forward(*arguments), reference.linear_forward(*arguments))
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        arguments = (dy, x, torch.randn(source.free, dtype=dtype), scale(), source)
+        for _ in range(2):
+            ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+            assert_close(ours, theirs, GRAD_ERROR)
+
+
+def test_inputs_that_start_anywhere():
+    """They are copied to where 16 bytes can be loaded at once; the bias and the scale are not."""
+    source = source_of(16, 64, "signed_constant")
+    x, dy = torch.randn(3 * 64 + 1, dtype=HALF)[1:].view(3, 64), torch.randn(3 * 16 + 1, dtype=HALF)[1:].view(3, 16)
+    mask, scores = random_mask(source, compact=False), torch.randn(source.free)
+    shifted = torch.empty(33, dtype=torch.int32)[1:].view(16, 2).copy_(mask)
+    numbers = torch.randn(18)
+    arguments = (shifted, numbers[1], numbers[2:], source)
+    assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
+    arguments = (shifted, numbers[1], source)
+    assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
+    arguments = (dy, x, torch.empty(source.free + 1)[1:].copy_(scores), numbers[1], source)
+    assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
 
 
 def test_strided_inputs_and_repeats():
@@ -246,7 +322,7 @@ def test_large_tiles(monkeypatch, generation, pieces):
         monkeypatch.setattr(module, "machine", lambda device: machine)
     assert tiles.pieces(128, 0, machine) == pieces
     source = source_of(70, 256, "signed_constant")
-    x, dy = torch.randn(130, 256, dtype=torch.float16), torch.randn(130, 70, dtype=torch.float16)
+    x, dy = torch.randn(130, 256, dtype=HALF), torch.randn(130, 70, dtype=HALF)
     mask = random_mask(source, compact=False)
     arguments = (mask, scale(), None, source)
     assert_same(triton.linear_forward(x, *arguments), reference.linear_forward(x, *arguments))
@@ -354,6 +430,20 @@ def test_an_index_outside_the_rows_has_no_gradient():
     assert torch.equal(triton.embedding_grad_scores(dy, index, scores, scale(), source), expected)
 
 
+def test_long_runs_of_look_ups_are_added_in_pieces(monkeypatch):
+    monkeypatch.setattr(embedding, "_LONGEST_RUN", 4)
+    source = source_of(4, 33, "signed_constant")
+    index = torch.tensor([1] * 13 + [0] * 4 + [3] * 5 + [-1] * 6 + [4] * 7)[torch.randperm(35)]
+    arguments = (torch.randn(35, 33), index.clamp(0, 3), torch.randn(source.free), scale(), source)
+    ours = triton.embedding_grad_scores(*arguments)
+    assert_close(ours, reference.embedding_grad_scores(*arguments), GRAD_ERROR)
+    assert torch.equal(ours, triton.embedding_grad_scores(*arguments))
+    outside = triton.embedding_grad_scores(arguments[0], index, *arguments[2:])
+    inside = (index >= 0) & (index < 4)
+    arguments = (arguments[0][inside], index[inside], *arguments[2:])
+    assert_close(outside, reference.embedding_grad_scores(*arguments), GRAD_ERROR)
+
+
 def test_look_ups_with_zero_gradient_are_skipped(monkeypatch):
     """Those of padding_idx may be most of a batch, and one program would loop over all of them."""
     launched = []
@@ -421,12 +511,15 @@ def test_a_tile_that_does_not_compile_is_not_chosen(device, monkeypatch, tmp_pat
         if tile in broken:
             raise RuntimeError("PassManager::run failed")
 
+    def key():
+        return ("x",)
+
     broken = {first, second}
-    assert autotuning.choose(("x",), 1, device, [first, second], run) == first
+    assert autotuning.choose(key, (), 1, device, [first, second], run) == first
     broken = {first}
-    assert autotuning.choose(("x",), 1, device, [first, second], run) == second
+    assert autotuning.choose(key, (), 1, device, [first, second], run) == second
     with pytest.raises(ValueError, match="split the batch"):
-        autotuning.choose(("x",), 2**31 - 2**20, device, [first], run)
+        autotuning.choose(key, (), 2**31 - 2**20, device, [first], run)
 
 
 # The layer on top

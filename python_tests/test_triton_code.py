@@ -82,3 +82,35 @@ def test_a_folder_is_not_triton(monkeypatch):
     monkeypatch.setattr(triton, "import_module", lambda name: SimpleNamespace(__version__="3.5.1+rocm"))
     assert triton.unavailable() == "triton 3.5.1+rocm is installed: expected 3.6 or newer"
     triton.unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "version,refused",
+    [
+        ("3.9.0", {(7, 5): "T4 (compute capability 7.5): expected 8.0 or newer"}),
+        (
+            "3.6.0+git1",
+            {(10, 0): "triton 3.6.0+git1 is installed: expected 3.7.1 or newer for T4 (compute capability 10.0)"},
+        ),
+        ("3.7.1", {}),
+    ],
+)
+def test_devices_are_refused_one_by_one(monkeypatch, version, refused):
+    """Before Ampere the int8 products do not compile, and on Blackwell older versions of Triton lack a fence."""
+    capabilities = [(8, 0), (9, 0), (10, 0), (12, 0), *refused]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(triton, "find_spec", lambda name: SimpleNamespace(origin="triton/__init__.py"))
+    monkeypatch.setattr(triton, "import_module", lambda name: SimpleNamespace(__version__=version))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "T4")
+    caches = (triton.unavailable, triton._why_not_on)
+    for capability in capabilities:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
+        for function in caches:
+            function.cache_clear()
+        assert triton.unavailable() == refused.get(capability)
+        assert triton.supports(torch.device("cuda", 0)) == (capability not in refused)
+    for function in caches:
+        function.cache_clear()

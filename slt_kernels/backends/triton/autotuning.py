@@ -5,6 +5,7 @@ the rule's tile and a few others are timed once for each device, kind of layer a
 keeps the fastest.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -21,8 +22,15 @@ from .tiles import Tile
 FILE = os.environ.get("SLT_AUTOTUNE") or None
 
 
-def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], run: Callable[[Tile], None]) -> Tile:
-    """The tile to ``run`` with: the first, or with ``SLT_AUTOTUNE`` the fastest for ``key`` on this device.
+def choose(
+    key: Callable[..., tuple],
+    kind: tuple,
+    columns: int,
+    device: torch.device,
+    tiles: list[Tile],
+    run: Callable[[Tile], None],
+) -> Tile:
+    """The tile to ``run`` with: the first, or with ``SLT_AUTOTUNE`` the fastest for ``key(*kind)`` on this device.
 
     Every run writes the whole result, so timing has no side effect. While a CUDA graph is captured nothing is timed,
     and an unknown key takes the first tile.
@@ -33,7 +41,7 @@ def choose(key: tuple, columns: int, device: torch.device, tiles: list[Tile], ru
         return tiles[0]
     known = _known(FILE)
     name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
-    entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key))} {triton.next_power_of_2(columns)}"
+    entry = f"{name}, Triton {triton.__version__}: {' '.join(map(str, key(*kind)))} {triton.next_power_of_2(columns)}"
     if entry not in known and not capturing(device):
         times = {tile: _milliseconds(lambda tile=tile: run(tile), device) for tile in dict.fromkeys(tiles)}
         best = min(times, key=times.get)
@@ -57,12 +65,14 @@ def _known(file: str) -> dict[str, Tile]:
 
 def _keep(file: str, entry: str, tile: Tile) -> None:
     """Adds an entry to the file, keeping those of other processes; the file is replaced atomically."""
-    _known.cache_clear()
-    known = _known(file)
-    known[entry] = tile
-    part = f"{file}.{os.getpid()}"
-    Path(part).write_text(json.dumps(known, indent=1) + "\n")
-    os.replace(part, file)
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        _known.cache_clear()
+        known = _known(file)
+        known[entry] = tile
+        part = f"{file}.{os.getpid()}"
+        Path(part).write_text(json.dumps(known, indent=1) + "\n")
+        os.replace(part, file)
 
 
 def _milliseconds(run: Callable[[], None], device: torch.device) -> float:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, launch
+from .launch import Launch, blocks, prepared
 from .words import SIGNED_CONSTANT
 
 SUMMANDS = 1024 * 128
@@ -45,14 +45,20 @@ def to_digits(x: Tensor, quad_order: bool, multiple: int) -> Digits:
     padded = multiple * blocks(length, multiple)
     digits = torch.empty(d, count, padded, dtype=torch.int8, device=x.device)
     unit = torch.empty(count, dtype=torch.float64, device=x.device)
+    largest = x if padded <= _LENGTH_PER_PROGRAM else torch.linalg.vector_norm(x, torch.inf, dim=1)
+    _launch(count, length, padded, x.dtype, quad_order, d, x.device)(x, largest, digits, unit)
+    return Digits(digits, unit)
+
+
+@prepared
+def _launch(
+    count: int, length: int, padded: int, dtype: torch.dtype, quad_order: bool, d: int, device: torch.device
+) -> Launch:
     alone = padded <= _LENGTH_PER_PROGRAM
     block = max(128, triton.next_power_of_2(padded)) if alone else 1024
-    largest = x if alone else torch.linalg.vector_norm(x, torch.inf, dim=1)
-    arguments = (x, largest, digits, unit, count * padded, length, padded)
-    programs = count * blocks(padded, block)
-    warps = 16 if block > 1024 else 4
-    launch(to_digits_kernel, programs, x.device, *arguments, quad_order, d, alone, block, num_warps=warps)
-    return Digits(digits, unit)
+    meta = {"QUAD_ORDER": quad_order, "D": d, "ALONE": alone, "BLOCK": block, "num_warps": 16 if block > 1024 else 4}
+    numbers = (count * padded, length, padded)
+    return Launch(to_digits_kernel, count * blocks(padded, block), device, *numbers, **meta)
 
 
 @triton.jit(do_not_specialize=["plane", "length", "padded"])

@@ -14,11 +14,12 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
 from .images import NO_IMAGE, Image, flat, padded, patches, write_images
-from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, pieces, resident
 from .weights import byte_quads, coded_words, sign_floats, sign_quads
@@ -28,6 +29,7 @@ from .words import (
     KernelSource,
     compact_words,
     decoded,
+    freeze_calls,
     frozen_words,
     full,
     resolved_words,
@@ -42,7 +44,7 @@ block of columns would generate it again, at several times the cost of a weight:
 
 @kernel("linear_forward", when=takes)
 def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
-    _product(y, x.contiguous(), mask, scale, bias, source, None, NO_IMAGE, source.fan)
+    _product(y, at_16_bytes(x), mask, scale, bias, source, None, NO_IMAGE, source.fan)
 
 
 @kernel("conv2d_forward", when=takes)
@@ -63,7 +65,6 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
     """Writes ``y`` [columns, rows] from ``x`` [B, length]; ``window`` is None for a Linear."""
     if y.numel() == 0:
         return
-    numbers = KernelSource.of(source)
     groups = window.groups if window else 1
     group_channels, columns = channels // groups, len(y)
 
@@ -81,63 +82,72 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
             operand, fan = padded(x, fan)
             pitch = fan
 
-    if columns > COMPACT_COLUMNS:
-        mask = resolved(mask, source)
+    mask = resolved(mask, source) if columns > COMPACT_COLUMNS else at_16_bytes(mask)
     compact = mask.dim() == 1
     starts = free_starts(source, x.device) if compact else None
     group_rows = source.rows // groups
 
-    device = machine(x.device)
+    numbers = (columns, plane, fan, pitch, source.rows, group_channels, group_rows)
+    ordered = ordered or d == 0
+    bias_dtype = None if bias is None else bias.dtype
+    kind = (source, window, image, numbers, x.dtype, d, ordered, compact, bias_dtype, machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
-        count = groups * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
-        parts, steps = split(numbers.calls, 128, count, tile.BN * tile.BM, d, tile.programs, device)
+        the_launch, parts, count = _launch(*kind, tile)
         sums, arrived = workspace(parts, count, tile.BN * tile.BM, d, y)
-        launch(
-            forward_kernel,
-            count * parts,
-            x.device,
-            operand,
-            unit,
-            mask,
-            starts.row if compact else mask,
-            starts.call if compact else mask,
-            normal_table(x.device),
-            scale,
-            bias if bias is not None else scale,
-            y,
-            sums,
-            arrived,
-            KernelSource.coded(source),
-            image,
-            columns,
-            plane,
-            fan,
-            pitch,
-            source.rows,
-            group_channels,
-            group_rows,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            D=d,
-            CONV=window is not None,
-            ORDERED=ordered or d == 0,
-            ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
-            FULL=full(source) and parts * steps == numbers.calls,
-            COMPACT=compact,
-            BIAS=bias is not None,
-            SPLIT=parts > 1,
-            PIECES=tile.pieces,
-            **tile.meta(),
-        )
+        rows, calls = (starts.row, starts.call) if compact else (mask, mask)
+        tensors = (operand, unit, mask, rows, calls, normal_table(x.device), scale, scale if bias is None else bias)
+        the_launch(*tensors, y, sums, arrived)
 
-    scattered = window is not None and (group_channels % 16 != 0 or not (ordered or d == 0))
-    plain = window is None and full(source)
-    conv = window is not None
-    choices = tiles(columns, group_rows, groups, d, source.weight, compact, plain, conv, scattered, device)
-    key = ("forward", x.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, x.device, choices, run))
+    run(choose(_key, kind, columns, x.device, _choices(*kind), run))
+
+
+def _key(source, window, image, numbers, dtype, d, ordered, compact, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("forward", dtype, d, compact, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, numbers, dtype, d, ordered, compact, bias_dtype, machine, device) -> list[Tile]:
+    columns, *_, group_channels, group_rows = numbers
+    scattered = window is not None and (group_channels % 16 != 0 or not ordered)
+    plain, groups = window is None and full(source), window.groups if window else 1
+    return tiles(columns, group_rows, groups, d, source.weight, compact, plain, window is not None, scattered, machine)
+
+
+@prepared
+def _launch(
+    source, window, image, numbers, dtype, d, ordered, compact, bias_dtype, machine, device, tile
+) -> tuple[Launch, int, int]:
+    """The launch, into how many parts k is split, and the number of tiles."""
+    columns, *_, group_channels, group_rows = numbers
+    calls, skipped = KernelSource.of(source).calls, KernelSource.of(source).skipped
+    count = (window.groups if window else 1) * blocks(group_rows, tile.BN) * blocks(columns, tile.BM)
+    parts, steps = split(calls, 128, count, tile.BN * tile.BM, d, tile.programs, machine)
+    made = Launch(
+        forward_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        *numbers,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        D=d,
+        CONV=window is not None,
+        ORDERED=ordered,
+        ONE_TAP=group_channels % 128 == 0 and skipped == 0,
+        FULL=full(source) and parts * steps == calls,
+        COMPACT=compact,
+        FREEZE_CALLS=freeze_calls(source) if compact else 0,
+        BIAS=bias_dtype is not None,
+        SPLIT=parts > 1,
+        PIECES=tile.pieces,
+        FENCE=needs_fences(machine),
+        **tile.meta(),
+    )
+    return made, parts, count
 
 
 @lru_cache(maxsize=4096)
@@ -185,7 +195,7 @@ def tiles(
     return choices
 
 
-@triton.jit(do_not_specialize=["columns", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale", "bias"])
 def forward_kernel(
     x,
     unit,
@@ -216,9 +226,11 @@ def forward_kernel(
     ONE_TAP: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     PIECES: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -250,7 +262,8 @@ def forward_kernel(
     first = part * steps
 
     if COMPACT:
-        start = free_start(row_starts, call_starts, source, n, first)
+        row_start, start = free_start(row_starts, call_starts, source, n, first, FREEZE_CALLS)
+        start += row_start
     SIZE: tl.constexpr = 128 // PIECES
     at = tl.arange(0, SIZE)
     if not ORDERED:  # the k at each place of quad order
@@ -258,6 +271,7 @@ def forward_kernel(
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
 
     MASKED: tl.constexpr = CONV or not FULL
+    PLANES: tl.constexpr = max(D, 1)
     acc0 = tl.zeros([BN, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
@@ -265,13 +279,24 @@ def forward_kernel(
         call = first + step
         word = words_of(source, call, FULL)
         if COMPACT:
-            free, locked = frozen_words(source, n, word)
+            free, locked = frozen_words(source, n, word, FREEZE_CALLS)
             keep, start = compact_words(mask, free, locked, start)
         else:
             keep = resolved_words(mask, source, n, word, FULL)  # [BN, 4]
 
+        sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else keep
+        if FENCE:  # what was copied is read after the fence, and all weights depend on it
+            copied = ()
+            for i in tl.static_range(PIECES):
+                k = 128 * call - 32 * source.skipped + SIZE * i + at
+                first_channel = group * group_channels
+                offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
+                for digit in tl.static_range(PLANES):
+                    copied += (loaded(x + digit * plane + offset, inside, MASKED),)
+            keep = fenced(keep, step)
+
         if WEIGHT == SIGNED_CONSTANT:
-            coded = coded_words(keep, sign_words(source, n, call))
+            coded = coded_words(keep, sign)
             w = sign_floats(coded, x.dtype.element_ty) if D == 0 else sign_quads(coded)
         else:
             w = byte_quads(source, n, word, keep, table, WEIGHT)  # [BN, 128]
@@ -281,11 +306,13 @@ def forward_kernel(
             k = 128 * call - 32 * source.skipped + SIZE * i + at
             first_channel = group * group_channels
             offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
-            acc0 = add_product(acc0, weights[i], x + offset, inside, MASKED)
+            acc0 = add_product(acc0, weights[i], copied[PLANES * i] if FENCE else loaded(x + offset, inside, MASKED))
             if D > 1:
-                acc1 = add_product(acc1, weights[i], x + plane + offset, inside, MASKED)
+                other = copied[PLANES * i + 1] if FENCE else loaded(x + plane + offset, inside, MASKED)
+                acc1 = add_product(acc1, weights[i], other)
             if D > 2:
-                acc2 = add_product(acc2, weights[i], x + 2 * plane + offset, inside, MASKED)
+                other = copied[PLANES * i + 2] if FENCE else loaded(x + 2 * plane + offset, inside, MASKED)
+                acc2 = add_product(acc2, weights[i], other)
         acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)
@@ -314,10 +341,15 @@ def forward_kernel(
 
 
 @triton.jit
-def add_product(acc, w, x, inside, MASKED: tl.constexpr):
-    """acc + w x^T: w [N, K] in registers, x pointers [M, K]."""
-    value = tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
-    return tl.dot(w, value.trans(), acc, out_dtype=acc.dtype)
+def loaded(x, inside, MASKED: tl.constexpr):
+    """The values at pointers x; 0 outside."""
+    return tl.load(x, mask=inside, other=0) if MASKED else tl.load(x)
+
+
+@triton.jit
+def add_product(acc, w, x):
+    """acc + w x^T: w [N, K] in registers, x [M, K]."""
+    return tl.dot(w, x.trans(), acc, out_dtype=acc.dtype)
 
 
 @triton.jit

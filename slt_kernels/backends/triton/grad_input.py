@@ -13,12 +13,13 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
-from .forward import COMPACT_COLUMNS, add_product, pieces_of, touched, uses_digits
+from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, uses_digits
 from .images import NO_IMAGE, Image, flat, padded, write_images
-from .launch import Machine, blocks, free_start, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, pieces, resident
 from .weights import (
@@ -36,6 +37,7 @@ from .words import (
     aligned,
     compact_words,
     decoded,
+    freeze_calls,
     frozen_words,
     full,
     resolved_words,
@@ -48,7 +50,7 @@ from .words import (
 
 @kernel("linear_grad_input", when=takes)
 def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
-    _product(dx, dy.contiguous(), mask, scale, source, None, NO_IMAGE)
+    _product(dx, at_16_bytes(dy), mask, scale, source, None, NO_IMAGE)
 
 
 @kernel("conv2d_grad_input", when=lambda dy, *others: takes(dy) and 0 not in others[-1])
@@ -64,7 +66,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     """Writes ``dx`` [columns, channels] from ``dy`` [B, length]; a Linear's ``window`` is None, its channels are k."""
     columns, channels = dx.shape
     numbers = KernelSource.of(source)
-    groups, taps = (window.groups, window.kernel_h * window.kernel_w) if window else (1, 1)
+    groups = window.groups if window else 1
     group_channels, group_rows = channels // groups, source.rows // groups
 
     # A tile is BC weights of one call at one tap. UNALIGNED: 32 weights of two neighbouring words, shared by taps.
@@ -72,8 +74,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     unaligned = bc == 0 or (window is not None and numbers.skipped != 0)
     if unaligned:
         bc = 32
-    if unaligned or columns > COMPACT_COLUMNS:
-        mask = resolved(mask, source)
+    mask = resolved(mask, source) if unaligned or columns > COMPACT_COLUMNS else at_16_bytes(mask)
     compact = mask.dim() == 1
     starts = free_starts(source, dy.device) if compact else None
 
@@ -91,56 +92,62 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
 
     channel_blocks = numbers.calls if not window else blocks(group_channels, bc)
 
-    device = machine(dy.device)
+    numbers = (columns, plane, groups * stored_rows, channels, group_channels, group_rows, stored_rows, channel_blocks)
+    kind = (source, window, image, numbers, dy.dtype, d, bc, unaligned, compact, machine(dy.device), dy.device)
 
     def run(tile: Tile) -> None:
-        count = groups * channel_blocks * blocks(columns, tile.BM)
-        parts, steps = split(taps * blocks(group_rows, tile.BN), tile.BN, count, bc * tile.BM, d, tile.programs, device)
+        the_launch, parts, count = _launch(*kind, tile)
         sums, arrived = workspace(parts, count, bc * tile.BM, d, dx)
-        launch(
-            grad_input_kernel,
-            count * parts,
-            dy.device,
-            operand,
-            unit,
-            mask,
-            starts.row if compact else mask,
-            starts.call if compact else mask,
-            normal_table(dy.device),
-            scale,
-            dx,
-            sums,
-            arrived,
-            KernelSource.coded(source),
-            image,
-            columns,
-            plane,
-            groups * stored_rows,
-            channels,
-            group_channels,
-            group_rows,
-            stored_rows,
-            channel_blocks,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            D=d,
-            CONV=window is not None,
-            UNALIGNED=unaligned,
-            FULL=full(source),
-            COMPACT=compact,
-            SPLIT=parts > 1,
-            BC=bc,
-            PIECES=tile.pieces,
-            **tile.meta(),
-        )
+        rows, calls = (starts.row, starts.call) if compact else (mask, mask)
+        the_launch(operand, unit, mask, rows, calls, normal_table(dy.device), scale, dx, sums, arrived)
 
-    plain = window is None and full(source)
-    conv = window is not None
-    others = groups * channel_blocks
-    choices = tiles(columns, group_rows, others, d, source.weight, compact, plain, conv, device)
-    key = ("grad_input", dy.dtype, d, compact, *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, dy.device, choices, run))
+    run(choose(_key, kind, columns, dy.device, _choices(*kind), run))
+
+
+def _key(source, window, image, numbers, dtype, d, bc, unaligned, compact, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("grad_input", dtype, d, compact, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, numbers, dtype, d, bc, unaligned, compact, machine, device) -> list[Tile]:
+    columns, _, _, _, _, group_rows, _, channel_blocks = numbers
+    plain, others = window is None and full(source), (window.groups if window else 1) * channel_blocks
+    return tiles(columns, group_rows, others, d, source.weight, compact, plain, window is not None, machine)
+
+
+@prepared
+def _launch(
+    source, window, image, numbers, dtype, d, bc, unaligned, compact, machine, device, tile
+) -> tuple[Launch, int, int]:
+    """The launch, into how many parts the sums are split, and the number of tiles."""
+    columns, _, _, _, _, group_rows, _, channel_blocks = numbers
+    count = (window.groups if window else 1) * channel_blocks * blocks(columns, tile.BM)
+    all_steps = image.taps * blocks(group_rows, tile.BN)
+    parts, steps = split(all_steps, tile.BN, count, bc * tile.BM, d, tile.programs, machine)
+    made = Launch(
+        grad_input_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        *numbers,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        D=d,
+        CONV=window is not None,
+        UNALIGNED=unaligned,
+        FULL=full(source),
+        COMPACT=compact,
+        FREEZE_CALLS=freeze_calls(source) if compact else 0,
+        SPLIT=parts > 1,
+        BC=bc,
+        PIECES=tile.pieces,
+        FENCE=needs_fences(machine),
+        **tile.meta(),
+    )
+    return made, parts, count
 
 
 @lru_cache(maxsize=4096)
@@ -180,7 +187,7 @@ def tiles(
     return choices
 
 
-@triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "channel_blocks", "parts", "steps"], do_not_specialize_on_alignment=["scale"])
 def grad_input_kernel(
     dy,
     unit,
@@ -210,9 +217,11 @@ def grad_input_kernel(
     UNALIGNED: tl.constexpr,
     FULL: tl.constexpr,
     COMPACT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     SPLIT: tl.constexpr,
     BC: tl.constexpr,
     PIECES: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -249,6 +258,7 @@ def grad_input_kernel(
     pixel = (b.to(tl.int64) * image.out_height + oy) * image.out_width + ox if CONV else m.to(tl.int64)
     start = pixel * pitch + group * stored_rows  # [BM]
 
+    PLANES: tl.constexpr = max(D, 1)
     acc0 = tl.zeros([BC, BM], tl.int32 if D > 0 else tl.float32)
     acc1 = tl.zeros_like(acc0)
     acc2 = tl.zeros_like(acc0)
@@ -272,8 +282,9 @@ def grad_input_kernel(
             first_word = first_k // 32 - source.skipped
             word = words_of(source, call, FULL) if BC == 128 else first_word + tl.arange(0, BC // 32)
             if COMPACT:
-                free, locked = frozen_words(source, n, words_of(source, call, FULL))
-                keep, _ = compact_words(mask, free, locked, free_start(row_starts, call_starts, source, n, call))
+                free, locked = frozen_words(source, n, words_of(source, call, FULL), FREEZE_CALLS)
+                row_start, first_free = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
+                keep, _ = compact_words(mask, free, locked, row_start + first_free)
                 keep = take_words(keep, here, BC // 32)
             else:
                 keep = resolved_words(mask, source, n, word, FULL and BC == 128)
@@ -281,11 +292,6 @@ def grad_input_kernel(
                 coded = coded_words(keep, take_words(sign_words(source, n, call), here, BC // 32))
             else:
                 v = integer_weight(source, n, word, keep, table, WEIGHT)
-        if WEIGHT == SIGNED_CONSTANT:
-            w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
-        else:
-            w = (v * spread_bits(keep).to(tl.int8)).trans()
-
         valid = m >= 0
         moved = 0
         if CONV:
@@ -297,16 +303,35 @@ def grad_input_kernel(
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
         # Masked elements of dy are 0, and so is dy's padding past the group's last row.
         rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)
+        if FENCE:  # as in `forward`
+            copied = ()
+            for j in tl.static_range(PIECES):
+                row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
+                offset = (start - moved)[:, None] + row[None, :]
+                inside = valid[:, None] & (row < rows)[None, :]
+                for digit in tl.static_range(PLANES):
+                    copied += (loaded(dy + digit * plane + offset, inside, True),)
+            if WEIGHT == SIGNED_CONSTANT:
+                coded = fenced(coded, i)
+            else:
+                keep = fenced(keep, i)
+        if WEIGHT == SIGNED_CONSTANT:
+            w = sign_floats_by_rows(coded, dy.dtype.element_ty) if D == 0 else sign_quads_by_rows(coded)  # [BC, BN]
+        else:
+            w = (v * spread_bits(keep).to(tl.int8)).trans()
+
         weights = pieces_of(w, PIECES)
         for j in tl.static_range(PIECES):
             row = step % row_blocks * BN + BN // PIECES * j + tl.arange(0, BN // PIECES)
             offset = (start - moved)[:, None] + row[None, :]
             inside = valid[:, None] & (row < rows)[None, :]  # [BM, BN / PIECES]
-            acc0 = add_product(acc0, weights[j], dy + offset, inside, True)
+            acc0 = add_product(acc0, weights[j], copied[PLANES * j] if FENCE else loaded(dy + offset, inside, True))
             if D > 1:
-                acc1 = add_product(acc1, weights[j], dy + plane + offset, inside, True)
+                other = copied[PLANES * j + 1] if FENCE else loaded(dy + plane + offset, inside, True)
+                acc1 = add_product(acc1, weights[j], other)
             if D > 2:
-                acc2 = add_product(acc2, weights[j], dy + 2 * plane + offset, inside, True)
+                other = copied[PLANES * j + 2] if FENCE else loaded(dy + 2 * plane + offset, inside, True)
+                acc2 = add_product(acc2, weights[j], other)
         acc0 = touched(acc0, PIECES)
 
     sums = acc0 if D == 0 else sum_of(acc0, acc1, acc2, D)

@@ -15,19 +15,30 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
+from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
 from .images import NO_IMAGE, Image, flat, patches
-from .launch import Machine, blocks, free_starts, launch, machine, normal_table
+from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .magnitudes import is_negative
 from .split_k import split
 from .tiles import Tile
 from .weights import bit_of, integer_weight, spread
-from .words import SIGNED_CONSTANT, KernelSource, decoded, frozen_words, popcount, sign_words, take_words, words_of
+from .words import (
+    SIGNED_CONSTANT,
+    KernelSource,
+    decoded,
+    freeze_calls,
+    frozen_words,
+    popcount,
+    sign_words,
+    take_words,
+    words_of,
+)
 
 
 @kernel("linear_grad_scores", when=lambda dy, x, *_: takes(x))
 def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> None:
-    _product(out, dy.contiguous(), x.contiguous(), len(x), scores, scale, source, None, NO_IMAGE, source.fan)
+    _product(out, at_16_bytes(dy), at_16_bytes(x), len(x), scores, scale, source, None, NO_IMAGE, source.fan)
 
 
 @kernel("conv2d_grad_scores", when=lambda dy, x, *_: takes(x))
@@ -40,51 +51,75 @@ def conv2d_grad_scores(
 
 
 def _product(out, dy, x, columns, scores, scale, source, window, image, channels) -> None:
-    numbers = KernelSource.of(source)
-    groups = window.groups if window else 1
-    group_channels, group_rows = channels // groups, source.rows // groups
-    starts, device = free_starts(source, x.device), machine(x.device)
-    epilogue = (scores.contiguous(), starts.row, starts.call, normal_table(x.device), scale, KernelSource.coded(source))
+    starts = free_starts(source, x.device)
+    epilogue = (at_16_bytes(scores), starts.row, starts.call, normal_table(x.device), scale)
+    dtypes = (x.dtype, dy.dtype, scores.dtype)
+    kind = (source, window, image, columns, channels, dtypes, _precision(x), machine(x.device), x.device)
 
     def run(tile: Tile) -> None:
-        count = groups * blocks(group_rows, tile.BN) * numbers.calls
-        parts, steps = split(blocks(columns, tile.BM), tile.BM, count, 128 * tile.BN, 0, tile.programs, device)
-        grads = out
-        if parts > 1:
-            grads = torch.empty(parts, source.rows, 128 * numbers.calls, dtype=torch.float32, device=x.device)
-        launch(
-            grad_scores_kernel,
-            count * parts,
-            x.device,
-            dy,
-            x,
-            grads,
-            *epilogue,
-            image,
-            columns,
-            channels,
-            source.fan,
-            source.rows,
-            group_channels,
-            group_rows,
-            parts,
-            steps,
-            WEIGHT=source.weight,
-            CONV=window is not None,
-            ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
-            SPLIT=parts > 1,
-            PRECISION=_precision(x),
-            **tile.meta(),
-        )
-        if parts > 1:
-            n = 16
-            programs = numbers.calls * blocks(source.rows, n)
-            launch(sum_grads_kernel, programs, x.device, grads, out, *epilogue, parts, WEIGHT=source.weight, N=n)
+        the_launch, parts = _launch(*kind, tile)
+        if parts == 1:
+            the_launch(dy, x, out, *epilogue)
+        else:
+            shape = parts, source.rows, 128 * KernelSource.of(source).calls
+            grads = torch.empty(shape, dtype=torch.float32, device=x.device)
+            the_launch(dy, x, grads, *epilogue)
+            _sum_launch(source, parts, scores.dtype, x.device)(grads, out, *epilogue)
 
-    scattered = window is not None and group_channels % 16 != 0
-    choices = tiles(group_rows, x.dtype, source.weight, scattered, device)
-    key = ("grad_scores", x.dtype, _precision(x), *source[:2], source.weight, *(window or ()))
-    run(choose(key, columns, x.device, choices, run))
+    run(choose(_key, kind, columns, x.device, _choices(*kind), run))
+
+
+def _key(source, window, image, columns, channels, dtypes, precision, *_) -> tuple:
+    """What an autotuned tile is kept for."""
+    return ("grad_scores", dtypes[0], precision, *source[:2], source.weight, *(window or ()))
+
+
+@prepared
+def _choices(source, window, image, columns, channels, dtypes, precision, machine, device) -> list[Tile]:
+    groups = window.groups if window else 1
+    scattered = window is not None and channels // groups % 16 != 0
+    return tiles(source.rows // groups, dtypes[0], source.weight, scattered, machine)
+
+
+@prepared
+def _launch(source, window, image, columns, channels, dtypes, precision, machine, device, tile) -> tuple[Launch, int]:
+    """The launch, and into how many parts the columns are split."""
+    numbers, groups = KernelSource.of(source), window.groups if window else 1
+    group_channels, group_rows = channels // groups, source.rows // groups
+    count = groups * blocks(group_rows, tile.BN) * numbers.calls
+    parts, steps = split(blocks(columns, tile.BM), tile.BM, count, 128 * tile.BN, 0, tile.programs, machine)
+    made = Launch(
+        grad_scores_kernel,
+        count * parts,
+        device,
+        KernelSource.coded(source),
+        image,
+        columns,
+        channels,
+        source.fan,
+        source.rows,
+        group_channels,
+        group_rows,
+        parts,
+        steps,
+        WEIGHT=source.weight,
+        FREEZE_CALLS=freeze_calls(source),
+        CONV=window is not None,
+        ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
+        SPLIT=parts > 1,
+        PRECISION=precision,
+        FENCE=needs_fences(machine) and dtypes[0] != torch.float32,
+        **tile.meta(),
+    )
+    return made, parts
+
+
+@prepared
+def _sum_launch(source, parts, scores_dtype, device) -> Launch:
+    n = 16
+    programs = KernelSource.of(source).calls * blocks(source.rows, n)
+    meta = {"WEIGHT": source.weight, "FREEZE_CALLS": freeze_calls(source), "N": n}
+    return Launch(sum_grads_kernel, programs, device, KernelSource.coded(source), parts, **meta)
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +154,7 @@ def _precision(x: Tensor) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-@triton.jit(do_not_specialize=["columns", "parts", "steps"])
+@triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale"])
 def grad_scores_kernel(
     dy,
     x,
@@ -140,10 +175,12 @@ def grad_scores_kernel(
     parts: "i32",
     steps: "i32",
     WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    FENCE: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -174,16 +211,20 @@ def grad_scores_kernel(
         offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False)
         inside = inside & (m < columns)[:, None]
         patch = tl.load(x + offset, mask=inside, other=0)  # [BM, 128]
+        if FENCE:  # rows then go through registers, after the fence
+            rows = fenced(rows.to(tl.uint16, bitcast=True), step).to(rows.dtype, bitcast=True)
+        if PRECISION == "tf32":  # tensor cores truncate what is not rounded
+            rows, patch = rounded_to_tf32(rows), rounded_to_tf32(patch)
         acc = tl.dot(rows.trans(), patch, acc, input_precision=PRECISION)
 
     if SPLIT:
         at = (tl.cast(part, tl.int64) * source.rows + n)[:, None] * (128 * source.calls) + 128 * call
         tl.store(out + at + tl.arange(0, 128)[None, :], acc, mask=(n < source.rows)[:, None])
     else:
-        store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)
+        store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["scale"])
 def sum_grads_kernel(
     grads,
     out,
@@ -195,6 +236,7 @@ def sum_grads_kernel(
     source,
     parts,
     WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
     N: tl.constexpr,
 ):
     """A program adds the partial sums of N rows of one call, always in the same order."""
@@ -206,17 +248,28 @@ def sum_grads_kernel(
     for part in range(parts):
         size = tl.cast(source.rows, tl.int64) * (128 * source.calls)
         total += tl.load(grads + part * size + at, mask=(n < source.rows)[:, None], other=0)
-    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT)
+    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
 
 
 @triton.jit
-def store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT: tl.constexpr):
+def store_grads(
+    out,
+    grad,
+    scores,
+    row_starts,
+    call_starts,
+    table,
+    scale,
+    source,
+    n,
+    call,
+    WEIGHT: tl.constexpr,
+    FREEZE_CALLS: tl.constexpr,
+):
     """Stores dL/dW [N, 128] of rows n and one call, times v, scale and the score's sign, for the free weights."""
-    free, _ = frozen_words(source, n, words_of(source, call))  # [N, 4]
+    free, _ = frozen_words(source, n, words_of(source, call), FREEZE_CALLS)  # [N, 4]
     counts = popcount(free)
-    inside = n < source.rows
-    base = tl.load(row_starts + n, mask=inside, other=0)
-    start = tl.load(call_starts + tl.cast(call, tl.int64) * source.rows + n, mask=inside, other=0)
+    base, start = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
     first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: each word's offset in its row
     sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else free
     # One word at a time: the addresses of a whole call would not fit in registers.

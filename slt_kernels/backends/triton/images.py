@@ -6,6 +6,7 @@ Images are channels-last, [B, H, W, C]. The product's columns m are output pixel
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...conv_geometry import Window
+from .launch import at_16_bytes
 
 
 class Image(NamedTuple):
@@ -34,6 +36,7 @@ class Image(NamedTuple):
     dilation_w: int
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def of(cls, window: Window, height: int, width: int) -> "Image":
         size = (height, width, *window.output_size(height, width))
         return cls(
@@ -49,7 +52,7 @@ _DENSE = {"memory_format": torch.contiguous_format}
 
 def flat(x: Tensor) -> Tensor:
     """Images [B, C, H, W] as vectors [B, H * W * C]; a copy unless they are channels-last."""
-    return x.permute(0, 2, 3, 1).contiguous().flatten(1)
+    return at_16_bytes(x.permute(0, 2, 3, 1)).flatten(1)
 
 
 @contextmanager

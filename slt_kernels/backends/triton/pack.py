@@ -8,9 +8,9 @@ from torch import Tensor
 from ...source import Source
 from .arguments import kernel
 from .expand import expand
-from .launch import blocks, free_starts, launch
+from .launch import Launch, at_16_bytes, blocks, free_starts, prepared
 from .magnitudes import exceeds
-from .words import popcount
+from .words import freeze_calls, popcount
 
 _WORDS_PER_PROGRAM = 128
 
@@ -18,19 +18,25 @@ _WORDS_PER_PROGRAM = 128
 @kernel("pack")
 def pack(outputs: tuple[Tensor, Tensor], scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> None:
     mask, kept = outputs
-    scores, device = scores.contiguous(), scores.device
+    scores, device = at_16_bytes(scores), scores.device
     count = blocks(scores.numel(), 32)
-    programs = blocks(count, _WORDS_PER_PROGRAM)
-    words = mask if compact else torch.empty(count, dtype=torch.int32, device=device)
-    counts = torch.empty(programs, dtype=torch.int64, device=device)
-    arguments = (scores, threshold, words, counts, scores.numel())
-    launch(pack_kernel, programs, device, *arguments, W=_WORDS_PER_PROGRAM)
+    # Where nothing is frozen and rows are whole words, both forms are the same words.
+    direct = compact or (freeze_calls(source) == 0 and source.fan % 32 == 0)
+    words = mask if direct else torch.empty(count, dtype=torch.int32, device=device)
+    counts = torch.empty(blocks(count, _WORDS_PER_PROGRAM), dtype=torch.int64, device=device)
+    _launch(scores.numel(), scores.dtype, device)(scores, threshold, words, counts)
     torch.add(counts.sum(), free_starts(source, device).locked, out=kept)
-    if not compact:
+    if not direct:
         expand(mask, words, source)
 
 
-@triton.jit(do_not_specialize=["count"])
+@prepared
+def _launch(count: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    programs = blocks(blocks(count, 32), _WORDS_PER_PROGRAM)
+    return Launch(pack_kernel, programs, device, count, W=_WORDS_PER_PROGRAM)
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["threshold"])
 def pack_kernel(scores, threshold, mask, kept, count: "i64", W: tl.constexpr):
     """A program reads 32 W scores and writes W words of the compact mask."""
     word = tl.program_id(0).to(tl.int64) * W + tl.arange(0, W)

@@ -17,6 +17,7 @@ digits of the other operand are stored in quad order (`fixed_point.to_digits`), 
 import triton
 import triton.language as tl
 
+from .assembly import shifted_left
 from .words import SIGNED_CONSTANT, UNIFORM, VALUE, first_index, join4, one_of_four, philox, word_index
 
 
@@ -37,7 +38,7 @@ def coded_words(keep, sign):
 def sign_floats(coded, dtype: tl.constexpr):
     """2 * v in bfloat16 or float16, in plain order of k. A shift and an AND give a pair (k, k + 1)."""
     f = tl.arange(0, 8)[None, None, :, None]
-    pairs = (coded[:, :, None, :] << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N, W, 8, 2]
+    pairs = shifted_left(coded[:, :, None, :], 14 - 2 * f) & 0xC000C000  # [N, W, 8, 2]
     low = pairs.to(tl.uint16).to(dtype, bitcast=True)
     high = (pairs >> 16).to(tl.uint16).to(dtype, bitcast=True)
     return tl.join(low, high).reshape([coded.shape[0], 32 * coded.shape[1]])
@@ -56,7 +57,7 @@ def sign_floats_by_rows(coded, dtype: tl.constexpr):
     odd = first >> 16 | (second & 0xFFFF0000)
     halves = tl.join(even, odd)[:, :, None, :, :]
     f = tl.arange(0, 8)[None, None, :, None, None]
-    pairs = (halves << (14 - 2 * f).to(tl.uint32)) & 0xC000C000  # [N / 2, W, 8, 2, 2]: k = 32 w + 4 f + 2 parity + odd
+    pairs = shifted_left(halves, 14 - 2 * f) & 0xC000C000  # [N / 2, W, 8, 2, 2]: k = 32 w + 4 f + 2 parity + odd
     pairs = pairs.reshape([n // 2, 32 * w])
     low = pairs.to(tl.uint16).to(dtype, bitcast=True)
     high = (pairs >> 16).to(tl.uint16).to(dtype, bitcast=True)
@@ -67,7 +68,7 @@ def sign_floats_by_rows(coded, dtype: tl.constexpr):
 def sign_quads(coded):
     """64 * v in int8, in quad order. A shift and an AND give four weights."""
     f = tl.arange(0, 4)[None, None, :, None]
-    quads = (coded[:, :, None, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N, W, 4, 2]
+    quads = shifted_left(coded[:, :, None, :], 6 - 2 * f) & 0xC0C0C0C0  # [N, W, 4, 2]
     return _bytes_of(quads.reshape([coded.shape[0], 8 * coded.shape[1]]))
 
 
@@ -89,7 +90,7 @@ def sign_quads_by_rows(coded):
     quad = (a[:, :, None, :, None] >> at & 0xFF) | (b[:, :, None, :, None] >> at & 0xFF) << 8
     quad |= (c[:, :, None, :, None] >> at & 0xFF) << 16 | (d[:, :, None, :, None] >> at & 0xFF) << 24
     f = tl.arange(0, 4)[None, None, None, :, None, None]
-    quads = (quad[:, :, :, None, :, :] << (6 - 2 * f).to(tl.uint32)) & 0xC0C0C0C0  # [N / 4, W, 2, 4, 2, 2]
+    quads = shifted_left(quad[:, :, :, None, :, :], 6 - 2 * f) & 0xC0C0C0C0  # [N / 4, W, 2, 4, 2, 2]
     weights = _bytes_of(quads.reshape([n // 4, 32 * w]))
     return weights.reshape([n // 4, 32 * w, 4]).permute(1, 0, 2).reshape([32 * w, n])
 

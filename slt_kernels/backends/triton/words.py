@@ -74,6 +74,13 @@ class KernelSource(NamedTuple):
         return cls(low, high, *((number << 32) + 2**31 + 3 for number in others))
 
 
+def freeze_calls(source: Source) -> int:
+    """Philox calls per word of a frozen pattern: two give bytes, one their upper four bits; 0 if nothing is frozen."""
+    if (source.prune_below, source.lock_from) == (0, 256):
+        return 0
+    return 2 if source.prune_below % 16 or source.lock_from % 16 else 1
+
+
 def full(source: Source) -> bool:
     """Whether rows are whole calls."""
     return source.first_word % 4 == 0 and source.fan % 128 == 0
@@ -193,19 +200,25 @@ def take_words(words, index, W: tl.constexpr):
 
 
 @triton.jit
-def frozen_words(source, row, word):
+def frozen_words(source, row, word, CALLS: tl.constexpr):
     """The free and the locked weights of words: row [N], word [W] -> [N, W] and [N, W]. Padding is 0 in both.
 
     Two Philox calls per word give the eight bit planes of one byte per weight. A comparison with a threshold is one
-    three-input logic operation per plane: (2 * 45 + 2 * 8 + 8) / 32 = 3.6 instructions per weight.
+    three-input logic operation per plane: (2 * 45 + 2 * 8 + 8) / 32 = 3.6 instructions per weight. CALLS is that of
+    `freeze_calls`: thresholds that are multiples of 16 need the first call alone.
     """
+    weights = tl.where((row < source.rows)[:, None], valid_bits(source, word)[None, :], 0)
+    if CALLS == 0:
+        return weights, tl.zeros_like(weights)
     q = word_index(source, row, word)
     p0, p1, p2, p3 = philox(source, FREEZE, 2 * q)
-    p4, p5, p6, p7 = philox(source, FREEZE, 2 * q + 1)
-    planes = (p7, p6, p5, p4, p3, p2, p1, p0)
+    if CALLS == 1:
+        planes = (p3, p2, p1, p0)
+    else:
+        p4, p5, p6, p7 = philox(source, FREEZE, 2 * q + 1)
+        planes = (p7, p6, p5, p4, p3, p2, p1, p0)
     pruned = _below(planes, source.prune_below)
     unlocked = _below(planes, source.lock_from)
-    weights = tl.where((row < source.rows)[:, None], valid_bits(source, word)[None, :], 0)
     return unlocked & invert(pruned) & weights, invert(unlocked | pruned) & weights
 
 
@@ -217,11 +230,15 @@ def word_index(source, row, word):
 
 @triton.jit
 def _below(planes, threshold):
-    """The bits whose byte, given as eight bit planes from the least significant, is below a threshold (0 to 256)."""
+    """The bits whose byte is below a threshold (0 to 256), given the byte's bit planes from the least significant one.
+
+    Four planes are the upper half of the byte, and then the threshold is a multiple of 16.
+    """
     always = -(threshold >> 8)  # all ones for 256, which is above every byte
     result = (tl.zeros_like(planes[0]).to(tl.int32, bitcast=True) + always).to(tl.uint32, bitcast=True)
-    for i in tl.static_range(8):
-        bit = (-(threshold >> i & 1) | always).to(tl.uint32, bitcast=True)
+    missing: tl.constexpr = 8 - len(planes)
+    for i in tl.static_range(len(planes)):
+        bit = (-(threshold >> (missing + i) & 1) | always).to(tl.uint32, bitcast=True)
         result = (result & invert(planes[i])) | (bit & (result | invert(planes[i])))
     return result
 

@@ -1,0 +1,111 @@
+"""What the Triton backend's operations cost the host, without a GPU: microseconds of Python, and launches.
+
+    python bench/triton_launch.py
+
+Kernels are compiled for sm_90, and a launcher that does nothing takes the place of Triton's, on CPU tensors. Triton's
+own launcher, the driver, allocations on a GPU and `torch.ops` come on top. Each time is the least mean of many rounds.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+
+from slt_kernels import backends
+from slt_kernels.backends.registry import run
+from slt_kernels.source import Source
+
+# The elements of a ResNet-50's convolutions and last layer.
+RESNET50 = (3 * 49 * 64, *[64 * 64, 64 * 64 * 9, 64 * 256] * 3, *[128 * 512, 128 * 128 * 9] * 9, *[256 * 1024] * 32)
+
+
+class Driver:
+    """What Triton asks of a driver, for a device that is not there. It counts launches."""
+
+    def __init__(self) -> None:
+        self.utils = self
+        self.launches = 0
+
+    def launcher_cls(self, src: object, metadata: object) -> Callable[..., None]:
+        def launch(*arguments: object) -> None:
+            self.launches += 1
+
+        return launch
+
+    def load_binary(self, *_: object) -> tuple[int, ...]:
+        return 1, 1, 0, 0, 1024
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
+    """The least mean of some calls."""
+    least = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        least = min(least, time.perf_counter() - start)
+    return least / calls * 1e6
+
+
+def cases() -> dict[str, Callable[[], object]]:
+    """Small operations, where the host's time shows."""
+    source, scale = Source.of(256, 512, seed=1), torch.tensor(0.1)
+    mask, scores = torch.zeros(256, 16, dtype=torch.int32), torch.zeros(256 * 512)
+    half, single = torch.zeros(64, 512, dtype=torch.bfloat16), torch.zeros(64, 512)
+    dy = torch.zeros(64, 256, dtype=torch.bfloat16)
+    every = [torch.zeros(n) for n in RESNET50]
+    return {
+        "linear_forward bf16": lambda: run("linear_forward", half, mask, scale, None, source),
+        "linear_forward fp32": lambda: run("linear_forward", single, mask, scale, None, source),
+        "linear_grad_input bf16": lambda: run("linear_grad_input", dy, mask, scale, source),
+        "linear_grad_scores bf16": lambda: run("linear_grad_scores", dy, half, scores, scale, source),
+        "pack": lambda: run("pack", scores, scale, source, False),
+        f"select of {len(every)} tensors": lambda: run("select", every, 1000),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--calls", type=int, default=50, help="a round")
+    arguments = parser.parse_args()
+    driver = Driver()
+    triton.runtime.driver.set_active(driver)
+    CUDABackend.make_cubin = lambda *_: b"none"
+    backends.triton.unavailable, backends.triton.supports = lambda: None, lambda device: True
+    print("| operation | us | launches |")
+    print("| --- | --- | --- |")
+    with backends.use("triton"):
+        for name, call in cases().items():
+            call()
+            driver.launches = 0
+            call()
+            launches = driver.launches
+            calls = max(1, arguments.calls // launches)
+            print(f"| {name} | {microseconds(call, calls, arguments.rounds):.1f} | {launches} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
