@@ -176,35 +176,54 @@ def test_parts(simulator, monkeypatch, weight, dtype):
     module.prepared.cache_clear()
 
 
+@pytest.fixture
+def device(simulator, monkeypatch):
+    """Replaces properties of the device."""
+    module, machine = backends.cuda.launch, backends.cuda.launch.machine(torch.device("cpu"))
+    yield lambda **changed: monkeypatch.setattr(module, "machine", lambda device: machine._replace(**changed))
+
+
 KERNELS = [(SIGNED, FLOAT32), (SIGNED, BFLOAT16), (NORMAL, FLOAT32)]
+SHARED = 99 * 1024  # of a block on devices of capability 8.6: fewer stages, and other tiles
 
 
 @pytest.mark.parametrize("weight, dtype", KERNELS)
-def test_schedules(simulator, weight, dtype):
+def test_devices_with_less_shared_memory(simulator, device, weight, dtype):
+    device(shared=SHARED, processors=1)
+    check_linear(simulator, source_of(400, 130, weight), torch.randn(66, 400, dtype=dtype))
+    source, window, size, shape = convolution("64-channels", weight)
+    check_conv2d(simulator, source, window, size, torch.randn(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("weight, dtype", KERNELS)
+def test_schedules(simulator, device, weight, dtype):
     """More steps than stages, in random orders."""
     source, window = source_of(70, 9 * 6, weight), Window(3, 3)
     mask, dy, images = random_mask(source), torch.randn(3, 500, dtype=dtype), torch.randn(1, 70, 1, 2, dtype=dtype)
     linear = source_of(500, 130, weight)
     for seed in range(1, 3):
+        device(processors=4, **({"shared": SHARED} if seed == 1 else {}))
         simulator.options.update(schedule=seed, quantum=(100, 4)[seed % 2], resident=2)
         check_linear(simulator, linear, dy)
         check_conv2d(simulator, source, window, (3, 4), images, mask)
 
 
-@pytest.mark.parametrize("weight, dtype", KERNELS)
-def test_faults_are_found(simulator, weight, dtype):
-    """Each barrier and wait of a kernel is needed: without it, a test fails."""
+@pytest.mark.parametrize("capability, weight, dtype", [(80, SIGNED, FLOAT32), (90, NORMAL, BFLOAT16)])
+def test_faults_are_found(monkeypatch, capability, weight, dtype):
+    """Each barrier and wait of a kernel is needed, whether it has two stages or three: without it, a test fails."""
     import ptxsim
 
-    source, dy = source_of(500, 3, weight), torch.randn(3, 500, dtype=dtype)
-    check_linear(simulator, source, dy)
-    launch = next(one for one in simulator.launches if "_grad_input_" in one["kernel"])
-    module = compiled(launch["file"], simulator.arch)
+    with simulated(capability) as simulator:
+        source, dy = source_of(500, 3, weight), torch.randn(1, 500, dtype=dtype)
 
-    def test(faulty):
-        simulator.module = lambda file, arch: faulty if file == launch["file"] else compiled(file, arch)
-        for schedule in range(3):
-            simulator.options.update(schedule=schedule, quantum=5, resident=1)
-            check_linear(simulator, source, dy)
+        def test(faulty=None):
+            simulator.module = lambda file, arch: faulty if faulty and "grad" in file else compiled(file, arch)
+            for shared in (150 * 1024, 227 * 1024):
+                machine = backends.cuda.launch.Machine(capability, 1, shared)
+                monkeypatch.setattr(backends.cuda.launch, "machine", lambda device, found=machine: found)
+                simulator.options.update(schedule=1, quantum=5, resident=1)
+                check_linear(simulator, source, dy)
 
-    assert ptxsim.survivors(module, launch["kernel"], test) == []
+        test()
+        launch = simulator.launches[-1]
+        assert ptxsim.survivors(compiled(launch["file"], simulator.arch), launch["kernel"], test) == []

@@ -1,8 +1,8 @@
 // Grad_input of Linear and Conv2d: dx^T = W^T dy^T.
 //
-// A block computes 128 k, or channels, of a group for some columns, which are pixels of dx; the sum is over the rows of
-// the group at each tap of the window. A warp has 32 k and half of the columns. In a step of 128 summands all warps
-// multiply, copy dy for a later step, and make the weights of the next.
+// A block computes some words of k, or channels, of a group for some columns, which are pixels of dx; the sum is over the
+// rows of the group at each tap of the window. A warp has 32 k and a part of the columns. In a step of 128 summands all
+// warps multiply, copy dy for a later step, and make the weights of the next.
 #pragma once
 
 #include "contract/fixed_point.h"
@@ -166,15 +166,18 @@ struct GradShared {
     NormalTable table;
 };
 
-template <class Weights, int COLUMNS>
+// WORDS: of a tile. SPAN: a warp's columns.
+template <class Weights, int WORDS, int SPAN>
 class GradInputKernel {
+    static constexpr int COLUMNS = GRAD_THREADS / 32 / WORDS * SPAN;
+
   public:
     static __device__ __forceinline__ void run(const GradInput &a) {
         extern __shared__ __align__(128) char memory[];
         GradShared<COLUMNS> &shared = *reinterpret_cast<GradShared<COLUMNS> *>(memory);
         const uint32_t stages = shared_address(memory) + sizeof(GradShared<COLUMNS>);
         const uint32_t weights = stages + a.stages * Patches::BYTES;
-        const GradTile tile(a, COLUMNS);
+        const GradTile tile(a, WORDS, COLUMNS);
         const Patches patches(a, tile, shared.columns);
         shared.table.fill(a.generator);
         __syncthreads();
@@ -188,7 +191,8 @@ class GradInputKernel {
             if (++filling == a.stages) filling = 0;
         };
         for (int i = 0; i < a.stages - 1; ++i) fill(first + i);
-        Weights::make(a, tile, shared.table, first, weights + first % 2 * Weights::BYTES);
+        Weights maker(a, tile, first);
+        maker.make(a, tile, shared.table, first, weights + first % 2 * Weights::BYTES);
         Sum sums[2][SUMS][SPAN / 2] = {};
 #pragma unroll 1
         for (uint32_t step = first; step < end; ++step) {
@@ -198,24 +202,24 @@ class GradInputKernel {
                 wait_for_copies<0>();
             __syncthreads();
             fill(step + a.stages - 1);
-            if (step + 1 < end) Weights::make(a, tile, shared.table, step + 1, weights + (step + 1) % 2 * Weights::BYTES);
+            if (step + 1 < end)
+                maker.make(a, tile, shared.table, step + 1, weights + (step + 1) % 2 * Weights::BYTES);
             multiply(stages + reading * Patches::BYTES, weights + step % 2 * Weights::BYTES, sums);
             if (++reading == a.stages) reading = 0;
         }
-        wait_for_copies<0>();
         store(a, tile, sums);
     }
 
   private:
     typedef GradPatches<COLUMNS, Weights::LINES, Weights::SIZE> Patches;
     typedef typename Weights::Sum Sum;
-    static constexpr int SUMS = Weights::SUMS, SPAN = COLUMNS / 2;
+    static constexpr int SUMS = Weights::SUMS;
     static constexpr bool HALVES = Weights::SIZE == 2;
 
     static __device__ __forceinline__ void multiply(uint32_t dy, uint32_t weights, Sum (&sums)[2][SUMS][SPAN / 2]) {
-        const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % 4;
+        const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % WORDS;
         // Lane l gives the address of the 16 bytes l / 8 of column l % 8.
-        const uint32_t place = (threadIdx.x / 128 * SPAN + lane % 8) * 128 + (lane / 8 ^ lane % 8) * 16;
+        const uint32_t place = (threadIdx.x / (32 * WORDS) * SPAN + lane % 8) * 128 + (lane / 8 ^ lane % 8) * 16;
 #pragma unroll
         for (int n = 0; n < Weights::PRODUCTS; n += 2) {  // over 64 bytes of a line
             uint32_t operand[2][2][4];
@@ -240,8 +244,8 @@ class GradInputKernel {
 
     static __device__ __forceinline__ void store(const GradInput &a, const GradTile &tile,
                                                  const Sum (&sums)[2][SUMS][SPAN / 2]) {
-        const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % 4;
-        const uint32_t first_column = tile.column + threadIdx.x / 128 * SPAN + lane % 4 * 2;
+        const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % WORDS;
+        const uint32_t first_column = tile.column + threadIdx.x / (32 * WORDS) * SPAN + lane % 4 * 2;
         const float scale = *a.scale;
         typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
 #pragma unroll

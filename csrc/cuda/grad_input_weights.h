@@ -1,4 +1,5 @@
-// Weights of grad_input as the first operand, the transposed W: its rows are 128 k, and its columns are summands.
+// Weights of grad_input as the first operand, the transposed W: its rows are the k of some words, and its columns are
+// summands.
 //
 // A step has 128 summands, each a row of W at a tap. They are made a summand a thread, and kept in shared memory as words
 // or bytes of k; lanes read those of several summands, and turn bytes or halves so that a register has one k of them.
@@ -12,14 +13,14 @@ namespace slt::cuda {
 
 constexpr int STEP_SUMMANDS = 128, GRAD_THREADS = 256;
 
-// The tile of a block: 128 k of a group from channel `first`, which may be negative, and its columns.
+// The tile of a block: its k, of a group from channel `first` on, which may be negative, and its columns.
 struct GradTile {
     uint32_t group, part, column;
     int first;
 
-    __device__ __forceinline__ GradTile(const GradInput &a, int columns) {
+    __device__ __forceinline__ GradTile(const GradInput &a, int words, int columns) {
         uint32_t number = blockIdx.x;  // consecutive blocks read the same columns of dy
-        first = int(number % a.channel_tiles * CALL) - a.lead;
+        first = int(number % a.channel_tiles) * words * int(WORD) - a.lead;
         number /= a.channel_tiles;
         column = number % a.column_tiles * columns;
         number /= a.column_tiles;
@@ -41,9 +42,9 @@ struct Summand {
         k = int(tap * a.channels) + tile.first + a.generator.skipped * int(WORD);
     }
 
-    // The last word that has channels of the group.
-    __device__ __forceinline__ int last_word(const GradInput &a, const GradTile &tile) const {
-        return (k + min(int(CALL), int(a.channels) - tile.first) - 1) / int(WORD);
+    // The last word that has k of a tile of some words, and channels of the group.
+    __device__ __forceinline__ int last_word(const GradInput &a, const GradTile &tile, int words) const {
+        return (k + min(words * int(WORD), int(a.channels) - tile.first) - 1) / int(WORD);
     }
 
     // The mask of a word, which is 0 outside the row.
@@ -61,61 +62,59 @@ __device__ __forceinline__ uint32_t word_from(uint32_t first, uint32_t second, i
     return bytes_of((swap ? odd : even) >> shift / 2, (swap ? even : odd) >> (shift + 1) / 2, 0x5410);
 }
 
-// The mask and the signs of a summand's 128 k.
+// The mask and the signs of a summand's k. `kept`: the words of the mask from the first one's on.
+template <int WORDS>
 struct SignWords {
-    uint32_t keep[4], sign[4];
+    uint32_t keep[WORDS], sign[WORDS];
 
-    __device__ __forceinline__ SignWords(const GradInput &a, const GradTile &tile, const Summand &s) {
+    __device__ __forceinline__ SignWords(const GradInput &a, const GradTile &tile, const Summand &s,
+                                         const uint32_t (&kept)[WORDS + 1]) {
         const Generator &g = a.generator;
         const int word = s.k / int(WORD), call = word / 4;
         const Words4 first = call_words(g.weight, call_index(g, s.row, call));
-        if (a.whole_calls) {
+        if (WORDS == 4 && a.whole_calls) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sign[i] = first.word[i];
-            if (a.aligned_words) {
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (s.valid) v = __ldg(reinterpret_cast<const uint4 *>(a.mask + uint64_t(s.row) * g.words + word));
-                keep[0] = v.x, keep[1] = v.y, keep[2] = v.z, keep[3] = v.w;
-            } else {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) keep[i] = s.mask_word(a, word + i);
-            }
+            for (int i = 0; i < WORDS; ++i) keep[i] = kept[i], sign[i] = first.word[i];
             return;
         }
-        const int last = s.last_word(a, tile), shift = s.k % int(WORD);
+        const int last = s.last_word(a, tile, WORDS), shift = s.k % int(WORD);
         Words4 second{};
         if (last / 4 > call) second = call_words(g.weight, call_index(g, s.row, call + 1));
-        uint32_t signs[8], kept[5];
+        uint32_t signs[8];
 #pragma unroll
         for (int i = 0; i < 4; ++i) signs[i] = first.word[i], signs[4 + i] = second.word[i];
 #pragma unroll
-        for (int i = 0; i < 7; ++i) signs[i] = word % 2 ? signs[i + 1] : signs[i];
+        for (int i = 0; i < WORDS + 3; ++i) signs[i] = word % 2 ? signs[i + 1] : signs[i];
 #pragma unroll
-        for (int i = 0; i < 5; ++i) signs[i] = word / 2 % 2 ? signs[i + 2] : signs[i];
+        for (int i = 0; i < WORDS + 1; ++i) signs[i] = word / 2 % 2 ? signs[i + 2] : signs[i];
 #pragma unroll
-        for (int i = 0; i < 5; ++i) kept[i] = word + i <= last ? s.mask_word(a, word + i) : 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < WORDS; ++i) {
             keep[i] = word_from(kept[i], kept[i + 1], shift);
             sign[i] = word_from(signs[i], signs[i + 1], shift);
         }
     }
 };
 
-// Signed weights, as coded words: [word][even bits, odd bits][summand].
+// Signed weights, as coded words: [word][even bits, odd bits][summand]. WORDS: of a tile, 2 or 4.
+template <int WORDS>
 class CodedSummands {
   public:
-    static constexpr int BYTES = 4 * 2 * (STEP_SUMMANDS + 16) * 4;
+    static constexpr int BYTES = WORDS * 2 * (STEP_SUMMANDS + 16) * 4;
 
-    // Makes the weights of a step. One half of the threads has the even steps, the other the odd ones.
-    static __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &,
-                                                uint32_t step, uint32_t to) {
+    // Reads the mask ahead, from a step on. One half of the threads has the even steps, the other the odd ones.
+    __device__ __forceinline__ CodedSummands(const GradInput &a, const GradTile &tile, uint32_t step) {
+        read(a, tile, step + (threadIdx.x / STEP_SUMMANDS ^ step % 2));
+    }
+
+    // Makes the weights of a step: every one after the other.
+    __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &, uint32_t step,
+                                         uint32_t to) {
         if (threadIdx.x / STEP_SUMMANDS != step % 2) return;
         const int i = threadIdx.x % STEP_SUMMANDS;
-        const Summand summand(a, tile, step * STEP_SUMMANDS + i);
-        const SignWords words(a, tile, summand);
+        const SignWords<WORDS> words(a, tile, Summand(a, tile, step * STEP_SUMMANDS + i), next_);
+        read(a, tile, step + 2);
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
+        for (int w = 0; w < WORDS; ++w) {
             const CodedWord coded = coded_word(words.keep[w], words.sign[w]);
             store_4_bytes(to + 2 * w * PITCH + i * 4, coded.even);
             store_4_bytes(to + (2 * w + 1) * PITCH + i * 4, coded.odd);
@@ -127,23 +126,47 @@ class CodedSummands {
   protected:
     static constexpr int PITCH = (STEP_SUMMANDS + 16) * 4;  // even and odd bits are in different banks
 
+    // Where a lane's words are, and a factor that shifts its fields to the top of bytes or halves: multiplications have
+    // other units than the logic beside them.
     static __device__ __forceinline__ uint32_t lane_place(int word, int lane) {
         return (2 * word + lane / 16) * PITCH;
     }
+    static __device__ __forceinline__ uint32_t lane_factor(int lane) { return 64u >> lane / 4 % 4 * 2; }
+
+  private:
+    __device__ __forceinline__ void read(const GradInput &a, const GradTile &tile, uint32_t step) {
+        const Summand s(a, tile, step * STEP_SUMMANDS + threadIdx.x % STEP_SUMMANDS);
+        const int word = s.k / int(WORD);
+        if (WORDS == 4 && a.whole_calls && a.aligned_words) {
+            uint4 v = make_uint4(0, 0, 0, 0);
+            if (s.valid)
+                v = __ldg(reinterpret_cast<const uint4 *>(a.mask + uint64_t(s.row) * a.generator.words + word));
+            const uint32_t words[5] = {v.x, v.y, v.z, v.w, 0};
+#pragma unroll
+            for (int i = 0; i <= WORDS; ++i) next_[i] = words[i];
+        } else {
+            const int last = s.last_word(a, tile, WORDS);
+#pragma unroll
+            for (int i = 0; i <= WORDS; ++i) next_[i] = word + i <= last ? s.mask_word(a, word + i) : 0;
+        }
+    }
+
+    uint32_t next_[WORDS + 1];
 };
 
 // As floats of 2 v: see product_weights.h.
-template <class Type>
-class FloatSummands : public CodedSummands {
+template <class Type, int WORDS>
+class FloatSummands : public CodedSummands<WORDS> {
   public:
+    using CodedSummands<WORDS>::CodedSummands;
     typedef float Sum;
     static constexpr int SIZE = 2, LINES = 2, SUMS = 1, PRODUCTS = 8;
 
     // The operands of product `number` of a step, over 16 summands.
     static __device__ __forceinline__ void operand(uint32_t from, int word, int lane, int number,
                                                    uint32_t (&a)[2][4]) {
-        from += lane_place(word, lane) + lane % 4 * 8 + number * 64;
-        const int shift = 6 - lane / 4 % 4 * 2;
+        from += CodedSummands<WORDS>::lane_place(word, lane) + lane % 4 * 8 + number * 64;
+        const uint32_t factor = CodedSummands<WORDS>::lane_factor(lane);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             uint32_t w[2];
@@ -151,8 +174,8 @@ class FloatSummands : public CodedSummands {
 #pragma unroll
             for (int b = 0; b < 2; ++b) {
                 const uint32_t both = bytes_of(w[0], w[1], b ? 0x7632 : 0x5410);
-                a[b][2 * half] = both << (shift + 8) & 0xC000C000;
-                a[b][2 * half + 1] = both << shift & 0xC000C000;
+                a[b][2 * half] = both * (factor << 8) & 0xC000C000;
+                a[b][2 * half + 1] = both * factor & 0xC000C000;
             }
         }
     }
@@ -193,19 +216,21 @@ struct ByteProducts {
 };
 
 // As bytes of 64 v.
-template <int DIGITS>
-class ByteSummands : public CodedSummands, public ByteProducts<DIGITS> {
+template <int DIGITS, int WORDS>
+class ByteSummands : public CodedSummands<WORDS>, public ByteProducts<DIGITS> {
   public:
+    using CodedSummands<WORDS>::CodedSummands;
+
     static __device__ __forceinline__ void operand(uint32_t from, int word, int lane, int number,
                                                    uint32_t (&a)[2][4]) {
-        from += lane_place(word, lane) + lane % 4 * 16 + number * 128;
-        const int shift = 6 - lane / 4 % 4 * 2;
+        from += CodedSummands<WORDS>::lane_place(word, lane) + lane % 4 * 16 + number * 128;
+        const uint32_t factor = CodedSummands<WORDS>::lane_factor(lane);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             uint32_t w[4], k[4];
             load_16_bytes(w, from + half * 64);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) w[i] = w[i] << shift & 0xC0C0C0C0;
+            for (int i = 0; i < 4; ++i) w[i] = w[i] * factor & 0xC0C0C0C0;
             transpose_bytes(w, k);
 #pragma unroll
             for (int i = 0; i < 4; ++i) a[i / 2][2 * half + i % 2] = k[i];
@@ -218,27 +243,35 @@ class ByteSummands : public CodedSummands, public ByteProducts<DIGITS> {
 };
 
 // Weights that are bytes of VALUE: a line of 128 bytes a summand, in the order of k.
-template <int DIGITS>
+template <int DIGITS, int WORDS>
 class ValueSummands : public ByteProducts<DIGITS> {
   public:
     static constexpr int BYTES = STEP_SUMMANDS * 128;
 
-    // A thread makes 64 k of a summand.
-    static __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &table,
-                                                uint32_t step, uint32_t to) {
+    // Reads the mask ahead, from a step on.
+    __device__ __forceinline__ ValueSummands(const GradInput &a, const GradTile &tile, uint32_t step) {
+        read(a, tile, step);
+    }
+
+    // Makes the weights of a step: every one after the other. A thread makes half of a summand's.
+    __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &table,
+                                         uint32_t step, uint32_t to) {
         const Generator &g = a.generator;
-        const int i = threadIdx.x % STEP_SUMMANDS, begin = threadIdx.x / STEP_SUMMANDS * 64;
+        const int i = threadIdx.x % STEP_SUMMANDS, begin = threadIdx.x / STEP_SUMMANDS * EACH;
         const Summand s(a, tile, step * STEP_SUMMANDS + i);
-        const uint64_t index = 8 * call_index(g, s.row, 0);
-        const int last = s.last_word(a, tile), shift = s.k % int(WORD), word = (s.k + begin) / int(WORD);
+        const int shift = s.k % int(WORD), word = (s.k + begin) / int(WORD);
+        const uint64_t index = 8 * call_index(g, s.row, 0) + 2 * word;
         const uint32_t line = to + i * 128;
+        uint32_t words[3] = {};
+#pragma unroll
+        for (int w = 0; w <= WORDS / 2; ++w) words[w] = next_[w];
+        read(a, tile, step + 1);
 #pragma unroll 1
-        for (int half = 0; half < (shift ? 6 : 4); ++half) {  // a call: 16 k
-            const int w = word + half / 2;
-            const uint32_t keep = w <= last ? s.mask_word(a, w) : 0;
+        for (int half = 0; half < WORDS + (shift ? 2 : 0); ++half) {  // a call: 16 k
+            const uint32_t keep = half < 2 ? words[0] : half < 4 ? words[1] : words[2];
             uint32_t bytes[4] = {};
             if (keep != 0) {
-                const Words4 values = call_words(g.weight, index + 2 * w + half % 2);
+                const Words4 values = call_words(g.weight, index + half);
 #pragma unroll
                 for (int q = 0; q < 4; ++q) {
                     const uint32_t kept = four_bits(keep >> (half % 2 * 8), q) * 0xFF;
@@ -251,7 +284,7 @@ class ValueSummands : public ByteProducts<DIGITS> {
             } else {
 #pragma unroll
                 for (int j = 0; j < 16; ++j)
-                    if (uint32_t(k + j) < 64)
+                    if (uint32_t(k + j) < EACH)
                         store_byte(line + place(i, begin + k + j) + (k + j) % 16, bytes[j / 4] >> j % 4 * 8);
             }
         }
@@ -280,6 +313,17 @@ class ValueSummands : public ByteProducts<DIGITS> {
     }
 
   private:
+    static constexpr int EACH = WORDS / 2 * int(WORD);
+
+    __device__ __forceinline__ void read(const GradInput &a, const GradTile &tile, uint32_t step) {
+        const Summand s(a, tile, step * STEP_SUMMANDS + threadIdx.x % STEP_SUMMANDS);
+        const int word = (s.k + threadIdx.x / STEP_SUMMANDS * EACH) / int(WORD), last = s.last_word(a, tile, WORDS);
+#pragma unroll
+        for (int i = 0; i <= WORDS / 2; ++i) next_[i] = word + i <= last ? s.mask_word(a, word + i) : 0;
+    }
+
+    uint32_t next_[WORDS / 2 + 1];
+
     // Where the 16 bytes of k are in a summand's line: so that neither the lines of 8 summands, nor words of the same 16
     // bytes or their neighbours in every fourth line, share banks.
     static __device__ __forceinline__ uint32_t place(int summand, int k) {

@@ -19,10 +19,8 @@ from .generator import calls
 from .generator import takes as numbered
 from .product import uses_digits
 
-_CALL, _STEP = 128, 128  # k of a tile, and summands of a step: csrc/cuda/grad_input_weights.h
+_CALL, _STEP = 128, 128  # k, and summands of a step: csrc/cuda/grad_input_weights.h
 _THREADS = 256
-_COLUMNS = 64  # of a tile
-_HEADER = 32 * _COLUMNS + 256  # `GradShared` of csrc/cuda/grad_input.h
 _LEAST_STEPS = 4  # of a part of the summands
 
 
@@ -47,8 +45,19 @@ class Kernel(NamedTuple):
 
     file: str
     name: str
+    k: int  # of a tile
+    columns: int
     stage_bytes: int  # of dy
-    weight_bytes: int
+    weight_bytes: int  # of a step
+    residents: int  # blocks of a multiprocessor
+
+    def shared(self, stages: int) -> int:
+        """The shared memory of a block: `GradShared` of csrc/cuda/grad_input.h, dy, and two steps of weights."""
+        return 32 * self.columns + 256 + stages * self.stage_bytes + 2 * self.weight_bytes
+
+    def stages(self, machine: launch.Machine) -> int:
+        """Three, if all residents have room for them."""
+        return 3 if self.residents * self.shared(3) <= machine.shared else 2
 
 
 def _vectors(dy: Tensor) -> Images:
@@ -65,7 +74,7 @@ def takes(dy: Tensor, source: Source, images: Images) -> bool:
         return False
     columns, window = images.count * images.size[0] * images.size[1], images.window
     summands = source.rows * window.kernel_h * window.kernel_w
-    tiles = launch.blocks(columns, _COLUMNS) * window.groups * (calls(source) + 1)
+    tiles = launch.blocks(columns, 64) * window.groups * (2 * calls(source) + 1)
     adding = columns * launch.blocks(source.fan * window.groups, _THREADS)
     return max(columns, summands, tiles, adding, source.fan * window.groups) < 2**31 - _STEP
 
@@ -106,15 +115,26 @@ def _grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Sou
         launch.enqueue(add, dx.device, *values)
 
 
-def kernel(dtype: torch.dtype, source: Source, digits: int) -> Kernel:
-    """The kernel for a product."""
+def kernel(
+    dtype: torch.dtype, source: Source, digits: int, channels: int, columns: int, tiles: int, machine: launch.Machine
+) -> Kernel:
+    """The kernel for a product; ``channels`` of a group, and ``tiles`` of 128 k beside each other."""
+    if channels <= 64:
+        narrow = _kernel(dtype, source, digits, 64, 128)
+        if narrow.shared(2) <= machine.shared:
+            return narrow
+    wide = digits == 0 and tiles * launch.blocks(columns, 128) >= machine.processors
+    return _kernel(dtype, source, digits, 128, 128 if wide else 64)
+
+
+def _kernel(dtype: torch.dtype, source: Source, digits: int, k: int, columns: int) -> Kernel:
+    shape = f"{k}_{columns}"
     if digits == 0:
         name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
-        return Kernel("grad_input_floats", f"slt_grad_input_{name}_{_COLUMNS}", 256 * _COLUMNS, 36 * _STEP)
-    kind, size = ("signs", 36) if source.weight == SIGNED else ("bytes", 128)
-    return Kernel(
-        "grad_input_digits", f"slt_grad_input_{kind}_{digits}_{_COLUMNS}", digits * 128 * _COLUMNS, size * _STEP
-    )
+        return Kernel("grad_input_floats", f"slt_grad_input_{name}_{shape}", k, columns, 256 * columns, 36 * k, 2)
+    kind, weight_bytes = ("signs", 36 * k) if source.weight == SIGNED else ("bytes", 128 * _STEP)
+    name = f"slt_grad_input_{kind}_{digits}_{shape}"
+    return Kernel("grad_input_digits", name, k, columns, digits * 128 * columns, weight_bytes, 1)
 
 
 @launch.planned
@@ -126,13 +146,13 @@ def prepared(
     taps, groups, pixels = window.kernel_h * window.kernel_w, window.groups, height * width
     columns, channels, rows = images.count * pixels, source.fan // taps, source.rows // groups
     out_height, out_width = window.output_size(height, width)
-    chosen = kernel(dtype, source, digits)
+    chosen = kernel(dtype, source, digits, channels, columns, groups * launch.blocks(channels, _CALL), machine)
 
-    # A tile is the 128 k of a call where that is so at each tap; else it starts at a channel that 128 divides.
+    # A tile of 128 k is a call where each tap starts with one. The channels of a single tap may start inside a call.
     skipped = source.first_word % 4 * 32
-    lead = skipped if taps == 1 else 0
-    whole_calls = taps == 1 or (channels % _CALL == 0 and skipped == 0)
-    channel_tiles, column_tiles = launch.blocks(channels + lead, _CALL), launch.blocks(columns, _COLUMNS)
+    lead = skipped if taps == 1 and chosen.k == _CALL else 0
+    whole_calls = chosen.k == _CALL and (taps == 1 or (channels % _CALL == 0 and skipped == 0))
+    channel_tiles, column_tiles = launch.blocks(channels + lead, chosen.k), launch.blocks(columns, chosen.columns)
     tiles = groups * channel_tiles * column_tiles
     steps = launch.blocks(taps * rows, _STEP)
     least = launch.blocks(steps * _STEP, SUMMANDS) if digits else 1
@@ -142,7 +162,7 @@ def prepared(
 
     piece = 16 if digits else 8
     vector = window == Window(1, 1) and images.size == (1, 1)  # each image of dy is padded to whole pieces
-    weights = 2 * chosen.weight_bytes + _HEADER
+    stages = chosen.stages(machine)
     values = {
         "generator": source,
         "plane": images.count * pitch,
@@ -176,7 +196,7 @@ def prepared(
         "whole_pieces": vector or rows % piece == 0,
         "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
         "element": ELEMENTS[dtype],
-        "stages": 3 if weights + 3 * chosen.stage_bytes <= machine.shared else 2,
+        "stages": stages,
     }
 
     def launched(kernel: str, blocks: int, shared: int) -> launch.Launch:
@@ -191,7 +211,7 @@ def prepared(
             later=["mask", "dy", "power", "scale", "dx", "sums"],
         )
 
-    run = launched(chosen.name, tiles * parts, weights + values["stages"] * chosen.stage_bytes)
+    run = launched(chosen.name, tiles * parts, chosen.shared(stages))
     add = None
     if parts > 1:
         name = f"slt_grad_input_add_{'digits' if digits else 'floats'}"
