@@ -38,6 +38,7 @@ CONVOLUTIONS = {  # channels, rows, images, height, width, window
     "16-rows": (129, 16, 2, 5, 6, Window(3, 2, padding_h=2, padding_w=1, dilation_h=2, stride_w=2)),
     "48-rows": (33, 96, 1, 4, 5, Window(3, 3, padding_h=1, padding_w=1, stride_h=3, stride_w=2, groups=1)),
     "8-rows": (128, 16, 1, 3, 3, Window(2, 2, groups=2, padding_h=1)),  # 16 bytes of 16-bit floats, not of digits
+    "1x1": (130, 32, 3, 2, 11, Window(1, 1, groups=2)),
     "a-pixel": (3, 16, 70, 1, 1, Window(3, 3, padding_h=1, padding_w=1)),
 }
 FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels", "16-rows", "8-rows")
@@ -214,14 +215,14 @@ def test_faults_are_found(monkeypatch, capability, weight, dtype):
     import ptxsim
 
     with simulated(capability) as simulator:
-        source, dy = source_of(500, 3, weight), torch.randn(1, 500, dtype=dtype)
+        source, dy = source_of(400, 3, weight), torch.randn(1, 400, dtype=dtype)
 
         def test(faulty=None):
             simulator.module = lambda file, arch: faulty if faulty and "grad" in file else compiled(file, arch)
-            for shared in (150 * 1024, 227 * 1024):
+            for shared in (130 * 1024, 227 * 1024):
                 machine = backends.cuda.launch.Machine(capability, 1, shared)
                 monkeypatch.setattr(backends.cuda.launch, "machine", lambda device, found=machine: found)
-                simulator.options.update(schedule=1, quantum=5, resident=1)
+                simulator.options.update(schedule=1, quantum=20, resident=1)
                 check_linear(simulator, source, dy)
 
         test()

@@ -186,6 +186,12 @@ struct Product {
 // dx = dy W of Linear, or of Conv2d: grad_input.h. A column of the product is a pixel of dx; a Linear has images of one
 // pixel. A summand is a row of the group at a tap: all rows of a tap, then those of the next.
 struct GradInput {
+    enum Copy : int32_t {
+        ROWS,    // column c has its summands in one run at c * pitch, in whole pieces of 16 bytes
+        PIECES,  // a tap's rows are in whole pieces of 16 bytes
+        VALUES   // each value has an address of its own
+    };
+
     Generator generator;
     const uint32_t *mask;  // resolved
     const void *dy;        // channels-last; 16-bit floats, or planes of digits
@@ -206,8 +212,8 @@ struct GradInput {
     int32_t lead;                                     // the first tile starts so many channels before the first one
     int32_t out_height, out_width, pitch;             // of dy; pitch: values from pixel to pixel
     int32_t padding_h, padding_w, dilation_h, dilation_w;
+    int32_t copy;           // of dy
     int32_t whole_calls;    // whether each tap of a tile starts with a call
-    int32_t whole_pieces;   // whether 16 bytes of dy are of one tap, and aligned
     int32_t aligned_words;  // as in ForwardSmall
     int32_t element;        // of dx
     int32_t stages;         // of dy in shared memory

@@ -13,12 +13,14 @@
 
 namespace slt::cuda {
 
-// What dy of a column's taps is relative to: the pixel that tap 0 reads, rounded down where strides skip it.
+// The pixel of dy that tap 0 of a column reads, rounded down where strides skip it. y and x are with the remainders in
+// units of 2^20, so that one comparison finds a difference to a tap's remainder as well.
 struct alignas(16) GradPixel {
     int64_t offset;  // in bytes
-    int32_t y, x;
-    int32_t left_y, left_x;  // remainders: a tap reads a pixel if its own are equal
+    uint32_t y, x;
 };
+
+constexpr uint32_t REMAINDER = 1 << 20, NO_PIXEL = 1u << 31;
 
 // dy in shared memory, as in patches.h: a line of 128 bytes a column, in each of LINES tables.
 template <int COLUMNS, int LINES, int SIZE>
@@ -29,7 +31,12 @@ class GradPatches {
     // The threads of a block call this with the table of the tile's columns, before a barrier.
     __device__ __forceinline__ GradPatches(const GradInput &a, const GradTile &tile, GradPixel *table)
         : dy_(static_cast<const char *>(a.dy) + int64_t(tile.group) * a.rows.number * SIZE), table_(table) {
-        for (int i = threadIdx.x; i < COLUMNS; i += GRAD_THREADS) table[i] = pixel_of(a, tile.column + i);
+        if (a.copy == GradInput::ROWS) {
+            left_ = int(a.columns - tile.column);
+            dy_ += int64_t(tile.column) * a.pitch * SIZE;
+        } else {
+            for (int i = threadIdx.x; i < COLUMNS; i += GRAD_THREADS) table[i] = pixel_of(a, tile.column + i);
+        }
     }
 
     // Begins to copy the values of a step.
@@ -37,7 +44,9 @@ class GradPatches {
         const int column = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
         to += column * 128 + (piece ^ column % 8) * 16;
         const uint32_t first = step * SUMMANDS + piece * PER_PIECE;
-        if (a.whole_pieces)
+        if (a.copy == GradInput::ROWS)
+            copy_rows(a, first, column, to);
+        else if (a.copy == GradInput::PIECES)
             copy_pieces(a, first, column, to);
         else
             copy_values(a, first, column, to);
@@ -50,35 +59,47 @@ class GradPatches {
     static_assert(HALVES ? LINES == 2 : true);
 
     static __device__ __forceinline__ GradPixel pixel_of(const GradInput &a, uint32_t column) {
-        if (column >= a.columns) return {0, -1, 0, 0, 0};
+        if (column >= a.columns) return {0, NO_PIXEL, 0};
         const uint32_t image = column / a.pixels, at = column - image * a.pixels.number;
         const uint32_t row = at / a.width;
         const uint32_t down = row + a.padding_h, right = at - row * a.width.number + a.padding_w;
-        const int32_t y = down / a.stride_h, x = right / a.stride_w;
-        return {(image * a.image_pitch + (int64_t(y) * a.out_width + x) * a.pitch) * SIZE, y, x,
-                int32_t(down - y * a.stride_h.number), int32_t(right - x * a.stride_w.number)};
+        const uint32_t y = down / a.stride_h, x = right / a.stride_w;
+        return {(image * a.image_pitch + (int64_t(y) * a.out_width + x) * a.pitch) * SIZE,
+                y + (down - y * a.stride_h.number) * REMAINDER, x + (right - x * a.stride_w.number) * REMAINDER};
     }
 
     // Where a summand is.
     struct Reach {
         int64_t offset;  // in bytes
-        int32_t up, left, left_y, left_x;
+        uint32_t y, x;   // as of a pixel
         bool valid;
 
         __device__ __forceinline__ Reach(const GradInput &a, uint32_t number) : valid(number < a.summands) {
             const uint32_t tap = number / a.rows, row = tap / a.kernel_w;
-            const uint32_t y = row * a.dilation_h, x = (tap - row * a.kernel_w.number) * a.dilation_w;
-            up = y / a.stride_h, left = x / a.stride_w;
-            left_y = y - up * a.stride_h.number, left_x = x - left * a.stride_w.number;
+            const uint32_t down = row * a.dilation_h, right = (tap - row * a.kernel_w.number) * a.dilation_w;
+            const uint32_t up = down / a.stride_h, left = right / a.stride_w;
+            y = up + (down - up * a.stride_h.number) * REMAINDER;
+            x = left + (right - left * a.stride_w.number) * REMAINDER;
             offset = (int64_t(number - tap * a.rows.number) - (int64_t(up) * a.out_width + left) * a.pitch) * SIZE;
         }
 
         __device__ __forceinline__ bool meets(const GradInput &a, const GradPixel &pixel) const {
-            const bool rows = uint32_t(pixel.y - up) < uint32_t(a.out_height) & pixel.left_y == left_y;
-            const bool columns = uint32_t(pixel.x - left) < uint32_t(a.out_width) & pixel.left_x == left_x;
-            return valid & (pixel.y >= 0) & rows & columns;
+            return valid & (pixel.y - y < uint32_t(a.out_height)) & (pixel.x - x < uint32_t(a.out_width));
         }
     };
+
+    __device__ __forceinline__ void copy_rows(const GradInput &a, uint32_t first, int column, uint32_t to) const {
+        const char *from = dy_ + (int64_t(column) * a.pitch + first) * SIZE;
+        const bool valid[2] = {first < a.summands, first + SUMMANDS / 2 < a.summands};
+        const int64_t stride = int64_t(STRIDE) * a.pitch * SIZE;
+#pragma unroll
+        for (int i = 0; i < EACH; ++i, from += stride) {
+#pragma unroll
+            for (int line = 0; line < LINES; ++line)
+                copy_16_bytes(to + (line * COLUMNS + i * STRIDE) * 128, from + (HALVES ? line * 128 : line * a.plane),
+                              valid[HALVES && line] && column + i * STRIDE < left_);
+        }
+    }
 
     __device__ __forceinline__ void copy_pieces(const GradInput &a, uint32_t first, int column, uint32_t to) const {
 #pragma unroll
@@ -123,6 +144,7 @@ class GradPatches {
 
     const char *dy_;
     const GradPixel *table_;
+    int left_;  // columns
 };
 
 // Where channel 0 of a column of dx is, and the unit of its image.
@@ -180,30 +202,26 @@ class GradInputKernel {
         const GradTile tile(a, WORDS, COLUMNS);
         const Patches patches(a, tile, shared.columns);
         shared.table.fill(a.generator);
-        __syncthreads();
 
         const uint32_t steps = uint32_t(ceil_div(a.summands, STEP_SUMMANDS));
         const uint32_t first = min(tile.part * a.part_steps, steps), end = min(first + a.part_steps, steps);
+        const int ahead = a.stages - 1;
         int filling = 0, reading = 0;  // stages
-        const auto fill = [&](uint32_t step) {
-            if (step < end) patches.copy(a, step, stages + filling * Patches::BYTES);
-            commit_copies();
-            if (++filling == a.stages) filling = 0;
-        };
-        for (int i = 0; i < a.stages - 1; ++i) fill(first + i);
         Weights maker(a, tile, first);
-        maker.make(a, tile, shared.table, first, weights + first % 2 * Weights::BYTES);
         Sum sums[2][SUMS][SPAN / 2] = {};
 #pragma unroll 1
-        for (uint32_t step = first; step < end; ++step) {
-            if (a.stages == 3)
+        for (int step = int(first) - ahead; step < int(end); ++step) {  // before the first, only what is ahead of it
+            if (ahead == 2)
                 wait_for_copies<1>();
             else
                 wait_for_copies<0>();
             __syncthreads();
-            fill(step + a.stages - 1);
-            if (step + 1 < end)
+            if (step + ahead < int(end)) patches.copy(a, step + ahead, stages + filling * Patches::BYTES);
+            commit_copies();
+            if (++filling == a.stages) filling = 0;
+            if (step + 1 >= int(first) && step + 1 < int(end))
                 maker.make(a, tile, shared.table, step + 1, weights + (step + 1) % 2 * Weights::BYTES);
+            if (step < int(first)) continue;
             multiply(stages + reading * Patches::BYTES, weights + step % 2 * Weights::BYTES, sums);
             if (++reading == a.stages) reading = 0;
         }

@@ -22,6 +22,8 @@ from .product import uses_digits
 _CALL, _STEP = 128, 128  # k, and summands of a step: csrc/cuda/grad_input_weights.h
 _THREADS = 256
 _LEAST_STEPS = 4  # of a part of the summands
+_COPIES = ("rows", "pieces", "values")  # `Copy` of `GradInput`
+_MOST_SIZE, _MOST_STRIDE = 2**19, 2**10  # of padded images and windows: `GradPixel` of csrc/cuda/grad_input.h
 
 
 class Images(NamedTuple):
@@ -39,6 +41,11 @@ class Images(NamedTuple):
     window: Window
     channels_last: bool
 
+    @property
+    def vectors(self) -> bool:
+        """Whether they are the vectors of a Linear."""
+        return self.size == (1, 1) and self.window == Window(1, 1)
+
 
 class Kernel(NamedTuple):
     """A kernel of ``csrc/cuda/grad_input_*.cu``."""
@@ -53,7 +60,7 @@ class Kernel(NamedTuple):
 
     def shared(self, stages: int) -> int:
         """The shared memory of a block: `GradShared` of csrc/cuda/grad_input.h, dy, and two steps of weights."""
-        return 32 * self.columns + 256 + stages * self.stage_bytes + 2 * self.weight_bytes
+        return 16 * self.columns + 256 + stages * self.stage_bytes + 2 * self.weight_bytes
 
     def stages(self, machine: launch.Machine) -> int:
         """Three, if all residents have room for them."""
@@ -73,6 +80,11 @@ def takes(dy: Tensor, source: Source, images: Images) -> bool:
     if dy.dtype not in ELEMENTS or 0 in dy.shape or 0 in images.size or not numbered(source):
         return False
     columns, window = images.count * images.size[0] * images.size[1], images.window
+    for size, padding, kernel, dilation in zip(images.size, window.padding, window.kernel, window[6:8], strict=True):
+        if max(size + 2 * padding, kernel * dilation) > _MOST_SIZE:
+            return False
+    if max(window.stride) > _MOST_STRIDE:
+        return False
     summands = source.rows * window.kernel_h * window.kernel_w
     tiles = launch.blocks(columns, 64) * window.groups * (2 * calls(source) + 1)
     adding = columns * launch.blocks(source.fan * window.groups, _THREADS)
@@ -103,7 +115,7 @@ def _grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Sou
     if uses_digits(dy.dtype, source):
         dy, power = to_digits(dy, digit_count(dy))
         digits = len(dy)
-    elif images.window == Window(1, 1) and images.size == (1, 1) and dy.shape[1] % 8:
+    elif images.vectors and dy.shape[1] % 8:
         dy = torch.nn.functional.pad(dy, (0, -dy.shape[1] % 8))
     run, add, parts = prepared(source, images, dx.dtype, digits, dy.shape[-1], launch.machine(dx.device))
     sums = 0
@@ -160,8 +172,6 @@ def prepared(
     part_steps = launch.blocks(steps, parts)
     parts = launch.blocks(steps, part_steps)
 
-    piece = 16 if digits else 8
-    vector = window == Window(1, 1) and images.size == (1, 1)  # each image of dy is padded to whole pieces
     stages = chosen.stages(machine)
     values = {
         "generator": source,
@@ -187,13 +197,13 @@ def prepared(
         "lead": lead,
         "out_height": out_height,
         "out_width": out_width,
-        "pitch": source.rows,
+        "pitch": pitch if images.vectors else source.rows,
         "padding_h": window.padding_h,
         "padding_w": window.padding_w,
         "dilation_h": window.dilation_h,
         "dilation_w": window.dilation_w,
+        "copy": _COPIES.index(copy_of(source, images, 16 if digits else 8)),
         "whole_calls": whole_calls,
-        "whole_pieces": vector or rows % piece == 0,
         "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
         "element": ELEMENTS[dtype],
         "stages": stages,
@@ -217,3 +227,12 @@ def prepared(
         name = f"slt_grad_input_add_{'digits' if digits else 'floats'}"
         add = launched(name, columns * launch.blocks(groups * channels, _THREADS), 0)
     return run, add, parts
+
+
+def copy_of(source: Source, images: Images, piece: int) -> str:
+    """How dy is read, where 16 bytes are that many values."""
+    if images.vectors:  # padded to whole pieces
+        return "rows"
+    if source.rows // images.window.groups % piece:
+        return "values"
+    return "rows" if images.window._replace(groups=1) == Window(1, 1) else "pieces"
