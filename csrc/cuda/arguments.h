@@ -211,4 +211,40 @@ struct Product {
     int32_t stages;         // of the ring in shared memory
 };
 
+// dx = dy W of Linear, or of Conv2d: grad_input.h. A column of the product is a pixel of dx; a Linear has images of one
+// pixel. A summand is a row of the group at a tap: all rows of a tap, then those of the next.
+struct GradInput {
+    enum Copy : int32_t {
+        ROWS,    // column c has its summands in one run at c * pitch, in whole pieces of 16 bytes
+        PIECES,  // a tap's rows are in whole pieces of 16 bytes
+        VALUES   // each value has an address of its own
+    };
+
+    Generator generator;
+    const uint32_t *mask;  // resolved
+    const void *dy;        // channels-last; 16-bit floats, or planes of digits
+    const double *power;   // of digits: 2^-shift of each image
+    const float *scale;
+    void *dx;
+    void *sums;           // [parts, columns, channels of all groups], as of `Product`
+    int64_t plane;        // bytes from one plane of digits to the next
+    int64_t image_pitch;  // values of dy from image to image
+    int64_t dx_channel, dx_pixel, dx_image;   // elements of dx from channel to channel, and so on
+    Divisor pixels, width;                    // of dx
+    Divisor rows, kernel_w, stride_h, stride_w;  // rows: of a group
+    uint32_t columns, channels;               // channels: of a group
+    uint32_t all_channels;
+    uint32_t channel_tiles, column_tiles;  // per group
+    uint32_t parts, part_steps;            // of the summands
+    uint32_t summands;
+    int32_t lead;                                     // the first tile starts so many channels before the first one
+    int32_t out_height, out_width, pitch;             // of dy; pitch: values from pixel to pixel
+    int32_t padding_h, padding_w, dilation_h, dilation_w;
+    int32_t copy;           // of dy
+    int32_t whole_calls;    // whether each tap of a tile starts with a call
+    int32_t aligned_words;  // as in ForwardSmall
+    int32_t element;        // of dx
+    int32_t stages;         // of dy in shared memory
+};
+
 }  // namespace slt::cuda

@@ -158,6 +158,19 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(padding_w), SLT_FIELD(dilation_h), SLT_FIELD(dilation_w), SLT_FIELD(load),
                 SLT_FIELD(element), SLT_FIELD(aligned_words), SLT_FIELD(stages)}));
         }
+        {
+            typedef GradInput A;
+            all.push_back(layout<A>("GradInput", {SLT_FIELD(generator), SLT_FIELD(mask), SLT_FIELD(dy),
+                SLT_FIELD(power), SLT_FIELD(scale), SLT_FIELD(dx), SLT_FIELD(sums), SLT_FIELD(plane),
+                SLT_FIELD(image_pitch), SLT_FIELD(dx_channel), SLT_FIELD(dx_pixel), SLT_FIELD(dx_image),
+                SLT_FIELD(pixels), SLT_FIELD(width), SLT_FIELD(rows), SLT_FIELD(kernel_w), SLT_FIELD(stride_h),
+                SLT_FIELD(stride_w), SLT_FIELD(columns), SLT_FIELD(channels), SLT_FIELD(all_channels),
+                SLT_FIELD(channel_tiles), SLT_FIELD(column_tiles), SLT_FIELD(parts), SLT_FIELD(part_steps),
+                SLT_FIELD(summands), SLT_FIELD(lead), SLT_FIELD(out_height), SLT_FIELD(out_width), SLT_FIELD(pitch),
+                SLT_FIELD(padding_h), SLT_FIELD(padding_w), SLT_FIELD(dilation_h), SLT_FIELD(dilation_w),
+                SLT_FIELD(copy), SLT_FIELD(whole_calls), SLT_FIELD(aligned_words), SLT_FIELD(element),
+                SLT_FIELD(stages)}));
+        }
         return all;
     }();
     return all;

@@ -126,6 +126,10 @@ __device__ __forceinline__ void store_4_bytes(uint32_t to, uint32_t v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
 }
 
+__device__ __forceinline__ void store_byte(uint32_t to, uint32_t v) {
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
 __device__ __forceinline__ void store_16_bytes(uint32_t to, const uint32_t (&v)[4]) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                  : "memory");

@@ -1,0 +1,230 @@
+"""Grad_input of Linear and Conv2d on the CUDA backend: executed in a simulator, against the reference."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from cuda_simulator import compiled, simulated, why_not
+from test_cuda_forward_small import random_mask, restored_precision, source_of  # noqa: F401
+
+from slt_kernels import backends
+from slt_kernels.conv_geometry import Window
+from slt_kernels.source import WEIGHTS, Freeze, Source
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {why_not()}")
+
+reference, cuda = backends.on("reference"), backends.on("cuda")
+SIGNED, UNIFORM, NORMAL = WEIGHTS
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+LINEAR = (  # rows, fan, batch: about the edges of steps of 128 rows, tiles of 64 columns and 128 k
+    (1, 1, 1),
+    (3, 31, 17),
+    (17, 33, 63),
+    (127, 127, 2),
+    (128, 128, 64),
+    (129, 129, 3),
+    (2, 257, 65),
+    (300, 60, 5),
+)
+FEW_LINEAR = ((3, 31, 17), (35, 300, 5), (257, 129, 3))
+CONVOLUTIONS = {  # channels, rows, images, height, width, window
+    "3x3": (5, 6, 2, 3, 4, Window(3, 3, padding_h=1, padding_w=1)),
+    "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
+    "depthwise": (2, 2, 1, 2, 3, Window(2, 3, padding_h=1, padding_w=2, groups=2)),
+    "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
+    "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
+    "17-rows-per-group": (4, 34, 1, 3, 2, Window(2, 1, groups=2)),
+    "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
+    "16-rows": (129, 16, 2, 5, 6, Window(3, 2, padding_h=2, padding_w=1, dilation_h=2, stride_w=2)),
+    "48-rows": (33, 96, 1, 4, 5, Window(3, 3, padding_h=1, padding_w=1, stride_h=3, stride_w=2, groups=1)),
+    "8-rows": (128, 16, 1, 3, 3, Window(2, 2, groups=2, padding_h=1)),  # 16 bytes of 16-bit floats, not of digits
+    "1x1": (130, 32, 3, 2, 11, Window(1, 1, groups=2)),
+    "a-pixel": (3, 16, 70, 1, 1, Window(3, 3, padding_h=1, padding_w=1)),
+}
+FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels", "16-rows", "8-rows")
+
+
+@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
+def simulator(request):
+    with simulated(request.param) as simulator:
+        yield simulator
+
+
+def check(simulator, dx: torch.Tensor, expected: torch.Tensor) -> None:
+    """The bits of the reference in float32; in 16 bits a small error."""
+    assert simulator.never_written(dx) == 0
+    assert simulator.launches[-1]["kernel"].startswith("slt_grad_input")
+    assert (dx.dtype, dx.shape, dx.stride()) == (expected.dtype, expected.shape, expected.stride())
+    if dx.dtype == FLOAT32:
+        assert torch.equal(dx.isnan(), expected.isnan())
+        assert torch.equal(dx.nan_to_num().view(torch.int32), expected.nan_to_num().view(torch.int32))
+    else:
+        finite = expected.isfinite()
+        assert finite.equal(dx.isfinite())
+        dx, expected = dx[finite].double(), expected[finite].double()
+        assert (dx - expected).norm() <= 2e-3 * expected.norm()
+
+
+def check_linear(simulator, source: Source, dy, mask=None) -> None:
+    arguments = dy, random_mask(source) if mask is None else mask, torch.tensor(0.37), source
+    check(simulator, cuda.linear_grad_input(*arguments), reference.linear_grad_input(*arguments))
+
+
+def check_conv2d(simulator, source: Source, window: Window, size: tuple[int, int], dy, mask=None) -> None:
+    arguments = dy, random_mask(source) if mask is None else mask, torch.tensor(0.37), source, window, list(size)
+    check(simulator, cuda.conv2d_grad_input(*arguments), reference.conv2d_grad_input(*arguments))
+
+
+def convolution(name: str, weight: str = SIGNED) -> tuple[Source, Window, tuple[int, int], tuple[int, ...]]:
+    """The source, the window, the size of the images of dx, and the shape of dy."""
+    channels, rows, images, height, width, window = CONVOLUTIONS[name]
+    source = source_of(rows, channels // window.groups * window.kernel_h * window.kernel_w, weight)
+    return source, window, (height, width), (images, rows, *window.output_size(height, width))
+
+
+def kinds(shapes, few) -> list:
+    """All shapes with signed weights in float32, a few with the other kernels."""
+    chosen = [(shape, SIGNED, FLOAT32) for shape in shapes]
+    others = [(SIGNED, BFLOAT16), (SIGNED, FLOAT16), (NORMAL, FLOAT32), (UNIFORM, BFLOAT16)]
+    return chosen + [(shape, *kind) for shape in few for kind in others]
+
+
+@pytest.mark.parametrize("shape, weight, dtype", kinds(LINEAR, FEW_LINEAR))
+def test_linear(simulator, shape, weight, dtype):
+    rows, fan, batch = shape
+    check_linear(simulator, source_of(rows, fan, weight), torch.randn(batch, rows, dtype=dtype))
+
+
+@pytest.mark.parametrize("name, weight, dtype", kinds(CONVOLUTIONS, FEW_CONVOLUTIONS))
+def test_conv2d(simulator, name, weight, dtype):
+    source, window, size, shape = convolution(name, weight)
+    dy = torch.randn(shape, dtype=dtype)
+    check_conv2d(simulator, source, window, size, dy)
+    check_conv2d(simulator, source, window, size, dy.contiguous(memory_format=torch.channels_last))
+
+
+def test_compact_masks(simulator):
+    source = source_of(5, 40, freeze=Freeze(0.25, 0.3125))
+    check_linear(simulator, source, torch.randn(3, 5), random_mask(source, compact=True))
+
+
+@pytest.mark.parametrize("weight", [SIGNED, NORMAL])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_two_digits(simulator, weight, dtype):
+    torch.set_float32_matmul_precision("high")
+    check_linear(simulator, source_of(200, 130, weight), torch.randn(66, 200, dtype=dtype))
+
+
+@pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (SIGNED, FLOAT16), (NORMAL, FLOAT32)])
+def test_shards(simulator, weight, dtype):
+    whole = source_of(80, 900, weight)
+    far = Source.of(2**31 - 1, 8191, seed=3, layer=1, weight=weight)  # the index of a call is past 2**32
+    for source in (
+        whole.shard((70, 80), (1, 9)),
+        whole.shard((5, 6), (4, 12)),
+        whole.shard((0, 3), (7, 29)),
+        far.shard((2**31 - 3, 2**31 - 1), (1, 9)),
+    ):
+        check_linear(simulator, source, torch.randn(3, source.rows, dtype=dtype))
+    source = whole.shard((0, 3), (7, 13))  # taps of 48 channels
+    check_conv2d(simulator, source, Window(2, 2), (3, 3), torch.randn(1, 3, 2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_special_values(simulator, precision):
+    torch.set_float32_matmul_precision(precision)
+    dy = torch.randn(9, 260)
+    dy[0] = 0
+    dy[1, 17] = torch.nan
+    dy[2, 259] = -torch.inf
+    dy[3] *= 2.0**-140  # denormal
+    dy[4] = torch.finfo(torch.float32).max * dy[4].sign()
+    dy[5] = 1 - 2.0**-24  # rounds above L, so that the exponent is raised
+    dy[6] = torch.tensor([-0.0, 2.0**-149]).repeat(130)
+    dy[7, 1:] *= 2.0**-20
+    check_linear(simulator, source_of(260, 5), dy)
+    check_conv2d(simulator, source_of(5, 12), Window(2, 2), (5, 14), dy.view(9, 5, 4, 13))
+
+
+def test_memory_that_is_not_aligned(simulator):
+    source = source_of(5, 256)
+    mask = torch.cat([torch.zeros(1, dtype=torch.int32), random_mask(source).flatten()])[1:].view(5, 8)
+    for dtype in (FLOAT32, BFLOAT16):
+        check_linear(simulator, source, torch.randn(5 * 7 + 1, dtype=dtype)[1:].view(5, 7).T, mask)
+
+
+def test_what_no_kernel_takes(simulator):
+    source = source_of(3, 33)
+    for dy in (torch.randn(2, 3, dtype=torch.float64), torch.empty(0, 3)):
+        arguments = dy, random_mask(source), torch.tensor(0.37), source
+        assert torch.equal(cuda.linear_grad_input(*arguments), reference.linear_grad_input(*arguments))
+    arguments = torch.randn(0, 3, 1, 1), random_mask(source_of(3, 27)), torch.tensor(1.0), source_of(3, 27)
+    assert cuda.conv2d_grad_input(*arguments, Window(3, 3), [3, 3]).shape == (0, 3, 3, 3)
+    assert simulator.launches == []
+
+
+@pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (SIGNED, BFLOAT16), (NORMAL, FLOAT32)])
+def test_parts(simulator, monkeypatch, weight, dtype):
+    """The summands are cut where there are few tiles, and so that sums of 32 bits hold a part."""
+    module = import_module("slt_kernels.backends.cuda.grad_input")
+    for least, summands in ((1, 2**17), (8, 256)):
+        monkeypatch.setattr(module, "_LEAST_STEPS", least)
+        monkeypatch.setattr(module, "SUMMANDS", summands)
+        module.prepared.cache_clear()
+        check_linear(simulator, source_of(600, 20, weight), torch.randn(2, 600, dtype=dtype))
+        parts = 3 if least == 1 or dtype == FLOAT32 else 1
+        assert ("add" in simulator.launches[-1]["kernel"]) == (parts > 1)
+    module.prepared.cache_clear()
+
+
+@pytest.fixture
+def device(simulator, monkeypatch):
+    """Replaces properties of the device."""
+    module, machine = backends.cuda.launch, backends.cuda.launch.machine(torch.device("cpu"))
+    yield lambda **changed: monkeypatch.setattr(module, "machine", lambda device: machine._replace(**changed))
+
+
+KERNELS = [(SIGNED, FLOAT32), (SIGNED, BFLOAT16), (NORMAL, FLOAT32)]
+SHARED = 99 * 1024  # of a block on devices of capability 8.6: fewer stages, and other tiles
+
+
+@pytest.mark.parametrize("weight, dtype", KERNELS)
+def test_devices_with_less_shared_memory(simulator, device, weight, dtype):
+    device(shared=SHARED, processors=1)
+    check_linear(simulator, source_of(400, 130, weight), torch.randn(66, 400, dtype=dtype))
+    source, window, size, shape = convolution("64-channels", weight)
+    check_conv2d(simulator, source, window, size, torch.randn(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("weight, dtype", KERNELS)
+def test_schedules(simulator, device, weight, dtype):
+    """More steps than stages, in random orders."""
+    source, window = source_of(70, 9 * 6, weight), Window(3, 3)
+    mask, dy, images = random_mask(source), torch.randn(3, 500, dtype=dtype), torch.randn(1, 70, 1, 2, dtype=dtype)
+    linear = source_of(500, 130, weight)
+    for seed in range(1, 3):
+        device(processors=4, **({"shared": SHARED} if seed == 1 else {}))
+        simulator.options.update(schedule=seed, quantum=(100, 4)[seed % 2], resident=2)
+        check_linear(simulator, linear, dy)
+        check_conv2d(simulator, source, window, (3, 4), images, mask)
+
+
+@pytest.mark.parametrize("capability, weight, dtype", [(80, SIGNED, FLOAT32), (90, NORMAL, BFLOAT16)])
+def test_faults_are_found(monkeypatch, capability, weight, dtype):
+    """Each barrier and wait of a kernel is needed, whether it has two stages or three: without it, a test fails."""
+    import ptxsim
+
+    with simulated(capability) as simulator:
+        source, dy = source_of(400, 3, weight), torch.randn(1, 400, dtype=dtype)
+
+        def test(faulty=None):
+            simulator.module = lambda file, arch: faulty if faulty and "grad" in file else compiled(file, arch)
+            for shared in (130 * 1024, 227 * 1024):
+                machine = backends.cuda.launch.Machine(capability, 1, shared)
+                monkeypatch.setattr(backends.cuda.launch, "machine", lambda device, found=machine: found)
+                simulator.options.update(schedule=1, quantum=20, resident=1)
+                check_linear(simulator, source, dy)
+
+        test()
+        launch = simulator.launches[-1]
+        assert ptxsim.survivors(compiled(launch["file"], simulator.arch), launch["kernel"], test) == []
