@@ -19,23 +19,6 @@ namespace slt::cuda {
 
 constexpr int CONSUMERS = 256, PRODUCT_THREADS = PRODUCERS + CONSUMERS;
 
-// Registers that are computed before products that read them, or read after products that wrote them.
-template <int N>
-__device__ __forceinline__ void pin(uint32_t (&r)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
-}
-template <int N>
-__device__ __forceinline__ void pin(int (&r)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(r[i])::"memory");
-}
-template <int N>
-__device__ __forceinline__ void pin(float (&r)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i])::"memory");
-}
-
 // A tile of the product. Consecutive tiles are of the same columns, so that x is read from the L2 cache.
 struct Tile {
     uint32_t row;        // in the group

@@ -12,9 +12,8 @@ from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
 from . import launch
-from .arguments import ELEMENTS, digit_count
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
 from .digits import to_digits
-from .forward_small import SIGNED, SUMMANDS, aligned
 from .generator import calls
 from .generator import takes as numbered
 from .product import uses_digits
