@@ -159,26 +159,35 @@ struct GradColumn {
     }
 };
 
-// Writes dx of a sum, which is exact or of floats.
-template <class Sum>
-__device__ __forceinline__ void store_grad(const GradInput &a, const GradColumn &column, uint32_t channel, Sum sum,
-                                           float scale) {
-    const int64_t at = column.at + channel * a.dx_channel;
-    float value;
-    if constexpr (std::is_same_v<Sum, float>)
-        value = __fmul_rn(sum, scale);
+// dx of a sum, which is exact or of floats.
+__device__ __forceinline__ float grad_of(int64_t sum, double power, float scale) {
+    return rounded_sum(sum, power, scale);
+}
+__device__ __forceinline__ float grad_of(float sum, double, float scale) { return __fmul_rn(sum, scale); }
+
+// Two values in the type of dx, of 16 bits, the first in the lower half.
+__device__ __forceinline__ uint32_t two_halves(const GradInput &a, float low, float high) {
+    uint32_t both;
+    if (a.element == BFLOAT16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     else
-        value = rounded_sum(sum, column.power, scale);
-    if (a.element == FLOAT32) {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+__device__ __forceinline__ void store_grad(const GradInput &a, int64_t at, float value) {
+    if (a.element == FLOAT32)
         static_cast<float *>(a.dx)[at] = value;
-    } else {
-        uint16_t bits;
-        if (a.element == BFLOAT16)
-            asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        else
-            asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        static_cast<uint16_t *>(a.dx)[at] = bits;
-    }
+    else
+        static_cast<uint16_t *>(a.dx)[at] = uint16_t(two_halves(a, value, value));
+}
+
+// Of two channels that follow each other in memory, the first at an even place.
+__device__ __forceinline__ void store_grads(const GradInput &a, int64_t at, float first, float second) {
+    if (a.element == FLOAT32)
+        static_cast<float2 *>(a.dx)[at / 2] = make_float2(first, second);
+    else
+        static_cast<uint32_t *>(a.dx)[at / 2] = two_halves(a, first, second);
 }
 
 // In shared memory, before the stages of dy and two buffers of weights.
@@ -264,6 +273,7 @@ class GradInputKernel {
                                                  const Sum (&sums)[2][SUMS][SPAN / 2]) {
         const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % WORDS;
         const uint32_t first_column = tile.column + threadIdx.x / (32 * WORDS) * SPAN + lane % 4 * 2;
+        const uint32_t first = tile.first + word * 32;
         const float scale = *a.scale;
         typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
 #pragma unroll
@@ -277,18 +287,31 @@ class GradInputKernel {
                                (uint64_t(tile.part) * a.columns + number) * a.all_channels;
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
+                    Total total[2];
 #pragma unroll
                     for (int b = 0; b < 2; ++b) {
-                        const uint32_t in_group = tile.first + word * 32 + Weights::lane_k(lane / 4, r) + b;
-                        if (in_group >= a.channels) continue;  // before the first as well
                         Sum sum[SUMS];
 #pragma unroll
                         for (int s = 0; s < SUMS; ++s) sum[s] = sums[b][s][4 * j + 2 * r + e];
-                        const uint32_t channel = tile.group * a.channels + in_group;
-                        if (a.parts > 1)
-                            parts[channel] = Weights::total(sum);
-                        else
-                            store_grad(a, column, channel, Weights::total(sum), scale);
+                        total[b] = Weights::total(sum);
+                    }
+                    const uint32_t in_group = first + Weights::lane_k(lane / 4, r);
+                    const uint32_t channel = tile.group * a.channels + in_group;
+                    const int64_t at = column.at + channel * a.dx_channel;
+                    const bool inside[2] = {in_group < a.channels, in_group + 1 < a.channels};  // not before the first
+                    if (a.parts > 1) {
+#pragma unroll
+                        for (int b = 0; b < 2; ++b)
+                            if (inside[b]) parts[channel + b] = total[b];
+                    } else if (a.pairs) {
+                        if (inside[0])
+                            store_grads(a, at, grad_of(total[0], column.power, scale),
+                                        grad_of(total[1], column.power, scale));
+                    } else {
+#pragma unroll
+                        for (int b = 0; b < 2; ++b)
+                            if (inside[b])
+                                store_grad(a, at + b * a.dx_channel, grad_of(total[b], column.power, scale));
                     }
                 }
             }
@@ -305,7 +328,8 @@ __device__ __forceinline__ void add_grad_parts(const GradInput &a) {
     const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.all_channels + channel;
     Sum sum = 0;
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * uint64_t(a.columns) * a.all_channels];
-    store_grad(a, GradColumn(a, column), channel, sum, *a.scale);
+    const GradColumn to(a, column);
+    store_grad(a, to.at + channel * a.dx_channel, grad_of(sum, to.power, *a.scale));
 }
 
 }  // namespace slt::cuda

@@ -206,6 +206,7 @@ def prepared(
         "whole_calls": whole_calls,
         "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
         "element": ELEMENTS[dtype],
+        "pairs": images.channels_last and channels % 2 == 0,
         "stages": stages,
     }
 
