@@ -244,6 +244,7 @@ struct GradInput {
     int32_t whole_calls;    // whether each tap of a tile starts with a call
     int32_t aligned_words;  // as in ForwardSmall
     int32_t element;        // of dx
+    int32_t quads;          // whether channels follow each other in dx, a multiple of four of them per group
     int32_t stages;         // of dy in shared memory
 };
 

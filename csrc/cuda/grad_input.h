@@ -159,26 +159,34 @@ struct GradColumn {
     }
 };
 
-// Writes dx of a sum, which is exact or of floats.
-template <class Sum>
-__device__ __forceinline__ void store_grad(const GradInput &a, const GradColumn &column, uint32_t channel, Sum sum,
-                                           float scale) {
-    const int64_t at = column.at + channel * a.dx_channel;
-    float value;
-    if constexpr (std::is_same_v<Sum, float>)
-        value = __fmul_rn(sum, scale);
+// dx of a sum, rounded to a float; `column` has the power of the digits' unit.
+__device__ __forceinline__ float grad_of(const GradInput &a, float sum, const GradColumn &column, float scale) {
+    return a.power == nullptr ? __fmul_rn(sum, scale) : rounded_sum(double(sum), column.power, scale);
+}
+
+// Two values in the type of dx, of 16 bits, the first in the lower half.
+__device__ __forceinline__ uint32_t two_halves(const GradInput &a, float low, float high) {
+    uint32_t both;
+    if (a.element == BFLOAT16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     else
-        value = rounded_sum(sum, column.power, scale);
-    if (a.element == FLOAT32) {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+__device__ __forceinline__ void store_grad(const GradInput &a, int64_t at, float value) {
+    if (a.element == FLOAT32)
         static_cast<float *>(a.dx)[at] = value;
-    } else {
-        uint16_t bits;
-        if (a.element == BFLOAT16)
-            asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        else
-            asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-        static_cast<uint16_t *>(a.dx)[at] = bits;
-    }
+    else
+        static_cast<uint16_t *>(a.dx)[at] = uint16_t(two_halves(a, value, value));
+}
+
+// Of four channels that follow each other in memory, the first at a multiple of four.
+__device__ __forceinline__ void store_grads(const GradInput &a, int64_t at, const float (&v)[4]) {
+    if (a.element == FLOAT32)
+        static_cast<float4 *>(a.dx)[at / 4] = make_float4(v[0], v[1], v[2], v[3]);
+    else
+        static_cast<uint2 *>(a.dx)[at / 4] = make_uint2(two_halves(a, v[0], v[1]), two_halves(a, v[2], v[3]));
 }
 
 // In shared memory, before the stages of dy and two buffers of weights.
@@ -192,6 +200,7 @@ struct GradShared {
 template <class Weights, int WORDS, int SPAN>
 class GradInputKernel {
     static constexpr int COLUMNS = GRAD_THREADS / 32 / WORDS * SPAN;
+    static constexpr int K = WORDS * int(WORD), PITCH = K + 4;  // PITCH: of floats of dx in shared memory
 
   public:
     static __device__ __forceinline__ void run(const GradInput &a) {
@@ -225,7 +234,12 @@ class GradInputKernel {
             multiply(stages + reading * Patches::BYTES, weights + step % 2 * Weights::BYTES, sums);
             if (++reading == a.stages) reading = 0;
         }
-        store(a, tile, sums);
+        if (a.parts > 1) {
+            store_part(a, tile, sums);
+        } else {
+            __syncthreads();  // nobody reads a stage
+            store(a, tile, reinterpret_cast<float *>(memory + sizeof(GradShared<COLUMNS>)), sums);
+        }
     }
 
   private:
@@ -260,37 +274,77 @@ class GradInputKernel {
         }
     }
 
-    static __device__ __forceinline__ void store(const GradInput &a, const GradTile &tile,
-                                                 const Sum (&sums)[2][SUMS][SPAN / 2]) {
+    typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
+
+    // Calls write(column, k, sum of k, sum of k + 1) for the sums of a thread, in the tile.
+    template <class Write>
+    static __device__ __forceinline__ void each_pair(const Sum (&sums)[2][SUMS][SPAN / 2], Write write) {
         const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % WORDS;
-        const uint32_t first_column = tile.column + threadIdx.x / (32 * WORDS) * SPAN + lane % 4 * 2;
+        const int column = threadIdx.x / (32 * WORDS) * SPAN + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < SPAN / 2; ++i) {  // a register of each sum
+            Total total[2];
+#pragma unroll
+            for (int b = 0; b < 2; ++b) {
+                Sum sum[SUMS];
+#pragma unroll
+                for (int s = 0; s < SUMS; ++s) sum[s] = sums[b][s][i];
+                total[b] = Weights::total(sum);
+            }
+            write(column + i / 4 * 8 + i % 2, word * int(WORD) + Weights::lane_k(lane / 4, i / 2 % 2), total[0], total[1]);
+        }
+    }
+
+    static __device__ __forceinline__ void store_part(const GradInput &a, const GradTile &tile,
+                                                      const Sum (&sums)[2][SUMS][SPAN / 2]) {
+        Total *to = static_cast<Total *>(a.sums) + uint64_t(tile.part) * a.columns * a.all_channels;
+        each_pair(sums, [&](int column, int k, Total first, Total second) {
+            const uint32_t number = tile.column + column, channel = tile.first + k;
+            if (number >= a.columns) return;
+            Total *at = to + uint64_t(number) * a.all_channels + tile.group * a.channels + channel;
+            if (channel < a.channels) at[0] = first;  // not before the first channel either
+            if (channel + 1 < a.channels) at[1] = second;
+        });
+    }
+
+    // By way of shared memory, so that neighbouring threads write neighbouring elements. `grads` [COLUMNS, PITCH].
+    static __device__ __forceinline__ void store(const GradInput &a, const GradTile &tile, float *grads,
+                                                 const Sum (&sums)[2][SUMS][SPAN / 2]) {
+        each_pair(sums, [&](int column, int k, Total first, Total second) {
+            *reinterpret_cast<float2 *>(grads + column * PITCH + k) = make_float2(float(first), float(second));
+        });
+        __syncthreads();
         const float scale = *a.scale;
-        typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
+        const uint32_t channels = tile.group * a.channels;  // before the group
+        if (a.dx_channel == 1) {
+            const int k = threadIdx.x % (K / 4) * 4;
+#pragma unroll 1
+            for (int c = threadIdx.x / (K / 4); c < COLUMNS; c += GRAD_THREADS / (K / 4)) {
+                const uint32_t channel = tile.first + k;
+                if (tile.column + c >= a.columns) break;
+                const GradColumn column(a, tile.column + c);
+                const float4 sum = *reinterpret_cast<const float4 *>(grads + c * PITCH + k);
+                const float v[4] = {grad_of(a, sum.x, column, scale), grad_of(a, sum.y, column, scale),
+                                    grad_of(a, sum.z, column, scale), grad_of(a, sum.w, column, scale)};
+                const int64_t at = column.at + channels + channel;
+                if (a.quads) {
+                    if (channel < a.channels) store_grads(a, at, v);
+                } else {
 #pragma unroll
-        for (int j = 0; j < SPAN / 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const uint32_t number = first_column + 8 * j + e;
-                if (number >= a.columns) continue;
-                const GradColumn column(a, number);
-                Total *parts = static_cast<Total *>(a.sums) +
-                               (uint64_t(tile.part) * a.columns + number) * a.all_channels;
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-#pragma unroll
-                    for (int b = 0; b < 2; ++b) {
-                        const uint32_t in_group = tile.first + word * 32 + Weights::lane_k(lane / 4, r) + b;
-                        if (in_group >= a.channels) continue;  // before the first as well
-                        Sum sum[SUMS];
-#pragma unroll
-                        for (int s = 0; s < SUMS; ++s) sum[s] = sums[b][s][4 * j + 2 * r + e];
-                        const uint32_t channel = tile.group * a.channels + in_group;
-                        if (a.parts > 1)
-                            parts[channel] = Weights::total(sum);
-                        else
-                            store_grad(a, column, channel, Weights::total(sum), scale);
-                    }
+                    for (int i = 0; i < 4; ++i)
+                        if (channel + i < a.channels) store_grad(a, at + i, v[i]);
                 }
+            }
+        } else {
+            const int c = threadIdx.x % COLUMNS;
+            if (tile.column + c >= a.columns) return;
+            const GradColumn column(a, tile.column + c);
+#pragma unroll 4
+            for (int k = threadIdx.x / COLUMNS; k < K; k += GRAD_THREADS / COLUMNS) {
+                const uint32_t channel = tile.first + k;
+                if (channel < a.channels)
+                    store_grad(a, column.at + (channels + channel) * a.dx_channel,
+                               grad_of(a, grads[c * PITCH + k], column, scale));
             }
         }
     }
@@ -305,7 +359,8 @@ __device__ __forceinline__ void add_grad_parts(const GradInput &a) {
     const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.all_channels + channel;
     Sum sum = 0;
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * uint64_t(a.columns) * a.all_channels];
-    store_grad(a, GradColumn(a, column), channel, sum, *a.scale);
+    const GradColumn to(a, column);
+    store_grad(a, to.at + channel * a.dx_channel, grad_of(a, float(sum), to, *a.scale));
 }
 
 }  // namespace slt::cuda

@@ -142,7 +142,10 @@ def _kernel(dtype: torch.dtype, source: Source, digits: int, k: int, columns: in
     shape = f"{k}_{columns}"
     if digits == 0:
         name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
-        return Kernel("grad_input_floats", f"slt_grad_input_{name}_{shape}", k, columns, 256 * columns, 36 * k, 2)
+        residents = 1 if k == columns else 2  # by their registers
+        return Kernel(
+            "grad_input_floats", f"slt_grad_input_{name}_{shape}", k, columns, 256 * columns, 36 * k, residents
+        )
     kind, weight_bytes = ("signs", 36 * k) if source.weight == SIGNED else ("bytes", 128 * _STEP)
     name = f"slt_grad_input_{kind}_{digits}_{shape}"
     return Kernel("grad_input_digits", name, k, columns, digits * 128 * columns, weight_bytes, 1)
@@ -205,6 +208,7 @@ def prepared(
         "whole_calls": whole_calls,
         "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
         "element": ELEMENTS[dtype],
+        "quads": images.channels_last and channels % 4 == 0,
         "stages": stages,
     }
 
