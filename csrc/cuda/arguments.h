@@ -223,7 +223,7 @@ struct GradInput {
     Generator generator;
     const uint32_t *mask;  // resolved
     const void *dy;        // channels-last; 16-bit floats, or planes of digits
-    const double *power;   // of digits: 2^-shift of each image
+    const float *power;    // of digits: two factors of each image
     const float *scale;
     void *dx;
     void *sums;           // [parts, columns, channels of all groups], as of `Product`

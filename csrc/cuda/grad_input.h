@@ -150,18 +150,18 @@ class GradPatches {
 // Where channel 0 of a column of dx is, and the unit of its image.
 struct GradColumn {
     int64_t at;
-    double power;
+    float2 power;  // two factors
 
     __device__ __forceinline__ GradColumn(const GradInput &a, uint32_t column) {
         const uint32_t image = column / a.pixels;
         at = image * a.dx_image + (column - image * a.pixels.number) * a.dx_pixel;
-        power = a.power == nullptr ? 0 : __ldg(a.power + image);
+        power = a.power == nullptr ? make_float2(1, 1) : __ldg(reinterpret_cast<const float2 *>(a.power) + image);
     }
 };
 
-// dx of a sum, rounded to a float; `column` has the power of the digits' unit.
-__device__ __forceinline__ float grad_of(const GradInput &a, float sum, const GradColumn &column, float scale) {
-    return a.power == nullptr ? __fmul_rn(sum, scale) : rounded_sum(double(sum), column.power, scale);
+// dx of a sum, rounded to a float. A power of two in two factors is applied as one, since only the second can round.
+__device__ __forceinline__ float grad_of(float sum, const GradColumn &column, float scale) {
+    return __fmul_rn(__fmul_rn(__fmul_rn(sum, column.power.x), column.power.y), scale);
 }
 
 // Two values in the type of dx, of 16 bits, the first in the lower half.
@@ -324,8 +324,8 @@ class GradInputKernel {
                 if (tile.column + c >= a.columns) break;
                 const GradColumn column(a, tile.column + c);
                 const float4 sum = *reinterpret_cast<const float4 *>(grads + c * PITCH + k);
-                const float v[4] = {grad_of(a, sum.x, column, scale), grad_of(a, sum.y, column, scale),
-                                    grad_of(a, sum.z, column, scale), grad_of(a, sum.w, column, scale)};
+                const float v[4] = {grad_of(sum.x, column, scale), grad_of(sum.y, column, scale),
+                                    grad_of(sum.z, column, scale), grad_of(sum.w, column, scale)};
                 const int64_t at = column.at + channels + channel;
                 if (a.quads) {
                     if (channel < a.channels) store_grads(a, at, v);
@@ -344,7 +344,7 @@ class GradInputKernel {
                 const uint32_t channel = tile.first + k;
                 if (channel < a.channels)
                     store_grad(a, column.at + (channels + channel) * a.dx_channel,
-                               grad_of(a, grads[c * PITCH + k], column, scale));
+                               grad_of(grads[c * PITCH + k], column, scale));
             }
         }
     }
@@ -360,7 +360,7 @@ __device__ __forceinline__ void add_grad_parts(const GradInput &a) {
     Sum sum = 0;
     for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * uint64_t(a.columns) * a.all_channels];
     const GradColumn to(a, column);
-    store_grad(a, to.at + channel * a.dx_channel, grad_of(a, float(sum), to, *a.scale));
+    store_grad(a, to.at + channel * a.dx_channel, grad_of(float(sum), to, *a.scale));
 }
 
 }  // namespace slt::cuda
