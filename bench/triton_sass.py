@@ -165,7 +165,8 @@ def _forward(
         pointers = {"x": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = forward.tiles(*shape, machine)[0]
         flags["FREEZE_CALLS"] = 2 if flags["COMPACT"] else 0
-        constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, "FENCE": needs_fences(machine), **flags}
+        constants = {"WEIGHT": weight, "D": d, "PIECES": tile.pieces, **flags}
+        constants["FENCE"] = needs_fences(machine, tile.BN)
         return _product(forward.forward_kernel, tile, constants, pointers, 128 * tile.BN, odd)
 
     return make
@@ -190,7 +191,7 @@ def _grad_input(
         pointers = {"dy": "*i8" if d else dtype, "out": dtype, "partial_sums": "*i64" if d else _FP32}
         tile = grad_input.tiles(*shape, machine)[0]
         flags["FREEZE_CALLS"] = 2 if flags["COMPACT"] else 0
-        fence = needs_fences(machine)
+        fence = needs_fences(machine, bc)
         constants = {"WEIGHT": weight, "D": d, "BC": bc, "PIECES": tile.pieces, "FENCE": fence, **flags}
         return _product(grad_input.grad_input_kernel, tile, constants, pointers, tile.BN * bc, odd, strided)
 
@@ -212,7 +213,7 @@ def _grad_scores(
         ]
         constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": not scattered, "SPLIT": False}
         constants |= {"PRECISION": "tf32x3", "FREEZE_CALLS": freeze_calls}
-        constants["FENCE"] = needs_fences(machine) and dtype != _FP32
+        constants["FENCE"] = needs_fences(machine, tile.BN) and dtype != _FP32
         pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
         return _product(grad_scores.grad_scores_kernel, tile, constants, pointers, 0, odd)
 

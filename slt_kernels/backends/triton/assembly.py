@@ -10,9 +10,12 @@ from .tiles import Machine
 PTX: tl.constexpr = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
 
-def needs_fences(machine: Machine) -> bool:
-    """Whether products on Hopper need `fenced`; on Blackwell, Triton's versions that would need it are refused."""
-    return PTX.value and machine.generation == 9 and version() < FENCED
+def needs_fences(machine: Machine, rows: int) -> bool:
+    """Whether products of tiles of so many rows need `fenced`: those that Hopper computes asynchronously, 64 at a time.
+
+    On Blackwell, Triton's versions that would need it are refused.
+    """
+    return PTX.value and machine.generation == 9 and rows >= 64 and version() < FENCED
 
 
 @triton.jit

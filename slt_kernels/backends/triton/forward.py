@@ -144,7 +144,7 @@ def _launch(
         BIAS=bias_dtype is not None,
         SPLIT=parts > 1,
         PIECES=tile.pieces,
-        FENCE=needs_fences(machine),
+        FENCE=needs_fences(machine, tile.BN),
         **tile.meta(),
     )
     return made, parts, count

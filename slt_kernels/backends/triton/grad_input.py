@@ -144,7 +144,7 @@ def _launch(
         SPLIT=parts > 1,
         BC=bc,
         PIECES=tile.pieces,
-        FENCE=needs_fences(machine),
+        FENCE=needs_fences(machine, bc),
         **tile.meta(),
     )
     return made, parts, count

@@ -17,6 +17,7 @@ from ...source import Source
 from .arguments import kernel, takes
 from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
+from .forward import touched
 from .images import NO_IMAGE, Image, flat, patches
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .magnitudes import is_negative
@@ -108,7 +109,7 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
         ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
         SPLIT=parts > 1,
         PRECISION=precision,
-        FENCE=needs_fences(machine) and dtypes[0] != torch.float32,
+        FENCE=needs_fences(machine, tile.BN) and dtypes[0] != torch.float32,
         **tile.meta(),
     )
     return made, parts
@@ -216,6 +217,8 @@ def grad_scores_kernel(
         if PRECISION == "tf32":  # tensor cores truncate what is not rounded
             rows, patch = rounded_to_tf32(rows), rounded_to_tf32(patch)
         acc = tl.dot(rows.trans(), patch, acc, input_precision=PRECISION)
+        if FENCE:
+            acc = touched(acc, 2)  # one wait per step: see `touched`
 
     if SPLIT:
         at = (tl.cast(part, tl.int64) * source.rows + n)[:, None] * (128 * source.calls) + 128 * call
