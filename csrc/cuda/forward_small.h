@@ -61,6 +61,17 @@ __device__ __forceinline__ int64_t read_block(const int64_t &variable, int rank,
     return variable;
 }
 
+// Where the second operand of a product begins, as products take it: in units of so many bytes. LEAD: the distance of
+// its matrices in k.
+constexpr int PLACE_UNIT = WARPGROUP_PRODUCTS ? 16 : 1;
+
+template <int LEAD>
+__device__ __forceinline__ uint32_t operand_place(uint32_t address) {
+    if (WARPGROUP_PRODUCTS) return address / 16 | LEAD / 16 << 16;
+    const int lane = threadIdx.x % 32;
+    return address + lane / 8 * LEAD + lane % 8 * 16;  // the row of the matrices that a lane loads
+}
+
 __device__ __forceinline__ int64_t add_over_row(int64_t sum) {
     sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
     return sum + __shfl_xor_sync(0xFFFFFFFF, sum, 2);
