@@ -1,8 +1,8 @@
 // Grad_input of Linear and Conv2d: dx^T = W^T dy^T.
 //
-// A block computes some words of k, or channels, of a group for some columns, which are pixels of dx; the sum is over the
-// rows of the group at each tap of the window. A warp has 32 k and a part of the columns. In a step of 128 summands all
-// warps multiply, copy dy for a later step, and make the weights of the next.
+// A block computes some words of k, or channels, of a group for some columns, which are pixels of dx; the sum is over
+// the rows of the group at each tap of the window. A warp has 32 k and a part of the columns. In a step of 128 summands
+// all warps multiply, copy dy for a later step, and make the weights of the next.
 #pragma once
 
 #include "contract/fixed_point.h"
@@ -291,7 +291,8 @@ class GradInputKernel {
                 for (int s = 0; s < SUMS; ++s) sum[s] = sums[b][s][i];
                 total[b] = Weights::total(sum);
             }
-            write(column + i / 4 * 8 + i % 2, word * int(WORD) + Weights::lane_k(lane / 4, i / 2 % 2), total[0], total[1]);
+            const int k = word * int(WORD) + Weights::lane_k(lane / 4, i / 2 % 2);
+            write(column + i / 4 * 8 + i % 2, k, total[0], total[1]);
         }
     }
 

@@ -1,10 +1,10 @@
 // Weights of grad_input as the first operand, the transposed W: its rows are the k of some words, and its columns are
 // summands.
 //
-// A step has 128 summands, each a row of W at a tap. They are made a summand a thread, and kept in shared memory as words
-// or bytes of k; lanes read those of several summands, and turn bytes or halves so that a register has one k of them.
-// A warp multiplies the 32 k of one word, in two blocks of 16. Its lane (g, t) has k = lane_k(g, r) + b, for row g + 8 r
-// of block b.
+// A step has 128 summands, each a row of W at a tap. They are made a summand a thread, and kept in shared memory as
+// words or bytes of k; lanes read those of several summands, and turn bytes or halves so that a register has one k of
+// them. A warp multiplies the 32 k of one word, in two blocks of 16. Its lane (g, t) has k = lane_k(g, r) + b, for row
+// g + 8 r of block b.
 #pragma once
 
 #include "cuda/product_weights.h"
@@ -324,8 +324,8 @@ class ValueSummands : public ByteProducts<DIGITS> {
 
     uint32_t next_[WORDS / 2 + 1];
 
-    // Where the 16 bytes of k are in a summand's line: so that neither the lines of 8 summands, nor words of the same 16
-    // bytes or their neighbours in every fourth line, share banks.
+    // Where the 16 bytes of k are in a summand's line: neither the lines of 8 summands, nor words of the same 16 bytes
+    // or their neighbours in every fourth line, share banks.
     static __device__ __forceinline__ uint32_t place(int summand, int k) {
         return (k / 16 ^ (summand / 4 % 4 * 2) ^ (summand & 1) ^ (summand & 2) * 2) * 16;
     }
