@@ -229,16 +229,15 @@ struct GradInput {
     void *sums;           // [parts, columns, channels of all groups], as of `Product`
     int64_t plane;        // bytes from one plane of digits to the next
     int64_t image_pitch;  // values of dy from image to image
-    int64_t dx_channel, dx_pixel, dx_image;   // elements of dx from channel to channel, and so on
-    Divisor pixels, width;                    // of dx
+    int64_t dx_channel, dx_pixel, dx_image;      // elements of dx from channel to channel, and so on
+    Divisor pixels, width;                       // of dx
     Divisor rows, kernel_w, stride_h, stride_w;  // rows: of a group
-    uint32_t columns, channels;               // channels: of a group
-    uint32_t all_channels;
+    uint32_t columns, channels, all_channels;    // channels: of a group
     uint32_t channel_tiles, column_tiles;  // per group
     uint32_t parts, part_steps;            // of the summands
     uint32_t summands;
-    int32_t lead;                                     // the first tile starts so many channels before the first one
-    int32_t out_height, out_width, pitch;             // of dy; pitch: values from pixel to pixel
+    int32_t lead;                          // channels that the first tile starts before the first one
+    int32_t out_height, out_width, pitch;  // of dy; pitch: values from pixel to pixel
     int32_t padding_h, padding_w, dilation_h, dilation_w;
     int32_t copy;           // of dy
     int32_t whole_calls;    // whether each tap of a tile starts with a call
