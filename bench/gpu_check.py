@@ -4,6 +4,7 @@
     TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        tests the script without a GPU
 
 Sections:
+    rates       instructions per clock of the pipes that the CUDA kernels depend on (`gpu_rates.cu`), if there is nvcc
     checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`); on the
                 backends in their order, then on Triton alone
     speed       median and quartiles of one call, from CUDA graphs that rotate inputs and weights, so that L2 is cold
@@ -91,6 +92,26 @@ def about(smoke: bool) -> Iterator[Item]:
         return machine()
 
     yield {}, describe
+
+
+def rates(smoke: bool) -> Iterator[Item]:
+    def measure() -> Result:
+        nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+        if INTERPRETED or nvcc is None:
+            return {"note": "needs a GPU and nvcc"}
+        major, minor = torch.cuda.get_device_capability()
+        number = f"{major}{minor}" + "a" * (major == 9)
+        here = Path(__file__).parent
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder, "gpu_rates")
+            target = ["-gencode", f"arch=compute_{number},code=sm_{number}", "-o", str(program)]
+            subprocess.run(
+                [nvcc, "-std=c++20", f"-I{here.parent / 'csrc'}", str(here / "gpu_rates.cu"), *target], check=True
+            )
+            run = subprocess.run([program], check=True, capture_output=True, text=True)
+        return {"per clock and multiprocessor": json.loads(run.stdout)}
+
+    yield {}, measure
 
 
 # Speed
@@ -402,6 +423,7 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "machine": Section(about, 0, 60),
+    "rates": Section(rates, 0.03, 100),
     "checks": Section(checks, 0.42, 120, parallel=True),
     "speed": Section(speed, 0.26, 45),
     "memory": Section(memory, 0.05, 45),

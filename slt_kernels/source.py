@@ -122,6 +122,7 @@ class Freeze:
     ``Freeze()`` is the dense source network, ``Freeze(prune=p)`` the randomly pruned one of Gadhikar et al. (2023), and
     ``Freeze(p, r)`` the frozen one of Otsuka et al. (2024). Each weight draws one byte, which is compared with two
     thresholds. So the fractions are rounded to steps of 1/256, and a layer's counts have a binomial distribution.
+    Kernels regenerate the pattern with half the calls of the generator where both fractions are multiples of 1/16.
 
     Both are stored as Python floats (`number`).
 
