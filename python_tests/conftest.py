@@ -1,6 +1,8 @@
 """What the tests share: settings, devices, backends and instruction sets."""
 
 import os
+import re
+import zlib
 
 # pytest-xdist runs a process per core, and each has as many OpenMP threads: those that wait must not spin. Read when
 # torch is imported.
@@ -16,6 +18,24 @@ from slt_kernels import backends
 from slt_kernels.backends import registry
 
 cpu = backends.on("cpu")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the simulated CUDA cases each runs on one of the two architectures; SLT_ALL_SIMULATIONS=1 runs all.
+
+    Which one depends on its name alone. A test without other parameters runs on both.
+    """
+    if os.environ.get("SLT_ALL_SIMULATIONS") == "1":
+        return
+    kept, left = [], []
+    for item in items:
+        found = re.search(r"\[sm_(80|90)-", item.nodeid) if item.path.name.startswith("test_cuda_") else None
+        other = zlib.crc32(item.nodeid.replace(found[0], "[").encode()) % 2 if found else 0
+        (left if found and other == (found[1] == "90") else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
