@@ -4,6 +4,8 @@ Everything but the driver is the backend's own: its host code prepares launches,
 simulator reports accesses out of bounds, races, reads of memory that was never written, and waits that are missing.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +30,8 @@ def why_not() -> str | None:
     """Why kernels cannot be simulated here; None if they can."""
     if ptxsim is None:
         return "the simulator ptxsim is not importable"
+    if not (os.environ.get("NVCC") or shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        return "there is no nvcc"
     try:
         from slt_kernels import _cuda  # noqa: F401
     except ImportError as error:
