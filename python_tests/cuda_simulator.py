@@ -46,6 +46,10 @@ def compiled(file: str, arch: str) -> "ptxsim.Module":
     return ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=options)
 
 
+def _compile(file: str, arch: str) -> None:
+    compiled(file, arch)
+
+
 class Simulator:
     """Runs launches.
 
@@ -143,3 +147,15 @@ def simulated(capability: int) -> Iterator[Simulator]:
 
 def _tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+if (
+    __name__ == "__main__"
+):  # compiles all kernels for the tests, each once: their processes would do it beside each other
+    from concurrent.futures import ProcessPoolExecutor
+    from itertools import product
+
+    if why_not() is None:
+        files = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
+        with ProcessPoolExecutor() as pool:
+            list(pool.map(_compile, *zip(*product(files, ("sm_80", "sm_90a")), strict=True)))
