@@ -10,26 +10,14 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rounds import least_microseconds
 
 from slt_kernels import Source
 
 sys.path.insert(0, os.fspath(Path(__file__).parents[1] / "python_tests"))
-
-
-def microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
-    """The least mean of some calls."""
-    least = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        least = min(least, time.perf_counter() - start)
-    return least / calls * 1e6
 
 
 def main() -> None:
@@ -67,7 +55,7 @@ def main() -> None:
             "an empty function": lambda: None,
         }
         for name, call in cases.items():
-            print(f"{name}: {microseconds(call, arguments.calls, arguments.rounds):.2f} us")
+            print(f"{name}: {least_microseconds(call, arguments.calls, arguments.rounds):.2f} us")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,17 @@ class Case(NamedTuple):
     check: Callable[[], None]
 
 
+def least_microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
+    """The least mean of so many calls: what a call costs the host when nothing disturbs it."""
+    least = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        least = min(least, time.perf_counter() - start)
+    return least / calls * 1e6
+
+
 class Entry(NamedTuple):
     """A case: its group, name and constructor. Its tensors exist only while it is measured.
 

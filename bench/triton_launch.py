@@ -8,13 +8,13 @@ own launcher, the driver, allocations on a GPU and `torch.ops` come on top. Each
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
+from rounds import least_microseconds
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
@@ -58,17 +58,6 @@ class Driver:
         return torch.device("cpu")
 
 
-def microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
-    """The least mean of some calls."""
-    least = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        least = min(least, time.perf_counter() - start)
-    return least / calls * 1e6
-
-
 def cases() -> dict[str, Callable[[], object]]:
     """Small operations, where the host's time shows."""
     source, scale = Source.of(256, 512, seed=1), torch.tensor(0.1)
@@ -104,7 +93,7 @@ def main() -> None:
             call()
             launches = driver.launches
             calls = max(1, arguments.calls // launches)
-            print(f"| {name} | {microseconds(call, calls, arguments.rounds):.1f} | {launches} |", flush=True)
+            print(f"| {name} | {least_microseconds(call, calls, arguments.rounds):.1f} | {launches} |", flush=True)
 
 
 if __name__ == "__main__":

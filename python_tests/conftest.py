@@ -13,6 +13,7 @@ import hypothesis
 import oracle
 import pytest
 import torch
+from cuda_simulator import simulated
 
 from slt_kernels import backends
 from slt_kernels.backends import registry
@@ -110,3 +111,10 @@ def poisoned(monkeypatch):
         return poison(outputs) if isinstance(outputs, torch.Tensor) else tuple(map(poison, outputs))
 
     monkeypatch.setattr(registry, "make_outputs", garbage)
+
+
+@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
+def simulator(request):
+    """The CUDA backend on simulated devices."""
+    with simulated(request.param) as simulator:
+        yield simulator

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
+from cuda_cases import FREEZES, SIGNED, random_mask, shards, source_of, special_values, unaligned_mask
 from cuda_simulator import compiled, simulated, why_not
 
-from slt_kernels import backends, bits
-from slt_kernels.source import DENSE, WEIGHTS, Freeze, Source
+from slt_kernels import backends
+from slt_kernels.source import WEIGHTS, Source
 
 if why_not() is not None:
     pytest.skip(f"no simulation: {why_not()}", allow_module_level=True)
@@ -18,23 +19,8 @@ import ptxsim
 from slt_kernels.backends.cuda import forward_small, linear
 
 reference, cuda = backends.on("reference"), backends.on("cuda")
-FREEZES = {"nothing": DENSE, "sixteenths": Freeze(0.25, 0.3125), "any": Freeze(0.35, 0.35)}
-SIGNED = WEIGHTS[0]
 EDGES = ((1, 1), (63, 31), (64, 33), (65, 127), (3, 129), (2, 511), (130, 513), (2, 1029))  # rows, fan
 PRECISIONS = ("highest", "high")
-
-
-@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
-def simulator(request):
-    with simulated(request.param) as simulator:
-        yield simulator
-
-
-@pytest.fixture(autouse=True)
-def restored_precision():
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture
@@ -42,16 +28,6 @@ def prepared_again():
     forward_small.prepared.cache_clear()
     yield
     forward_small.prepared.cache_clear()
-
-
-def source_of(rows: int, fan: int, weight: str = SIGNED, freeze: Freeze = DENSE) -> Source:
-    return Source.of(rows, fan, seed=2**63 + 5 * rows, layer=2**32 - fan, weight=weight, freeze=freeze)
-
-
-def random_mask(source: Source, compact: bool = False) -> torch.Tensor:
-    """A mask with garbage in its padding."""
-    shape = (bits.words_for(source.free),) if compact else (source.rows, source.words)
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
 
 
 def launched(simulator, source: Source, x, mask=None, bias=None) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -114,16 +90,9 @@ def test_compact_mask_of_a_larger_batch(simulator):
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_shards(simulator, batch, weight):
-    whole = source_of(80, 900, weight)
-    far = Source.of(2**31 - 1, 8191, seed=3, layer=1, weight=weight)  # the index of a call is past 2**32
-    crossing = 2**32 // 64 // (8 if weight != SIGNED else 1)
-    for source in (
-        whole.shard((70, 80), (1, 9)),
-        whole.shard((5, 6), (4, 12)),
-        whole.shard((0, 3), (7, 29)),
-        far.shard((2**31 - 3, 2**31 - 1), (1, 9)),
-        far.shard((crossing - 2, crossing + 2), (0, 256)),
-    ):
+    far = Source.of(2**31 - 1, 8191, seed=3, layer=1, weight=weight)
+    crossing = 2**32 // 64 // (8 if weight != SIGNED else 1)  # the index of a call passes 2**32 here
+    for source in (*shards(weight), far.shard((crossing - 2, crossing + 2), (0, 256))):
         check(simulator, source, torch.randn(batch, source.fan))
 
 
@@ -143,15 +112,7 @@ def test_16_bits(simulator, dtype, weight, batch):
 @pytest.mark.parametrize("weight", [SIGNED, "uniform"])
 def test_special_values(simulator, precision, weight):
     torch.set_float32_matmul_precision(precision)
-    x = torch.randn(9, 260)
-    x[0] = 0
-    x[1, 17] = torch.nan
-    x[2, 259] = -torch.inf
-    x[3] *= 2.0**-140  # denormal
-    x[4] = torch.finfo(torch.float32).max * x[4].sign()
-    x[5] = 1 - 2.0**-24  # rounds above L, so that the exponent is raised
-    x[6] = torch.tensor([-0.0, 2.0**-149]).repeat(130)
-    x[7, 1:] *= 2.0**-20
+    x = special_values()
     source = source_of(5, 260, weight)
     mask, bias = random_mask(source), torch.randn(5)
     for rows in (x[:1], x[1:2], x[2:4], x[4:6], x[6:8], x):
@@ -162,9 +123,8 @@ def test_special_values(simulator, precision, weight):
 
 def test_memory_that_is_not_aligned(simulator):
     source = source_of(5, 256)
-    mask = torch.cat([torch.zeros(1, dtype=torch.int32), random_mask(source).flatten()])[1:].view(5, 8)
     x = torch.randn(2 * 256 + 1)[1:].view(2, 256)
-    check(simulator, source, x, mask)
+    check(simulator, source, x, unaligned_mask(source))
 
 
 @pytest.mark.usefixtures("prepared_again")

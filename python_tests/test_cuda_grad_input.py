@@ -2,20 +2,32 @@
 
 from importlib import import_module
 
+import cuda_cases
 import pytest
 import torch
+from cuda_cases import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    NORMAL,
+    SIGNED,
+    assert_same,
+    kinds,
+    random_mask,
+    shards,
+    source_of,
+    special_values,
+    unaligned_mask,
+)
 from cuda_simulator import compiled, simulated, why_not
-from test_cuda_forward_small import random_mask, restored_precision, source_of  # noqa: F401
 
 from slt_kernels import backends
 from slt_kernels.conv_geometry import Window
-from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels.source import Freeze, Source
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {why_not()}")
 
 reference, cuda = backends.on("reference"), backends.on("cuda")
-SIGNED, UNIFORM, NORMAL = WEIGHTS
-FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 LINEAR = (  # rows, fan, batch: about the edges of steps of 128 rows, tiles of 64 columns and 128 k
     (1, 1, 1),
     (3, 31, 17),
@@ -27,14 +39,7 @@ LINEAR = (  # rows, fan, batch: about the edges of steps of 128 rows, tiles of 6
     (300, 60, 5),
 )
 FEW_LINEAR = ((3, 31, 17), (35, 300, 5), (257, 129, 3))
-CONVOLUTIONS = {  # channels, rows, images, height, width, window
-    "3x3": (5, 6, 2, 3, 4, Window(3, 3, padding_h=1, padding_w=1)),
-    "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
-    "depthwise": (2, 2, 1, 2, 3, Window(2, 3, padding_h=1, padding_w=2, groups=2)),
-    "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
-    "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
-    "17-rows-per-group": (4, 34, 1, 3, 2, Window(2, 1, groups=2)),
-    "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
+CONVOLUTIONS = cuda_cases.CONVOLUTIONS | {
     "16-rows": (129, 16, 2, 5, 6, Window(3, 2, padding_h=2, padding_w=1, dilation_h=2, stride_w=2)),
     "48-rows": (33, 96, 1, 4, 5, Window(3, 3, padding_h=1, padding_w=1, stride_h=3, stride_w=2, groups=1)),
     "8-rows": (128, 16, 1, 3, 3, Window(2, 2, groups=2, padding_h=1)),  # 16 bytes of 16-bit floats, not of digits
@@ -44,25 +49,10 @@ CONVOLUTIONS = {  # channels, rows, images, height, width, window
 FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels", "16-rows", "8-rows")
 
 
-@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
-def simulator(request):
-    with simulated(request.param) as simulator:
-        yield simulator
-
-
 def check(simulator, dx: torch.Tensor, expected: torch.Tensor) -> None:
-    """The bits of the reference in float32; in 16 bits a small error."""
     assert simulator.never_written(dx) == 0
     assert simulator.launches[-1]["kernel"].startswith("slt_grad_input")
-    assert (dx.dtype, dx.shape, dx.stride()) == (expected.dtype, expected.shape, expected.stride())
-    if dx.dtype == FLOAT32:
-        assert torch.equal(dx.isnan(), expected.isnan())
-        assert torch.equal(dx.nan_to_num().view(torch.int32), expected.nan_to_num().view(torch.int32))
-    else:
-        finite = expected.isfinite()
-        assert finite.equal(dx.isfinite())
-        dx, expected = dx[finite].double(), expected[finite].double()
-        assert (dx - expected).norm() <= 2e-3 * expected.norm()
+    assert_same(dx, expected, 2e-3)
 
 
 def check_linear(simulator, source: Source, dy, mask=None) -> None:
@@ -80,13 +70,6 @@ def convolution(name: str, weight: str = SIGNED) -> tuple[Source, Window, tuple[
     channels, rows, images, height, width, window = CONVOLUTIONS[name]
     source = source_of(rows, channels // window.groups * window.kernel_h * window.kernel_w, weight)
     return source, window, (height, width), (images, rows, *window.output_size(height, width))
-
-
-def kinds(shapes, few) -> list:
-    """All shapes with signed weights in float32, a few with the other kernels."""
-    chosen = [(shape, SIGNED, FLOAT32) for shape in shapes]
-    others = [(SIGNED, BFLOAT16), (SIGNED, FLOAT16), (NORMAL, FLOAT32), (UNIFORM, BFLOAT16)]
-    return chosen + [(shape, *kind) for shape in few for kind in others]
 
 
 @pytest.mark.parametrize("shape, weight, dtype", kinds(LINEAR, FEW_LINEAR))
@@ -117,38 +100,23 @@ def test_two_digits(simulator, weight, dtype):
 
 @pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (SIGNED, FLOAT16), (NORMAL, FLOAT32)])
 def test_shards(simulator, weight, dtype):
-    whole = source_of(80, 900, weight)
-    far = Source.of(2**31 - 1, 8191, seed=3, layer=1, weight=weight)  # the index of a call is past 2**32
-    for source in (
-        whole.shard((70, 80), (1, 9)),
-        whole.shard((5, 6), (4, 12)),
-        whole.shard((0, 3), (7, 29)),
-        far.shard((2**31 - 3, 2**31 - 1), (1, 9)),
-    ):
+    for source in shards(weight):
         check_linear(simulator, source, torch.randn(3, source.rows, dtype=dtype))
-    source = whole.shard((0, 3), (7, 13))  # taps of 48 channels
+    source = source_of(80, 900, weight).shard((0, 3), (7, 13))  # taps of 48 channels
     check_conv2d(simulator, source, Window(2, 2), (3, 3), torch.randn(1, 3, 2, 2, dtype=dtype))
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_special_values(simulator, precision):
     torch.set_float32_matmul_precision(precision)
-    dy = torch.randn(9, 260)
-    dy[0] = 0
-    dy[1, 17] = torch.nan
-    dy[2, 259] = -torch.inf
-    dy[3] *= 2.0**-140  # denormal
-    dy[4] = torch.finfo(torch.float32).max * dy[4].sign()
-    dy[5] = 1 - 2.0**-24  # rounds above L, so that the exponent is raised
-    dy[6] = torch.tensor([-0.0, 2.0**-149]).repeat(130)
-    dy[7, 1:] *= 2.0**-20
+    dy = special_values()
     check_linear(simulator, source_of(260, 5), dy)
     check_conv2d(simulator, source_of(5, 12), Window(2, 2), (5, 14), dy.view(9, 5, 4, 13))
 
 
 def test_memory_that_is_not_aligned(simulator):
     source = source_of(5, 256)
-    mask = torch.cat([torch.zeros(1, dtype=torch.int32), random_mask(source).flatten()])[1:].view(5, 8)
+    mask = unaligned_mask(source)
     for dtype in (FLOAT32, BFLOAT16):
         check_linear(simulator, source, torch.randn(5 * 7 + 1, dtype=dtype)[1:].view(5, 7).T, mask)
 

@@ -1,7 +1,11 @@
 """The scores' gradient of Linear and Conv2d on the CUDA backend, executed in a simulator, against the reference."""
 
+from functools import partial
+
+import cuda_cases
 import pytest
 import torch
+from cuda_cases import FREEZES
 from cuda_simulator import simulated, why_not
 
 from slt_kernels import backends
@@ -11,27 +15,10 @@ from slt_kernels.source import WEIGHTS, Freeze, Source
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {why_not()}")
 
 reference, cuda = backends.on("reference"), backends.on("cuda")
-FREEZES = {"nothing": Freeze(), "sixteenths": Freeze(0.25, 0.3125), "any": Freeze(0.35, 0.35)}
 FROZEN = FREEZES["any"]
+source_of = partial(cuda_cases.source_of, freeze=FROZEN)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ERROR = 1e-6  # products of 16-bit numbers are exact in float32
-
-
-@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
-def simulator(request):
-    with simulated(request.param) as simulator:
-        yield simulator
-
-
-@pytest.fixture(autouse=True)
-def restored_precision():
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-def source_of(rows: int, fan: int, weight: str = WEIGHTS[0], freeze: Freeze = FROZEN) -> Source:
-    return Source.of(rows, fan, seed=2**63 + 5 * rows, layer=2**32 - fan, weight=weight, freeze=freeze)
 
 
 def scores_of(source: Source) -> torch.Tensor:

@@ -5,9 +5,12 @@ import math
 import os
 import shlex
 import subprocess
+from functools import partial
 
+import cuda_cases
 import pytest
 import torch
+from cuda_cases import random_mask
 from cuda_simulator import CSRC, simulated, why_not
 
 from slt_kernels import Freeze, backends, bits
@@ -16,12 +19,9 @@ from slt_kernels.source import WEIGHTS, Source
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {why_not()}")
 reference, cuda = backends.on("reference"), backends.on("cuda")
 
-DENSE, COARSE, FINE = Freeze(), Freeze(0.25, 0.3125), Freeze(0.35, 0.35)
-FREEZES, NAMES = (DENSE, COARSE, FINE), ("dense", "coarse", "fine")
-
-
-def _source(rows: int, fan: int, weight: str = "signed_constant", freeze: Freeze = FINE) -> Source:
-    return Source.of(rows, fan, seed=2**63 + 5 * rows, layer=2**32 - fan, weight=weight, freeze=freeze)
+DENSE, COARSE, FINE = FREEZES = tuple(cuda_cases.FREEZES.values())
+NAMES = ("dense", "coarse", "fine")
+_source = partial(cuda_cases.source_of, freeze=FINE)
 
 
 def _sources() -> dict[str, Source]:
@@ -50,23 +50,11 @@ SOURCES = _sources()
 each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 
 
-@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
-def simulator(request):
-    with simulated(request.param) as simulator:
-        yield simulator
-
-
-def _mask(source: Source, compact: bool) -> torch.Tensor:
-    """A mask with garbage in its padding."""
-    shape = (bits.words_for(source.free),) if compact else (source.rows, source.words)
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32)
-
-
 @each_source
 def test_expand_and_materialize(simulator, source):
     simulator.options.update(schedule=source.fan, quantum=30, resident=2)
     for compact in (True, False):
-        mask = _mask(source, compact)
+        mask = random_mask(source, compact)
         for operation in ("expand", "materialize") if compact else ("materialize",):
             found = getattr(cuda, operation)(mask, source)
             assert simulator.never_written(found) == 0
@@ -207,7 +195,7 @@ def test_embedding_of_a_shard(simulator, name):
 def _check_embedding(simulator, source, index, dtype):
     scale = torch.tensor(-0.37)
     for compact in (True, False):
-        arguments = (index, _mask(source, compact), scale, source, dtype)
+        arguments = (index, random_mask(source, compact), scale, source, dtype)
         found, expected = cuda.embedding_forward(*arguments), reference.embedding_forward(*arguments)
         assert simulator.never_written(found) == 0
         assert torch.equal(found, expected) and torch.equal(found.signbit(), expected.signbit())
@@ -239,7 +227,7 @@ def test_an_index_outside_the_rows(simulator):
     scale, scores, dy = torch.tensor(0.37), torch.randn(source.free), torch.randn(207, 33)
     for compact in (False, True):
         index = torch.tensor([-1, 2, 3, 2**40])
-        y = cuda.embedding_forward(index, _mask(source, compact), scale, source, torch.float32)
+        y = cuda.embedding_forward(index, random_mask(source, compact), scale, source, torch.float32)
         assert y.isnan().all(1).tolist() == [True, False, True, True]
     expected = cuda.embedding_grad_scores(dy[:2], torch.tensor([2, 2]), scores, scale, source)
     index = torch.tensor([2, 2, -1, -5, 3, 2**32 + 1, 2**40] + 100 * [-7] + 100 * [3])
@@ -260,7 +248,7 @@ def test_denormal_gradients(simulator):
 
 def _faulty_materialize(simulator):
     source = _source(3, 513, "normal")
-    mask = _mask(source, True)
+    mask = random_mask(source, True)
     assert torch.equal(cuda.materialize(mask, source), reference.materialize(mask, source))
 
 

@@ -2,20 +2,32 @@
 
 from importlib import import_module
 
+import cuda_cases
 import pytest
 import torch
+from cuda_cases import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    NORMAL,
+    SIGNED,
+    assert_same,
+    kinds,
+    random_mask,
+    shards,
+    source_of,
+    special_values,
+    unaligned_mask,
+)
 from cuda_simulator import Simulator, simulated, why_not
-from test_cuda_forward_small import random_mask, restored_precision, source_of  # noqa: F401
 
 from slt_kernels import backends
 from slt_kernels.conv_geometry import Window
-from slt_kernels.source import WEIGHTS, Freeze, Source
+from slt_kernels.source import Freeze, Source
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {why_not()}")
 
 reference, cuda = backends.on("reference"), backends.on("cuda")
-SIGNED, UNIFORM, NORMAL = WEIGHTS
-FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 LINEAR = (  # rows, fan, batch: about the edges of tiles of 128 rows, 64 to 256 columns and 128 k
     (1, 1, 1),
     (3, 31, 65),
@@ -28,41 +40,19 @@ LINEAR = (  # rows, fan, batch: about the edges of tiles of 128 rows, 64 to 256 
     (257, 60, 17),
 )
 FEW_LINEAR = ((3, 31, 65), (35, 300, 129), (129, 264, 2))
-CONVOLUTIONS = {  # channels, rows, images, height, width, window
-    "3x3": (5, 6, 2, 3, 4, Window(3, 3, padding_h=1, padding_w=1)),
-    "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
-    "depthwise": (2, 2, 1, 2, 3, Window(2, 3, padding_h=1, padding_w=2, groups=2)),
+CONVOLUTIONS = cuda_cases.CONVOLUTIONS | {
     "1x1": (48, 130, 3, 4, 11, Window(1, 1)),
-    "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
     "1x1-groups": (64, 6, 2, 3, 3, Window(1, 1, groups=2)),
-    "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
-    "17-rows-per-group": (4, 34, 1, 3, 2, Window(2, 1, groups=2)),
-    "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
     "48-channels": (48, 3, 5, 6, 5, Window(3, 3, padding_h=2, padding_w=1, dilation_h=2, stride_w=2)),
     "8-channels": (8, 3, 5, 6, 5, Window(3, 2, padding_w=1)),  # 16 bytes of 16-bit floats, not of digits
     "a-pixel": (16, 3, 70, 1, 1, Window(3, 3, padding_h=1, padding_w=1)),
 }
 
 
-@pytest.fixture(params=[80, 90], ids=lambda capability: f"sm_{capability}")
-def simulator(request):
-    with simulated(request.param) as simulator:
-        yield simulator
-
-
-def assert_same(simulator: Simulator, y: torch.Tensor, expected: torch.Tensor) -> None:
-    """The bits of the reference in float32; in 16 bits a small error."""
+def check(simulator: Simulator, y: torch.Tensor, expected: torch.Tensor) -> None:
     assert simulator.never_written(y) == 0
     assert simulator.launches[-1]["kernel"].startswith("slt_product")
-    assert (y.dtype, y.shape, y.stride()) == (expected.dtype, expected.shape, expected.stride())
-    if y.dtype == FLOAT32:
-        assert torch.equal(y.isnan(), expected.isnan())
-        assert torch.equal(y.nan_to_num().view(torch.int32), expected.nan_to_num().view(torch.int32))
-    else:
-        finite = expected.isfinite()
-        assert finite.logical_not().equal(y.isfinite().logical_not())
-        y, expected = y[finite].double(), expected[finite].double()
-        assert (y - expected).norm() <= 1e-3 * expected.norm()
+    assert_same(y, expected, 1e-3)
 
 
 def check_linear(simulator, source: Source, x, mask=None, bias=None) -> None:
@@ -70,12 +60,12 @@ def check_linear(simulator, source: Source, x, mask=None, bias=None) -> None:
     arguments = x, random_mask(source) if mask is None else mask, torch.tensor(0.37), bias, source
     y = simulator.unwritten(x.new_empty(len(x), source.rows))
     import_module("slt_kernels.backends.cuda.linear").linear_forward_many(y, *arguments)
-    assert_same(simulator, y, reference.linear_forward(*arguments))
+    check(simulator, y, reference.linear_forward(*arguments))
 
 
 def check_conv2d(simulator, source: Source, window: Window, x, bias=None) -> None:
     arguments = x, random_mask(source), torch.tensor(0.37), bias, source, window
-    assert_same(simulator, cuda.conv2d_forward(*arguments), reference.conv2d_forward(*arguments))
+    check(simulator, cuda.conv2d_forward(*arguments), reference.conv2d_forward(*arguments))
 
 
 def convolution(name: str, weight: str = SIGNED) -> tuple[Source, Window, tuple[int, ...]]:
@@ -83,13 +73,6 @@ def convolution(name: str, weight: str = SIGNED) -> tuple[Source, Window, tuple[
     channels, rows, *shape, window = CONVOLUTIONS[name]
     source = source_of(rows, channels // window.groups * window.kernel_h * window.kernel_w, weight)
     return source, window, (shape[0], channels, *shape[1:])
-
-
-def kinds(shapes, few) -> list:
-    """All shapes with signed weights in float32, a few with the other kernels."""
-    chosen = [(shape, SIGNED, FLOAT32) for shape in shapes]
-    others = [(SIGNED, BFLOAT16), (SIGNED, FLOAT16), (NORMAL, FLOAT32), (UNIFORM, BFLOAT16)]
-    return chosen + [(shape, *kind) for shape in few for kind in others]
 
 
 @pytest.mark.parametrize("shape, weight, dtype", kinds(LINEAR, FEW_LINEAR))
@@ -134,29 +117,14 @@ def test_two_digits(simulator, weight, dtype):
 
 @pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (SIGNED, FLOAT16), (NORMAL, FLOAT32)])
 def test_shards(simulator, weight, dtype):
-    whole = source_of(80, 900, weight)
-    far = Source.of(2**31 - 1, 8191, seed=3, layer=1, weight=weight)  # the index of a call is past 2**32
-    for source in (
-        whole.shard((70, 80), (1, 9)),
-        whole.shard((5, 6), (4, 12)),
-        whole.shard((0, 3), (7, 29)),
-        far.shard((2**31 - 3, 2**31 - 1), (1, 9)),
-    ):
+    for source in shards(weight):
         check_linear(simulator, source, torch.randn(3, source.fan, dtype=dtype))
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_special_values(simulator, precision):
     torch.set_float32_matmul_precision(precision)
-    x = torch.randn(9, 260)
-    x[0] = 0
-    x[1, 17] = torch.nan
-    x[2, 259] = -torch.inf
-    x[3] *= 2.0**-140  # denormal
-    x[4] = torch.finfo(torch.float32).max * x[4].sign()
-    x[5] = 1 - 2.0**-24  # rounds above L, so that the exponent is raised
-    x[6] = torch.tensor([-0.0, 2.0**-149]).repeat(130)
-    x[7, 1:] *= 2.0**-20
+    x = special_values()
     check_linear(simulator, source_of(5, 260), x, bias=torch.randn(5))
     window = Window(2, 2)
     check_conv2d(simulator, source_of(5, 20), window, x.view(9, 5, 4, 13))
@@ -173,7 +141,7 @@ def test_long_vectors_are_converted_in_pieces(simulator):
 
 def test_memory_that_is_not_aligned(simulator):
     source = source_of(5, 256)
-    mask = torch.cat([torch.zeros(1, dtype=torch.int32), random_mask(source).flatten()])[1:].view(5, 8)
+    mask = unaligned_mask(source)
     for dtype in (FLOAT32, BFLOAT16):
         check_linear(simulator, source, torch.randn(2 * 256 + 1, dtype=dtype)[1:].view(2, 256), mask)
 
