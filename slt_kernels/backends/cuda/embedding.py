@@ -5,30 +5,30 @@ from torch import Tensor
 
 from ...source import Source
 from . import launch
+from .arguments import ELEMENTS
 from .clear import clear
 from .free_starts import free_starts, starts_for
 from .generator import THREADS, calls, takes
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of csrc/cuda/arguments.h
 _ROWS = THREADS // 32  # a warp makes a row
 _CHUNK = 64  # of `EmbeddingGradScores` in csrc/cuda/arguments.h
 
 
-@launch.kernel("embedding_forward", when=lambda index, mask, scale, source, dtype: dtype in _TYPES and takes(source))
+@launch.kernel("embedding_forward", when=lambda index, mask, scale, source, dtype: dtype in ELEMENTS and takes(source))
 def embedding_forward(
     y: Tensor, index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
 ) -> None:
     """An index outside the rows gives NaN: a kernel cannot raise an error."""
     prepared = _forward(source, launch.blocks(len(index), _ROWS))
     index = index.long().contiguous()
-    values = *starts_for(mask, source), index, mask.contiguous(), mask.dim() == 1, scale, y, _TYPES[dtype], len(index)
+    values = *starts_for(mask, source), index, mask.contiguous(), mask.dim() == 1, scale, y, ELEMENTS[dtype], len(index)
     launch.enqueue(prepared, mask.device, *values)
 
 
 @launch.kernel(
     "embedding_grad_scores",
     when=lambda dy, index, scores, scale, source: (
-        dy.dtype in _TYPES
+        dy.dtype in ELEMENTS
         and scores.dtype == torch.float32
         and takes(source)
         and launch.blocks(len(index), _CHUNK) * calls(source) < 2**31
@@ -51,7 +51,7 @@ def embedding_grad_scores(
         index,
         order,
         dy.contiguous(),
-        _TYPES[dy.dtype],
+        ELEMENTS[dy.dtype],
         scores.contiguous(),
         scale,
         parts,
