@@ -1,7 +1,5 @@
 """The scores' gradient of Linear and Conv2d on the CUDA backend, executed in a simulator, against the reference."""
 
-from functools import partial
-
 import cuda_cases
 import pytest
 import torch
@@ -16,9 +14,12 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulation: {
 
 reference, cuda = backends.on("reference"), backends.on("cuda")
 FROZEN = FREEZES["any"]
-source_of = partial(cuda_cases.source_of, freeze=FROZEN)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ERROR = 1e-6  # products of 16-bit numbers are exact in float32
+
+
+def source_of(rows: int, fan: int, weight: str = WEIGHTS[0], freeze: Freeze = FROZEN) -> Source:
+    return cuda_cases.source_of(rows, fan, weight, freeze)
 
 
 def scores_of(source: Source) -> torch.Tensor:

@@ -5,7 +5,6 @@ import math
 import os
 import shlex
 import subprocess
-from functools import partial
 
 import cuda_cases
 import pytest
@@ -21,7 +20,10 @@ reference, cuda = backends.on("reference"), backends.on("cuda")
 
 DENSE, COARSE, FINE = FREEZES = tuple(cuda_cases.FREEZES.values())
 NAMES = ("dense", "coarse", "fine")
-_source = partial(cuda_cases.source_of, freeze=FINE)
+
+
+def _source(rows: int, fan: int, weight: str = WEIGHTS[0], freeze: Freeze = FINE) -> Source:
+    return cuda_cases.source_of(rows, fan, weight, freeze)
 
 
 def _sources() -> dict[str, Source]:
