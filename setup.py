@@ -2,7 +2,7 @@
 
 `slt_kernels._cpu`: the CPU backend, every kernel once per instruction set. The files of ``csrc/cpu/ops`` and
 ``csrc/cpu/isa_table.cpp`` are compiled for each instruction set that the compiler knows, with its flags and its name as
-``SLT_ISA``; where a set differs from another in one kernel alone, just that one. The set is chosen at run time, so no
+``SLT_ISA``; where a set differs from another in some kernels alone, just those. The set is chosen at run time, so no
 other file may be compiled with those flags.
 
 `slt_kernels._cuda`: the host side of the CUDA backend. It needs neither CUDA's headers nor its libraries.
@@ -13,7 +13,9 @@ built of, or why there are none. They need nvcc 12.8 or later: what ``NVCC`` nam
 the same sources.
 
 Whatever cannot be built, the package installs without it, and ``slt doctor`` says why. ``CXX`` and ``CXXFLAGS`` are
-honoured. ``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the kernels for these architectures only: faster, for development.
+honoured. For development there are two that build less, and so faster: ``SLT_ISAS="avx2 avx512vnni"`` builds these
+instruction sets only, and scalar, which every processor runs; ``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA
+kernels for these architectures only.
 """
 
 import hashlib
@@ -61,9 +63,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512bf16": AVX512BF16,
         "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
     }
-# The sets that differ from the one before in one file alone: they have all other kernels of that one.
-ONE_KERNEL = {"avx512bf16": ("avx512vnni", "grad_scores")}
-
+# The sets that differ from another in some files of csrc/cpu/ops alone: they have all other kernels of that one.
+PRODUCTS = ("conv2d_forward", "conv2d_grad_input", "linear_forward", "linear_grad_input")
+OWN_KERNELS = {
+    "avx2vnni": ("avx2", PRODUCTS),
+    "avx512bf16": ("avx512vnni", ("grad_scores",)),
+    "amx": ("avx512vnni", (*PRODUCTS, "grad_scores", "materialize")),
+}
 
 # Cubins, and at last PTX for later devices. Sums are in the contract's order: no contraction to fused multiply-adds.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120", "80+PTX")
@@ -104,22 +110,41 @@ def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> 
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
     sets = {
         name: flags
-        for name, flags in INSTRUCTION_SETS.items()
+        for name, flags in chosen_sets().items()
         if compiles(compiler, flags.split(), "#include <immintrin.h>" if flags else "")
     }
+    kernels: dict[str, set[str]] = {name: set() for name in INSTRUCTION_SETS}  # files to compile, by instruction set
     objects = []
     for name, flags in sets.items():
-        base, own = ONE_KERNEL.get(name, ("", "*"))
+        base, own = OWN_KERNELS.get(name, (name, ()))
+        kernels[name].update(own)
+        kernels[base].update(path.stem for path in (CSRC / "cpu/ops").glob("*.cpp") if path.stem not in own)
         flags = f"{flags} -DSLT_ISA={name}"
-        objects += [
-            (source, f"{source.stem}.{name}", flags) for source in sorted((CSRC / "cpu/ops").glob(f"{own}.cpp"))
-        ]
-        others = f"-DSLT_BASE={base} -DSLT_OWN={own}" if base else ""
-        objects.append((CSRC / "cpu/isa_table.cpp", f"isa_table.{name}", f"{flags} {others}"))
+        if own:
+            flags += f" -DSLT_BASE={base} '-DSLT_OWN(X)={' '.join(f'X({operation})' for operation in own)}'"
+        objects.append((CSRC / "cpu/isa_table.cpp", f"isa_table.{name}", flags))
+    objects += [
+        (CSRC / f"cpu/ops/{kernel}.cpp", f"{kernel}.{name}", f"{INSTRUCTION_SETS[name]} -DSLT_ISA={name}")
+        for name, compiled in kernels.items()
+        for kernel in sorted(compiled)
+    ]
     have = " ".join(f"X({name})" for name in sets)
     objects.append((CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'"))
     objects.append((CSRC / "module.cpp", "module", python))
     link(compiler, openmp, library, objects, folder)
+
+
+def chosen_sets() -> dict[str, str]:
+    """Flags of the instruction sets to build: those that SLT_ISAS names, by default all, and the first one in any case.
+
+    Raises:
+        ValueError: SLT_ISAS names another.
+    """
+    chosen = listed("SLT_ISAS") or [*INSTRUCTION_SETS]
+    if unknown := [name for name in chosen if name not in INSTRUCTION_SETS]:
+        raise ValueError(f"SLT_ISAS names {', '.join(unknown)}: expected some of {', '.join(INSTRUCTION_SETS)}")
+    first = next(iter(INSTRUCTION_SETS))
+    return {name: flags for name, flags in INSTRUCTION_SETS.items() if name in chosen or name == first}
 
 
 def build_cuda(compiler: list[str], library: Path, python: str, folder: Path) -> None:
@@ -210,7 +235,7 @@ def find_nvcc() -> Nvcc:
 
 
 def cuda_architectures() -> list[str]:
-    return [a for a in re.split("[; ,]+", os.environ.get("SLT_CUDA_ARCHITECTURES", "")) if a] or [*CUDA_ARCHITECTURES]
+    return listed("SLT_CUDA_ARCHITECTURES") or [*CUDA_ARCHITECTURES]
 
 
 def code_of(architecture: str) -> str:
@@ -315,6 +340,11 @@ def compiles(compiler: list[str], flags: list[str], source: str = "") -> bool:
             return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
         except OSError:
             return False
+
+
+def listed(variable: str) -> list[str]:
+    """The names in an environment variable, between spaces, commas or semicolons."""
+    return [name for name in re.split("[; ,]+", os.environ.get(variable, "")) if name]
 
 
 def escape(path: Path) -> str:

@@ -91,11 +91,36 @@ def backend(request):
         yield request.param
 
 
-@pytest.fixture(params=cpu.instruction_sets() if cpu.unavailable() is None else ())
-def isa(request):
-    """Each instruction set of the CPU backend that runs here."""
-    with cpu.use_instruction_set(request.param):
-        yield request.param
+@pytest.fixture
+def isa() -> str:
+    """Each instruction set of the CPU backend that runs here, one after the other: see `pytest_pyfunc_call`."""
+    if cpu.unavailable() is not None:
+        pytest.skip(cpu.unavailable())
+    return cpu.instruction_set()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Calls a test that has the fixture `isa` on each instruction set, from the same seed and precision.
+
+    As one test, because tests of seven sets would spend more on their fixtures and on their oracle than on kernels.
+    """
+    if "isa" not in pyfuncitem.fixturenames:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    for name in cpu.instruction_sets():
+        torch.manual_seed(0)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+        if "isa" in arguments:
+            arguments["isa"] = name
+        try:
+            with cpu.use_instruction_set(name):
+                pyfuncitem.obj(**arguments)
+        except Exception as error:
+            raise AssertionError(f"on the instruction set {name}") from error
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,15 @@ def survivors(
         schedules: seeds; 0 runs each warp in turn.
     """
 
+    kernels = compiled(file, simulator.arch)
+    module = kernels.module(kernel)
+
     def test(module: ptxsim.Module) -> None:
-        simulator.module = lambda name, arch: module if name == file else compiled(name, arch)
+        faulty = kernels.replaced(kernel, module)
+        simulator.module = lambda name, arch: faulty if name == file else compiled(name, arch)
         for seed in schedules:
             simulator.options.update(schedule=seed, quantum=(20, 4, 100)[seed % 3], resident=(3, 2, 1)[seed % 3])
             check()
 
-    module = compiled(file, simulator.arch)
     test(module)
     return ptxsim.survivors(module, kernel, test)

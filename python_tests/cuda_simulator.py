@@ -4,7 +4,9 @@ Everything but the driver is the backend's own: its host code prepares launches,
 simulator reports accesses out of bounds, races, reads of memory that was never written, and waits that are missing.
 """
 
+import copy
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +41,42 @@ def why_not() -> str | None:
     return None
 
 
+class Kernels:
+    """The kernels of a file, each read when it is first used: to read all takes seconds."""
+
+    def __init__(self, ptx: str) -> None:
+        header, *entries = re.split(r"(?=^\.visible \.entry )", ptx, flags=re.MULTILINE)
+        files = "\n".join(re.findall(r"^\s*\.file.*", entries[-1], re.MULTILINE))
+        entries[-1] = re.split(r"^\s*\.(?:file|section)\b", entries[-1], flags=re.MULTILINE)[0]
+        self._texts = {entry.split("(")[0].split()[-1]: f"{header}{entry}{files}\n" for entry in entries}
+        self._modules: dict[str, ptxsim.Module] = {}
+        self._replaced: dict[str, ptxsim.Module] = {}
+
+    def module(self, kernel: str) -> "ptxsim.Module":
+        """A module of one kernel."""
+        if kernel in self._replaced:
+            return self._replaced[kernel]
+        if kernel not in self._modules:
+            self._modules[kernel] = ptxsim.load(self._texts[kernel])
+        return self._modules[kernel]
+
+    def replaced(self, kernel: str, module: "ptxsim.Module") -> "Kernels":
+        """The same kernels, except one in another form."""
+        kernels = copy.copy(self)
+        kernels._replaced = {kernel: module}
+        return kernels
+
+    def launch(self, kernel: str, *arguments: object, **options: object) -> "ptxsim.Result":
+        return self.module(kernel).launch(kernel, *arguments, **options)
+
+
 @cache
-def compiled(file: str, arch: str) -> "ptxsim.Module":
+def compiled(file: str, arch: str) -> Kernels:
     """The kernels of a file of csrc/cuda, compiled for an architecture."""
     options = ["-std=c++20", "-fmad=false"]  # as setup.py has them
-    return ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ptxsim.cuda, "load", str)  # only the text
+        return Kernels(ptxsim.compile_cuda(CSRC / "cuda" / f"{file}.cu", arch=arch, includes=[CSRC], options=options))
 
 
 def _compile(file: str, arch: str) -> None:

@@ -1,11 +1,9 @@
 """Linear's forward for few vectors on the CUDA backend, executed in a simulator, against the reference."""
 
-import re
-
 import pytest
 import torch
 from cuda_cases import FREEZES, SIGNED, random_mask, shards, source_of, special_values, unaligned_mask
-from cuda_simulator import compiled, simulated, why_not
+from cuda_simulator import simulated, why_not
 
 from slt_kernels import backends
 from slt_kernels.source import WEIGHTS, Source
@@ -14,7 +12,6 @@ if why_not() is not None:
     pytest.skip(f"no simulation: {why_not()}", allow_module_level=True)
 
 import cuda_faults
-import ptxsim
 
 from slt_kernels.backends.cuda import forward_small, linear
 
@@ -178,14 +175,6 @@ def test_cuts(monkeypatch, tiles, cluster, batch):
         assert check(simulator, source, torch.randn(batch, source.fan))["cluster"] == cluster
 
 
-def alone(module, kernel: str):
-    """A module with one kernel of another: faulty copies are parsed many times."""
-    header, *entries = re.split(r"(?=\.visible \.entry)", module.text)
-    files = re.search(r"\n\t\.file.*", entries[-1], re.DOTALL)
-    (entry,) = (e for e in entries if re.match(rf"\.visible \.entry {kernel}\(", e))
-    return ptxsim.load(header + entry.removesuffix(files[0]) + files[0])
-
-
 @pytest.mark.usefixtures("prepared_again")
 def test_faults_are_found(monkeypatch):
     """A kernel without one of its barriers, fences or waits gives findings or another result."""
@@ -195,8 +184,6 @@ def test_faults_are_found(monkeypatch):
     x, mask = torch.randn(1, source.fan), random_mask(source)
     with simulated(90) as simulator:
         kernel = check(simulator, source, x, mask)["kernel"]
-        small = alone(compiled("forward_small_bits", simulator.arch), kernel)
-        monkeypatch.setattr(cuda_faults, "compiled", lambda *_: small)
         simulator.options.update(limit=1_000_000)
         left = cuda_faults.survivors(
             simulator, "forward_small_bits", kernel, lambda: check(simulator, source, x, mask), schedules=(1,)

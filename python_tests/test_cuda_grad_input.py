@@ -19,7 +19,7 @@ from cuda_cases import (
     special_values,
     unaligned_mask,
 )
-from cuda_simulator import compiled, simulated, why_not
+from cuda_simulator import simulated, why_not
 
 from slt_kernels import backends
 from slt_kernels.conv_geometry import Window
@@ -180,13 +180,12 @@ def test_schedules(simulator, device, weight, dtype):
 @pytest.mark.parametrize("capability, weight, dtype", [(80, SIGNED, FLOAT32), (90, NORMAL, BFLOAT16)])
 def test_faults_are_found(monkeypatch, capability, weight, dtype):
     """Each barrier and wait of a kernel is needed, whether it has two stages or three: without it, a test fails."""
-    import ptxsim
+    from cuda_faults import survivors
 
     with simulated(capability) as simulator:
         source, dy = source_of(400, 3, weight), torch.randn(1, 400, dtype=dtype)
 
-        def test(faulty=None):
-            simulator.module = lambda file, arch: faulty if faulty and "grad" in file else compiled(file, arch)
+        def test():
             for shared in (130 * 1024, 227 * 1024):
                 machine = backends.cuda.launch.Machine(capability, 1, shared)
                 monkeypatch.setattr(backends.cuda.launch, "machine", lambda device, found=machine: found)
@@ -195,4 +194,4 @@ def test_faults_are_found(monkeypatch, capability, weight, dtype):
 
         test()
         launch = simulator.launches[-1]
-        assert ptxsim.survivors(compiled(launch["file"], simulator.arch), launch["kernel"], test) == []
+        assert survivors(simulator, launch["file"], launch["kernel"], test, schedules=(1,)) == []

@@ -1,5 +1,5 @@
-// The table of one instruction set's functions. A set that differs from another, SLT_BASE, in one operation alone has all
-// others of it, and SLT_OWN of its own.
+// The table of one instruction set's functions. A set that differs from another, SLT_BASE, in some operations alone has
+// those of its own, which SLT_OWN(X) lists as X(operation), and all others of that one.
 #include "cpu/dispatch.h"
 
 #define SLT_DECLARE(name, Arguments) void name(const Arguments &, int threads);
@@ -19,7 +19,8 @@ extern const Operations operations;
 #define SLT_ENTRY(name, Arguments) SLT_BASE::name,
 constinit const Operations operations = [] {
     Operations all = {SLT_OPERATIONS(SLT_ENTRY)};
-    all.SLT_OWN = SLT_OWN;
+#define SLT_USE(name) all.name = name;
+    SLT_OWN(SLT_USE)
     return all;
 }();
 #else
