@@ -20,7 +20,14 @@ from slt_kernels import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
-DOCUMENTS = ("README.md", "docs/cuda.md", "docs/performance.md", "docs/results.md", "docs/tickets.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/cuda.md",
+    "docs/performance.md",
+    "docs/results.md",
+    "docs/tickets.md",
+    "docs/triton.md",
+)
 MACHINE = "intel-xeon-amx-2threads"
 PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
 LOWER = "amd-epyc-avx2-2threads"  # the same, restricted to AVX2
@@ -77,6 +84,15 @@ def cuda_code(_: report.Result) -> str:
     ]
     head = ["kernel", "registers", "spills", "instructions", "per weight", *pipes]
     return f"{report.table(head, rows)}\n\nsm_90a, nvcc {version}. Command: `python bench/cuda_sass.py --write`."
+
+
+def triton_code(_: report.Result) -> str:
+    """The budget of the Triton kernels on sm_90, which is what they have or more, of the newest Triton in it."""
+    (version, budget), *_ = json.loads((ROOT / "bench/triton_budget.json").read_text()).items()
+    columns = ("programs", "spills", "spills_in_loop", "from_registers", "waits", "per_weight", "cycles")
+    rows = [[name, *(str(b.get(column, "")) for column in columns)] for name, b in budget["sm_90"].items()]
+    head = ["kernel", *(column.replace("_", " ") for column in columns)]
+    return f"{report.table(head, rows)}\n\nsm_90, Triton {version}. Command: `python bench/triton_sass.py --write`."
 
 
 def read(name: str) -> report.Result:
@@ -140,6 +156,7 @@ TABLES = {
     "threads": report.by_case("threads"),
     "ticket_size": ticket_size,
     "training_step": report.by_method("training step"),
+    "triton_code": triton_code,
 }
 
 
