@@ -71,6 +71,7 @@ OWN_KERNELS = {
     "amx": ("avx512vnni", (*PRODUCTS, "grad_scores", "materialize")),
 }
 
+
 # Cubins, and at last PTX for later devices. Sums are in the contract's order: no contraction to fused multiply-adds.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120", "80+PTX")
 CUDA_ONLY = {"forward_small_bits": ("80", "90a")}  # of a file that no later device uses: they do not multiply bits

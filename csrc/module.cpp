@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -187,6 +188,13 @@ PYBIND11_MODULE(_cpu, m) {
     });
     m.def("use_instruction_set", use_instruction_set);
     m.def("instruction_set", [] { return std::string(chosen.name); });
+    m.def(
+        "first_outside",
+        [](Pointer index, int64_t count, int64_t rows) {
+            const uint64_t *at = reinterpret_cast<const uint64_t *>(index);  // negative numbers are large ones
+            return std::find_if(at, at + count, [rows](uint64_t row) { return row >= uint64_t(rows); }) - at;
+        },
+        "first_outside(index, count, rows): the place of the first number of an index outside [0, rows); count if none");
 
     {
         typedef Materialize A;

@@ -110,7 +110,7 @@ def test_it_is_conv6():
 @pytest.mark.parametrize(
     "width,size,batch,scope,weight,scale,freeze,sparsity",
     (
-        (64, 16, 2, "global", "uniform", None, Freeze(0.3, 0.2), 0.5),
+        (16, 16, 2, "global", "uniform", None, Freeze(0.3, 0.2), 0.5),
         (8, 16, 4, "local", "signed_constant", "dynamic", Freeze(0.35, 0.35), 0.6),
         (8, 16, 4, "global", "normal", "dynamic", Freeze(), 0.7),
     ),

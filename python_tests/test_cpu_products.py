@@ -75,11 +75,10 @@ def precision(request, keeps_precision):
 @pytest.mark.parametrize("rows,fan", SHAPES)
 def test_linear_forward(isa, precision, rows, fan, batch):
     x, scale, bias = inputs(batch, fan), torch.tensor(0.37), torch.randn(rows)
-    for source in sources(rows, fan, freeze=Freeze(0.25, 0.25)):
-        mask = random_mask(source, compact=batch == 3)
-        for b in (bias, None):
-            y = cpu.linear_forward(x, mask, scale, b, source)
-            assert torch.equal(y, reference.linear_forward(x, mask, scale, b, source))
+    for i, source in enumerate(sources(rows, fan, freeze=Freeze(0.25, 0.25))):
+        mask, b = random_mask(source, compact=batch == 3), bias if (i + batch) % 2 else None
+        y = cpu.linear_forward(x, mask, scale, b, source)
+        assert torch.equal(y, reference.linear_forward(x, mask, scale, b, source))
 
 
 @pytest.mark.parametrize("batch", (0, 1, 3, 17, 35))
@@ -481,7 +480,7 @@ def integers_whose_sum_rounds_twice(v: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_sum_of_very_many_rows_is_rounded_once(monkeypatch):
-    source, scale = Source.of(28_000_000, 1, weight="uniform", seed=1), torch.tensor(1.0)
+    source, scale = Source.of(17_500_000, 1, weight="uniform", seed=1), torch.tensor(1.0)
     mask = torch.ones(source.rows, 1, dtype=torch.int32)
     weight = cpu.materialize(mask, source)
     x = integers_whose_sum_rounds_twice(weight.flatten())

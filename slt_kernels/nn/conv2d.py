@@ -91,13 +91,15 @@ class SupermaskConv2d(SupermaskLayer):
         return matrix.view(self.out_channels, *self.kernel_size, -1).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, input: Tensor) -> Tensor:
-        self._refresh_mask()
         if self._pad_first is not None and isinstance(input, Tensor):  # the operation refuses anything else
             if input.dim() not in (3, 4):
                 raise ValueError(f"x.shape={list(input.shape)}: expected [B, C, H, W] or [C, H, W]")
             input = F.pad(input, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-        scores = self._scores_to_grade()
-        return ops.conv2d(input, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
+        y = self._forward_by_plan(ops.Conv2dPlan, input)
+        return ops.conv2d(input, self._scores_to_grade(), *self._operands()) if y is None else y
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source, Window]:
+        return self.mask_words, self.weight_scale, self.bias, self.source, self.window
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

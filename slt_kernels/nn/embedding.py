@@ -87,15 +87,18 @@ class SupermaskEmbedding(SupermaskLayer):
         return weight
 
     def forward(self, input: Tensor) -> Tensor:
-        self._refresh_mask()
         zero = None if self.padding_idx is None else input == self.padding_idx
         if self.source.rows < self.whole.rows:  # a shard: rows of the others read as zeros
             local = input - self.source.first_row
             elsewhere = (local < 0) | (local >= self.source.rows)
             input, zero = local.masked_fill(elsewhere, 0), elsewhere if zero is None else zero | elsewhere
-        layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source
-        y = ops.embedding(input, *layer, self.dtype, self.scale_grad_by_freq)
+        y = self._forward_by_plan(ops.EmbeddingPlan, input)
+        if y is None:
+            y = ops.embedding(input, self._scores_to_grade(), *self._operands(), self.scale_grad_by_freq)
         return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
+
+    def _operands(self) -> tuple[Tensor, Tensor, Source, torch.dtype]:
+        return self.mask_words, self.weight_scale, self.source, self.dtype
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

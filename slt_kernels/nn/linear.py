@@ -34,8 +34,6 @@ class SupermaskLinear(SupermaskLayer):
         ValueError, TypeError: an argument outside its range; the message names it.
     """
 
-    _plan: ops.LinearPlan | None = None
-
     def __init__(
         self,
         in_features: int,
@@ -68,13 +66,8 @@ class SupermaskLinear(SupermaskLayer):
         return matrix
 
     def forward(self, input: Tensor) -> Tensor:
-        plan = self._plan
-        if plan is not None and plan.takes(input) and self._is_fresh() and plan.is_of(*self._operands()):
-            return plan.call(input)
-        self._refresh_mask()
-        if not ops.differentiates() and ops.is_plain(input, *self._operands()):
-            self._plan = ops.LinearPlan(*self._operands())
-        return ops.linear(input, self._scores_to_grade(), *self._operands())
+        y = self._forward_by_plan(ops.LinearPlan, input)
+        return ops.linear(input, self._scores_to_grade(), *self._operands()) if y is None else y
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source]:
         buffers = self._buffers
@@ -82,9 +75,6 @@ class SupermaskLinear(SupermaskLayer):
             self._parameters.get("bias") if self.source.fan == self.whole.fan else None
         )  # else it is added to the sum of all shards
         return buffers["mask_words"], buffers["weight_scale"], bias, self.source
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_plan": None}  # a plan holds addresses
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._repr_options()}"

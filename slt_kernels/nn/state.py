@@ -102,7 +102,8 @@ class LayerState(InspectedLayer):
 
     def __getstate__(self) -> dict:
         # The versions of a copy's scores start again, so it carries only whether its mask was that of its scores.
-        return {**self.__dict__, "_seen": self._is_fresh()}
+        # A plan holds addresses.
+        return {**self.__dict__, "_seen": self._is_fresh(), "_plan": None}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

@@ -49,6 +49,7 @@ class SupermaskLayer(LayerState):
     """
 
     graded_scores: Callable[[Tensor], Tensor] | None = None
+    _plan: ops.Plan | None = None
 
     def __init__(
         self,
@@ -105,6 +106,25 @@ class SupermaskLayer(LayerState):
     def score_gain(self) -> float:
         """Initial scores have Kaiming's standard deviation ``score_gain / sqrt(fan)``: that of the weights."""
         return self.gain
+
+    def _operands(self) -> tuple:
+        """What the layer's operation takes after the input and the scores."""
+        raise NotImplementedError
+
+    def _forward_by_plan(self, kind: Callable[..., ops.Plan], input: Tensor) -> Tensor | None:
+        """The output of the layer's plan; None if the operation has to be called.
+
+        In the latter case the mask is then up to date, and the next call may find a plan.
+        """
+        plan, operands = self._plan, self._operands()
+        if plan is not None and plan.takes(input) and self._is_fresh() and plan.is_of(*operands):
+            return plan.call(input)
+        self._refresh_mask()
+        if not ops.differentiates() and ops.is_plain(input, *operands):
+            operands = self._operands()
+            if plan is None or not plan.is_of(*operands):
+                self._plan = kind(*operands)
+        return None
 
     def _scores_to_grade(self) -> Tensor | None:
         """The scores as a forward passes them to the operations."""

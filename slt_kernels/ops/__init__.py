@@ -8,11 +8,14 @@ from .expand import expand
 from .linear import linear
 from .materialize import materialize
 from .pack import pack
-from .plan import LinearPlan
+from .plan import Conv2dPlan, EmbeddingPlan, LinearPlan, Plan
 from .select import select
 
 __all__ = [
+    "Conv2dPlan",
+    "EmbeddingPlan",
     "LinearPlan",
+    "Plan",
     "conv2d",
     "differentiates",
     "embedding",

@@ -1,63 +1,102 @@
 """Plans: a layer's forward with its own tensors already checked, for calls without gradients."""
 
 from collections.abc import Callable
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends import registry
+from ..conv_geometry import Window
 from ..source import Source
 from .autograd import differentiates
-from .checks import check_layer
+from .checks import check_images, check_layer, check_window
 from .dispatch import is_plain
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class LinearPlan:
-    """A supermask Linear whose mask, scale and bias are checked once.
+class Plan:
+    """A forward operation of a supermask layer whose mask, scale and bias are checked once.
 
     Args:
-        mask, scale, bias, source: as for `linear`.
+        operation: its name in `operations`.
+        source: of the layer.
+        operands: the operation's arguments but the first: the mask, the scale, and what else it takes.
 
     Attributes:
         call: the forward, of an input that `takes` allows; None where the backend prepares none.
     """
 
-    def __init__(self, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
-        check_layer(mask, None, mask, scale, bias, source)
-        self._made_for = mask, scale, bias, source
+    def __init__(self, operation: str, source: Source, *operands: Any) -> None:
+        self._operands = operands
+        self._tensors = [t for t in operands if isinstance(t, Tensor)]
+        mask, scale, *bias = self._tensors
+        check_layer(mask, None, mask, scale, bias[0] if bias else None, source)
+        self._source = source
         self._key = self._key_now()
         self._device = mask.device
-        self.call: Callable[[Tensor], Tensor] | None = registry.plan(
-            "linear_forward", mask.device, mask, scale, bias, source
-        )
+        self.call: Callable[[Tensor], Tensor] | None = registry.plan(operation, mask.device, *operands)
 
     def _key_now(self) -> tuple[int, ...]:
-        mask, scale, bias, _ = self._made_for
-        return registry.choices, mask.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()
+        return registry.choices, *map(Tensor.data_ptr, self._tensors)
 
-    def is_of(self, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> bool:
+    def is_of(self, *operands: Any) -> bool:
         """Whether it was made for these, where they are now, and for the backend that would run."""
-        made_for = self._made_for
-        return (
-            mask is made_for[0]
-            and scale is made_for[1]
-            and bias is made_for[2]
-            and source is made_for[3]
-            and self._key == self._key_now()
-        )
+        return all(map(is_, operands, self._operands)) and self._key == self._key_now()
 
     def takes(self, x: Tensor) -> bool:
-        """Whether `call` may run: a contiguous input that fits, and nothing that differentiates, traces or casts."""
+        """Whether `call` may run: a dense input that fits, and nothing that differentiates, traces or casts."""
         return (
             self.call is not None
             and is_plain(x)
-            and x.dtype in _DTYPES
+            and isinstance(x, Tensor)
             and x.device == self._device
-            and x.dim() > 0
-            and x.shape[-1] == self._made_for[3].fan
-            and x.is_contiguous()
             and not differentiates()
-            and not torch.is_autocast_enabled(self._device.type)
+            and self._fits(x)
         )
+
+    def _fits(self, x: Tensor) -> bool:
+        raise NotImplementedError
+
+    def _is_floating(self, x: Tensor) -> bool:
+        return x.dtype in _DTYPES and not torch.is_autocast_enabled(self._device.type)
+
+
+class LinearPlan(Plan):
+    """`Plan` of `linear`."""
+
+    def __init__(self, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+        super().__init__("linear_forward", source, mask, scale, bias, source)
+
+    def _fits(self, x: Tensor) -> bool:
+        return self._is_floating(x) and x.dim() > 0 and x.shape[-1] == self._source.fan and x.is_contiguous()
+
+
+class Conv2dPlan(Plan):
+    """`Plan` of `conv2d`, for batches of images."""
+
+    def __init__(self, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window) -> None:
+        check_window(window, source)
+        super().__init__("conv2d_forward", source, mask, scale, bias, source, window)
+        self._window = window
+        self._shape: torch.Size | None = None  # the last that was checked
+
+    def _fits(self, x: Tensor) -> bool:
+        if not self._is_floating(x) or x.dim() != 4:
+            return False
+        if x.shape != self._shape:
+            check_images(x, self._source, self._window)
+            self._shape = x.shape
+        return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+class EmbeddingPlan(Plan):
+    """`Plan` of `embedding`, for an int64 index."""
+
+    def __init__(self, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype) -> None:
+        super().__init__("embedding_forward", source, mask, scale, source, dtype)
+
+    def _fits(self, x: Tensor) -> bool:
+        return x.dtype == torch.int64 and x.is_contiguous()

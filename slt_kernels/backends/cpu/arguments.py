@@ -54,6 +54,15 @@ def resolved(mask: Tensor, source: Source) -> Tensor:
     return (registry.run("expand", mask, source) if mask.dim() == 1 else mask).contiguous()
 
 
+def used_as_they_are(mask: Tensor, bias: Tensor | None) -> bool:
+    """Whether a kernel takes the mask and the bias of a layer as they are; otherwise each call converts them."""
+    return (
+        mask.dim() == 2
+        and mask.is_contiguous()
+        and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
+    )
+
+
 @lru_cache(maxsize=4096)
 def count_frozen(source: Source) -> tuple[Tensor, int]:
     """`free_offsets`, and how many weights are locked."""

@@ -1,11 +1,15 @@
 """Conv2d on the CPU."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from ...conv_geometry import Window
+from ...conv_geometry import Window, channels_last
 from ...source import Source
+from .. import registry
 from . import _cpu, threads
-from .arguments import dense, digit_count, floats, images, kernel, narrow, pointer, resolved
+from .arguments import TYPES, dense, digit_count, floats, images, kernel, narrow, pointer, resolved, used_as_they_are
 from .grad_scores import write_grad_scores
 
 
@@ -25,6 +29,46 @@ def conv2d_forward(
         digits=digit_count(x),
         threads=threads(),
     )
+
+
+@registry.planner("conv2d_forward", backend="cpu")
+def plan_conv2d_forward(
+    mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Callable[[Tensor], Tensor] | None:
+    if not used_as_they_are(mask, bias):
+        return None
+    forward, rows, words, factor, added = (
+        _cpu.conv2d_forward,
+        source.rows,
+        mask.data_ptr(),
+        scale.data_ptr(),
+        pointer(bias),
+    )
+
+    def call(x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        last, (out_height, out_width) = channels_last(x), window.output_size(height, width)
+        y = torch.empty(
+            (batch, rows, out_height, out_width),
+            dtype=x.dtype,
+            device="cpu",
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
+        kind = TYPES[x.dtype]
+        forward(
+            source=source,
+            window=window,
+            mask=words,
+            x=((x.data_ptr(), kind), (batch, channels, height, width, last)),
+            scale=factor,
+            bias=added,
+            y=((y.data_ptr(), kind), (batch, rows, out_height, out_width, last)),
+            digits=digit_count(x),
+            threads=threads(),
+        )
+        return y
+
+    return call
 
 
 @kernel("conv2d_grad_input", when=lambda dy, *_: narrow(dy))

@@ -1,11 +1,14 @@
 """Embedding on the CPU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ...source import Source
+from .. import registry
 from . import _cpu, threads
-from .arguments import check_count, free_offsets, kernel, narrow, pointer, typed
+from .arguments import TYPES, check_count, free_offsets, kernel, narrow, pointer, typed, used_as_they_are
 
 
 @kernel("embedding_forward", when=lambda *arguments: arguments[-1] != torch.float64)
@@ -23,6 +26,39 @@ def embedding_forward(
         y=typed(y),
         threads=threads(),
     )
+
+
+@registry.planner("embedding_forward", backend="cpu")
+def plan_embedding_forward(
+    mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor] | None:
+    if dtype not in TYPES or not used_as_they_are(mask, None):
+        return None
+    forward, fan, words, factor, kind = (
+        _cpu.embedding_forward,
+        source.fan,
+        mask.data_ptr(),
+        scale.data_ptr(),
+        TYPES[dtype],
+    )
+
+    def call(index: Tensor) -> Tensor:
+        count = index.numel()
+        check_rows(index, count, source)
+        y = torch.empty((*index.shape, fan), dtype=dtype, device="cpu")
+        forward(
+            source=source,
+            mask=words,
+            offsets=0,
+            index=index.data_ptr(),
+            count=count,
+            scale=factor,
+            y=(y.data_ptr(), kind),
+            threads=threads(),
+        )
+        return y
+
+    return call
 
 
 @kernel("embedding_grad_scores", when=lambda dy, index, scores, *_: narrow(dy, scores))
@@ -53,7 +89,13 @@ def embedding_grad_scores(
 
 def rows_of(index: Tensor, source: Source) -> Tensor:
     """The index as contiguous int64; IndexError unless every number is a row."""
-    if index.numel() and not (index.min() >= 0 and index.max() < source.rows):
-        outside = index[(index < 0) | (index >= source.rows)][0]
-        raise IndexError(f"index holds {outside}: expected rows in [0, {source.rows})")
-    return index.long().contiguous()
+    index = index.long().contiguous()
+    check_rows(index, index.numel(), source)
+    return index
+
+
+def check_rows(index: Tensor, count: int, source: Source) -> None:
+    """Raises IndexError unless every number of a contiguous int64 index is a row."""
+    at = _cpu.first_outside(index.data_ptr(), count, source.rows)
+    if at != count:
+        raise IndexError(f"index holds {index.view(-1)[at]}: expected rows in [0, {source.rows})")

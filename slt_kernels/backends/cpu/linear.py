@@ -9,7 +9,7 @@ from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
 from . import _cpu, threads
-from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed
+from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed, used_as_they_are
 from .grad_scores import write_grad_scores
 
 
@@ -33,8 +33,8 @@ def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tens
 def plan_linear_forward(
     mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
 ) -> Callable[[Tensor], Tensor] | None:
-    if mask.dim() == 1 or (bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous())):
-        return None  # they are converted in each call
+    if not used_as_they_are(mask, bias):
+        return None
     plan = _cpu.LinearPlan(source=source, mask=mask.data_ptr(), scale=scale.data_ptr(), bias=pointer(bias))
     forward, rows, fan = plan.forward, source.rows, source.fan
 

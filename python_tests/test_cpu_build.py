@@ -1,0 +1,63 @@
+"""Which objects the build of the CPU backend makes; nothing is compiled here."""
+
+import importlib.util
+import platform
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {path.stem for path in (ROOT / "csrc/cpu/ops").glob("*.cpp")}
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other instruction sets")
+
+
+@pytest.fixture
+def build(monkeypatch) -> ModuleType:
+    """setup.py as a module, with a compiler that knows all instruction sets."""
+    spec = importlib.util.spec_from_file_location("build_of_the_cpu_backend", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.delenv("SLT_ISAS", raising=False)
+    monkeypatch.setattr(module, "compiles", lambda *_: True)
+    return module
+
+
+def objects(build: ModuleType, monkeypatch) -> dict[str, str]:
+    """The flags of each object, by its name."""
+    linked = {}
+    monkeypatch.setattr(build, "link", lambda *arguments: linked.update((name, f) for _, name, f in arguments[3]))
+    build.build_cpu(["c++"], ROOT / "_cpu.so", "", ROOT)
+    return linked
+
+
+def test_all_instruction_sets_are_built_by_default(build, monkeypatch):
+    tables = {name for name in objects(build, monkeypatch) if name.startswith("isa_table.")}
+    assert tables == {f"isa_table.{name}" for name in build.INSTRUCTION_SETS}
+
+
+def test_named_instruction_sets_are_built_and_scalar(build, monkeypatch):
+    monkeypatch.setenv("SLT_ISAS", "avx512vnni, avx2")
+    found = objects(build, monkeypatch)
+    assert found["dispatch"] == "'-DSLT_HAVE(X)=X(scalar) X(avx2) X(avx512vnni)'"
+    assert {name.partition(".")[2] for name in found if "." in name} == {"scalar", "avx2", "avx512vnni"}
+
+
+def test_a_set_has_each_kernel_once(build, monkeypatch):
+    """Its own or, if the machine code is the same, that of another set, of which only these are built."""
+    monkeypatch.setenv("SLT_ISAS", "amx")
+    found = objects(build, monkeypatch)
+    base, own = build.OWN_KERNELS["amx"]
+    assert {name for name in found if name.endswith(".amx")} == {f"{name}.amx" for name in (*own, "isa_table")}
+    assert {name for name in found if name.endswith(f".{base}")} == {f"{name}.{base}" for name in FILES - {*own}}
+
+
+def test_own_kernels_are_files(build):
+    assert {name for _, own in build.OWN_KERNELS.values() for name in own} <= FILES
+
+
+def test_a_wrong_name_is_an_error_that_lists_the_names(build, monkeypatch):
+    monkeypatch.setenv("SLT_ISAS", "avx2 avx3")
+    with pytest.raises(ValueError, match="SLT_ISAS names avx3: expected some of scalar, avx2, avx2vnni, avx512,"):
+        objects(build, monkeypatch)
