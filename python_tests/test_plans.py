@@ -119,6 +119,19 @@ def test_what_changes_is_seen(kind):
     check(copy.deepcopy(layer), x)
 
 
+@pytest.mark.parametrize("kind", ("linear", "conv2d"))
+def test_a_parametrized_bias_is_used(kind):
+    make, an_input = LAYERS[kind]
+    layer, x = make(seed=5), an_input()
+    bias = layer.bias.detach().clone()
+    nn.utils.parametrize.register_parametrization(layer, "bias", nn.ReLU())
+    zero = make(seed=5, bias=False)
+    shape = (-1,) if kind == "linear" else (-1, 1, 1)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), zero(x) + bias.relu().view(shape))
+
+
 def test_a_compact_mask_has_no_plan(kind):
     """It is expanded in each call; that there is none is found once."""
     layer, x = planned(kind, compact=True)

@@ -99,7 +99,8 @@ class SupermaskConv2d(SupermaskLayer):
         return ops.conv2d(input, self._scores_to_grade(), *self._operands()) if y is None else y
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source, Window]:
-        return self.mask_words, self.weight_scale, self.bias, self.source, self.window
+        buffers = self._buffers
+        return buffers["mask_words"], buffers["weight_scale"], self._bias(), self.source, self.window
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

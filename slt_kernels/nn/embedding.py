@@ -98,7 +98,8 @@ class SupermaskEmbedding(SupermaskLayer):
         return y if zero is None else y.masked_fill(zero.unsqueeze(-1), 0)
 
     def _operands(self) -> tuple[Tensor, Tensor, Source, torch.dtype]:
-        return self.mask_words, self.weight_scale, self.source, self.dtype
+        buffers = self._buffers
+        return buffers["mask_words"], buffers["weight_scale"], self.source, self.dtype
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

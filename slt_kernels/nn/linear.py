@@ -71,9 +71,7 @@ class SupermaskLinear(SupermaskLayer):
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source]:
         buffers = self._buffers
-        bias = (
-            self._parameters.get("bias") if self.source.fan == self.whole.fan else None
-        )  # else it is added to the sum of all shards
+        bias = self._bias() if self.source.fan == self.whole.fan else None  # else it is added to the sum of all shards
         return buffers["mask_words"], buffers["weight_scale"], bias, self.source
 
     def extra_repr(self) -> str:

@@ -111,6 +111,11 @@ class SupermaskLayer(LayerState):
         """What the layer's operation takes after the input and the scores."""
         raise NotImplementedError
 
+    def _bias(self) -> Tensor | None:
+        """``self.bias``, found faster; a parametrized one is no parameter of the layer."""
+        parameters = self._parameters
+        return parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 (looks it up if it need not)
+
     def _forward_by_plan(self, kind: Callable[..., ops.Plan], input: Tensor) -> Tensor | None:
         """The output of the layer's plan; None if the operation has to be called.
 

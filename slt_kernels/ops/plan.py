@@ -15,6 +15,7 @@ from .checks import check_images, check_layer, check_window
 from .dispatch import is_plain
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_address = Tensor.data_ptr
 
 
 class Plan:
@@ -35,16 +36,14 @@ class Plan:
         mask, scale, *bias = self._tensors
         check_layer(mask, None, mask, scale, bias[0] if bias else None, source)
         self._source = source
-        self._key = self._key_now()
+        self._key = registry.choices, *map(_address, self._tensors)
         self._device = mask.device
         self.call: Callable[[Tensor], Tensor] | None = registry.plan(operation, mask.device, *operands)
 
-    def _key_now(self) -> tuple[int, ...]:
-        return registry.choices, *map(Tensor.data_ptr, self._tensors)
-
     def is_of(self, *operands: Any) -> bool:
         """Whether it was made for these, where they are now, and for the backend that would run."""
-        return all(map(is_, operands, self._operands)) and self._key == self._key_now()
+        key = registry.choices, *map(_address, self._tensors)
+        return all(map(is_, operands, self._operands)) and key == self._key
 
     def takes(self, x: Tensor) -> bool:
         """Whether `call` may run: a dense input that fits, and nothing that differentiates, traces or casts."""

@@ -28,9 +28,7 @@ void with_form(int64_t weight, int64_t outputs, int64_t vectors, int digits, con
 #if SLT_TABLES
     if (tables_pay(weight, outputs, vectors, digits)) return run(Whole());
 #endif
-#if SLT_BYTE_DIGITS
-    if (digits == 3) return run(InDigits<3>());
-#endif
+    if (SLT_BYTE_DIGITS && digits == 3) return run(InDigits<3>());
     run(InDigits<2>());
 }
 
