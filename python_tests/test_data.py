@@ -273,6 +273,124 @@ def test_cifar_refuses(tmp_path):
         load("cifar10", tmp_path)
 
 
+# IDX files
+
+
+def idx(array: np.ndarray, kind: int = 8) -> bytes:
+    return bytes((0, 0, kind, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_idx(folder, pattern: str = "{}-{}-idx{}-ubyte", train: int = 30) -> dict[str, np.ndarray]:
+    """Writes the four files; returns the arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random, written = np.random.default_rng(0), {}
+    for part, count in (("train", train), ("t10k", 20)):
+        written[f"{part}-images"] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        written[f"{part}-labels"] = random.integers(0, 10, count, dtype=np.uint8)
+    for name, array in written.items():
+        content = idx(array)
+        file = folder / pattern.format(*name.split("-"), array.ndim)
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+    return written
+
+
+@pytest.mark.parametrize(
+    "name,folder,pattern",
+    (
+        ("mnist", "", "{}-{}-idx{}-ubyte"),
+        ("kmnist", "", "{}-{}.idx{}-ubyte"),
+        ("fashion_mnist", "", "{}-{}-idx{}-ubyte.gz"),
+        ("fashion_mnist", "FashionMNIST/raw", "{}-{}-idx{}-ubyte"),
+    ),
+)
+def test_idx_files_in_any_folder(name, folder, pattern, tmp_path):
+    written = write_idx(tmp_path / folder, pattern)
+    loaded = load(name, tmp_path, seed=4)
+    assert (loaded.kind, loaded.dimensions) == ("images", {"classes": 10, "channels": 1, "size": 28})
+    assert [len(part) for part in loaded[:3]] == [24, 6, 20]
+    labels = {
+        image.tobytes(): int(k) for image, k in zip(written["train-images"], written["train-labels"], strict=True)
+    }
+    for part in (loaded.train, loaded.validation):
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert labels.pop(image.numpy().tobytes()) == label
+    assert not labels
+    (images,), labels = loaded.test.batch(torch.arange(20))
+    seen = loaded.train.images.numpy() / 255
+    expected = (written["t10k-images"] / 255 - seen.mean()) / seen.std()
+    assert np.allclose(images[:, 0].numpy(), expected, atol=1e-5)
+    assert labels.tolist() == written["t10k-labels"].tolist()
+
+
+@pytest.mark.parametrize("name", ("mnist", "kmnist", "fashion_mnist"))
+def test_only_clothes_are_mirrored(name, tmp_path):
+    """A mirrored digit would be another one."""
+    write_idx(tmp_path, train=40)
+    part = load(name, tmp_path).train
+    part.images = torch.arange(28, dtype=torch.uint8).expand(len(part), 1, 28, 28)  # rising from left to right
+    (images,), _ = part.batch(torch.arange(len(part)), epoch=1)
+    rises = {bool(image[14, 20] > image[14, 8]) for image in images[:, 0]}
+    assert rises == ({True, False} if name == "fashion_mnist" else {True})
+
+
+def test_the_package_of_debian_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("slt_kernels.experiments.data.idx._DEBIAN", tmp_path)
+    write_idx(tmp_path, "{}-{}-idx{}-ubyte.gz")
+    assert len(load("fashion_mnist").test) == 20
+
+
+def test_missing_clothes_say_both_ways_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("slt_kernels.experiments.data.idx._DEBIAN", tmp_path / "none")
+    both = "(?=.*package dataset-fashion-mnist)(?=.*https://github.com/zalandoresearch/fashion-mnist)"
+    for path in (None, tmp_path):
+        with pytest.raises(FileNotFoundError, match=both):
+            load("fashion_mnist", path)
+    with pytest.raises(ValueError, match="path=None: expected the folder or file of mnist"):
+        load("mnist")
+    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte: not found: MNIST: download the four files"):
+        load("mnist", tmp_path)
+
+
+PIXELS = np.arange(5 * 28 * 28, dtype=np.int64).astype(np.uint8).reshape(5, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "file,content,message",
+    (
+        ("train-images-idx3", b"", "begins with nothing, expected 00000803"),
+        ("train-images-idx3", b"\x1f\x8b" + bytes(20), "begins with 1f8b0000, expected 00000803"),
+        ("train-images-idx3", idx(PIXELS, kind=13), "begins with 00000d03, expected 00000803: IDX of unsigned bytes"),
+        ("train-images-idx3", idx(PIXELS[0]), "begins with 00000802, expected 00000803"),
+        ("train-images-idx3", idx(PIXELS)[:-1], r"3,919 bytes after the header, expected 5 x 28 x 28 = 3,920: damaged"),
+        ("train-images-idx3", idx(PIXELS) + b"x", "3,921 bytes after the header, expected 5 x 28 x 28"),
+        ("train-images-idx3", idx(PIXELS)[:4] + b"\xff" * 12, r"0 bytes after the header, expected 4294967295 x 429"),
+        ("train-images-idx3", idx(PIXELS[:0]), "0 bytes after the header, expected 0 x 28 x 28"),
+        ("train-images-idx3", idx(PIXELS[:, :9]), "images of 9 x 28, expected square ones"),
+        ("t10k-images-idx3", idx(PIXELS[:, :9, :9]), "images of 28 and 9 pixels, expected one size"),
+        ("train-images-idx3", idx(np.ones_like(PIXELS)), "a channel is constant over all training images"),
+        ("train-labels-idx1", idx(np.array([1, 2, 3, 10, 4], dtype=np.uint8)), "label 10, expected less than 10"),
+        ("t10k-labels-idx1", idx(np.zeros(4, dtype=np.uint8)), "4 labels, expected one for each of 5 images"),
+        ("t10k-labels-idx1", None, "t10k-labels-idx1-ubyte.gz: damaged, or not gzip: Not a gzipped file"),
+        ("t10k-labels-idx1", b"cut", "t10k-labels-idx1-ubyte.gz: damaged, or not gzip: Compressed file ended"),
+    ),
+    ids=lambda value: str(value)[:25],
+)
+def test_idx_files_that_are_not_as_expected(file, content, message, tmp_path):
+    for name, array in (("images-idx3", PIXELS), ("labels-idx1", np.arange(5, dtype=np.uint8))):
+        for part in ("train", "t10k"):
+            (tmp_path / f"{part}-{name}-ubyte").write_bytes(idx(array))
+    assert len(load("mnist", tmp_path).test) == 5
+    changed = tmp_path / f"{file}-ubyte"
+    if content in (None, b"cut"):
+        changed.rename(f"{changed}.gz")
+        if content:
+            (tmp_path / f"{file}-ubyte.gz").write_bytes(gzip.compress(bytes(99))[:-9])
+    else:
+        changed.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load("mnist", tmp_path)
+
+
 @pytest.mark.parametrize("make", (os.mkfifo, os.mkdir), ids=("pipe", "folder"))
 def test_paths_that_are_not_regular_files_are_refused(make, tmp_path):
     """Reading a pipe would block forever."""
@@ -694,7 +812,7 @@ def test_data_move_to_a_device(tmp_path):
 @pytest.mark.parametrize(
     "name,options,message",
     (
-        ("mnist", {}, "data='mnist': expected one of digits, cifar10"),
+        ("minst", {}, "data='minst': expected package.module:function, or one of digits"),
         ("cifar10", {}, "path=None: expected the folder or file of cifar10"),
         ("digits", {"path": "a"}, "path=a: expected no path: digits ships with a package"),
         ("digits", {"size": 8}, "size=8: digits has only seed"),

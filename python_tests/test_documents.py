@@ -86,6 +86,14 @@ def test_examples_of_tickets(tmp_path, monkeypatch):
     assert all(m.scores is None for m in names["used"].modules() if isinstance(m, SupermaskLinear))
 
 
+def test_the_example_of_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(python(ROOT / "docs/data.md"), names)
+    assert names["accuracy"](names["model"], names["stripes"].test) > 0.9
+    assert (tmp_path / "stripes.slt").exists()
+
+
 def test_examples_of_several_processes(tmp_path):
     """Run by torchrun as one script, followed by a training step of each network."""
     check = """
@@ -125,7 +133,7 @@ def test_quoted_lines_of_cpp():
 
 def test_every_python_block_is_run():
     """Each document with Python is in a test above."""
-    tested = {"README.md", "models.md", "tickets.md", "distributed.md", "kernels.md"}
+    tested = {"README.md", "models.md", "data.md", "tickets.md", "distributed.md", "kernels.md"}
     assert {document.name for document in DOCUMENTS if python(document)} == tested
     for document in DOCUMENTS:
         ast.parse(python(document))

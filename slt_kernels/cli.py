@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ import torch
 from . import backends
 from ._text import printable, shown
 from .experiments import models, sweep
-from .experiments.data import DATASETS, DEFAULTS, Dataset
+from .experiments.data import DATASETS, DEFAULTS, Dataset, is_function
 from .experiments.models import MODELS
 from .experiments.train import (
     Experiment,
@@ -136,7 +135,12 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
     what = parser.add_argument_group("experiment")
     what.add_argument("--config", type=Path, help="YAML file with settings; flags override them (default: the digits)")
     given = {"default": argparse.SUPPRESS}
-    what.add_argument("--data", choices=DATASETS, help="data set (default: digits, or karate for graphs)", **given)
+    what.add_argument(
+        "--data",
+        metavar="NAME",
+        help=f"data set: {', '.join(DATASETS)}, or package.module:function (default: digits, or karate for graphs)",
+        **given,
+    )
     what.add_argument(
         "--path", dest="data.path", type=os.fspath, metavar="PATH", help="folder or file of the data set", **given
     )
@@ -426,6 +430,7 @@ def _add_eval(commands) -> None:
         type=os.fspath,
         help="folder or file of the data set (required for data that do not ship with a package)",
     )
+    parser.add_argument("--data", metavar="NAME", help="package.module:function of the ticket's data, which is run")
     _add_machine(parser)
 
 
@@ -440,9 +445,13 @@ def _eval(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}") from None
     name, named = experiment.data["name"], experiment.data.get("path")
+    if is_function(name) and arguments.data != name:  # a ticket must not decide what runs here
+        raise ValueError(f"data: expected --data {name}, which runs that function, to test a ticket of its data")
+    if arguments.data not in (None, name):
+        raise ValueError(f"data={shown(arguments.data)}: expected {name}, the data of the ticket")
     if arguments.path is not None:
         experiment = experiment.override({"data.path": arguments.path})
-    elif "path" in inspect.signature(DATASETS[name]).parameters:  # the ticket has the path on its author's machine
+    elif named is not None:  # the ticket has the path on its author's machine
         raise ValueError(f"path: expected --path, the folder or file of {name} (path in the ticket: {shown(named)})")
     _check_depth(experiment, info, arguments.file)
     data = load_data(experiment)

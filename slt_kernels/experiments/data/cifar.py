@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .dataset import Dataset, read_bytes
-from .images import Images
-from .rng import split
+from .images import split_pixels
 
 _PIXELS = 3 * 32 * 32
 
@@ -57,19 +56,8 @@ def _cifar(
     folder: Path, train: Sequence[str], test: str, labels: int, classes: int, seed: int, fraction: float, augment: bool
 ) -> Dataset:
     images, targets = (torch.cat(t) for t in zip(*(_read(folder / f, labels, classes) for f in train), strict=True))
-    rest, validation = split(len(targets), fraction, seed)
-    seen = images[rest].transpose(0, 1).flatten(1)
-    mean, std = (torch.tensor([f(c.numpy()) / 255 for c in seen], dtype=torch.float32) for f in (np.mean, np.std))
-    if not (std > 0).all():
-        raise ValueError(f"{folder}: a channel is constant over all training images: damaged; unpack the archive again")
     tested = _read(folder / test, labels, classes)
-    return Dataset(
-        Images(images[rest], targets[rest], mean, std, padding=4 if augment else 0, seed=seed),
-        Images(images[validation], targets[validation], mean, std),
-        Images(*tested, mean, std),
-        "images",
-        {"classes": classes, "channels": 3, "size": 32},
-    )
+    return split_pixels((images, targets), tested, classes, seed, fraction, 4 if augment else 0, str(folder))
 
 
 def _read(file: Path, labels: int, classes: int) -> tuple[Tensor, Tensor]:

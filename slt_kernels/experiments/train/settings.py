@@ -19,7 +19,7 @@ from ...freezing import SPREADS
 from ...nn.state import SCALES
 from ...nn.supermask import INITIAL_SCORES
 from ...source import WEIGHTS, Freeze, python_number
-from ..data import DATASETS
+from ..data import DATASETS, is_function
 from ..models import MODELS
 
 ALGORITHMS = ("edge_popup", "bernoulli")
@@ -136,7 +136,8 @@ class Experiment(Settings):
     Args:
         seed: for the network, the split of the data, and everything that is sampled.
         model: ``{"name": ..., **options}``, arguments of `models.build`; or the name alone.
-        data: ``{"name": ..., **options}``, arguments of `data.load`; or the name alone.
+        data: ``{"name": ..., **options}``, arguments of `data.load`; or the name alone. The options of a function
+            ``package.module:function`` are checked when it is called.
         source, search: see `SourceNetwork` and `Search`.
     """
 
@@ -262,6 +263,9 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
     """Name and options of a network or a data set, checked against the parameters of its builder."""
     values = {"name": values} if isinstance(values, str) else dict(values)
     name = values.pop("name", None)
+    if section == "data" and is_function(name):  # importing its module would run it, and a ticket may name any
+        path = {"path": _typed(values["path"], str, "data.path")} if "path" in values else {}
+        return {"name": name} | {_join("", key): value for key, value in values.items()} | path
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{section}.name={shown(name)}: unknown{_nearest(name, known)}")
     hints = {n: a.annotation for n, a in inspect.signature(known[name]).parameters.items() if n != "seed"}
