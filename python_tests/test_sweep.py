@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from slt_kernels.cli import main
 from slt_kernels.experiments import sweep
 from slt_kernels.experiments.train.run_folder import held
 from slt_kernels.sweep import Grid, Point
-from slt_kernels.train import Experiment, Search
+from slt_kernels.train import Experiment, Interrupted, Search
 
 FOUND = dict.fromkeys(sweep.COLUMNS[4:], 1)
 BASE = Experiment(model={"name": "convnet", "width": 6}, search=Search(epochs=1))
@@ -79,12 +80,12 @@ def test_a_grid_refuses(changes, message):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """(folder, rows, options) of a sweep of three searches in a child process."""
+    """(folder, rows, options) of a sweep of three searches in two child processes."""
     folder = tmp_path_factory.mktemp("sweep") / "digits"
     options = ["--width", "6", "--epochs", "1", "--ratios", "0.5", "--splits", "1:0", "1:1", "--seeds", "1"]
     options += ["--batch-size", "128"]
     threads = torch.get_num_threads()
-    assert main(["sweep", "--out", str(folder), *options, "--threads", "1"]) == 0
+    assert main(["sweep", "--out", str(folder), *options, "--threads", "1", "--jobs", "2"]) == 0
     torch.set_num_threads(threads)
     return folder, sweep.read(folder), options
 
@@ -113,29 +114,15 @@ def test_a_sweep_runs_the_missing_searches(swept, monkeypatch, capsys):
     lines = text.splitlines(keepends=True)
     (folder / "sweep.csv").write_text("".join(lines[:1] + lines[2:]))  # removes the dense source
 
-    class Inline:
-        """Runs each submitted search at once and counts it."""
+    run, searches = sweep.completed, []
 
-        count = 0
+    def counted(function, tasks, **options):
+        searches.extend(tasks)
+        return run(function, tasks, **options | {"jobs": 1})
 
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, function, *arguments):
-            future = sweep.Future()
-            future.set_result(function(*arguments))
-            Inline.count += 1
-            return future
-
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(sweep, "completed", counted)
     assert main(["sweep", "--out", str(folder), *options, "--threads", "1"]) == 0
-    assert Inline.count == 1
+    assert [point.source for point in searches] == ["dense"]
     again = sweep.read(folder)
     for row in (*rows, *again):
         row.pop("seconds")
@@ -183,42 +170,31 @@ def test_a_plot_of_many_widths(tmp_path):
     assert b"width 10" in (tmp_path / "sweep.svg").read_bytes()
 
 
-def test_a_failed_search_ends_the_sweep_and_keeps_the_rows(tmp_path, monkeypatch):
-    """The first search fails while the second runs. The second's row is kept; no further search starts."""
-    started = []
+def test_rows_before_a_failed_search_are_kept(tmp_path, monkeypatch):
+    def completed(function, tasks, **options):
+        yield next(iter(tasks)), FOUND
+        raise ValueError("no memory")
 
-    class Pool:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, *_):
-            future = sweep.Future()
-            if len(started) < 2:
-                future.set_running_or_notify_cancel()
-            started.append(future)
-            return future
-
-    def as_completed(futures):
-        if not started[0].done():
-            started[0].set_exception(ValueError("no memory"))
-            yield started[0]
-        for future in futures:
-            future.set_result(FOUND)
-            yield future
-
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(sweep, "as_completed", as_completed)
+    monkeypatch.setattr(sweep, "completed", completed)
     monkeypatch.setattr(sweep, "_order", lambda _: 0)
     with pytest.raises(ValueError, match="no memory"):
         sweep.run(BASE, grid(), tmp_path)
-    assert [row["seed"] for row in sweep.read(tmp_path)] == [1]
-    assert all(future.cancelled() for future in started[2:])
+    assert [row["seed"] for row in sweep.read(tmp_path)] == [0]
+
+
+def test_a_signal_stops_a_sweep_after_its_search(tmp_path, monkeypatch):
+    done = []
+
+    def search(*_):
+        done.append(os.kill(os.getpid(), signal.SIGTERM) if len(done) == 2 else None)
+        return FOUND | {"prune": 0, "lock": 0}
+
+    monkeypatch.setattr(sweep, "_search", search)
+    points = grid().experiments(BASE)
+    with pytest.raises(Interrupted, match=f"stopped with {len(points) - 3} of {len(points)} searches left"):
+        sweep.run(BASE, grid(), tmp_path)
+    assert len(sweep.read(tmp_path)) == len(done) == 3
+    assert len(sweep.run(BASE, grid(), tmp_path)) == len(done) == len(points)
 
 
 @pytest.mark.parametrize("damage", ("", "a,b\n1,2\n", None), ids=("empty", "another table", "cut short"))

@@ -21,6 +21,7 @@ from . import backends
 from ._text import printable, shown
 from .experiments import models, sweep
 from .experiments.data import DATASETS, DEFAULTS, Dataset, is_function
+from .experiments.engines import ENGINES, load_joblib
 from .experiments.models import MODELS
 from .experiments.train import (
     Experiment,
@@ -377,16 +378,29 @@ def _add_sweep(commands) -> None:
     grid.add_argument("--widths", type=int, nargs="+", help="widths of the network (default: its own)")
     grid.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
     grid.add_argument("--keep", type=float, default=0.5, help="fraction of the free weights kept (default: 0.5)")
-    grid.add_argument(
-        "--jobs", type=int, default=1, help="number of concurrent searches, each in its own process (default: 1)"
+    where = parser.add_argument_group("where the searches run")
+    where.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="loky",
+        help="loky: processes of this machine; dask, ray: a cluster (default: loky)",
     )
-    _add_machine(grid)
+    where.add_argument(
+        "--jobs", type=int, help="number of concurrent searches (default: 1, or as many as the cluster has room for)"
+    )
+    where.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="address of dask's scheduler or of ray (default: that of the environment, or a cluster on this machine)",
+    )
+    _add_machine(where)
     _add_experiment(parser, leave_out=("seed", "prune", "lock", "sparsity"))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
-    sweep.load_matplotlib()  # a missing package raises here, before the searches
+    sweep.load_matplotlib()  # missing packages raise here, before the searches
+    load_joblib()
     if arguments.seeds < 1:
         raise ValueError(f"seeds={arguments.seeds}: expected at least 1")
     experiment, device = _experiment(arguments), _on_machine(arguments)
@@ -409,7 +423,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
             experiment,
             grid,
             arguments.out,
+            engine=arguments.engine,
             jobs=arguments.jobs,
+            cluster=arguments.cluster,
             threads=arguments.threads,
             device=device,
             on_row=on_row,

@@ -13,15 +13,10 @@ import io
 import itertools
 import json
 import math
-import signal
 import statistics
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +25,9 @@ import torch
 from .._text import shown
 from ..files import read_file, write_atomically
 from ..source import Freeze
-from .train import Experiment, find
-from .train.run_folder import held
+from .engines import completed
+from .train import Experiment, Interrupted, find
+from .train.run_folder import StopSignals, held
 
 Row = dict[str, Any]
 
@@ -121,7 +117,9 @@ def run(
     grid: Grid,
     folder: Path,
     *,
-    jobs: int = 1,
+    engine: str = "loky",
+    jobs: int | None = None,
+    cluster: str | None = None,
     threads: int | None = None,
     device: torch.device | str = "cpu",
     on_row: Callable[[int, int], None] | None = None,
@@ -132,70 +130,58 @@ def run(
         base: the settings that all searches share.
         grid: the settings in which they differ.
         folder: folder of the results, created if it does not exist; ``experiment.json`` in it holds the base.
-        jobs: number of concurrent processes.
-        threads: threads of each process. Default: this machine's threads divided by ``jobs``.
+        engine, jobs, cluster: where the searches run, and how many at a time: see `engines.completed`.
+        threads: threads of each search. Default: this machine's threads divided by ``jobs``; 1 on a cluster.
+        device: device of each search.
         on_row: called with the number of finished searches and of all searches.
 
     Returns:
         All rows of the folder, in the order of the grid.
 
     Raises:
-        ValueError: a folder with rows of another experiment or in which another sweep is running; a file as folder.
+        ValueError: a folder with rows of another experiment or in which another sweep is running; a file as folder; an
+            unknown engine; fewer than one job.
+        Interrupted: SIGINT or SIGTERM. Searches that run are finished before, and their rows are written.
+        RuntimeError: workers were killed several times in a row.
+        An error of a search, after those that run beside it are finished.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
     points = grid.experiments(base)
     _describe(folder, base, grid)
+    if threads is None:
+        threads = max(1, torch.get_num_threads() // (jobs or 1)) if engine == "loky" else 1
+    where = {"engine": engine, "jobs": jobs, "cluster": cluster, "threads": threads}
     with held("out", folder):
-        _fill(folder, points, jobs, threads or max(1, torch.get_num_threads() // jobs), str(device), on_row)
+        _fill(folder, points, where, str(device), on_row)
         return read(folder)
 
 
 def _fill(
     folder: Path,
     points: dict[Point, Experiment],
-    jobs: int,
-    threads: int,
+    where: dict[str, Any],
     device: str,
     on_row: Callable[[int, int], None] | None,
 ) -> None:
     """Runs the searches without a row in the folder."""
     rows = {_key(row): row for row in read(folder)} if (folder / "sweep.csv").exists() else {}
-    missing = {point: e for point, e in points.items() if point.key not in rows}
+    tasks = {p: (e.to_dict(), device, where["threads"]) for p, e in points.items() if p.key not in rows}
+    missing = len(tasks)
     report = on_row or (lambda done, total: None)
-    report(len(points) - len(missing), len(points))
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        with _ignored_interrupts():  # worker processes inherit this, so SIGINT stops this process only
-            waiting = {pool.submit(_search, e.to_dict(), device, threads): point for point, e in missing.items()}
-
-        def take(futures: Iterable[Future]) -> None:
-            for future in as_completed(futures):
-                point = waiting.pop(future)
-                rows[point.key] = {**asdict(point), **future.result()}
-                _write(folder, rows.values())
-                report(len(points) - len(waiting), len(points))
-
-        try:
-            take(list(waiting))
-        except (Exception, KeyboardInterrupt):  # starts no further search, and keeps the rows of running ones
-            take([future for future in waiting if not future.cancel()])
-            raise
-
-
-@contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    report(len(points) - missing, len(points))
+    with StopSignals() as stop:
+        for point, row in completed(_search, tasks, **where, stopped=lambda: stop.received > 0):
+            rows[point.key] = {**asdict(point), **row}
+            _write(folder, rows.values())
+            missing -= 1
+            report(len(points) - missing, len(points))
+    if missing:
+        raise Interrupted(f"stopped with {missing} of {len(points)} searches left")
 
 
 def _search(experiment: dict[str, Any], device: str, threads: int) -> Row:
-    """One search, in a process of its own."""
+    """One search, perhaps on another machine."""
     torch.set_num_threads(threads)
     experiment = Experiment.from_dict(experiment)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,182 @@
+"""What runs many independent tasks at a time: processes of this machine, or a cluster of dask or ray.
+
+===========  ===========================================================================================
+``loky``     processes of this machine, by joblib; one job runs in this process
+``dask``     a cluster of ``distributed``, by joblib
+``ray``      a cluster of ray, by its own tasks: its joblib backend gives no result before the last one
+===========  ===========================================================================================
+
+A task whose worker was killed runs again. dask and ray do so themselves, after which they give up.
+"""
+
+import itertools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+ENGINES = ("loky", "dask", "ray")
+
+Results = Iterator[tuple[Hashable, Any]]
+_LOSSES = 3  # workers killed one after the other, without a finished task, before loky's tasks are given up
+
+
+def completed(
+    function: Callable[..., Any],
+    tasks: Mapping[Hashable, tuple],
+    *,
+    engine: str = "loky",
+    jobs: int | None = None,
+    cluster: str | None = None,
+    threads: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Results:
+    """Calls ``function(*arguments)`` for each task and yields its key and result as soon as it is there.
+
+    Args:
+        function: a function of a module that the workers can import.
+        tasks: the arguments by key.
+        engine: one of `ENGINES`.
+        jobs: tasks at a time. Default None: 1 for loky, all that the cluster has room for otherwise.
+        cluster: address of dask's scheduler or of ray. Default None: that of the environment
+            (``DASK_SCHEDULER_ADDRESS``, ``RAY_ADDRESS``), otherwise a cluster on this machine, which is closed
+            afterwards.
+        threads: threads of a task, for ray's scheduler.
+        stopped: whether no further task is to start. Tasks that run are waited for.
+
+    Raises:
+        ValueError: an unknown engine, or a cluster for loky.
+        ModuleNotFoundError: the engine is not installed.
+        RuntimeError: workers were killed several times in a row.
+        The first error of a task: no further task starts, and the results of those that run are yielded before.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine}: expected one of {', '.join(ENGINES)}")
+    if engine == "loky" and cluster is not None:
+        raise ValueError(f"cluster={cluster}: expected engine=dask or engine=ray; loky runs on this machine")
+    errors: list[Exception] = []
+
+    def feed() -> Iterator[tuple[Hashable, tuple]]:
+        for key, arguments in tasks.items():
+            if errors or stopped():
+                return
+            yield key, arguments
+
+    run = _ray if engine == "ray" else _joblib
+    for key, result, error in run(function, feed, engine, jobs, cluster, threads):
+        if error is None:
+            yield key, result
+        else:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _attempt(
+    function: Callable[..., Any], caller: int, key: Hashable, arguments: tuple
+) -> tuple[Hashable, Any, Exception | None]:
+    """A call that returns its error instead of raising it, so that the tasks that run beside it are not lost.
+
+    Args:
+        caller: process that made the tasks.
+    """
+    if os.getpid() != caller and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the caller decides
+    try:
+        return key, function(*arguments), None
+    except Exception as error:
+        return key, None, error
+
+
+def _joblib(
+    function: Callable[..., Any],
+    feed: Callable[[], Iterator],
+    engine: str,
+    jobs: int | None,
+    cluster: str | None,
+    threads: int,
+) -> Iterator[tuple[Hashable, Any, Exception | None]]:
+    joblib = load_joblib()
+    done: set[Hashable] = set()
+    losses = 0
+    with _dask(jobs, cluster) if engine == "dask" else nullcontext():
+        config = {"backend": engine, "n_jobs": jobs or (-1 if engine == "dask" else 1)}
+        while True:
+            calls = (joblib.delayed(_attempt)(function, os.getpid(), *task) for task in feed() if task[0] not in done)
+            options = {"return_as": "generator_unordered", "pre_dispatch": "n_jobs", "batch_size": 1}
+            try:
+                with joblib.parallel_config(**config):
+                    for key, result, error in joblib.Parallel(**options)(calls):
+                        done.add(key)
+                        losses = 0
+                        yield key, result, error
+                return
+            except BrokenProcessPool:  # a worker was killed, and the tasks that ran beside it are lost as well
+                losses += 1
+                if losses == _LOSSES:
+                    raise RuntimeError(
+                        f"{losses} workers were killed, one after the other; expected enough memory for jobs={jobs}"
+                    ) from None
+
+
+@contextmanager
+def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
+    """Makes a cluster of dask the one that joblib uses."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('engine=dask is an extra: pip install "slt_kernels[dask]"') from None
+    with ExitStack() as stack:
+        cluster = cluster or dask.config.get("scheduler-address", None)
+        if cluster is None:  # a thread per worker: a search uses process-wide generators
+            cluster = stack.enter_context(
+                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
+            )
+        stack.enter_context(Client(cluster))
+        yield
+
+
+def _ray(
+    function: Callable[..., Any],
+    feed: Callable[[], Iterator],
+    engine: str,
+    jobs: int | None,
+    cluster: str | None,
+    threads: int,
+) -> Iterator[tuple[Hashable, Any, Exception | None]]:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('engine=ray is an extra: pip install "slt_kernels[ray]"') from None
+    with _connected(ray, cluster):
+        limit = jobs or max(1, int(ray.cluster_resources()["CPU"]) // threads)
+        call = ray.remote(num_cpus=threads, max_retries=3)(_attempt)
+        running: list = []
+        waiting = feed()
+        while True:
+            for task in itertools.islice(waiting, limit - len(running)):
+                running.append(call.remote(function, os.getpid(), *task))
+            if not running:
+                return
+            (ready,), running = ray.wait(running, num_returns=1)
+            yield ray.get(ready)
+
+
+def _connected(ray, cluster: str | None) -> AbstractContextManager:
+    if ray.is_initialized():
+        return nullcontext()
+    return ray.init(cluster, include_dashboard=None if cluster else False, log_to_driver=False)
+
+
+def load_joblib():
+    """joblib; ModuleNotFoundError names the extra."""
+    try:
+        import joblib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('sweeps run with joblib: pip install "slt_kernels[demo]"') from None
+    return joblib
