@@ -116,6 +116,20 @@ def test_training_batches(count, batch_size, ranks, epoch, start):
     assert numbers(each[-1], epoch, start) == numbers(each[-1], epoch)[start:]
 
 
+@pytest.mark.parametrize("ranks", (1, 2))
+def test_repeats_are_other_versions_of_fewer_examples(ranks):
+    """Version v of an epoch of r versions is augmented as epoch ``r * epoch + v``."""
+    each = [Loader(Numbers(20), 6, seed=3, training=True, repeats=3, rank=r, ranks=ranks) for r in range(ranks)]
+    found = []
+    for batches in zip(*(loader.epoch(2) for loader in each), strict=True):
+        shares = [batch.inputs[0].tolist() for batch in batches]
+        assert all(batch.targets.tolist() == [x % 1000 for x in batch.inputs[0].tolist()] for batch in batches)
+        found += [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
+    indices = order(20, 3, 2)[:7].tolist()
+    assert found == [1000 * (6 + version) + i for i in indices for version in range(3)][:20]
+    assert numbers(each[0], 2, 1) == numbers(each[0], 2)[1:]
+
+
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5))
 def test_evaluation_has_each_example_once(count, batch_size, ranks):
     each = [Loader(Numbers(count), batch_size, rank=r, ranks=ranks) for r in range(ranks)]

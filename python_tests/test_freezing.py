@@ -222,3 +222,15 @@ def test_what_is_no_density_and_no_shape(spread):
     for shape in ((0, 3), (3, -1), (2.0, 3), ("3",)):
         with pytest.raises(ValueError, match=r"shapes\[1\]=.*: expected an integer"):
             spread([(2, 2), shape], 0.5)
+
+
+def test_locked_weights_can_have_a_spread_of_their_own():
+    """``r_l = dist(r)``: what the paper's code calls density_distribution."""
+    freeze = Freeze(0.3, 0.2)
+    for name in ("erk", "epl", "igq"):
+        layers = spread_freeze(freeze, CONV6, name, "locked")
+        assert [f.lock for f in layers] == pytest.approx(SPREADS[name](CONV6, 0.2))
+        assert [f.prune for f in layers] == pytest.approx([f.prune for f in spread_freeze(freeze, CONV6, name)])
+        assert sum(f.lock * n for f, n in zip(layers, NUMELS, strict=True)) == pytest.approx(0.2 * sum(NUMELS))
+    with pytest.raises(ValueError, match="lock_spread='both': expected one of frozen, locked"):
+        spread_freeze(freeze, CONV6, "erk", "both")

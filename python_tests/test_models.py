@@ -26,8 +26,10 @@ def tiny(name: str, **supermask) -> tuple[nn.Module, tuple[torch.Tensor, ...], t
     kind, options = MODELS[name].kind, {"width": 4}
     if kind == "images":
         options |= {"channels": 2, "classes": 5}
-        if name.startswith("conv") and name != "convnet":
+        if (name.startswith("conv") and name != "convnet") or name == "lenet_300_100":
             options["size"] = 16
+        if name == "lenet_300_100":
+            options["width"] = 24
         if "vit" in name:
             options |= {"width": 16, "head_width": 8, "depth": 2, "size": 16, "patch": 8}
         inputs, targets = (torch.randn(3, 2, 16, 16),), torch.tensor([0, 4, 2])
@@ -168,6 +170,8 @@ def test_tickets(name, tmp_path):
         ("resnet50", {}, 25_502_912),
         ("resnet101", {}, 44_549_160 - 1000 - 105_344),  # parameters of torchvision without biases and BatchNorm
         ("wide_resnet50_2", {}, 68_814_016),
+        ("wide_resnet101_2", {}, 126_886_696 - 1000 - 2 * 68_928),
+        ("lenet_300_100", {}, 784 * 300 + 300 * 100 + 100 * 10),
         ("gin", {"features": 128, "classes": 40}, 128 * 386 + 2 * 386 * 386 + 2 * 386 * 40),
         ("vit_tiny", {}, 3 * 256 * 192 + 196 * 192 + 12 * 12 * 192**2 + 192 * 1000),
         ("vit_base", {"classes": 10}, 3 * 256 * 768 + 196 * 768 + 12 * 12 * 768**2 + 768 * 10),
@@ -212,6 +216,33 @@ def test_layers_without_bias_and_batch_norm_without_affine():
             assert not isinstance(module, nn.BatchNorm2d) or name.startswith("conv") is (name == "convnet")
 
 
+@pytest.mark.parametrize("name", ("convnet", "cifar_resnet18", "resnet50", "gin"))
+def test_affine_batch_norm_is_learned(name):
+    options = {"features": 6, "classes": 5} if name == "gin" else {}
+    model = build(name, supermask=FROZEN | {"strict": True}, width=4, affine=True, **options)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert norms
+    assert all(m.weight.requires_grad and m.weight.eq(1).all() and m.bias.eq(0).all() for m in norms)
+
+
+def test_layers_can_be_excluded_by_place_and_by_name():
+    for name, exclude, dense in (
+        ("convnet", ("first", "last"), ["0", "15"]),
+        ("convnet", ("3",), ["3"]),
+        ("gpt_mini", ("first",), ["words"]),
+        ("lenet_300_100", ("last",), ["5"]),
+    ):
+        model, *_ = tiny(name, **FROZEN, exclude=exclude)
+        kept = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)]
+        assert kept == dense
+        assert all(model.get_submodule(n).weight.requires_grad for n in kept)
+        assert all(0 < model.get_submodule(n).weight.std() < 2 for n in kept)
+    with pytest.raises(ValueError, match="exclude=\\['none'\\]: expected names of modules"):
+        tiny("convnet", **FROZEN, exclude=("none",))
+    with pytest.raises(TypeError, match="exclude='last': expected a collection"):
+        tiny("convnet", **FROZEN, exclude="last")
+
+
 # Building
 
 
@@ -234,7 +265,7 @@ def test_build_takes_dimensions_of_the_data(tmp_path):
 @pytest.mark.parametrize(
     "name,options,message",
     (
-        ("resnet", {}, "model='resnet': expected one of convnet, conv2"),
+        ("resnet", {}, "model='resnet': expected one of convnet, lenet_300_100"),
         ("conv6", {"widht": 4}, "widht=4: conv6 has only depth, classes, width, channels, size"),
         ("conv6", {"width": 0}, "width=0: expected an integer from 1 to"),
         ("conv6", {"classes": 2.5}, r"classes=2\.5: expected an integer from 1 to"),
@@ -247,7 +278,11 @@ def test_build_takes_dimensions_of_the_data(tmp_path):
         ("vit_tiny", {"size": 30}, "patch=16: expected a divisor of size=30"),
         ("vit_tiny", {"width": 100}, "width=100: expected a positive multiple of head_width=64"),
         ("gin", {"data": "digits"}, "model='gin': expected data of kind nodes, got images"),
-        ("conv6", {"supermask": {"fre": 1}}, "supermask: fre=1: convert has only freeze, sparsity, spread, weight"),
+        (
+            "conv6",
+            {"supermask": {"fre": 1}},
+            "supermask: fre=1: convert has only freeze, sparsity, spread, lock_spread",
+        ),
         ("conv6", {"supermask": {"spread": "none"}}, "spread='none': expected one of uniform"),
     ),
 )
@@ -286,6 +321,23 @@ def test_gin_is_its_definition(nodes, edges, depth):
     expected = (h[-2] @ model.head.weight.T + h[-1]) / 2
     y = model(features, neighbours_mean(pairs, nodes).double())
     assert torch.allclose(y, expected, rtol=0, atol=1e-10)
+
+
+def test_options_of_gin():
+    features, mean = torch.randn(9, 6), neighbours_mean(torch.tensor([[0, 1], [1, 2]]), 9)
+    plain = build("gin", features=6, classes=3, width=4, norm=False)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in plain.modules())
+    assert torch.isfinite(plain(features, mean)).all()
+    biased = build("gin", features=6, classes=3, width=4, bias=True, supermask=FROZEN)
+    assert {n for n, _ in biased.named_parameters() if n.endswith("bias")} == {f"{n}.bias" for n in layers_of(biased)}
+    dropping = build("gin", features=6, classes=3, width=50, dropout=0.5).train()
+    seen = []
+    dropping.dropout.register_forward_hook(lambda m, args, y: seen.append((args[0] > 0, y)))
+    dropping(features, mean)
+    dropped = torch.cat([y[positive] == 0 for positive, y in seen]).float().mean().item()
+    assert len(seen) == 4 and dropped == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ValueError, match=r"dropout=1\.0: expected a probability in"):
+        build("gin", features=6, classes=3, dropout=1.0)
 
 
 # Transformers

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -36,6 +37,11 @@ search:
   ema: 0.999
   pick: best
   workers: 4
+  min_lr: 1e-6
+  warmup_lr: 1e-5
+  cutmix: 1
+  repeats: 3
+  test_each_epoch: true
 """
 
 
@@ -49,6 +55,7 @@ def test_yaml(tmp_path):
     assert experiment.source == SourceNetwork(0.3, 0.2, "erk", "normal", None, True)
     search = experiment.search
     assert (search.lr, search.weight_decay, search.clip) == (1e-3, 5e-4, 1.0)  # YAML 1.1 reads 1e-3 as text
+    assert (search.min_lr, search.warmup_lr, search.cutmix, search.repeats) == (1e-6, 1e-5, 1.0, 3)
     assert (search.milestones, search.amp, search.warmup_epochs) == ((30, 60), "bf16", 5)
     file.write_text("")
     assert Experiment.load(file) == Experiment()
@@ -83,6 +90,12 @@ def test_settings_survive_json():
         ({"search": {"lr": 10**400}}, "expected a number"),
         ({"search": {"sparsity": float("nan")}}, "sparsity=nan: expected 0 to 1"),
         ({"source": {"lock": float("nan")}}, "lock=nan: expected 0 to 1"),
+        ({"search": {"nesterov": True, "momentum": 0}}, "nesterov=True: expected sgd with momentum, got sgd, 0"),
+        ({"search": {"nesterov": True, "optimizer": "adam"}}, "nesterov=True: expected sgd with momentum, got adam"),
+        ({"search": {"min_lr": 0.2}}, "min_lr=0.2: expected at most lr=0.1"),
+        ({"search": {"warmup_lr": 0.2}}, "warmup_lr=0.2: expected at most lr=0.1"),
+        ({"source": {"exclude": "last"}}, "source.exclude='last': expected a list of names"),
+        ({"source": {"lock_spread": "both"}}, "lock_spread='both': expected one of frozen, locked"),
         ({"seed": -1}, "seed=-1: expected 0 to 18446744073709551615"),
         ({"source": {"prune": 0.8, "lock": 0.8}}, "prune=0.8 + lock=0.8"),
         ({"model": "convent"}, "model.name='convent': unknown"),
@@ -146,6 +159,25 @@ def test_options_have_the_builder_s_types():
 def test_identity_ignores_workers():
     assert Experiment(search=Search(workers=3)).identity == Experiment().identity
     assert Experiment(search=Search(epochs=3)).identity != Experiment().identity
+
+
+def test_settings_newer_than_a_checkpoint_are_in_it_only_if_they_are_used():
+    """So that a search and a sweep of an older version continue."""
+    assert "cutmix" not in Experiment().identity["search"]
+    assert "exclude" not in Experiment().network["source"]
+    changed = Experiment(search=Search(cutmix=1.0), source=SourceNetwork(exclude=("last",)))
+    assert (changed.identity["search"]["cutmix"], changed.network["source"]["exclude"]) == (1.0, ["last"])
+    assert Experiment.from_dict(changed.identity | {"seed": 0}) == changed
+
+
+def test_the_learning_rate_of_a_warmup_and_of_cosine():
+    """The formulas of timm's CosineLRScheduler with ``warmup_prefix``, over the epochs after the warmup."""
+    search = Search(lr=0.1, epochs=10, warmup_epochs=4, warmup_lr=0.02, min_lr=0.01)
+    rates = [search.rate(epoch) for epoch in range(10)]
+    assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    expected = [0.01 + 0.09 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)]
+    assert rates[4:] == pytest.approx(expected)
+    assert Search(lr=0.1, epochs=10, warmup_epochs=4).rate(0) == pytest.approx(0.02)
 
 
 def test_override():

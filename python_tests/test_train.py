@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import io
+import math
 import os
 import shutil
 import signal
@@ -11,18 +12,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from slt_kernels import EdgePopup, Freeze, load_ticket, models, save_ticket
+from slt_kernels import EdgePopup, Freeze, TicketError, load_ticket, models, save_ticket, ticket_info
 from slt_kernels.cli import main
 from slt_kernels.data import Dataset, digits
 from slt_kernels.experiments.data.images import Images
+from slt_kernels.experiments.train.loop import mixed
 from slt_kernels.files import write_atomically
-from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, find, search
+from slt_kernels.train import Experiment, Interrupted, Run, Search, accuracy, build, find, search
 
 SOURCE = {"freeze": Freeze(0.6, 0.1), "sparsity": None, "scale": "dynamic"}
 
@@ -126,6 +129,7 @@ CASES = {
     "all at once": HARD | {"pick": "best", "warmup_epochs": 1},
     "fp16": {"amp": "fp16", "optimizer": "adamw"},
     "bernoulli": {"algorithm": "bernoulli", "lr": 5.0, "ema": 0.5},
+    "cutmix": {"cutmix": 1.0, "mixup": 0.4, "repeats": 3, "nesterov": True, "test_each_epoch": True},
 }
 
 
@@ -554,6 +558,106 @@ def test_mixup_mixes_inputs_and_targets(data):
     assert not same_state(plain, mixed)
     with pytest.raises(ValueError, match=r"mixup=1\.0: expected 0 for nodes"):
         search(network(), data._replace(kind="nodes"), settings(mixup=1.0))
+
+
+@pytest.mark.parametrize("size", (7, 8))
+def test_cutmix_pastes_a_rectangle_and_weighs_its_area(size):
+    """The targets' weight is the fraction of the pixels that an image keeps."""
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, size, size)
+    random = np.random.default_rng(0)
+    weights = []
+    for _ in range(30):
+        result, kept = mixed(images, Search(cutmix=1.0), random)
+        own = result == images
+        assert torch.equal(result[~own], images.flip(0)[~own])
+        assert own.float().mean((1, 2, 3)).tolist() == pytest.approx([kept] * 4)
+        pasted = (~own[0, 0]).nonzero()
+        assert len(pasted) == math.prod((pasted.amax(0) - pasted.amin(0) + 1).tolist()) if len(pasted) else True
+        weights.append(kept)
+    assert min(weights) < 0.5 and max(weights) > 0.9
+
+
+def test_mixup_and_cutmix_take_turns():
+    images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    random = np.random.default_rng(0)
+    for switch, expected in ((0.0, 0), (0.5, 50), (1.0, 100)):
+        settings = Search(mixup=1.0, cutmix=1.0, switch=switch)
+        cut = sum(set(mixed(images, settings, random)[0].unique().tolist()) <= {0.0, 1.0} for _ in range(100))
+        assert cut == pytest.approx(expected, abs=15 if 0 < switch < 1 else 0)
+
+
+def test_scores_of_trunc_normal_have_one_standard_deviation(data):
+    model = network(width=16)
+    search(model, data, settings(scores="trunc_normal", lr=0.0, weight_decay=0.0, epochs=1))
+    for layer in layers_of(model)[1:4]:
+        assert layer.scores.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_adam_decays_scores_through_the_gradient(data):
+    a, b = (found(data, optimizer=name, lr=0.01, weight_decay=0.5)[0] for name in ("adam", "adamw"))
+    assert not torch.equal(layers_of(a)[0].scores, layers_of(b)[0].scores)
+
+
+def test_the_test_accuracy_of_each_epoch_is_logged(data, tmp_path):
+    model = network()
+    rows = search(model, data, settings(test_each_epoch=True), run=Run(tmp_path, {}))
+    assert rows[-1]["test"] == accuracy(model, data.test)
+    assert (tmp_path / "log.csv").read_text().splitlines()[0].endswith("kept,test")
+
+
+def test_checkpoints_of_some_epochs_are_kept(data, tmp_path):
+    """A search continues from one that is copied to last.pt."""
+    first, second = network(), network()
+    rows = search(first, data, settings(epochs=4), run=Run(tmp_path, {}, keep_every=2))
+    assert {path.name for path in tmp_path.glob("epoch_*")} == {"epoch_2.pt", "epoch_4.pt"}
+    shutil.copy(tmp_path / "epoch_2.pt", tmp_path / "last.pt")
+    assert search(second, data, settings(epochs=4), run=Run(tmp_path, {})) == rows
+    assert same_state(first, second)
+
+
+# Dense weights
+
+
+DENSE = Experiment(model={"name": "convnet", "width": 4}, search=Search(algorithm="dense", epochs=1, batch_size=128))
+
+
+def test_dense_training_starts_from_the_random_network(data):
+    """With the same weights as the network of supermask layers without freezing, and all of them kept."""
+    model = build(DENSE, data)
+    source = models.build("convnet", width=4, supermask={"sparsity": 0.0, "seed": DENSE.seed})
+    assert {type(m) for m in model.modules() if hasattr(m, "weight")} <= {nn.Conv2d, nn.Linear, nn.BatchNorm2d}
+    images = data.test.images[:8]
+    torch.testing.assert_close(model.eval()(images), source.eval()(images))
+
+
+@pytest.mark.parametrize("ema", (0.0, 0.9))
+def test_dense_weights_are_trained(ema, data, tmp_path):
+    model = build(DENSE, data)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = search(model, data, settings(algorithm="dense", ema=ema, pick="best"), run=Run(tmp_path, {}))
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert [row["kept"] for row in rows] == [1.0, 1.0]
+    again = build(DENSE, data)
+    assert search(again, data, settings(algorithm="dense", ema=ema, pick="best"), run=Run(tmp_path, {})) == rows
+    assert same_state(again, model)
+
+
+def test_a_dense_network_is_written_and_reloaded(tmp_path):
+    report = find(DENSE, tmp_path / "net.safetensors", torch.device("cpu"))
+    assert report["test_accuracy"] == report["reloaded_accuracy"]
+    assert (report["free_bits"], report["mask_bytes"], report["kept"]) == (0, 0, report["weights"])
+    assert report["ticket_bytes"] == (tmp_path / "net.safetensors").stat().st_size > 4 * report["weights"]
+    with pytest.raises(TicketError, match="not a ticket"):
+        ticket_info(tmp_path / "net.safetensors")
+
+
+def test_an_excluded_layer_is_trained_and_in_the_ticket(tmp_path):
+    experiment = DENSE.override({"search.algorithm": "edge_popup", "source.exclude": ["last"]})
+    report = find(experiment, tmp_path / "net.slt", torch.device("cpu"))
+    assert report["test_accuracy"] == report["reloaded_accuracy"]
+    info = ticket_info(tmp_path / "net.slt")
+    assert "15" not in {layer.name for layer in info.layers}
+    assert ("15.weight", "float32") in {(t.name, t.dtype) for t in info.tensors}
 
 
 @pytest.mark.parametrize("amp", (None, "bf16", "fp16"))

@@ -176,7 +176,8 @@ def _add_setting(group, section: str, f: dataclasses.Field, hint: Any) -> None:
     if hint is bool:
         options["action"] = "store_true"
     elif typing.get_origin(hint) is tuple:
-        options |= {"type": typing.get_args(hint)[0], "nargs": "+", "metavar": "N"}
+        kind = typing.get_args(hint)[0]
+        options |= {"type": kind, "nargs": "+", "metavar": "NAME" if kind is str else "N"}
     elif f.metadata["choices"]:
         options["choices"] = [c or "none" for c in f.metadata["choices"]]
     else:
@@ -305,6 +306,7 @@ def _add_find(commands) -> None:
         "--folder", type=Path, help="folder for checkpoints and logs; a stopped search continues from them"
     )
     run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: one epoch)")
+    run.add_argument("--keep-every", type=int, default=0, help="epochs between kept checkpoints (default: none)")
     run.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     _add_machine(run)
     _add_experiment(parser)
@@ -314,15 +316,16 @@ def _find(arguments: argparse.Namespace) -> None:
     rich = _rich()
     experiment = _experiment(arguments)
     _check_written(arguments, experiment, "out", "json")
-    if arguments.folder is None and (arguments.save_every or arguments.tensorboard):
-        given = "--save-every" if arguments.save_every else "--tensorboard"
+    needs_folder = {name: getattr(arguments, name) for name in ("save_every", "keep_every", "tensorboard")}
+    if arguments.folder is None and any(needs_folder.values()):
+        given = next(f"--{name.replace('_', '-')}" for name, value in needs_folder.items() if value)
         raise ValueError(f"{given}: expected --folder too, the folder of the checkpoints and logs")
     epochs = experiment.search.epochs
     with processes.joined(_on_machine(arguments)) as device:
         first = processes.rank() == 0
         run = None
         if arguments.folder is not None:
-            run = Run(arguments.folder, experiment.identity, arguments.save_every, arguments.tensorboard)
+            run = Run(arguments.folder, experiment.identity, **needs_folder)
         with _Progress(rich, shown=first) as progress:
 
             def on_step(epoch: int, step: int, steps: int) -> None:

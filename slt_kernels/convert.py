@@ -197,6 +197,7 @@ def convert(
     sparsity: float | None = 0.5,
     *,
     spread: str = "uniform",
+    lock_spread: str = "frozen",
     weight: str = "signed_constant",
     scale: str | None = None,
     gain: float = math.sqrt(2),
@@ -229,6 +230,7 @@ def convert(
         sparsity: of each layer used alone, see `SupermaskLinear`. Use None if an `EdgePopup` with the global scope
             makes the masks, because a spread may prune more than ``sparsity`` in some layers.
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
+        lock_spread: "frozen" (default) or "locked": see `freezing.LOCK_SPREADS`.
         weight, scale, gain, seed, compact: as in `SupermaskLinear`. Embeddings have no gain; their std is 1.
         exclude: names as in ``model.named_modules()``. Each excludes that module and all inside it, wherever they
             occur. Also names of dense weights, as in ``model.named_parameters()``. There is no warning for either.
@@ -295,7 +297,7 @@ def convert(
     shapes = [tuple(m.weight.shape) for m in originals]
     if not isinstance(freeze, Freeze | Sequence) or isinstance(freeze, str):
         raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock), or a list of them, one per layer")
-    freezes = spread_freeze(freeze, shapes, spread) if isinstance(freeze, Freeze) else list(freeze)
+    freezes = spread_freeze(freeze, shapes, spread, lock_spread) if isinstance(freeze, Freeze) else list(freeze)
     if len(freezes) != len(originals):
         raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(originals)} layers")
 

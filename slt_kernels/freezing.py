@@ -5,6 +5,9 @@ follow Otsuka et al. (2024). With p pruned and r locked in the whole network, ``
 ``p_l = 1 - dist(1 - p)``, and ``r_l = frozen_l - p_l``. So the ratio of pruned to locked differs between layers.
 
 Every spread takes the shapes of the weights and a density in [0, 1], and raises ValueError for other values.
+
+The paper's code has another way to spread locked weights, ``density_distribution``: ``r_l = dist(r)``, with the same
+``p_l``. A layer then has as many locked weights as a network of density r, whatever is pruned.
 """
 
 import math
@@ -60,21 +63,34 @@ SPREADS: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
 }
 
 
-def spread_freeze(freeze: Freeze, shapes: Sequence[Shape], spread: str = "uniform") -> list[Freeze]:
+LOCK_SPREADS = ("frozen", "locked")
+"""What the locked weights follow: the spread of the frozen weights, or a spread of their own. The paper's code calls
+these ``sparsity_distribution`` and ``density_distribution``."""
+
+
+def spread_freeze(
+    freeze: Freeze, shapes: Sequence[Shape], spread: str = "uniform", lock_spread: str = "frozen"
+) -> list[Freeze]:
     """The prune and lock fractions of each layer, such that the whole network has those of ``freeze``.
 
     Args:
         freeze: fractions of all weights together.
         shapes: of the weights, ``[out, in]`` or ``[out, in / groups, kh, kw]``.
         spread: "uniform" (default), "erk", "epl" or "igq".
+        lock_spread: "frozen" (default) or "locked"; see `LOCK_SPREADS`.
 
     Raises:
         ValueError: an unknown spread; a size in a shape that is below 1 or not an integer.
     """
     if spread not in SPREADS:
         raise ValueError(f"spread={spread!r}: expected one of {', '.join(SPREADS)}")
+    if lock_spread not in LOCK_SPREADS:
+        raise ValueError(f"lock_spread={lock_spread!r}: expected one of {', '.join(LOCK_SPREADS)}")
     stay = SPREADS[spread]
     not_pruned = stay(shapes, 1 - freeze.prune)
+    if lock_spread == "locked":  # at most what is not pruned: no layer loses when more stays
+        locked = stay(shapes, freeze.lock)
+        return [Freeze.of_layer(_clamped(1 - a), _clamped(min(a, b))) for a, b in zip(not_pruned, locked, strict=True)]
     not_frozen = stay(shapes, max(0.0, 1 - freeze.prune - freeze.lock))
     return [Freeze.of_layer(_clamped(1 - a), _clamped(a - b)) for a, b in zip(not_pruned, not_frozen, strict=True)]
 

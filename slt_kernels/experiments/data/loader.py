@@ -39,6 +39,9 @@ class Loader:
             ranks is dropped. Default False: in order, not augmented, each example on exactly one rank.
         rank, ranks: this process takes every ``ranks``-th example of a batch, starting at ``rank``. Default 0 of 1.
         workers: processes that read and augment. Default 0 reads in this process, which suits data in memory.
+        repeats: in training, differently augmented versions of each example that follow each other (repeated
+            augmentation, Hoffer et al., 2020). An epoch keeps its number of examples, so it has fewer different ones:
+            the first ``1 / repeats`` of its order. Default 1.
 
     Raises:
         ValueError: a value that is not an integer or is out of range; in training, an empty part or a batch with fewer
@@ -55,11 +58,13 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         workers: int = 0,
+        repeats: int = 1,
     ) -> None:
         batch_size = integer("batch_size", batch_size, 1, MAX_ROWS)
         ranks = integer("ranks", ranks, 1, MAX_ROWS)
         rank = integer("rank", rank, 0, ranks - 1)
         workers = integer("workers", workers, 0, MAX_ROWS)
+        self.repeats = integer("repeats", repeats, 1, MAX_ROWS)
         if training and min(batch_size, len(part)) < ranks:
             raise ValueError(f"batch_size={batch_size} of {len(part)} examples: expected one for each of {ranks} ranks")
         self.part = part
@@ -92,9 +97,19 @@ class Loader:
         """The batches of an epoch from step ``start`` on. A loader with workers runs one epoch at a time."""
         count = len(self.part)
         numbers = order(count, self.seed, epoch) if self.training else torch.arange(count)
+        versions = torch.zeros_like(numbers)
+        if self.training and self.repeats > 1:
+            numbers = numbers.repeat_interleave(self.repeats)[:count]
+            versions = torch.arange(count) % self.repeats
         batches = numbers.split(self.batch_size)[start : self.steps]
         shares = [batch[self.rank :: self.ranks] for batch in batches]
-        tasks = [_Task(share.tolist(), epoch if self.training else None) for share in shares]
+        of_batches = versions.split(self.batch_size)[start : self.steps]
+        tasks = [
+            _Task(share.tolist(), version[self.rank :: self.ranks].tolist(), epoch * self.repeats)
+            if self.training
+            else _Task(share.tolist(), [0] * len(share), None)
+            for share, version in zip(shares, of_batches, strict=True)
+        ]
         if self._workers is None:
             loaded = map(self._batches.__getitem__, tasks)
         else:
@@ -109,7 +124,8 @@ class Loader:
 
 class _Task(NamedTuple):
     indices: list[int]
-    epoch: int | None
+    versions: list[int]  # of the augmentation of each
+    epoch: int | None  # of version 0; version v is augmented as in epoch + v
 
 
 class _Batches:
@@ -123,6 +139,18 @@ class _Batches:
 
     def __getitem__(self, task: _Task) -> tuple[tuple[Tensor, ...], Tensor] | Exception:
         try:
-            return self.part.batch(torch.tensor(task.indices), task.epoch)
+            indices = torch.tensor(task.indices)
+            if not any(task.versions):
+                return self.part.batch(indices, task.epoch)
+            return self._versions(indices, torch.tensor(task.versions), task.epoch)
         except (ValueError, OSError) as error:
             return error
+
+    def _versions(self, indices: Tensor, versions: Tensor, epoch: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """A batch of several versions of examples: read version by version, and put back in order."""
+        places = [(versions == version).nonzero()[:, 0] for version in versions.unique()]
+        read = [self.part.batch(indices[at], epoch + int(versions[at[0]])) for at in places]
+        back = torch.cat(places).argsort()
+        inputs = zip(*(inputs for inputs, _ in read), strict=True)
+        back = back.to(read[0][1].device)
+        return tuple(torch.cat(parts)[back] for parts in inputs), torch.cat([targets for _, targets in read])[back]

@@ -1,7 +1,7 @@
 """Networks by name; `build` makes one, dense or with supermask layers."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from .conv_n import conv_n
 from .convnet import convnet
 from .gin import GIN
 from .gpt import GPT
+from .lenet import lenet
 from .resnet import resnet
 from .vit import ViT
 
@@ -36,10 +37,12 @@ _IMAGENET = {"imagenet": True, "classes": 1000}
 
 MODELS: dict[str, Architecture] = {
     "convnet": _images(convnet),
+    "lenet_300_100": _images(lenet),
     **{f"conv{depth}": _images(conv_n, depth=depth) for depth in (2, 4, 6, 8)},
     **{f"cifar_resnet{depth}": _images(resnet, depth=depth) for depth in (18, 34)},
     **{f"resnet{depth}": _images(resnet, depth=depth, **_IMAGENET) for depth in (18, 34, 50, 101)},
     "wide_resnet50_2": _images(resnet, depth=50, bottleneck_width=2, **_IMAGENET),
+    "wide_resnet101_2": _images(resnet, depth=101, bottleneck_width=2, **_IMAGENET),
     "vit_tiny": _images(ViT, width=192, **_VIT_IMAGENET),
     "vit_small": _images(ViT, width=384, **_VIT_IMAGENET),
     "vit_base": _images(ViT, width=768, **_VIT_IMAGENET),
@@ -64,8 +67,9 @@ def build(
     Args:
         name: one of `MODELS`.
         data: a data set, whose `Dataset.dimensions` (classes, channels and so on) become arguments of the builder.
-        supermask: arguments of `convert`, for a network of supermask layers. No dense weight is allocated. Default
-            None, a dense network.
+        supermask: arguments of `convert`, for a network of supermask layers. No dense weight is allocated, except for
+            layers in ``exclude``, in which "first" and "last" stand for the first and the last layer with a weight.
+            Default None, a dense network.
         device: the device of the network. Default: PyTorch's default device.
         options: arguments of the builder; they override those of ``data`` and of the name.
 
@@ -105,12 +109,15 @@ def build(
     if unknown:
         raise ValueError(f"supermask: {unknown[0]}={shown(supermask[unknown[0]])}: convert has only {', '.join(known)}")
 
+    supermask = None if supermask is None else dict(supermask)
     device = torch.get_default_device() if device is None else torch.device(device)
     if supermask is None:
         with device:
             return builder(**options)
     with torch.device("meta"):
-        network = convert(builder(**options), **supermask)
+        network = builder(**options)
+        exclude = _excluded(network, supermask.pop("exclude", ()))
+        network = convert(network, exclude=exclude, **supermask)
     network.to_empty(device=device)
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
@@ -118,4 +125,13 @@ def build(
     return network
 
 
-__all__ = ["GIN", "GPT", "MODELS", "Architecture", "ViT", "build", "conv_n", "convnet", "resnet"]
+def _excluded(network: nn.Module, names: Collection[str]) -> Collection[str]:
+    """The argument ``exclude`` of `convert`, with names in place of "first" and "last"."""
+    if isinstance(names, str):
+        return names  # `convert` refuses it
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)]
+    known = {"first": layers[0], "last": layers[-1]}
+    return {known.get(name, name) for name in names}
+
+
+__all__ = ["GIN", "GPT", "MODELS", "Architecture", "ViT", "build", "conv_n", "convnet", "lenet", "resnet"]

@@ -8,7 +8,8 @@ import torch
 
 from ..._text import shown
 
-_STATE = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+_STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}
 
 
 def check(
@@ -19,6 +20,7 @@ def check(
     optimizer: torch.optim.Optimizer,
     rates: Sequence[float],
     steps: int,
+    tested: bool,
 ) -> None:
     """Checks the checkpoints of a search completely before anything is loaded.
 
@@ -31,6 +33,7 @@ def check(
         optimizer: the optimizer of the search.
         rates: the learning rate of each epoch.
         steps: steps in an epoch.
+        tested: whether rows have a test accuracy.
 
     Raises:
         ValueError: another structure, type, shape or dtype; a number or a score that is not finite; impossible
@@ -43,7 +46,7 @@ def check(
         raise ValueError(f"epoch={epoch}, step={step}, taken={taken}: expected {len(rates)} epochs of {steps} steps")
     if last["draws"] is not None and last["draws"] < 0:
         raise ValueError(f"draws={last['draws']}: expected at least 0")
-    _check_rows(last.get("rows"), rates[:epoch], steps)
+    _check_rows(last.get("rows"), rates[:epoch], steps, tested)
     _check_state(last.get("model"), here["model"], "model")
     if here["average"] is not None:
         _check_state(last.get("average"), here["average"], "average")
@@ -55,8 +58,8 @@ def check(
             raise ValueError("best.model: expected the tensors of last.pt's model")
 
 
-def _check_rows(rows: Any, rates: Sequence[float], steps: int) -> None:
-    measured = dict.fromkeys(("loss", "validation", "kept"), 0.0)
+def _check_rows(rows: Any, rates: Sequence[float], steps: int, tested: bool) -> None:
+    measured = dict.fromkeys(("loss", "validation", "kept", *(["test"] if tested else [])), 0.0)
     expected = [{"epoch": i + 1, "step": (i + 1) * steps, "lr": rate} | measured for i, rate in enumerate(rates)]
     _check_like(rows, expected, "rows")
     for row, known in zip(rows, expected, strict=True):

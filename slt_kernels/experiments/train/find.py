@@ -1,14 +1,19 @@
 """An experiment from its settings to a ticket, which is verified by reloading it."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ... import backends
+from ...files import write_atomically
+from ...nn import SupermaskLayer
+from ...source import Freeze
 from ...tickets import entropy_coder, load_ticket, save_ticket
 from .. import data, models
 from ..data import Dataset
@@ -24,10 +29,27 @@ def load_data(experiment: Experiment) -> Dataset:
 
 
 def build(experiment: Experiment, dataset: Dataset, device: torch.device | str = "cpu") -> nn.Module:
-    """The experiment's random network of supermask layers for a data set; the same in every process."""
+    """The experiment's random network of supermask layers for a data set; the same in every process.
+
+    With ``algorithm: dense`` it is a network of PyTorch's layers, whose weights begin as those of the unfrozen random
+    network.
+    """
     torch.manual_seed(experiment.seed % 2**63)  # for parameters that are not masked, such as biases
-    model = models.build(**experiment.model, data=dataset, supermask=experiment.source.supermask(experiment.seed))
-    return model.to(device)
+    dense = experiment.search.algorithm == "dense"
+    supermask = experiment.source.supermask(experiment.seed)
+    if dense:
+        supermask |= {"freeze": Freeze(), "sparsity": 0.0, "exclude": ()}
+    model = models.build(**experiment.model, data=dataset, supermask=supermask)
+    return (_with_weights(models.build(**experiment.model, data=dataset), model) if dense else model).to(device)
+
+
+@torch.no_grad()
+def _with_weights(model: nn.Module, source: nn.Module) -> nn.Module:
+    """The dense network with the weights of one of supermask layers."""
+    for name, layer in source.named_modules():
+        if isinstance(layer, SupermaskLayer):
+            model.get_submodule(name).weight.copy_(layer.weight)
+    return model
 
 
 def check_experiments(*experiments: Experiment) -> None:
@@ -56,6 +78,8 @@ def find(
 ) -> dict[str, Any]:
     """Searches for the experiment's ticket, writes it, reloads it, and tests both.
 
+    With ``algorithm: dense`` the weights are trained instead, and ``out`` becomes a safetensors file of the network.
+
     Returns:
         A report: test_accuracy, reloaded_accuracy, validation_accuracy (of the picked epoch), weights, free_bits, kept,
         mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and experiment.
@@ -72,13 +96,23 @@ def find(
     settings = experiment.search
     rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
     found = accuracy(model, dataset.test, settings.batch_size, settings.workers)
+    metadata = {"network": experiment.network, "test_accuracy": found}
     if processes.rank() == 0:
-        save_ticket(model, out, {"network": experiment.network, "test_accuracy": found}, compress)
+        if settings.algorithm == "dense":
+            _save_dense(model, out, metadata)
+        else:
+            save_ticket(model, out, metadata, compress)
     processes.wait()
 
     validated = [row["validation"] for row in rows]
     reloaded = build(experiment, dataset, device)
-    ticket = load_ticket(out, reloaded)
+    if settings.algorithm == "dense":
+        reloaded.load_state_dict(load_file(out, str(device)))
+        counts = _dense_counts(model, out)
+    else:
+        ticket = load_ticket(out, reloaded)
+        counts = {name: getattr(ticket, name) for name in ("weights", "free_bits", "kept", "mask_bytes")}
+        counts["ticket_bytes"] = ticket.size
     again = accuracy(reloaded, dataset.test, settings.batch_size, settings.workers)
     if again != found:
         raise RuntimeError(f"{out}: the reloaded ticket has test accuracy {again:.4f}, expected {found:.4f}")
@@ -86,13 +120,28 @@ def find(
         "test_accuracy": found,
         "reloaded_accuracy": again,
         "validation_accuracy": max(validated) if settings.pick == "best" else validated[-1],
-        "weights": ticket.weights,
-        "free_bits": ticket.free_bits,
-        "kept": ticket.kept,
-        "mask_bytes": ticket.mask_bytes,
-        "ticket_bytes": ticket.size,
-        "fp32_bytes": 4 * ticket.weights,
+        **counts,
+        "fp32_bytes": 4 * counts["weights"],
         "seconds": time.perf_counter() - started,
         "backend": backends.name_for(device),
         "experiment": experiment.to_dict(),
+    }
+
+
+def _save_dense(model: nn.Module, out: Path, metadata: dict[str, Any]) -> None:
+    """Writes the state of a dense network as safetensors."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    write_atomically(out, save(tensors, texts))
+
+
+def _dense_counts(model: nn.Module, out: Path) -> dict[str, int]:
+    """The report's counts for a dense network: no bit is free, and every weight is kept."""
+    weights = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    return {
+        "weights": weights,
+        "free_bits": 0,
+        "kept": weights,
+        "mask_bytes": 0,
+        "ticket_bytes": out.stat().st_size,
     }

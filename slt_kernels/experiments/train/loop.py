@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ... import bits
 from ...bernoulli import BernoulliMasks
 from ...edge_popup import EdgePopup
+from ...nn import SupermaskLayer
 from ...nn.network import supermask_layers
 from ..data import UNANSWERED, Batch, Dataset, Loader, Part
 from . import processes
@@ -35,7 +36,7 @@ def search(
     run: Run | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Searches for a ticket in a supermask model, in place, starting from initial scores.
+    """Searches for a ticket in a supermask model, in place, starting from initial scores; or trains a dense model.
 
     Under ``torch.distributed`` each process takes its share of every batch (`processes`). Randomness is a function of
     ``seed`` and of the epoch or step, so a search with a `Run` that was stopped at any step resumes to the same scores,
@@ -52,17 +53,19 @@ def search(
         on_step: called after each step with the epoch, the step (both from 1), and the steps in an epoch.
 
     Returns:
-        One row per epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept.
+        One row per epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept, and test
+        accuracy if ``test_each_epoch``.
 
     Raises:
-        ValueError: a sparsity that the model's freezing does not allow; mixup of data that are not images; a folder
-            that holds another search or in which one is running.
+        ValueError: a sparsity that the model's freezing does not allow; mixup or cutmix of data that are not images; a
+            folder that holds another search or in which one is running.
         Interrupted: the search was stopped by a signal, after writing a checkpoint.
         RuntimeError: processes with different masks or parameters; or a diverged search, detected at the end of an
             epoch or before a checkpoint.
     """
-    if settings.mixup and data.kind != "images":
-        raise ValueError(f"mixup={settings.mixup}: expected 0 for {data.kind}: only images can be mixed")
+    for name in ("mixup", "cutmix"):
+        if getattr(settings, name) and data.kind != "images":
+            raise ValueError(f"{name}={getattr(settings, name)}: expected 0 for {data.kind}: only images can be mixed")
     state = _Search(model, data, settings, seed)
     with ExitStack() as stack:
         stop = None
@@ -86,6 +89,8 @@ def search(
                     run.save(state.best, "best")
                 run.log(state.rows)  # before the checkpoint, so that the log has every epoch that the checkpoint counts
                 run.save(state.checkpoint())
+                if run.keep_every and state.epoch % run.keep_every == 0:
+                    run.save(state.checkpoint(), f"epoch_{state.epoch}")
             if on_epoch is not None:
                 row = state.rows[-1]
                 on_epoch(row["epoch"], row["loss"], row["validation"])
@@ -98,14 +103,15 @@ class _Search:
 
     def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
         self.model, self.settings, self.seed = model, settings, seed
-        self.device = supermask_layers(model)[0].scores.device
+        self.device = next(model.parameters()).device
         self.data = data.to(self.device)
         shared = {"rank": processes.rank(), "ranks": processes.world(), "workers": settings.workers}
-        self.loader = Loader(self.data.train, settings.batch_size, seed=seed, training=True, **shared)
+        shared |= {"seed": seed, "repeats": settings.repeats}
+        self.loader = Loader(self.data.train, settings.batch_size, training=True, **shared)
 
         if settings.algorithm == "edge_popup":
             for layer in supermask_layers(model):
-                layer.reset_scores(settings.scores)
+                _reset_scores(layer, settings.scores)
         self.masks = _masks(model, settings)
         if settings.algorithm == "bernoulli":
             self.masks.start_at(settings.sparsity)
@@ -134,10 +140,9 @@ class _Search:
 
         self.model.train()
         with torch.autocast(self.device.type, _DTYPES[settings.amp], enabled=settings.amp is not None):
-            if settings.mixup:
-                kept = np.random.default_rng((self.seed, self.taken)).beta(settings.mixup, settings.mixup)
-                (images,) = batch.inputs
-                logits = self.parallel(images.lerp(images.flip(0), 1 - kept))
+            if settings.mixup or settings.cutmix:
+                images, kept = mixed(*batch.inputs, settings, np.random.default_rng((self.seed, self.taken)))
+                logits = self.parallel(images)
                 loss = kept * self._loss(logits, batch.targets) + (1 - kept) * self._loss(logits, batch.targets.flip(0))
             else:
                 loss = self._loss(self.parallel(*batch.inputs), batch.targets)
@@ -150,7 +155,8 @@ class _Search:
             nn.utils.clip_grad_norm_(self.trained, settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.masks.step()
+        if self.masks is not None:
+            self.masks.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.loss += loss.detach()
@@ -175,7 +181,8 @@ class _Search:
         if self.average is not None:
             if isinstance(self.average_masks, BernoulliMasks):
                 self.average_masks.draws = self.masks.draws
-            self.average_masks.step()
+            if self.average_masks is not None:
+                self.average_masks.step()
         settings = self.settings
         validation = accuracy(self.evaluated, self.data.validation, settings.batch_size, settings.workers)
         row = {
@@ -186,6 +193,8 @@ class _Search:
             "validation": validation,
             "kept": _kept(self.evaluated),
         }
+        if settings.test_each_epoch:
+            row["test"] = accuracy(self.evaluated, self.data.test, settings.batch_size, settings.workers)
         self.rows.append(row)
         self.epoch, self.step = self.epoch + 1, 0
         self.loss.zero_()
@@ -200,8 +209,9 @@ class _Search:
         (loss,) = processes.total(self.loss.item())
         finite = math.isfinite(loss)
         if not finite or not all(p.isfinite().all() for p in self.trained):
+            what = "the loss" if not finite else "a weight" if self.masks is None else "a score"
             raise RuntimeError(
-                f"diverged in epoch {self.epoch + 1}: {'a score' if finite else 'the loss'} is not finite; expected a "
+                f"diverged in epoch {self.epoch + 1}: {what} is not finite; expected a "
                 f"lower learning rate than lr={self.settings.lr}, or clip"
             )
         return loss
@@ -239,7 +249,8 @@ class _Search:
         try:
             rates = [self.settings.rate(i) for i in range(self.settings.epochs)]
             here, evaluated = self.checkpoint(), self.evaluated.state_dict()
-            check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps)
+            tested = self.settings.test_each_epoch
+            check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps, tested)
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scaler.load_state_dict(checkpoint["scaler"])
@@ -256,20 +267,65 @@ class _Search:
         processes.check_same(self.model)
 
 
-def _masks(model: nn.Module, settings: Search) -> EdgePopup | BernoulliMasks:
+def _masks(model: nn.Module, settings: Search) -> EdgePopup | BernoulliMasks | None:
+    """What makes the masks; None for a dense network."""
+    if settings.algorithm == "dense":
+        return None
     if settings.algorithm == "bernoulli":
         return BernoulliMasks(model)
     return EdgePopup(model, settings.sparsity, settings.scope)
 
 
 def _optimizer(trained: list[nn.Parameter], settings: Search) -> torch.optim.Optimizer:
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(trained, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    if settings.optimizer in ("adam", "adamw"):
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        return kind(trained, settings.lr, weight_decay=settings.weight_decay)
+    momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+    return torch.optim.SGD(trained, settings.lr, weight_decay=settings.weight_decay, **momentum)
+
+
+@torch.no_grad()
+def _reset_scores(layer: SupermaskLayer, how: str) -> None:
+    """Initial scores: those of the layer; or, for "trunc_normal", with the standard deviation 0.02 in every layer.
+
+    The paper's code cuts that distribution off at 2, a hundred standard deviations, which changes nothing.
+    """
+    layer.reset_scores("normal" if how == "trunc_normal" else how)
+    if how == "trunc_normal":
+        layer.scores.mul_(0.02 * math.sqrt(layer.whole.fan) / layer.score_gain)
+
+
+def mixed(images: Tensor, settings: Search, random: np.random.Generator) -> tuple[Tensor, float]:
+    """Images mixed with those of the batch in reverse order, and the weight of their own targets.
+
+    Mixup (Zhang et al., 2018) is a weighted mean. Cutmix (Yun et al., 2019) pastes a rectangle, at a uniform centre and
+    cut off at the borders. The weights have a Beta distribution.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        settings: ``mixup`` and ``cutmix``, at least one of them above 0; and ``switch``, which chooses if both are.
+        random: for the choice, the weight and the centre.
+    """
+    cut = settings.cutmix > 0 and (not settings.mixup or random.random() < settings.switch)
+    if not cut:
+        kept = random.beta(settings.mixup, settings.mixup)
+        return images.lerp(images.flip(0), 1 - kept), kept
+    kept = random.beta(settings.cutmix, settings.cutmix)
+    sides = []
+    for size in images.shape[2:]:
+        half, centre = int(size * math.sqrt(1 - kept)) // 2, int(random.integers(size))
+        sides.append(slice(max(0, centre - half), min(size, centre + half)))
+    rows, columns = sides
+    result = images.clone()
+    result[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
+    pasted = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return result, 1 - pasted / (images.shape[2] * images.shape[3])
 
 
 def _kept(model: nn.Module) -> float:
-    """The fraction of all weights that the masks keep."""
+    """The fraction of all weights that the masks keep; 1 for a dense network."""
+    if not any(isinstance(m, SupermaskLayer) for m in model.modules()):
+        return 1.0
     layers = supermask_layers(model)
     kept = sum(int(bits.popcount(m.mask_words)) + (m.locked if m.compact else 0) for m in layers)
     return kept / sum(m.total for m in layers)

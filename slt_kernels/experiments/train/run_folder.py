@@ -3,6 +3,7 @@
 ====================  =========================================================================================
 ``last.pt``           the complete state of the search; written at the end of each epoch, every ``save_every`` steps,
                       and when a signal stops the search
+``epoch_N.pt``        the same at the end of every ``keep_every``-th epoch N; kept
 ``best.pt``           the model of the epoch with the best validation accuracy so far
 ``log.csv``           one row per epoch
 ``tensorboard/``      the same for TensorBoard; optional
@@ -86,22 +87,31 @@ class Run:
         description: the search as plain values. A checkpoint with another description is refused.
         save_every: steps between checkpoints inside an epoch. Default 0: only at the end of an epoch.
         tensorboard: also log for TensorBoard.
+        keep_every: epochs between checkpoints that are kept. Default 0: none. To continue from one, copy it to
+            ``last.pt``.
 
     Raises:
-        ValueError: a folder that is a file, or save_every below 0.
+        ValueError: a folder that is a file, or save_every or keep_every below 0.
         ModuleNotFoundError: ``tensorboard`` without its package (the ``tensorboard`` extra).
     """
 
     def __init__(
-        self, folder: Path, description: Mapping[str, Any], save_every: int = 0, tensorboard: bool = False
+        self,
+        folder: Path,
+        description: Mapping[str, Any],
+        save_every: int = 0,
+        tensorboard: bool = False,
+        keep_every: int = 0,
     ) -> None:
-        if save_every < 0:
-            raise ValueError(f"save_every={save_every}: expected at least 0")
+        for name, value in (("save_every", save_every), ("keep_every", keep_every)):
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected at least 0")
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"folder={folder}: expected a folder")
         self.folder = folder
         self.description = dict(description)
         self.save_every = save_every
+        self.keep_every = keep_every
         self.writes = processes.rank() == 0
         self._board = _tensorboard(folder / "tensorboard") if tensorboard and self.writes else None
         if self.writes:

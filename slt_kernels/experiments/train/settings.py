@@ -15,18 +15,25 @@ from typing import Any
 
 from ..._text import printable, shown
 from ...edge_popup import SCOPES
-from ...freezing import SPREADS
+from ...freezing import LOCK_SPREADS, SPREADS
 from ...nn.state import SCALES
 from ...nn.supermask import INITIAL_SCORES
 from ...source import WEIGHTS, Freeze, python_number
 from ..data import DATASETS, is_function
 from ..models import MODELS
 
-ALGORITHMS = ("edge_popup", "bernoulli")
-OPTIMIZERS = ("sgd", "adamw")
+ALGORITHMS = ("edge_popup", "bernoulli", "dense")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCORES = (*INITIAL_SCORES, "trunc_normal")
 SCHEDULES = ("cosine", "multistep", "constant")
 AMP = (None, "bf16", "fp16")
 PICKS = ("last", "best")
+
+_LATER = {
+    "source": ("lock_spread", "exclude"),
+    "search": ("nesterov", "min_lr", "warmup_lr", "cutmix", "switch", "repeats", "test_each_epoch"),
+}
+"""Settings that are newer than some checkpoints and tickets, in which they are left out at their defaults."""
 
 _MAX_KEYS = 1000  # of one mapping in a YAML file; an experiment has about 40 keys
 
@@ -71,6 +78,14 @@ class SourceNetwork(Settings):
     weight: str = setting("signed_constant", "distribution of the weights", WEIGHTS)
     scale: str | None = setting("dynamic", "factor on the weights", SCALES)
     compact: bool = setting(False, "hold masks as one bit per free weight, for least memory")
+    lock_spread: str = setting(
+        "frozen",
+        "a layer's locked weights: what the spread of the frozen ones leaves, or the spread of the locked fraction",
+        LOCK_SPREADS,
+    )
+    exclude: tuple[str, ...] = setting(
+        (), "layers that stay dense and are trained: names of modules, or first and last"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +94,8 @@ class SourceNetwork(Settings):
     def supermask(self, seed: int) -> dict[str, Any]:
         """Arguments of `convert`; sparsity is None because masks come from a threshold or sampling over the network."""
         freeze = Freeze(self.prune, self.lock)
-        options = {name: getattr(self, name) for name in ("spread", "weight", "scale", "compact")}
+        names = ("spread", "lock_spread", "exclude", "weight", "scale", "compact")
+        options = {name: getattr(self, name) for name in names}
         return {"freeze": freeze, "sparsity": None, "seed": seed, **options}
 
 
@@ -88,42 +104,65 @@ class Search(Settings):
     """How a ticket is searched. Defaults are those of Otsuka et al. (2024), except for epochs and batch size."""
 
     algorithm: str = setting(
-        "edge_popup", "edge_popup keeps weights with scores above a threshold; bernoulli samples them", ALGORITHMS
+        "edge_popup",
+        "edge_popup keeps weights with scores above a threshold; bernoulli samples them; dense trains the weights, "
+        "without a source network or masks",
+        ALGORITHMS,
     )
     sparsity: float = setting(
         0.7, "fraction of all weights dropped, frozen ones included; for bernoulli, the initial one", least=0, most=1
     )
     scope: str = setting("global", "edge_popup: one threshold for all layers, or one per layer", SCOPES)
-    scores: str = setting("uniform", "edge_popup: initial scores; see SupermaskLayer.reset_scores", INITIAL_SCORES)
+    scores: str = setting("uniform", "edge_popup: initial scores; see SupermaskLayer.reset_scores", SCORES)
     epochs: int = setting(16, "passes over the training part", least=1)
     batch_size: int = setting(32, "examples per step, over all processes", least=1)
-    optimizer: str = setting("sgd", "optimizer of the scores", OPTIMIZERS)
+    optimizer: str = setting("sgd", "optimizer of the scores, and of dense parameters", OPTIMIZERS)
     lr: float = setting(0.1, "highest learning rate", least=0)
     momentum: float = setting(0.9, "sgd: momentum", least=0)
+    nesterov: bool = setting(False, "sgd: Nesterov's momentum")
     weight_decay: float = setting(1e-4, "weight decay of the scores", least=0)
     schedule: str = setting("cosine", "how the learning rate changes from epoch to epoch", SCHEDULES)
+    min_lr: float = setting(0.0, "cosine: learning rate at its end", least=0)
     warmup_epochs: int = setting(0, "epochs of linear warmup before the schedule", least=0)
+    warmup_lr: float = setting(0.0, "learning rate of the first warmup epoch; 0 for lr / (warmup_epochs + 1)", least=0)
     milestones: tuple[int, ...] = setting((), "multistep: epochs after which the learning rate falls")
     gamma: float = setting(0.1, "multistep: factor on the learning rate at a milestone", least=0)
     label_smoothing: float = setting(
         0.0, "fraction of a target that is spread evenly over all classes", least=0, most=1
     )
     mixup: float = setting(0.0, "alpha of the Beta distribution that mixes pairs of images; 0 for no mixup", least=0)
+    cutmix: float = setting(
+        0.0, "alpha of the Beta distribution of the area that is pasted from another image; 0 for no cutmix", least=0
+    )
+    switch: float = setting(0.5, "with mixup and cutmix: probability of cutmix in a step", least=0, most=1)
+    repeats: int = setting(1, "differently augmented versions of an example in an epoch, for fewer examples", least=1)
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no clipping", least=0)
     amp: str | None = setting(None, "dtype of autocast; fp16 uses loss scaling", AMP)
     ema: float = setting(
         0.0, "decay of a moving average of the scores, which is evaluated in their place; 0 for none", least=0, most=1
     )
     pick: str = setting("last", "epoch of the ticket: the last, or the best on validation", PICKS)
+    test_each_epoch: bool = setting(False, "also test after each epoch, for the log; the ticket is not picked by it")
     workers: int = setting(0, "processes that read examples from files", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError(f"nesterov=True: expected sgd with momentum, got {self.optimizer}, {self.momentum}")
+        for name in ("min_lr", "warmup_lr"):
+            if getattr(self, name) > self.lr:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at most lr={self.lr}")
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
+            if self.warmup_lr:
+                return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup_epochs
             return self.lr * (epoch + 1) / (self.warmup_epochs + 1)
         done = epoch - self.warmup_epochs
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * done / (self.epochs - self.warmup_epochs))) / 2
+            fall = (1 + math.cos(math.pi * done / (self.epochs - self.warmup_epochs))) / 2
+            return self.min_lr + (self.lr - self.min_lr) * fall if self.min_lr else self.lr * fall
         if self.schedule == "multistep":
             return self.lr * self.gamma ** sum(done >= milestone for milestone in self.milestones)
         return self.lr
@@ -156,13 +195,21 @@ class Experiment(Settings):
     @property
     def network(self) -> dict[str, Any]:
         """The settings with which a ticket's network can be rebuilt and tested."""
-        return {name: value for name, value in self.to_dict().items() if name != "search"}
+        return {name: value for name, value in self._without_later().items() if name != "search"}
 
     @property
     def identity(self) -> dict[str, Any]:
         """All settings that influence the result: all except ``workers``."""
-        values = self.to_dict()
+        values = self._without_later()
         del values["search"]["workers"]
+        return values
+
+    def _without_later(self) -> dict[str, Any]:
+        values, defaults = self.to_dict(), type(self)().to_dict()
+        for section, names in _LATER.items():
+            for name in names:
+                if values[section][name] == defaults[section][name]:
+                    del values[section][name]
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,7 +291,7 @@ _WORDS = {
     int: "an integer",
     float: "a number",
     str: "text",
-    tuple: "a list of integers",
+    tuple: "a list",
     dict: "a name, or keys and values",
 }
 
@@ -302,7 +349,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-4 as text
         except (ValueError, OverflowError):
             pass
-    raise ValueError(f"{where}={shown(value)}: expected {_WORDS[typing.get_origin(hint) or hint]}")
+    words = _WORDS[typing.get_origin(hint) or hint]
+    if typing.get_origin(hint) is tuple:
+        words += {int: " of integers", str: " of names"}[typing.get_args(hint)[0]]
+    raise ValueError(f"{where}={shown(value)}: expected {words}")
 
 
 def _join(where: str, key: Any) -> str:
