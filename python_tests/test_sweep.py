@@ -59,6 +59,19 @@ def test_the_three_sources_share_all_but_their_freezing():
     assert {e.search.sparsity for p, e in wide.items() if p.source == "dense"} == {0.75}
 
 
+def test_trained_weights_can_be_compared():
+    points = grid(trained=True).experiments(BASE)
+    trained = {p: e for p, e in points.items() if p.source == "trained"}
+    assert {(p.ratio, p.seed) for p in trained} == {(0.0, 0), (0.0, 1)}
+    for e in trained.values():
+        assert (e.search.algorithm, e.source.prune, e.source.lock) == ("dense", 0, 0)
+    assert len(points) == len(grid().experiments(BASE)) + 2
+    rows = [row | {"ticket_bytes": 10**6} if row["source"] == "trained" else row for row in rows_of(points)]
+    header, _, first, *_ = sweep.table(rows).splitlines()
+    assert header.startswith("| width | frozen | ticket | trained, % | dense, %")
+    assert first.startswith("| 6 | 0% | 6,600 B | 50.0")
+
+
 @pytest.mark.parametrize(
     "changes,message",
     (

@@ -381,6 +381,7 @@ def _add_sweep(commands) -> None:
     grid.add_argument("--widths", type=int, nargs="+", help="widths of the network (default: its own)")
     grid.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
     grid.add_argument("--keep", type=float, default=0.5, help="fraction of the free weights kept (default: 0.5)")
+    grid.add_argument("--trained", action="store_true", help="also train the weights of each width, for comparison")
     where = parser.add_argument_group("where the searches run")
     where.add_argument(
         "--engine",
@@ -413,6 +414,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         widths=arguments.widths or [None],
         seeds=range(arguments.seeds),
         keep=arguments.keep,
+        trained=arguments.trained,
     )
     each_width = {point.width: e for point, e in grid.experiments(experiment).items()}
     check_experiments(*each_width.values())

@@ -3,7 +3,7 @@
 For each width and seed there are three kinds: the **dense** source (nothing frozen), and at each frozen ratio the
 **randomly pruned** source (all frozen weights are pruned) and the **frozen** source (some of them are locked). The
 sparsity is chosen so that a fixed fraction of the free weights is kept. The default is one half, where a stored bit
-carries the most information.
+carries the most information. The same network with trained weights can be added for comparison.
 
 Results are rows of a CSV file, written after each search. A stopped sweep continues with the missing rows.
 """
@@ -28,6 +28,9 @@ from ..source import Freeze
 from .engines import completed
 from .train import Experiment, Interrupted, find
 from .train.run_folder import StopSignals, held
+
+TRAINED = "trained"
+"""The source of the rows of trained weights."""
 
 Row = dict[str, Any]
 
@@ -69,6 +72,7 @@ class Grid:
         widths: widths of the network; None for that of the base experiment.
         seeds: seeds of each point.
         keep: fraction of the free weights that is kept, in (0, 1).
+        trained: also train the weights of each width and seed (``algorithm: dense``).
 
     Raises:
         ValueError: a number out of range, or no seeds.
@@ -79,6 +83,7 @@ class Grid:
     widths: Sequence[int | None]
     seeds: Sequence[int]
     keep: float = 0.5
+    trained: bool = False
 
     def __post_init__(self) -> None:
         for ratio in self.ratios:
@@ -94,7 +99,8 @@ class Grid:
     def experiments(self, base: Experiment) -> dict[Point, Experiment]:
         """All searches: the base experiment with the source, sparsity, width and seed of each point."""
         found = {}
-        sources = [("dense", 0.0, Freeze())]
+        sources = [(TRAINED, 0.0, Freeze())] if self.trained else []
+        sources += [("dense", 0.0, Freeze())]
         for split in self.splits:
             part = shares(split)
             name = f"frozen {split}" if part.lock else "randomly pruned"
@@ -103,6 +109,8 @@ class Grid:
             sparsity = round(freeze.prune + (1 - ratio) * (1 - self.keep), 6)
             changes = {"source.prune": freeze.prune, "source.lock": freeze.lock, "search.sparsity": sparsity}
             changes |= {"seed": seed} | ({} if width is None else {"model.width": width})
+            if name == TRAINED:
+                changes |= {"search.algorithm": "dense", "search.sparsity": 0.0}
             experiment = base.override(changes)
             found[Point(name, ratio, experiment.model.get("width"), seed)] = experiment
         return found
@@ -267,7 +275,7 @@ def _key(row: Row) -> tuple[str, ...]:
 
 
 def _order(row: Row) -> tuple:
-    return (row["width"] or 0, row["lock"], row["prune"], row["seed"])
+    return (row["width"] or 0, row["source"] != TRAINED, row["lock"], row["prune"], row["seed"])
 
 
 # Table and plot
@@ -289,7 +297,8 @@ def table(rows: Sequence[Row]) -> str:
     lines.append(["---"] * len(lines[0]))
     for width, ratio in sorted({(width or 0, ratio) for width, _, ratio in groups}):
         here = {source: group for (w, source, r), group in groups.items() if (w or 0, r) == (width, ratio)}
-        size = statistics.mean(row["ticket_bytes"] for group in here.values() for row in group)
+        tickets = [group for source, group in here.items() if source != TRAINED] or list(here.values())
+        size = statistics.mean(row["ticket_bytes"] for group in tickets for row in group)
         found = (_percent([row["test_accuracy"] for row in here[s]]) if s in here else "" for s in sources)
         lines.append([str(width or "default"), f"{ratio:.0%}", f"{size:,.0f} B", *found])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -321,7 +330,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     widths = sorted({row["width"] or 0 for row in rows})
     lines: dict[tuple, list[list[Row]]] = {}
     for (width, source, _), group in _groups(rows).items():
-        lines.setdefault((source, None if source == "dense" else width), []).append(group)
+        lines.setdefault((source, None if source in (TRAINED, "dense") else width), []).append(group)
     # Text as text and fixed identifiers, so that the same rows give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slt_kernels"}):
         figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
