@@ -431,7 +431,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, monkeypatch):
     assert "epoch 2 of 2: loss" in log.getvalue()
 
 
-@pytest.mark.parametrize("command", ("find", "sweep", "eval", "info", "bench", "doctor"))
+@pytest.mark.parametrize("command", ("find", "sweep", "eval", "import", "info", "bench", "doctor"))
 def test_torchrun_passes_on_every_option(command):
     """torchrun parses the whole line and refuses an option that abbreviates several of its own."""
     for action in cli._parser()._subparsers._group_actions[0].choices[command]._actions:

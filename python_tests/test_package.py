@@ -173,7 +173,7 @@ ORDER = (
     ("ops",),
     ("nn",),
     ("freezing", "numbering"),
-    ("bernoulli", "edge_popup"),
+    ("bernoulli", "edge_popup", "mask_import"),
     ("convert", "tickets"),
     ("ticket",),
     ("experiments",),
@@ -199,7 +199,7 @@ INSIDE = {
         ("parallel",),
         ("__init__",),
     ),
-    "experiments": (("data",), ("models",), ("train",), ("sweep",)),
+    "experiments": (("data", "engines"), ("models",), ("train",), ("paper", "sweep")),
     "experiments/train": (
         ("checkpoint_checks", "processes", "settings"),
         ("run_folder",),

@@ -9,6 +9,7 @@ from .bernoulli import BernoulliMasks
 from .conv_geometry import Window
 from .convert import convert, summary
 from .edge_popup import EdgePopup
+from .mask_import import import_mask
 from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, drop_scores
 from .numbering import number_layers
 from .source import Freeze, Source
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "drop_scores",
     "freezing",
+    "import_mask",
     "load_ticket",
     "number_layers",
     "ops",

@@ -1,4 +1,4 @@
-"""The command line ``slt``: find, sweep, eval, info, bench and doctor, each in an ``_add_*`` function."""
+"""The command line ``slt``: find, sweep, eval, import, info, bench and doctor, each in an ``_add_*`` function."""
 
 import argparse
 import dataclasses
@@ -23,6 +23,7 @@ from .experiments import models, sweep
 from .experiments.data import DATASETS, DEFAULTS, Dataset, is_function
 from .experiments.engines import ENGINES, load_joblib
 from .experiments.models import MODELS
+from .experiments.paper import from_paper
 from .experiments.train import (
     Experiment,
     Interrupted,
@@ -117,7 +118,7 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("slt", description="Strong lottery tickets: random networks, learned masks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_find, _add_sweep, _add_eval, _add_info, _add_bench, _add_doctor):
+    for add in (_add_find, _add_sweep, _add_eval, _add_import, _add_info, _add_bench, _add_doctor):
         add(commands)
     return parser
 
@@ -164,7 +165,7 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
         group = parser.add_argument_group(title) if title else what
         hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
-            if f.metadata and f.name not in leave_out:
+            if f.metadata and f.name not in (*leave_out, "layers"):  # too many numbers for a flag
                 _add_setting(group, section, f, hints[f.name])
 
 
@@ -504,6 +505,30 @@ def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file:
         name = different[0]
         there, here = (shape and list(shape) for shape in (held.get(name), named.get(name)))
         raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it describes {here}")
+
+
+# import
+
+
+def _add_import(commands) -> None:
+    text = "convert a configuration file of the code of Otsuka et al. (2024), and list what is left out or differs"
+    parser = _add(commands, "import", _import, text)
+    parser.add_argument("file", type=Path, help="their YAML file; its mask_file is read too")
+    parser.add_argument("--out", type=Path, help="file for the configuration (default: print it)")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    try:
+        experiment, left_out = from_paper(Experiment.read_value(arguments.file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{arguments.file}: {error}") from None
+    for line in left_out:
+        print(f"slt import: {line}", file=sys.stderr)
+    text = experiment.to_yaml()
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        write_atomically(arguments.out, text.encode())
 
 
 # info

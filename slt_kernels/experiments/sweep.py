@@ -98,6 +98,8 @@ class Grid:
 
     def experiments(self, base: Experiment) -> dict[Point, Experiment]:
         """All searches: the base experiment with the source, sparsity, width and seed of each point."""
+        if base.source.layers:
+            raise ValueError(f"layers={len(base.source.layers)} layers: expected none: a sweep chooses the fractions")
         found = {}
         sources = [(TRAINED, 0.0, Freeze())] if self.trained else []
         sources += [("dense", 0.0, Freeze())]

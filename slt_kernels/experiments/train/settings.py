@@ -30,7 +30,7 @@ AMP = (None, "bf16", "fp16")
 PICKS = ("last", "best")
 
 _LATER = {
-    "source": ("lock_spread", "exclude"),
+    "source": ("lock_spread", "exclude", "layers"),
     "search": ("nesterov", "min_lr", "warmup_lr", "cutmix", "switch", "repeats", "test_each_epoch"),
 }
 """Settings that are newer than some checkpoints and tickets, in which they are left out at their defaults."""
@@ -87,13 +87,20 @@ class SourceNetwork(Settings):
         (), "layers that stay dense and are trained: names of modules, or first and last"
     )
 
+    layers: tuple[tuple[float, ...], ...] = setting(
+        (), "fractions [pruned, locked] of each layer, in place of prune, lock and spread; slt import makes them"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         Freeze(self.prune, self.lock)
+        for i, layer in enumerate(self.layers):
+            if len(layer) != 2 or not all(0 <= part <= 1 for part in layer) or sum(layer) > 1 + 1e-9:
+                raise ValueError(f"layers[{i}]={list(layer)}: expected two fractions that add up to at most 1")
 
     def supermask(self, seed: int) -> dict[str, Any]:
         """Arguments of `convert`; sparsity is None because masks come from a threshold or sampling over the network."""
-        freeze = Freeze(self.prune, self.lock)
+        freeze: Any = [Freeze.of_layer(*layer) for layer in self.layers] or Freeze(self.prune, self.lock)
         names = ("spread", "lock_spread", "exclude", "weight", "scale", "compact")
         options = {name: getattr(self, name) for name in names}
         return {"freeze": freeze, "sparsity": None, "seed": seed, **options}
@@ -240,6 +247,18 @@ class Experiment(Settings):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
+    def to_yaml(self) -> str:
+        """YAML that `load` reads, with the values that differ from the defaults.
+
+        Raises:
+            ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
+        """
+        values, defaults = self.to_dict(), type(self)().to_dict()
+        for section in ("source", "search"):
+            changed = {name: v for name, v in values[section].items() if v != defaults[section][name]}
+            values[section] = {name: "none" if v is None else v for name, v in changed.items()}
+        return _yaml().safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+
     @staticmethod
     def read_value(text: str) -> Any:
         """A value from YAML text; ValueError for other text."""
@@ -351,7 +370,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             pass
     words = _WORDS[typing.get_origin(hint) or hint]
     if typing.get_origin(hint) is tuple:
-        words += {int: " of integers", str: " of names"}[typing.get_args(hint)[0]]
+        words += {int: " of integers", str: " of names", float: " of numbers"}.get(typing.get_args(hint)[0], "")
     raise ValueError(f"{where}={shown(value)}: expected {words}")
 
 

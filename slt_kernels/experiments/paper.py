@@ -1,0 +1,216 @@
+"""Configuration files of the code of Otsuka et al. (2024), as experiments of this package.
+
+Their keys are those of ``utils/parser.py`` in https://github.com/Hikari43/slt_within_frozen_network.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .._text import shown
+from ..mask_import import import_mask
+from ..source import Freeze
+from . import models
+from .train import Experiment
+
+_CIFAR = {"conv2", "conv4", "conv6", "conv8", "resnet18", "resnet34"}
+_IMAGENET = {"resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2"}
+_DATA = {
+    "mnist": "mnist",
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+    "imagenet": "image_folder",
+    "ogbn-arxiv": "ogbn_arxiv",
+}
+_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "ogbn-arxiv": 40}
+_WEIGHTS = {"kaiming_uniform": "uniform", "kaiming_normal": "normal", "signed_kaiming_constant": "signed_constant"}
+_SCORES = {"kaiming_uniform": "uniform", "kaiming_normal": "normal", "trunc_normal": "trunc_normal"}
+_SCALES = {None: None, "none": None, "static_scaled": "static", "dynamic_scaled": "dynamic"}
+_SCHEDULES = {"multi_step_lr": "multistep", "cosine_lr": "cosine", "cosine_lr_warmup": "cosine"}
+_ALGORITHMS = {"dense": "dense", "global_ep": "edge_popup", "local_ep": "edge_popup"}
+_LOCK_SPREADS = {None: "locked", "density_distribution": "locked", "sparsity_distribution": "frozen"}
+_HERE = {  # keys that are about a machine: the flag that does the same
+    "gpu_ids": "--device",
+    "omp_num_threads": "--threads",
+    "save_dir": "--folder and --out",
+    "save_interval": "--keep-every",
+}
+_NO_EFFECT = ("config", "eval_interval", "batch_size_val_per_gpu", "batch_size_test_per_gpu", "n_worker_eval")
+_NO_EFFECT += ("n_worker_test", "use_non_blocking", "nonlinearity", "in_dim", "model_ema_force_cpu", "r_method")
+
+
+class _Keys:
+    """The keys of a file; those that are read, or explained, are not listed as left out."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = {str(key): None if value == "None" else value for key, value in values.items()}
+        self.read: set[str] = set(_NO_EFFECT)
+        self.notes: list[str] = []
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def one_of(self, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
+        """What a value means here; ValueError for one that means nothing."""
+        value = self.get(key, default)
+        if value not in known:
+            raise ValueError(f"{key}={shown(value)}: expected one of {', '.join(map(str, known))}")
+        return known[value]
+
+    def note(self, key: str, why: str) -> None:
+        self.read.add(key)
+        self.notes.append(f"{key}={shown(self.values.get(key))}: {why}")
+
+    def left_out(self) -> list[str]:
+        rest = (key for key, value in self.values.items() if key not in self.read and value not in (None, False))
+        return self.notes + [f"{key}={shown(self.values[key])}: there is nothing like it here" for key in rest]
+
+
+def from_paper(values: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
+    """An experiment from the keys of one of their files, and what was left out or differs, one line each.
+
+    A ``mask_file`` is read (`import_mask`), and its fractions become ``source.layers``.
+
+    Raises:
+        ValueError: a value that has no meaning here, such as weights of ``trunc_normal``; a network or data set that
+            this package does not have; a ``mask_file`` without ``m_init_method``, or of another network.
+        FileNotFoundError: no such ``mask_file``.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config={shown(values)}: expected keys and values")
+    keys = _Keys(values)
+    data = _data(keys)
+    model = _model(keys)
+    search = _search(keys)
+    graph = model["name"] == "gin"
+    search["batch_size"] = 1 if graph else keys.get("batch_size_per_gpu", 128) * len(keys.get("gpu_ids", [0]))
+    source = _source(keys, model)
+    for key, flag in _HERE.items():
+        if key in keys.values:
+            keys.note(key, f"see {flag} of slt find")
+    experiment = Experiment.from_dict(
+        {"seed": keys.get("seed", 0), "model": model, "data": data, "source": source, "search": search}
+    )
+    return experiment, keys.left_out()
+
+
+def _data(keys: _Keys) -> dict[str, Any]:
+    name = keys.one_of("dataset_name", _DATA)
+    data = {"name": name, "path": str(keys.get("dataset_dir", "data"))}
+    ratio = keys.get("train_val_ratio")
+    if ratio is not None and name != "ogbn_arxiv":
+        data["validation"] = round(1 - float(ratio), 6)
+    if name in ("cifar10", "cifar100"):
+        keys.note("dataset_dir", "expected to hold the binary version of CIFAR; theirs is that of Python")
+    if name == "image_folder" and not keys.get("use_simple_transform", False):
+        keys.note("use_simple_transform", "RandAugment, color jitter and random erasing are left out")
+    return data
+
+
+def _model(keys: _Keys) -> dict[str, Any]:
+    name, dataset = keys.get("model_name"), keys.values.get("dataset_name")
+    factor = float(keys.get("width_factor", 1))
+    affine = {"affine": True} if keys.get("use_affine_bn", False) else {}
+    if name == "gin_based_net":
+        model = {"name": "gin", "width": int(keys.get("hidden_dim", 386) * factor), "depth": keys.get("n_layers", 4)}
+        model |= {"dropout": p} if (p := float(keys.get("dropout_p", 0.0))) else {}
+        model |= {"bias": True} if keys.get("use_bias", False) else {}
+        return model | ({} if keys.get("norm_type") == "bn" else {"norm": False}) | affine
+    if name not in (_IMAGENET if dataset == "imagenet" else _CIFAR):
+        raise ValueError(f"model_name={shown(name)}: there is no such network for dataset_name={shown(dataset)}")
+    model = {"name": f"cifar_{name}" if dataset != "imagenet" and name.startswith("resnet") else name}
+    if factor != 1:
+        model["width"] = int(64 * factor)
+        if any(int(64 * factor * 2**i) != model["width"] << i for i in range(4)):
+            keys.note(
+                "width_factor", f"channels are {model['width']} times a power of 2; theirs are rounded one by one"
+            )
+    if affine and name.startswith("conv"):
+        affine = {}  # these have no BatchNorm
+    if name == "conv4":
+        keys.note("model_name", "their first linear layer has four times as many inputs as there are, and cannot run")
+    return model | affine
+
+
+def _source(keys: _Keys, model: Mapping[str, Any]) -> dict[str, Any]:
+    if keys.values.get("algo") == "dense":  # trained from these weights
+        keys.read |= {"scale_method", "m_init_method", "p_ratio", "r_ratio", "mask_file"}
+        return {"prune": 0.0, "lock": 0.0, "weight": keys.one_of("w_init_method", _WEIGHTS)}
+    spread = keys.get("m_init_method")
+    prune, lock = float(keys.get("p_ratio", 0.0)), float(keys.get("r_ratio", 0.0))
+    source: dict[str, Any] = {
+        "prune": prune if spread else 0.0,
+        "lock": lock if spread else 0.0,
+        "weight": keys.one_of("w_init_method", _WEIGHTS),
+        "scale": keys.one_of("scale_method", _SCALES),
+    }
+    if not spread and (prune or lock):
+        keys.notes.append("p_ratio, r_ratio: without m_init_method nothing is frozen, as in their code")
+    if spread:
+        source["spread"] = spread
+        if lock:
+            source["lock_spread"] = keys.one_of("r_method", _LOCK_SPREADS)
+    file = keys.get("mask_file")
+    if file is not None:
+        if not spread:
+            raise ValueError(f"mask_file={shown(file)}: expected m_init_method too")
+        options = {"features": keys.get("in_dim", 128)} if model["name"] == "gin" else {}
+        classes = _CLASSES[keys.values["dataset_name"]]
+        network = models.build(**model, **options, classes=classes, device="meta")
+        fractions = import_mask(network, os.fspath(file), sum(vars(Freeze(prune, lock)).values()), spread)
+        source |= {"prune": 0.0, "lock": 0.0, "layers": [[f.prune, f.lock] for f in fractions]}
+        source.pop("lock_spread", None)
+    return source
+
+
+def _search(keys: _Keys) -> dict[str, Any]:
+    algorithm = keys.get("algo")
+    search: dict[str, Any] = {
+        "algorithm": keys.one_of("algo", _ALGORITHMS),
+        "epochs": keys.get("max_epoch", 100),
+        "optimizer": keys.one_of("optimizer_name", {"sgd": "sgd", "adamw": "adamw"}),
+        "lr": float(keys.get("lr", 0.1)),
+        "weight_decay": float(keys.get("weight_decay", 0.0)),
+        "schedule": keys.one_of("scheduler_name", _SCHEDULES, "cosine_lr"),
+        "pick": "best",
+    }
+    if algorithm != "dense":
+        search["sparsity"] = float(keys.get("sparsity", 0.5))
+        search["scope"] = "global" if algorithm == "global_ep" else "local"
+        search["scores"] = keys.one_of("s_init_method", _SCORES)
+    else:
+        keys.read |= {"sparsity", "s_init_method"}
+    momentum = keys.get("momentum")
+    if search["optimizer"] == "sgd":
+        search["momentum"] = float(momentum or 0.0)
+    milestones, gamma = keys.get("milestones"), keys.get("gamma")
+    if search["schedule"] == "multistep":
+        search |= {"milestones": milestones or [], "gamma": float(0.1 if gamma is None else gamma)}
+    warmup = {name: keys.get(name) for name in ("min_lr", "warmup_lr_init", "warmup_t", "warmup_prefix")}
+    if keys.values.get("scheduler_name") == "cosine_lr_warmup":
+        search |= {"min_lr": float(warmup["min_lr"] or 0), "warmup_epochs": warmup["warmup_t"] or 0}
+        search["warmup_lr"] = float(warmup["warmup_lr_init"] or 0)
+        keys.note("scheduler_name", "cosine reaches min_lr after max_epoch epochs, warmup included")
+    names = {"mixup": "mixup", "cutmix": "cutmix", "smoothing": "label_smoothing", "clip_grad": "clip"}
+    for key, name in names.items():
+        if value := keys.get(key):
+            search[name] = float(value)
+    if search.get("mixup") and search.get("cutmix"):
+        search["switch"] = float(keys.get("mixup_switch_prob", 0.5))
+    if keys.get("mixup_prob", 1.0) != 1.0 and (search.get("mixup") or search.get("cutmix")):
+        keys.note("mixup_prob", "every batch is mixed")
+    if keys.get("mixup_mode", "batch") != "batch":
+        keys.note("mixup_mode", "one mixture for a whole batch")
+    keys.read.add("mixup_switch_prob")
+    if keys.get("model_ema", False):
+        search["ema"] = float(keys.get("model_ema_decay", 0.9999))
+    keys.read.add("model_ema_decay")
+    if keys.get("use_amp", False):
+        search["amp"] = "fp16"
+    if keys.get("repeated_aug", False):
+        search["repeats"] = 3
+    search["workers"] = keys.get("n_worker", 0) if keys.values.get("dataset_name") == "imagenet" else 0
+    keys.read.add("n_worker")
+    return search
