@@ -1,12 +1,13 @@
 """Every file in configs/ runs, at small size and on small files of the real formats."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import write_arxiv, write_cifar
+from test_data import write_arxiv, write_cifar, write_idx
 
 from slt_kernels import data, load_ticket, models, ticket_info
 from slt_kernels.cli import main
@@ -36,9 +37,11 @@ def files(tmp_path_factory) -> dict[str, str]:
             image = Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8))
             image.save(root / "images" / part / name / f"{i}.png")
     (root / "text.txt").write_text("so it goes " * 200)
+    write_idx(root / "fashion")
     return {
         "cifar10": str(root / "cifar"),
         "image_folder": str(root / "images"),
+        "fashion_mnist": str(root / "fashion"),
         "ogbn_arxiv": str(root / "ogb"),
         "text": str(root / "text.txt"),
     }
@@ -55,12 +58,28 @@ def test_it_has_the_paper_s_settings(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
-def test_it_runs(config, files, tmp_path, capsys):
+def test_it_runs(config, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["slt_kernels.experiments.data.text"], "_verses", lambda: b"Ge1:1 In the beginning. " * 100
+    )
     experiment = Experiment.load(config)
     name = experiment.data["name"]
-    options = ["--config", str(config), "--epochs", "1", "--workers", "0", "--width", "64" if name == "text" else "4"]
+    options = [
+        "--config",
+        str(config),
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--width",
+        "64" if name in ("text", "bible") else "4",
+    ]
     options += ["--path", files[name]] if name in files else []
-    options += {"image_folder": ["--set", "data.size=32"], "text": ["--set", "data.context=16"]}.get(name, [])
+    options += {
+        "image_folder": ["--set", "data.size=32"],
+        "text": ["--set", "data.context=16"],
+        "bible": ["--set", "data.context=16"],
+    }.get(name, [])
     assert main(["find", "--out", str(tmp_path / "net.slt"), *options]) == 0, capsys.readouterr().err
     evaluate = ["eval", str(tmp_path / "net.slt")]
     assert main([*evaluate, *(["--path", files[name]] if name in files else [])]) == 0

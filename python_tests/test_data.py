@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+import shutil
 import struct
 import sys
 
@@ -673,6 +674,41 @@ def test_karate():
         counts = part.targets[part.targets != UNANSWERED].bincount()
         assert counts[0] == counts[1]
     assert not torch.equal(load("karate", seed=1).train.targets, loaded.train.targets)
+
+
+def test_the_digits_as_a_graph():
+    """Each node is tied to the digits whose pixels are nearest; ties go to the first."""
+    images, graph = load("digits", seed=3), load("digits_graph", seed=3, neighbours=2)
+    (features, mean), labels = graph.test.batch(torch.tensor([0]))
+    assert (graph.kind, graph.dimensions) == ("nodes", {"features": 64, "classes": 10})
+    assert (labels != UNANSWERED).sum() == 360
+    parts = [part.batch(torch.tensor([0]))[1] != UNANSWERED for part in graph[:3]]
+    assert torch.equal(parts[0].int() + parts[1].int() + parts[2].int(), torch.ones(1797, dtype=torch.int32))
+    shown = {tuple(x.flatten().tolist()) for x in images.test.images}
+    assert {tuple(x.tolist()) for x in features[labels != UNANSWERED]} == shown
+    tied = mean.to_dense() > 0
+    assert torch.equal(tied, tied.T) and not tied.diagonal().any()
+    pixels = features.double()
+    for node in (0, 500, 1796):
+        far = (pixels - pixels[node]).square().sum(1)
+        far[node] = torch.inf
+        assert tied[node, far.argsort(stable=True)[:2]].all()
+    with pytest.raises(ValueError, match="neighbours=1797: expected 1 to 1796"):
+        load("digits_graph", neighbours=1797)
+
+
+@pytest.mark.skipif(shutil.which("bible") is None, reason="Debian's packages bible-kjv and bible-kjv-text")
+def test_the_bible_of_debian():
+    part = load("bible", context=64).train
+    (tokens,), targets = part.batch(torch.tensor([0]))
+    assert bytes(tokens[0].tolist()).startswith(b"Ge1:1 In the beginning God created the heaven and the earth.\n")
+    assert torch.equal(tokens[0, 1:], targets[0, :-1])
+
+
+def test_a_missing_bible_names_its_packages(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="install Debian's packages bible-kjv and bible-kjv-text"):
+        load("bible")
 
 
 def write_arxiv(root) -> dict[str, np.ndarray]:

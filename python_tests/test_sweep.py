@@ -167,6 +167,21 @@ def test_table_has_mean_and_range():
     ]
 
 
+def test_a_table_of_bits():
+    rows = [row | {"test_bits": 2 + row["seed"] / 8} for row in rows_of(grid().experiments(BASE))]
+    header, _, first, *_ = sweep.table(rows, bits=True).splitlines()
+    assert header == "| width | frozen | ticket | dense, bits | randomly pruned, bits | frozen 6:1, bits |"
+    assert "| 2.062 (2.000 to 2.125) |" in first
+
+
+def test_a_file_without_bits_is_of_an_older_version(tmp_path):
+    rows = rows_of(grid().experiments(BASE))
+    sweep._write(tmp_path, [FOUND | row for row in rows])
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    (tmp_path / "sweep.csv").write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    assert [row["test_bits"] for row in sweep.read(tmp_path)] == [None] * len(rows)
+
+
 def test_plots_repeat(tmp_path):
     rows = rows_of(grid(widths=[8, 16], seeds=range(3)).experiments(BASE))
     files = []
@@ -221,7 +236,7 @@ def test_a_damaged_table_is_refused(damage, tmp_path, swept):
 @pytest.mark.parametrize(
     "column,cell",
     [(name, cell) for name in sweep.COLUMNS[1:] for cell in ("many", "-1", "nan", "inf", "1e400")]
-    + [(name, "") for name in sweep.COLUMNS[1:] if name != "width"]
+    + [(name, "") for name in sweep.COLUMNS[1:] if name not in ("width", "test_bits")]
     + [(name, "1.5") for name in ("ratio", "prune", "lock", "sparsity", "test_accuracy", "width", "seed", "kept")]
     + [("weights", "9" * 5000), ("seconds", "x" * 200_000)],
     ids=lambda value: value[:9],

@@ -349,6 +349,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
     size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
     for row in (
         ("test accuracy", f"{report['test_accuracy']:.2%}"),
+        ("test cross-entropy", f"{report['test_bits']:.3f} bits per target"),
         ("reloaded from the file", f"{report['reloaded_accuracy']:.2%}"),
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
@@ -436,8 +437,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
             device=device,
             on_row=on_row,
         )
-    sweep.plot(rows, arguments.out)
-    print(sweep.table(rows))
+    bits = MODELS[experiment.model["name"]].kind == "text"
+    sweep.plot(rows, arguments.out, bits)
+    print(sweep.table(rows, bits))
     print(f"written to {arguments.out}: sweep.csv, sweep.png, sweep.svg")
 
 

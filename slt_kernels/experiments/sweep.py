@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -119,7 +119,7 @@ class Grid:
 
 
 COLUMNS = ("source", "ratio", "width", "seed", "prune", "lock", "sparsity", "weights", "free_bits", "kept")
-COLUMNS += ("ticket_bytes", "validation_accuracy", "test_accuracy", "seconds")
+COLUMNS += ("ticket_bytes", "validation_accuracy", "test_accuracy", "seconds", "test_bits")
 
 
 def run(
@@ -238,6 +238,8 @@ def read(folder: Path) -> list[Row]:
         columns, lines = tuple(table.fieldnames or ()), list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: damaged, or not of a sweep: {expected} ({error})") from None
+    if columns == COLUMNS[:-1]:  # of an older version
+        columns, lines = COLUMNS, [line | {"test_bits": ""} for line in lines]
     if columns != COLUMNS or any(None in (*line, *line.values()) for line in lines):
         raise ValueError(f"{path}: damaged, or not of a sweep: {expected}")
     rows: dict[tuple[str, ...], Row] = {}
@@ -259,9 +261,9 @@ def _number(name: str, text: str) -> Any:
     """The value of a cell; ValueError for a wrong type or range."""
     if name == "source":
         return text
-    if name == "width" and not text:  # a network without a width
+    if name in ("width", "test_bits") and not text:  # a network without a width; a row of an older version
         return None
-    kind, most = (int, math.inf) if name in _COUNTS else (float, math.inf if name == "seconds" else 1)
+    kind, most = (int, math.inf) if name in _COUNTS else (float, math.inf if name in ("seconds", "test_bits") else 1)
     try:
         number = kind(text)
     except ValueError:
@@ -291,23 +293,47 @@ def _groups(rows: Sequence[Row]) -> dict[tuple, list[Row]]:
     return groups
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown table: ticket size for each width and frozen ratio, and each source's accuracy over the seeds."""
+class _Measure(NamedTuple):
+    """What a table and a plot show of a row."""
+
+    column: str
+    factor: float
+    unit: str
+    digits: int
+    title: str
+
+    def of(self, row: Row) -> float:
+        return self.factor * row[self.column]
+
+
+_ACCURACY = _Measure("test_accuracy", 100, "%", 1, "test accuracy, % (mean, least and most)")
+_BITS = _Measure("test_bits", 1, "bits", 3, "test cross-entropy, bits per target (mean, least and most)")
+
+
+def table(rows: Sequence[Row], bits: bool = False) -> str:
+    """Markdown table: ticket size for each width and frozen ratio, and each source's accuracy over the seeds.
+
+    Args:
+        rows: as `read` returns them.
+        bits: show the test cross-entropy in bits instead of the accuracy, as for text. Default False.
+    """
+    measure = _BITS if bits else _ACCURACY
     groups = _groups(rows)
     sources = list(dict.fromkeys(source for _, source, _ in groups))
-    lines = [["width", "frozen", "ticket", *(f"{source}, %" for source in sources)]]
+    lines = [["width", "frozen", "ticket", *(f"{source}, {measure.unit}" for source in sources)]]
     lines.append(["---"] * len(lines[0]))
     for width, ratio in sorted({(width or 0, ratio) for width, _, ratio in groups}):
         here = {source: group for (w, source, r), group in groups.items() if (w or 0, r) == (width, ratio)}
         tickets = [group for source, group in here.items() if source != TRAINED] or list(here.values())
         size = statistics.mean(row["ticket_bytes"] for group in tickets for row in group)
-        found = (_percent([row["test_accuracy"] for row in here[s]]) if s in here else "" for s in sources)
+        found = (_spread([measure.of(row) for row in here[s]], measure.digits) if s in here else "" for s in sources)
         lines.append([str(width or "default"), f"{ratio:.0%}", f"{size:,.0f} B", *found])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _percent(found: list[float]) -> str:
-    return f"{100 * statistics.mean(found):.1f} ({100 * min(found):.1f} to {100 * max(found):.1f})"
+def _spread(found: list[float], digits: int) -> str:
+    mean, least, most = (f"{f(found):.{digits}f}" for f in (statistics.mean, min, max))
+    return f"{mean} ({least} to {most})"
 
 
 def load_matplotlib():
@@ -320,12 +346,17 @@ def load_matplotlib():
     return matplotlib
 
 
-def plot(rows: Sequence[Row], folder: Path) -> None:
+def plot(rows: Sequence[Row], folder: Path, bits: bool = False) -> None:
     """Writes ``sweep.png`` and ``sweep.svg``: mean and range of accuracy against ticket size, one line per source.
+
+    Args:
+        rows, bits: as in `table`.
+        folder: where the files are written.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing (it comes with the ``plot`` extra).
     """
+    measure = _BITS if bits else _ACCURACY
     matplotlib = load_matplotlib()
     from matplotlib import pyplot, ticker
 
@@ -340,7 +371,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
         for (source, width), groups in lines.items():
             groups.sort(key=lambda group: group[0]["ticket_bytes"])
             size = [statistics.mean(row["ticket_bytes"] for row in group) for group in groups]
-            found = [[100 * row["test_accuracy"] for row in group] for group in groups]
+            found = [[measure.of(row) for row in group] for group in groups]
             mean = [statistics.mean(group) for group in found]
             bars = [[m - min(g) for m, g in zip(mean, found, strict=True)]]
             bars += [[max(g) - m for m, g in zip(mean, found, strict=True)]]
@@ -350,7 +381,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
                 "marker": "osD^vP*X"[widths.index(width or 0) % 8] if width else "o",
             }
             axes.errorbar(size, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
-        axes.set(xscale="log", xlabel="ticket, bytes", ylabel="test accuracy, % (mean, least and most)")
+        axes.set(xscale="log", xlabel="ticket, bytes", ylabel=measure.title)
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())

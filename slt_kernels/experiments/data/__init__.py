@@ -10,11 +10,11 @@ from .cifar import cifar10, cifar100
 from .dataset import UNANSWERED, Dataset, Part
 from .digits import digits
 from .folder import image_folder
-from .graph import karate, ogbn_arxiv
+from .graph import digits_graph, karate, ogbn_arxiv
 from .idx import fashion_mnist, kmnist, mnist
 from .loader import Batch, Loader
 from .own import from_datasets, function, is_function
-from .text import text
+from .text import bible, text
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -25,8 +25,10 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "kmnist": kmnist,
     "image_folder": image_folder,
     "karate": karate,
+    "digits_graph": digits_graph,
     "ogbn_arxiv": ogbn_arxiv,
     "text": text,
+    "bible": bible,
 }
 DEFAULTS = {"images": "digits", "nodes": "karate"}
 """For each kind of data, the data set that ships with a package. Text has none: any file is a data set."""

@@ -1,6 +1,7 @@
 """Handwritten digits: 1,797 images of 8 x 8 that ship with scikit-learn (Alpaydin and Kaynak, 1998)."""
 
 import torch
+from torch import Tensor
 
 from .dataset import Dataset
 from .images import Images
@@ -19,6 +20,14 @@ def digits(seed: int = 0) -> Dataset:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (it comes with the ``demo`` extra).
     """
+    x, y, parts = read_digits(seed)
+    x = (x - x[parts[0]].mean()) / x[parts[0]].std()
+    images = (Images(x[part].view(-1, 1, 8, 8), y[part]) for part in parts)
+    return Dataset(*images, "images", {"classes": 10, "channels": 1, "size": 8})
+
+
+def read_digits(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Pixels float32 ``[1797, 64]``, labels, and the indices of the three parts."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -28,8 +37,5 @@ def digits(seed: int = 0) -> Dataset:
     state = seed % 2**32
     rest, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=state)
     train, validation = train_test_split(rest, test_size=0.2, stratify=labels[rest], random_state=state)
-    x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8)
-    x = (x - x[train].mean()) / x[train].std()
-    y = torch.tensor(labels, dtype=torch.int64)
-    parts = (Images(x[part], y[part]) for part in (train, validation, test))
-    return Dataset(*parts, "images", {"classes": 10, "channels": 1, "size": 8})
+    parts = [torch.tensor(part) for part in (train, validation, test)]
+    return torch.tensor(images, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64), parts

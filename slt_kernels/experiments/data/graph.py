@@ -1,4 +1,4 @@
-"""Graphs whose nodes are classified: the karate club, and OGBN-Arxiv."""
+"""Graphs whose nodes are classified: the karate club, the digits, and OGBN-Arxiv."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .dataset import UNANSWERED, Dataset, Part
+from .digits import read_digits
 from .rng import order
 
 _SUBJECTS = 40  # classes of OGBN-Arxiv
@@ -76,6 +77,31 @@ def karate(seed: int = 0) -> Dataset:
             part.append(nodes)
     edges = torch.tensor(list(graph.edges)).T
     return _dataset(torch.eye(len(labels)), edges, labels, [torch.cat(p) for p in parts], classes=2)
+
+
+def digits_graph(seed: int = 0, neighbours: int = 5) -> Dataset:
+    """The handwritten digits as a graph: 1,797 nodes, each tied to the digits whose pixels are nearest to its own.
+
+    Features are the 64 pixels, standardized; nodes are split as in `digits`.
+
+    Args:
+        seed: for the split. Default 0.
+        neighbours: ties that a node starts, to the nearest others. Default 5.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (it comes with the ``demo`` extra).
+        ValueError: no neighbour, or as many as there are nodes.
+    """
+    pixels, labels, parts = read_digits(seed)
+    if not 0 < neighbours < len(labels):
+        raise ValueError(f"neighbours={neighbours}: expected 1 to {len(labels) - 1}")
+    x = pixels.double()  # of small integers, so that distances are exact
+    squares = x.square().sum(1)
+    distances = (squares.unsqueeze(1) + squares - 2 * x @ x.T).fill_diagonal_(torch.inf)
+    nearest = distances.argsort(dim=1, stable=True)[:, :neighbours]
+    edges = torch.stack((torch.arange(len(labels)).repeat_interleave(neighbours), nearest.flatten()))
+    train = pixels[parts[0]]
+    return _dataset((pixels - train.mean()) / train.std(), edges, labels, parts, classes=10)
 
 
 def ogbn_arxiv(path: str | Path) -> Dataset:

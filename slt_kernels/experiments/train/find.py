@@ -18,7 +18,7 @@ from ...tickets import entropy_coder, load_ticket, save_ticket
 from .. import data, models
 from ..data import Dataset
 from . import processes
-from .loop import accuracy, search
+from .loop import accuracy, evaluate, search
 from .run_folder import Run
 from .settings import Experiment
 
@@ -81,8 +81,9 @@ def find(
     With ``algorithm: dense`` the weights are trained instead, and ``out`` becomes a safetensors file of the network.
 
     Returns:
-        A report: test_accuracy, reloaded_accuracy, validation_accuracy (of the picked epoch), weights, free_bits, kept,
-        mask_bytes, ticket_bytes, fp32_bytes, seconds, backend and experiment.
+        A report: test_accuracy, test_bits (cross-entropy of a test target, in bits), reloaded_accuracy,
+        validation_accuracy (of the picked epoch), weights, free_bits, kept, mask_bytes, ticket_bytes, fp32_bytes,
+        seconds, backend and experiment.
 
     Raises:
         ModuleNotFoundError: ``compress`` without its package; raised before the search.
@@ -95,7 +96,7 @@ def find(
     model = build(experiment, dataset, device)
     settings = experiment.search
     rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
-    found = accuracy(model, dataset.test, settings.batch_size, settings.workers)
+    found, bits = evaluate(model, dataset.test, settings.batch_size, settings.workers)
     metadata = {"network": experiment.network, "test_accuracy": found}
     if processes.rank() == 0:
         if settings.algorithm == "dense":
@@ -118,6 +119,7 @@ def find(
         raise RuntimeError(f"{out}: the reloaded ticket has test accuracy {again:.4f}, expected {found:.4f}")
     return {
         "test_accuracy": found,
+        "test_bits": bits,
         "reloaded_accuracy": again,
         "validation_accuracy": max(validated) if settings.pick == "best" else validated[-1],
         **counts,

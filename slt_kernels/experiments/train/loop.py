@@ -331,7 +331,6 @@ def _kept(model: nn.Module) -> float:
     return kept / sum(m.total for m in layers)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int = 0) -> float:
     """Accuracy of the model on a part, ignored targets left out. Sets the model to evaluation mode.
 
@@ -340,13 +339,22 @@ def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int =
     Args:
         batch_size, workers: arguments of the `Loader`.
     """
+    return evaluate(model, part, batch_size, workers)[0]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, part: Part, batch_size: int = 256, workers: int = 0) -> tuple[float, float]:
+    """The `accuracy`, and the mean cross-entropy of a target in bits."""
     model.eval()
     device = next(chain(model.parameters(), model.buffers())).device
     correct = labelled = 0
+    nats = 0.0
     for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
         batch = batch.to(device)
-        found = model(*batch.inputs).argmax(-1)
-        correct += int((found == batch.targets).sum())
+        logits = model(*batch.inputs)
+        correct += int((logits.argmax(-1) == batch.targets).sum())
         labelled += int((batch.targets != UNANSWERED).sum())
-    correct, labelled = processes.total(correct, labelled)
-    return correct / labelled
+        flat = logits.float().flatten(0, -2), batch.targets.flatten()
+        nats += float(F.cross_entropy(*flat, ignore_index=UNANSWERED, reduction="sum"))
+    correct, labelled, nats = processes.total(correct, labelled, nats)
+    return correct / labelled, nats / labelled / math.log(2)
