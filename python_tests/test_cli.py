@@ -18,6 +18,7 @@ from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.experiments import data
 from slt_kernels.models import convnet
+from slt_kernels.train import Experiment
 
 SMALL = ("--epochs", "1", "--width", "8", "--batch-size", "256")
 
@@ -270,7 +271,7 @@ def test_flags_override_a_config(tmp_path, capsys):
     info = ticket_info(out)
     assert info.compressed
     assert {layer.source.seed for layer in info.layers} == {3}
-    assert info.metadata["network"] == {name: experiment[name] for name in ("seed", "model", "data", "source")}
+    assert info.metadata["network"] == Experiment.from_dict(experiment).network
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import math
 import os
 import shutil
 import struct
@@ -16,6 +17,7 @@ from hypothesis import given
 from PIL import Image, UnidentifiedImageError
 
 from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, load
+from slt_kernels.experiments.data.augment import ERASING_DRAWS, OPERATIONS, apply, erase, rand_augment
 from slt_kernels.experiments.data.folder import ImageFiles, random_box
 from slt_kernels.experiments.data.graph import neighbours_mean
 from slt_kernels.experiments.data.images import crop_and_flip
@@ -519,6 +521,69 @@ def test_workers_make_the_same_batches(folder):
         for a, b in pairs:
             assert torch.equal(a.inputs[0], b.inputs[0])
             assert torch.equal(a.targets, b.targets)
+
+
+RISING = np.tile(np.arange(3, 256, 4, dtype=np.uint8), (64, 1))
+GRADIENT = Image.fromarray(np.stack((RISING, RISING.T, 255 - RISING), 2))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_of_rand_augment_grow_with_their_level(operation):
+    """Level 0 changes nothing, except in the three operations without a level."""
+    rgb = GRADIENT.rotate(30)
+
+    def change(level: float, sign: int = 1) -> float:
+        result = apply(operation, rgb, level, sign)
+        assert (result.size, result.mode) == (rgb.size, "RGB")
+        return float(np.abs(np.asarray(result, dtype=float) - np.asarray(rgb, dtype=float)).mean())
+
+    levels = [change(level) for level in (0.0, 0.5, 1.0)]
+    if operation in ("autocontrast", "equalize", "invert"):
+        assert len(set(levels)) == 1
+    else:
+        assert levels[0] == 0 < levels[1] < levels[2]
+        assert change(1.0, -1) > 0
+
+
+def test_rand_augment_is_a_function_of_its_numbers():
+    numbers = [3.5 / 15, 0.4, 0.5, 0.9, 2.5 / 15, 0.4, 0.5, 0.9]  # rotate, then invert
+    expected = apply("invert", apply("rotate", GRADIENT, 0.9, 1), 0.9, 1)
+    assert rand_augment(GRADIENT, 9, numbers).tobytes() == expected.tobytes()
+    skipped = [3.5 / 15, 0.6, 0.5, 0.9, 2.5 / 15, 0.4, 0.5, 0.9]
+    assert rand_augment(GRADIENT, 9, skipped).tobytes() == apply("invert", GRADIENT, 0.9, 1).tobytes()
+
+
+def test_erasing_fills_a_rectangle_with_noise():
+    areas = []
+    for numbers in np.random.default_rng(0).random((200, ERASING_DRAWS)).tolist():
+        image = torch.full((3, 20, 30), torch.inf)
+        erase(image, 0.5, numbers)
+        erased = image.isfinite()[0]
+        assert bool(erased.any()) is (numbers[0] < 0.5)
+        if erased.any():
+            places = erased.nonzero()
+            assert len(places) == math.prod((places.amax(0) - places.amin(0) + 1).tolist())
+            areas.append(len(places) / 600)
+            again = torch.full((3, 20, 30), torch.inf)
+            erase(again, 0.5, numbers)
+            assert torch.equal(image, again)
+    assert 0.01 < min(areas) < 0.05 and 0.25 < max(areas) < 0.36
+
+
+def test_strong_augmentation_is_only_in_training(folder):
+    strong = load("image_folder", folder, size=16, validation=0.3, rand_augment=9.0, erasing=1.0)
+    weak = load("image_folder", folder, size=16, validation=0.3)
+    indices = torch.arange(7)
+    assert not torch.equal(strong.train.batch(indices, 2)[0][0], weak.train.batch(indices, 2)[0][0])
+    assert torch.equal(strong.train.batch(indices)[0][0], weak.train.batch(indices)[0][0])
+    assert torch.equal(strong.train.batch(indices[3:4], 2)[0][0], strong.train.batch(indices, 2)[0][0][3:4])
+    for options, message in (
+        ({"rand_augment": 11.0}, r"rand_augment=11\.0: expected 0 to 10"),
+        ({"erasing": -0.1}, r"erasing=-0\.1: expected 0 to 1"),
+        ({"erasing": 0.1, "augment": False}, r"erasing=0\.1: expected 0 to 1, and 0 without augment"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load("image_folder", folder, **options)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 99))

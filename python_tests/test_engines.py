@@ -89,6 +89,7 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch):
     "options,message",
     (
         ({"engine": "slurm"}, "engine=slurm: expected one of loky, dask, ray"),
+        ({"jobs": 0}, "jobs=0: expected at least 1"),
         ({"cluster": "a:1"}, "cluster=a:1: expected engine=dask or engine=ray"),
     ),
 )

@@ -21,7 +21,7 @@ from . import backends
 from ._text import printable, shown
 from .experiments import models, sweep
 from .experiments.data import DATASETS, DEFAULTS, Dataset, is_function
-from .experiments.engines import ENGINES, load_joblib
+from .experiments.engines import ENGINES
 from .experiments.models import MODELS
 from .experiments.paper import from_paper
 from .experiments.train import (
@@ -405,8 +405,7 @@ def _add_sweep(commands) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     rich = _rich()
-    sweep.load_matplotlib()  # missing packages raise here, before the searches
-    load_joblib()
+    sweep.load_matplotlib()  # a missing package raises here, before the searches
     if arguments.seeds < 1:
         raise ValueError(f"seeds={arguments.seeds}: expected at least 1")
     experiment, device = _experiment(arguments), _on_machine(arguments)

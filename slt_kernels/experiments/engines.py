@@ -9,6 +9,7 @@
 A task whose worker was killed runs again. dask and ray do so themselves, after which they give up.
 """
 
+import importlib
 import itertools
 import logging
 import os
@@ -22,6 +23,8 @@ from typing import Any
 ENGINES = ("loky", "dask", "ray")
 
 Results = Iterator[tuple[Hashable, Any]]
+_PACKAGES = {"loky": ("joblib", "demo"), "dask": ("distributed", "dask"), "ray": ("ray", "ray")}
+"""The package of each engine, and the extra with which it is installed."""
 _LOSSES = 3  # workers killed one after the other, without a finished task, before loky's tasks are given up
 
 
@@ -49,15 +52,12 @@ def completed(
         stopped: whether no further task is to start. Tasks that run are waited for.
 
     Raises:
-        ValueError: an unknown engine, or a cluster for loky.
+        ValueError: an unknown engine, fewer than one job, or a cluster for loky.
         ModuleNotFoundError: the engine is not installed.
         RuntimeError: workers were killed several times in a row.
         The first error of a task: no further task starts, and the results of those that run are yielded before.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine}: expected one of {', '.join(ENGINES)}")
-    if engine == "loky" and cluster is not None:
-        raise ValueError(f"cluster={cluster}: expected engine=dask or engine=ray; loky runs on this machine")
+    check(engine, jobs, cluster)
     errors: list[Exception] = []
 
     def feed() -> Iterator[tuple[Hashable, tuple]]:
@@ -74,6 +74,21 @@ def completed(
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def check(engine: str, jobs: int | None, cluster: str | None) -> None:
+    """Raises the errors of `completed` about its arguments and missing packages."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine}: expected one of {', '.join(ENGINES)}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs}: expected at least 1")
+    if engine == "loky" and cluster is not None:
+        raise ValueError(f"cluster={cluster}: expected engine=dask or engine=ray; loky runs on this machine")
+    try:
+        importlib.import_module(_PACKAGES[engine][0])
+    except ModuleNotFoundError:
+        extra = _PACKAGES[engine][1]
+        raise ModuleNotFoundError(f'engine={engine} is an extra: pip install "slt_kernels[{extra}]"') from None
 
 
 def _attempt(
@@ -100,7 +115,8 @@ def _joblib(
     cluster: str | None,
     threads: int,
 ) -> Iterator[tuple[Hashable, Any, Exception | None]]:
-    joblib = load_joblib()
+    import joblib
+
     done: set[Hashable] = set()
     losses = 0
     with _dask(jobs, cluster) if engine == "dask" else nullcontext():
@@ -126,11 +142,9 @@ def _joblib(
 @contextmanager
 def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
     """Makes a cluster of dask the one that joblib uses."""
-    try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('engine=dask is an extra: pip install "slt_kernels[dask]"') from None
+    import dask
+    from distributed import Client, LocalCluster
+
     with ExitStack() as stack:
         cluster = cluster or dask.config.get("scheduler-address", None)
         if cluster is None:  # a thread per worker: a search uses process-wide generators
@@ -149,10 +163,8 @@ def _ray(
     cluster: str | None,
     threads: int,
 ) -> Iterator[tuple[Hashable, Any, Exception | None]]:
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('engine=ray is an extra: pip install "slt_kernels[ray]"') from None
+    import ray
+
     with _connected(ray, cluster):
         limit = jobs or max(1, int(ray.cluster_resources()["CPU"]) // threads)
         call = ray.remote(num_cpus=threads, max_retries=3)(_attempt)
@@ -171,12 +183,3 @@ def _connected(ray, cluster: str | None) -> AbstractContextManager:
     if ray.is_initialized():
         return nullcontext()
     return ray.init(cluster, include_dashboard=None if cluster else False, log_to_driver=False)
-
-
-def load_joblib():
-    """joblib; ModuleNotFoundError names the extra."""
-    try:
-        import joblib
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('sweeps run with joblib: pip install "slt_kernels[demo]"') from None
-    return joblib

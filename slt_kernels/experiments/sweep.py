@@ -25,7 +25,7 @@ import torch
 from .._text import shown
 from ..files import read_file, write_atomically
 from ..source import Freeze
-from .engines import completed
+from .engines import check, completed
 from .train import Experiment, Interrupted, find
 from .train.run_folder import StopSignals, held
 
@@ -151,12 +151,12 @@ def run(
     Raises:
         ValueError: a folder with rows of another experiment or in which another sweep is running; a file as folder; an
             unknown engine; fewer than one job.
+        ModuleNotFoundError: the engine is not installed.
         Interrupted: SIGINT or SIGTERM. Searches that run are finished before, and their rows are written.
         RuntimeError: workers were killed several times in a row.
         An error of a search, after those that run beside it are finished.
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs={jobs}: expected at least 1")
+    check(engine, jobs, cluster)
     points = grid.experiments(base)
     _describe(folder, base, grid)
     if threads is None:

@@ -9,16 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._text import shown
+from .augment import DRAWS_PER_OPERATION, ERASING_DRAWS, erase, rand_augment
 from .dataset import Dataset, Part
-from .rng import draws, split
+from .rng import RAND_AUGMENT, draws, split
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision
 _TRIES = 10
+_MORE = 2 * DRAWS_PER_OPERATION  # numbers of RandAugment
 
 
 def image_folder(
-    path: str | Path, seed: int = 0, validation: float = 0.2, size: int = 224, augment: bool = True
+    path: str | Path,
+    seed: int = 0,
+    validation: float = 0.2,
+    size: int = 224,
+    augment: bool = True,
+    rand_augment: float = 0.0,
+    erasing: float = 0.0,
 ) -> Dataset:
     """Images in ``path/train/CLASS/`` and ``path/val/CLASS/``: the layout of ImageNet.
 
@@ -33,12 +42,16 @@ def image_folder(
         validation: fraction of ``train`` for validation; ``val`` is the test part. Default 0.2.
         size: side of the images that a network takes. Default 224.
         augment: crop and mirror training images at random, as above; if False, crop at the centre. Default True.
+        rand_augment: magnitude of two operations of RandAugment on training images, up to 10; the paper's is 9. Default
+            0, none.
+        erasing: probability that a rectangle of a training image is replaced by noise; the paper's is 0.25. Default 0.
 
     Raises:
         FileNotFoundError: no such folder, or a folder or class without images; the message shows the layout.
         ModuleNotFoundError: Pillow is not installed (it comes with the ``images`` extra).
         ValueError: a class of ``val`` that is not in ``train``; an image that is not a regular file; a fraction outside
-            (0, 1). Damaged images raise when they are read.
+            (0, 1); a magnitude or probability out of range, or without ``augment``. Damaged images raise when they are
+            read.
     """
     try:
         import PIL  # noqa: F401
@@ -46,13 +59,16 @@ def image_folder(
         raise ModuleNotFoundError('images are read with Pillow: pip install "slt_kernels[images]"') from None
     if size < 1:
         raise ValueError(f"size={size}: expected at least 1")
+    for name, value, most in (("rand_augment", rand_augment, 10), ("erasing", erasing, 1)):
+        if not 0 <= value <= most or (value and not augment):
+            raise ValueError(f"{name}={shown(value)}: expected 0 to {most}, and 0 without augment")
     path = Path(path)
     classes = sorted(e.name for e in _entries(path / "train") if e.is_dir())
     files, labels = _files(path / "train", classes)
     tested = _files(path / "val", classes)
     rest, held = split(len(labels), validation, seed)
     return Dataset(
-        ImageFiles(path / "train", files[rest], labels[rest], size, augment, seed),
+        ImageFiles(path / "train", files[rest], labels[rest], size, augment, seed, rand_augment, erasing),
         ImageFiles(path / "train", files[held], labels[held], size),
         ImageFiles(path / "val", *tested, size),
         "images",
@@ -101,11 +117,19 @@ class ImageFiles(Part):
     Args:
         folder, files: the folder, and the names in it as bytes.
         labels: int64 ``[N]``.
-        size, augment, seed: see `image_folder`.
+        size, augment, seed, rand_augment, erasing: see `image_folder`.
     """
 
     def __init__(
-        self, folder: Path, files: np.ndarray, labels: Tensor, size: int, augment: bool = False, seed: int = 0
+        self,
+        folder: Path,
+        files: np.ndarray,
+        labels: Tensor,
+        size: int,
+        augment: bool = False,
+        seed: int = 0,
+        rand_augment: float = 0.0,
+        erasing: float = 0.0,
     ) -> None:
         self.folder = folder
         self.files = files
@@ -113,21 +137,28 @@ class ImageFiles(Part):
         self.size = size
         self.augment = augment
         self.seed = seed
+        self.rand_augment = rand_augment
+        self.erasing = erasing
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-        random = [None] * len(indices)
+        random, more = [None] * len(indices), [None] * len(indices)
         if epoch is not None and self.augment:
             random = draws(indices, 4 * _TRIES + 1, self.seed, epoch).tolist()
-        names = self.files[indices.numpy()]
-        images = [self._read(self.folder / os.fsdecode(name), c) for name, c in zip(names, random, strict=True)]
+            more = draws(indices, _MORE + ERASING_DRAWS, self.seed, epoch, RAND_AUGMENT).tolist()
+        names = [self.folder / os.fsdecode(name) for name in self.files[indices.numpy()]]
+        images = [self._read(*each) for each in zip(names, random, more, strict=True)]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
-        return ((pixels - mean) / std,), self.labels[indices]
+        pixels = (pixels - mean) / std
+        if self.erasing and epoch is not None:
+            for image, numbers in zip(pixels, more, strict=True):
+                erase(image, self.erasing, numbers[_MORE:])
+        return (pixels,), self.labels[indices]
 
-    def _read(self, file: Path, random: list[float] | None) -> np.ndarray:
+    def _read(self, file: Path, random: list[float] | None, more: list[float] | None) -> np.ndarray:
         """Pixels uint8 ``[size, size, 3]``."""
         from PIL import Image, ImageOps
 
@@ -144,6 +175,8 @@ class ImageFiles(Part):
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
         if random is not None and random[-1] < 0.5:
             image = ImageOps.mirror(image)
+        if more is not None and self.rand_augment:
+            image = rand_augment(image, self.rand_augment, more[:_MORE])
         return np.asarray(image)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import philox
 from ..._text import shown
 
-_ORDER, _AUGMENT = 4, 5  # streams; the contract has 0 to 3
+_ORDER, _AUGMENT, RAND_AUGMENT = 4, 5, 6  # streams; the contract has 0 to 3
 _LOW = 0xFFFFFFFF
 
 
@@ -34,9 +34,9 @@ def split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return shuffled[second:].sort().values, shuffled[:second].sort().values
 
 
-def draws(indices: Tensor, count: int, seed: int, epoch: int) -> Tensor:
-    """``count`` numbers in [0, 1) per example, float64 ``[*indices.shape, count]``."""
+def draws(indices: Tensor, count: int, seed: int, epoch: int, stream: int = _AUGMENT) -> Tensor:
+    """``count`` numbers in [0, 1) per example, float64 ``[*indices.shape, count]``; other ones in another stream."""
     calls = (count + 3) // 4
     each = indices.unsqueeze(-1) * calls + torch.arange(calls, device=indices.device)
-    words = philox.call(seed, epoch, _AUGMENT, each).flatten(-2)[..., :count]
+    words = philox.call(seed, epoch, stream, each).flatten(-2)[..., :count]
     return (words.to(torch.int64) & _LOW).double() / 2**32
