@@ -651,6 +651,11 @@ def test_a_dense_network_is_written_and_reloaded(tmp_path):
         ticket_info(tmp_path / "net.safetensors")
 
 
+def test_a_dense_network_is_not_compressed(tmp_path):
+    with pytest.raises(ValueError, match="compress=True: expected False"):
+        find(DENSE, tmp_path / "net.safetensors", torch.device("cpu"), compress=True)
+
+
 def test_an_excluded_layer_is_trained_and_in_the_ticket(tmp_path):
     experiment = DENSE.override({"search.algorithm": "edge_popup", "source.exclude": ["last"]})
     report = find(experiment, tmp_path / "net.slt", torch.device("cpu"))

@@ -345,7 +345,9 @@ def _find(arguments: argparse.Namespace) -> None:
 
 def _print_report(rich, report: dict[str, Any], out: Path) -> None:
     network = report["experiment"]
-    table = rich.table.Table(title=f"A ticket for {network['data']['name']}", show_header=False)
+    dense = network["search"]["algorithm"] == "dense"
+    what = "A dense network" if dense else "A ticket"
+    table = rich.table.Table(title=f"{what} for {network['data']['name']}", show_header=False)
     size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
     for row in (
         ("test accuracy", f"{report['test_accuracy']:.2%}"),
@@ -354,7 +356,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
         ("weights", f"{weights:,}"),
         ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
         ("kept weights", f"{report['kept']:,}"),
-        ("ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
+        ("file" if dense else "ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),

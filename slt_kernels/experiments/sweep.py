@@ -109,7 +109,11 @@ class Grid:
             sources += [(name, r, Freeze(round(r * part.prune, 6), round(r * part.lock, 6))) for r in self.ratios]
         for width, (name, ratio, freeze), seed in itertools.product(self.widths, sources, self.seeds):
             sparsity = round(freeze.prune + (1 - ratio) * (1 - self.keep), 6)
-            changes = {"source.prune": freeze.prune, "source.lock": freeze.lock, "search.sparsity": sparsity}
+            changes: dict[str, Any] = {
+                "source.prune": freeze.prune,
+                "source.lock": freeze.lock,
+                "search.sparsity": sparsity,
+            }
             changes |= {"seed": seed} | ({} if width is None else {"model.width": width})
             if name == TRAINED:
                 changes |= {"search.algorithm": "dense", "search.sparsity": 0.0}

@@ -86,9 +86,12 @@ def find(
         seconds, backend and experiment.
 
     Raises:
+        ValueError: ``compress`` of a dense network; raised before the search.
         ModuleNotFoundError: ``compress`` without its package; raised before the search.
         RuntimeError: the reloaded ticket has another accuracy than the saved network.
     """
+    if compress and experiment.search.algorithm == "dense":
+        raise ValueError("compress=True: expected False: a dense network has no mask bits")
     if compress:
         entropy_coder()  # a missing package raises here, before the search
     started = time.perf_counter()
