@@ -14,6 +14,7 @@ from ..backends import run
 from ..conv_geometry import Window
 from ..operations import OUTPUTS, SCHEMAS
 from ..source import Source
+from . import flops
 
 _library = torch.library.Library("slt_kernels", "DEF")
 _TYPES = {"source": Source, "window": Window}
@@ -43,7 +44,11 @@ def operation(name: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         tensors = arguments if isinstance(arguments[0], Tensor) else arguments[0]
-        return run(name, *arguments) if is_plain(*tensors) else op(*arguments)
+        if is_plain(*tensors):
+            return run(name, *arguments)
+        if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+            flops.register()
+        return op(*arguments)
 
     return call
 
