@@ -46,6 +46,13 @@ class Window(NamedTuple):
             (width + 2 * self.padding_w - self.dilation_w * (self.kernel_w - 1) - 1) // self.stride_w + 1,
         )
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the smallest input with an output of that size."""
+        return (
+            (height - 1) * self.stride_h - 2 * self.padding_h + self.dilation_h * (self.kernel_h - 1) + 1,
+            (width - 1) * self.stride_w - 2 * self.padding_w + self.dilation_w * (self.kernel_w - 1) + 1,
+        )
+
 
 def channels_last(x: Tensor) -> bool:
     """Whether a convolution of ``x`` returns a channels-last result: if ``x`` is contiguous in that format only."""

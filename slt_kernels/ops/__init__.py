@@ -2,6 +2,7 @@
 
 from .autograd import differentiates
 from .conv2d import conv2d
+from .conv_transpose2d import conv_transpose2d
 from .dispatch import is_plain
 from .embedding import embedding
 from .expand import expand
@@ -17,6 +18,7 @@ __all__ = [
     "LinearPlan",
     "Plan",
     "conv2d",
+    "conv_transpose2d",
     "differentiates",
     "embedding",
     "expand",

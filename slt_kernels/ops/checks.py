@@ -1,5 +1,7 @@
 """Checks of the operations' arguments, before anything runs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -157,9 +159,44 @@ def check_images(x: Tensor, source: Source, window: Window) -> None:
             f"x.shape={list(x.shape)}: the image is empty, or with padding={window.padding} smaller than "
             f"kernel_size={window.kernel} with dilation={window.dilation}"
         )
-    height, width = (side + 2 * padding for side, padding in zip(x.shape[-2:], window.padding, strict=True))
+    _check_numbers(x, x.shape[-2:], size, source, window)
+
+
+def check_transposed_images(
+    x: Tensor, source: Source, window: Window, output_padding: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width of the output of a transposed convolution.
+
+    Raises:
+        ValueError: the input is no image of the source's rows, is empty or too large, or leaves no output; or
+            ``output_padding`` is not below the stride.
+    """
+    if x.dim() not in (3, 4) or x.shape[-3] != source.rows:
+        raise ValueError(f"x.shape={list(x.shape)}: expected [B, {source.rows}, H, W] or [{source.rows}, H, W]")
+    if any(not 0 <= extra < stride for extra, stride in zip(output_padding, window.stride, strict=True)):
+        raise ValueError(f"output_padding={output_padding}: expected 0 to stride - 1, with stride={window.stride}")
+    height, width = window.input_size(*x.shape[-2:])
+    size = (height + output_padding[0], width + output_padding[1])
+    if min(*x.shape[-2:], *size) < 1:
+        raise ValueError(
+            f"x.shape={list(x.shape)}: the image is empty, or with padding={window.padding} leaves an output of "
+            f"{size[0]} x {size[1]}"
+        )
+    _check_numbers(x, size, x.shape[-2:], source, window)
+    return size
+
+
+def _check_numbers(x: Tensor, size: Any, output: Any, source: Source, window: Window) -> None:
+    """Raises ValueError if the images of a convolution are too large.
+
+    Args:
+        x: what the message names.
+        size, output: height and width of the convolution's input and output.
+    """
+    channels = source.fan // (window.kernel_h * window.kernel_w) * window.groups
+    height, width = (side + 2 * padding for side, padding in zip(size, window.padding, strict=True))
     batch = x.shape[0] if x.dim() == 4 else 1
-    numbers = batch * max(channels * height * width, source.rows * size[0] * size[1])
+    numbers = batch * max(channels * height * width, source.rows * output[0] * output[1])
     if max(height, width) >= 2**31 or numbers > _MOST_NUMBERS:
         raise ValueError(
             f"x.shape={list(x.shape)} with padding={window.padding}: expected sides under 2**31, padding included, and "
