@@ -1,9 +1,10 @@
 """SupermaskEmbedding, in place of ``nn.Embedding``."""
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer, positive
@@ -61,7 +62,7 @@ class SupermaskEmbedding(SupermaskLayer):
         if padding_idx is not None:
             padding_idx = integer("padding_idx", padding_idx, -num_embeddings, num_embeddings - 1)
         std = positive("std", std)
-        super().__init__(source, False, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
+        super().__init__(source, 0, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
@@ -79,9 +80,17 @@ class SupermaskEmbedding(SupermaskLayer):
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix
 
-    def dense_weight(self) -> Tensor:
-        """Float32 ``[num_embeddings, embedding_dim]``: ``scale * mask * v``, and 0 for the row of ``padding_idx``."""
-        weight = super().dense_weight()
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"padding_idx": self.padding_idx, **self.outer_arguments}
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        options = {"padding_idx": self.padding_idx, "scale_grad_by_freq": self.scale_grad_by_freq}
+        return nn.utils.skip_init(nn.Embedding, self.num_embeddings, self.embedding_dim, **options, **placement)
+
+    def _dense_weight(self, dtype: torch.dtype) -> Tensor:
+        """``scale * mask * v``, and 0 for the row of ``padding_idx``."""
+        weight = super()._dense_weight(dtype)
         if self.padding_idx is not None:
             weight[torch.arange(len(weight)) + self.source.first_row == self.padding_idx] = 0
         return weight

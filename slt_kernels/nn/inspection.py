@@ -1,5 +1,6 @@
 """Access to a layer's frozen pattern, mask and weights. All of it materializes; a sharded layer gives its shard."""
 
+import torch
 from torch import Tensor
 
 from .. import bits, ops
@@ -26,8 +27,11 @@ class InspectedLayer(ShardedLayer):
 
     def dense_weight(self) -> Tensor:
         """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
+        return self._dense_weight(torch.float32)
+
+    def _dense_weight(self, dtype: torch.dtype) -> Tensor:
         self._refresh_mask()
-        return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale
+        return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale.to(dtype)
 
     @property
     def weight(self) -> GeneratedWeight:

@@ -1,9 +1,10 @@
 """SupermaskLinear, in place of ``nn.Linear``."""
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
@@ -54,7 +55,7 @@ class SupermaskLinear(SupermaskLayer):
         out_features = integer("out_features", out_features, 1, MAX_ROWS)
         in_features = integer("in_features", in_features, 1, MAX_FAN)
         source = Source.of(out_features, in_features, seed=seed, layer=layer, weight=weight, freeze=freeze)
-        super().__init__(source, bias, freeze, sparsity, scale, gain, compact, device, dtype)
+        super().__init__(source, out_features if bias else 0, freeze, sparsity, scale, gain, compact, device, dtype)
         self.in_features = in_features
         self.out_features = out_features
 
@@ -64,6 +65,9 @@ class SupermaskLinear(SupermaskLayer):
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        return nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, self.bias is not None, **placement)
 
     def forward(self, input: Tensor) -> Tensor:
         y = self._forward_by_plan(ops.LinearPlan, input)

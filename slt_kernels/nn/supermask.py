@@ -1,7 +1,8 @@
 """The base of all supermask layers: scores, the mask made of them, and a scale."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,14 @@ INITIAL_SCORES = ("uniform", "normal", "hidden_networks")
 
 
 class SupermaskLayer(LayerState):
-    """A random layer with a learned mask; the base of `SupermaskLinear`, `SupermaskConv2d` and `SupermaskEmbedding`.
+    """A random layer with a learned mask; the base of `SupermaskLinear` and of all other layers with one weight.
 
     Attributes:
         scores: parameter, float32 ``[free]``, one per free weight in the contract's order (row, word, bit); None after
             `drop_scores`.
         mask_words: buffer, int32: the mask, resolved ``[rows, words]`` or compact ``[ceil(free / 32)]``.
         weight_scale: buffer, one float32: the factor on the integer weights.
-        bias: parameter ``[rows]`` or None.
+        bias: parameter or None; ``[rows]``, of a transposed convolution ``[out_channels]``.
         source: generates the weights and the frozen pattern, of the whole layer or of this process's shard.
         whole: the source of the whole layer.
         group: the processes that hold its shards; None if it is not sharded.
@@ -44,17 +45,20 @@ class SupermaskLayer(LayerState):
         dtype: of the weight, as ``.to(dtype)`` leaves it; products take inputs of any.
         graded_scores: an identity function of the scores with a backward of its own, for another gradient than
             Edge-Popup's (`BernoulliMasks` has one); None for Edge-Popup's.
+        outer_arguments: those that change the outputs of the composite layer around this one, such as the number of
+            heads; in a ticket with this layer's own.
 
     Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
     """
 
     graded_scores: Callable[[Tensor], Tensor] | None = None
+    outer_arguments: Mapping[str, int | str] = {}
     _plan: ops.Plan | None = None
 
     def __init__(
         self,
         source: Source,
-        bias: bool,
+        biases: int,
         freeze: Freeze,
         sparsity: float | None,
         scale: str | None,
@@ -86,7 +90,7 @@ class SupermaskLayer(LayerState):
         identity = torch.empty(len(IDENTITY), dtype=torch.int64, device=device)
         self.register_buffer("source_id", identity)  # so that a checkpoint of another network is refused
         self.register_buffer("mask_origin", torch.zeros(2, dtype=torch.int64, device=device))
-        self.bias = nn.Parameter(torch.empty(source.rows, device=device, dtype=dtype)) if bias else None
+        self.bias = nn.Parameter(torch.empty(biases, device=device, dtype=dtype)) if biases else None
         self.reset_parameters()
 
     @property
@@ -101,6 +105,30 @@ class SupermaskLayer(LayerState):
     def _as_weight(self, matrix: Tensor) -> Tensor:
         """``[rows, fan]`` to `weight_shape`."""
         raise NotImplementedError
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that change the layer's outputs but not its weight, as JSON values; a ticket holds them."""
+        return dict(self.outer_arguments)
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        """PyTorch's own layer, uninitialized."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """PyTorch's own layer with copies of this layer's weight and bias; see `slt_kernels.to_dense`.
+
+        Raises:
+            ValueError: the layer is sharded over processes.
+        """
+        if self.group is not None or sharded_scores.is_dtensor(self.scores):
+            raise ValueError("layer: expected one that is not sharded over processes")
+        dense = self._dense_module(device=self.mask_words.device, dtype=self.dtype)
+        dense.weight.copy_(self._dense_weight(torch.promote_types(self.dtype, torch.float32)))
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return dense.train(self.training)
 
     @property
     def score_gain(self) -> float:

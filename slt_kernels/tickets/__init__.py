@@ -108,7 +108,7 @@ def save_ticket(
                 "scale": m.scale,
                 "sparsity": m.sparsity,
                 "weight_scale": m.weight_scale.item(),
-                **({"arguments": arguments} if (arguments := network.arguments_of(m)) else {}),
+                **({"arguments": m.arguments} if m.arguments else {}),
                 **({"ones": count} if compress else {}),
             }
             for (name, m), count in zip(layers.items(), ones, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import bits
 from .._text import printable, shown
-from ..nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, sharded_scores
+from ..nn import SupermaskLayer, sharded_scores
 from ..source import WEIGHTS, Source
 from .format import TicketError, TicketInfo, TicketLayer, dtype_name
 
@@ -221,27 +221,6 @@ def _check_writable(name: str, t: Tensor) -> None:
         raise TicketError(f"{name}: expanded: its elements share memory; expected a copy (clone())")
 
 
-def arguments_of(layer: SupermaskLayer) -> dict[str, Any]:
-    """Arguments that change a layer's outputs but not its weight, as JSON values."""
-    if isinstance(layer, SupermaskEmbedding):
-        return {"padding_idx": layer.padding_idx}
-    if not isinstance(layer, SupermaskConv2d):
-        return {}
-    padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
-    around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if padding == "valid":
-        padding = [0, 0]
-    elif padding == "same" and not any(n % 2 for n in around):  # as numbers, because padding="same" may equal padding=1
-        padding = [n // 2 for n in around]
-    return {
-        "stride": list(layer.stride),
-        "padding": padding,
-        "dilation": list(layer.dilation),
-        "groups": layer.groups,
-        "padding_mode": layer.padding_mode,
-    }
-
-
 def _check_names(what: str, saved: list[str], here: list[str]) -> None:
     if saved != here:
         missing, extra = sorted(set(saved) - set(here)), sorted(set(here) - set(saved))
@@ -260,7 +239,7 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
     _check_equal(saved.name, "scale", saved.scale, here.scale)
     _check_equal(saved.name, "free", saved.free, here.free)
     if saved.arguments is not None:
-        arguments = arguments_of(here)
+        arguments = here.arguments
         for argument in arguments | saved.arguments:
             _check_equal(saved.name, argument, *(a.get(argument, "unknown") for a in (saved.arguments, arguments)))
 
