@@ -21,9 +21,15 @@ from torch.distributed.run import get_args_parser
 
 from slt_kernels import (
     Freeze,
+    SupermaskBilinear,
+    SupermaskConv1d,
     SupermaskConv2d,
+    SupermaskConv3d,
+    SupermaskConvTranspose2d,
     SupermaskEmbedding,
     SupermaskLinear,
+    SupermaskLSTMCell,
+    SupermaskMultiheadAttention,
     cli,
     convert,
 )
@@ -304,6 +310,12 @@ def test_arguments_of_the_layers_are_pytorch_s():
         (SupermaskLinear, nn.Linear),
         (SupermaskConv2d, nn.Conv2d),
         (SupermaskEmbedding, nn.Embedding),
+        (SupermaskConv1d, nn.Conv1d),
+        (SupermaskConv3d, nn.Conv3d),
+        (SupermaskConvTranspose2d, nn.ConvTranspose2d),
+        (SupermaskBilinear, nn.Bilinear),
+        (SupermaskMultiheadAttention, nn.MultiheadAttention),
+        (SupermaskLSTMCell, nn.LSTMCell),
     ):
         names = [name for name in inspect.signature(theirs).parameters if not name.startswith("_")]
         assert list(inspect.signature(ours).parameters)[: len(names)] == names
@@ -314,9 +326,9 @@ def test_arguments_of_the_layers_are_pytorch_s():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_convert_leaves_dense_trains():
-    model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1)))
+    model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.RNNCell(1, 1, bias=False)))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"0.scores", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"}
+    assert trained == {"0.scores", "0.bias", "1.weight", "1.bias", "2.weight_ih", "2.weight_hh"}
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")

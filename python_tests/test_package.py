@@ -174,6 +174,7 @@ ORDER = (
     ("nn",),
     ("freezing", "numbering"),
     ("bernoulli", "edge_popup", "mask_import"),
+    ("conversions", "dense"),
     ("convert", "tickets"),
     ("ticket",),
     ("experiments",),
@@ -184,8 +185,10 @@ ORDER = (
 INSIDE = {
     "backends": (("registry", "tables"), ("cpu", "cuda", "reference", "triton"), ("__init__",)),
     "ops": (
-        ("autograd", "checks", "dispatch"),
+        ("autograd", "checks", "flops"),
+        ("dispatch",),
         ("conv2d", "embedding", "expand", "linear", "materialize", "pack", "plan", "select"),
+        ("conv_transpose2d",),
         ("__init__",),
     ),
     "nn": (
@@ -195,8 +198,9 @@ INSIDE = {
         ("inspection",),
         ("state",),
         ("supermask",),
-        ("network", "linear", "conv2d", "embedding"),
-        ("parallel",),
+        ("network", "linear", "bilinear", "convolution", "depth", "embedding"),
+        ("composite", "conv1d", "conv2d", "conv3d", "conv_transpose", "parallel"),
+        ("attention", "embedding_bag", "experts", "recurrent"),
         ("__init__",),
     ),
     "experiments": (("data", "engines"), ("models",), ("train",), ("paper", "sweep")),

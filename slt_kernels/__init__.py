@@ -7,10 +7,30 @@ inside each product. One bit per free weight is learned and stored.
 from . import backends, freezing, ops
 from .bernoulli import BernoulliMasks
 from .conv_geometry import Window
+from .conversions import register_conversion
 from .convert import convert, summary
+from .dense import to_dense
 from .edge_popup import EdgePopup
 from .mask_import import import_mask
-from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, drop_scores
+from .nn import (
+    SupermaskBilinear,
+    SupermaskConv1d,
+    SupermaskConv2d,
+    SupermaskConv3d,
+    SupermaskConvTranspose1d,
+    SupermaskConvTranspose2d,
+    SupermaskConvTranspose3d,
+    SupermaskEmbedding,
+    SupermaskEmbeddingBag,
+    SupermaskExperts,
+    SupermaskGRU,
+    SupermaskGRUCell,
+    SupermaskLinear,
+    SupermaskLSTM,
+    SupermaskLSTMCell,
+    SupermaskMultiheadAttention,
+    drop_scores,
+)
 from .numbering import number_layers
 from .source import Freeze, Source
 from .ticket import TicketError, load_ticket, save_ticket, ticket_info
@@ -22,9 +42,22 @@ __all__ = [
     "EdgePopup",
     "Freeze",
     "Source",
+    "SupermaskBilinear",
+    "SupermaskConv1d",
     "SupermaskConv2d",
+    "SupermaskConv3d",
+    "SupermaskConvTranspose1d",
+    "SupermaskConvTranspose2d",
+    "SupermaskConvTranspose3d",
     "SupermaskEmbedding",
+    "SupermaskEmbeddingBag",
+    "SupermaskExperts",
+    "SupermaskGRU",
+    "SupermaskGRUCell",
+    "SupermaskLSTM",
+    "SupermaskLSTMCell",
     "SupermaskLinear",
+    "SupermaskMultiheadAttention",
     "TicketError",
     "Window",
     "backends",
@@ -35,7 +68,9 @@ __all__ = [
     "load_ticket",
     "number_layers",
     "ops",
+    "register_conversion",
     "save_ticket",
     "summary",
     "ticket_info",
+    "to_dense",
 ]

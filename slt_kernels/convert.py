@@ -3,35 +3,27 @@
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 
+from .conversions import conversion_of, full_name, has_conversion, is_subclass_of_converted
 from .freezing import spread_freeze
-from .nn import SupermaskConv2d, SupermaskEmbedding, SupermaskLayer, SupermaskLinear
+from .nn import CompositeLayer, SupermaskLayer
+from .nn.composite import take_hooks
 from .numbering import warn_of_equal_layers
 from .source import DENSE, Freeze
 
 _log = logging.getLogger(__name__)
-_REPLACED = (nn.Linear, nn.Conv2d, nn.Embedding)
-_LAZY = (nn.LazyLinear, nn.LazyConv2d)  # become one of _REPLACED in their first forward
 _LAZY_WEIGHTS = (nn.LazyLinear, nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d)
 _LAZY_WEIGHTS += (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # their scale and bias may have several dimensions
 _NAMED = 3  # most parameters that a summary, a warning or an error names
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 @dataclass(frozen=True)
@@ -154,9 +146,9 @@ def _dense_weights(
     model: nn.Module, replaced: Collection[nn.Module] = ()
 ) -> Iterator[tuple[nn.Parameter, DenseSummary]]:
     """The dense weights of a model, each once, without those of the modules in ``replaced``."""
-    seen = {id(m) for m in replaced}
+    seen = {id(m) for top in replaced for m in top.modules()}
     for prefix, m in model.named_modules():
-        if id(m) in seen or isinstance(m, (SupermaskLayer, *_NORMS)):
+        if id(m) in seen or isinstance(m, (SupermaskLayer, CompositeLayer, *_NORMS)):
             continue
         owner = m
         if isinstance(m, ParametrizationList):  # its parameters make up the weight of another module
@@ -203,35 +195,42 @@ def convert(
     gain: float = math.sqrt(2),
     seed: int = 0,
     compact: bool = False,
+    types: Collection[type[nn.Module]] | None = None,
     exclude: Collection[str] = (),
     strict: bool = False,
 ) -> nn.Module:
-    """Replaces every ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` of a model, in place, and returns the model.
+    """Replaces the layers of a model by supermask layers, in place, and returns the model.
 
-    Each new layer takes over the bias (the same parameter), device, training mode and hooks of the old one. The trained
-    weight is dropped. A module that occurs in two places is replaced by one layer. Two modules that share one weight
-    (such as an embedding and the output layer of a language model) get separate random weights and masks, with a
+    Replaced are ``nn.Linear``, ``nn.Bilinear``, ``nn.Embedding``, ``nn.EmbeddingBag``, the convolutions and transposed
+    convolutions of one to three dimensions, ``nn.MultiheadAttention``, ``nn.LSTM``, ``nn.GRU`` and their cells;
+    ``Conv1D`` and stacked experts of Hugging Face; torch-geometric's ``Linear``; and what `register_conversion` adds.
+
+    Each new layer takes over the biases (the same parameters), device, training mode and hooks of the old one. The
+    trained weights are dropped. A module that occurs in two places is replaced by one layer. Two modules that share one
+    weight (such as an embedding and the output layer of a language model) get separate random weights and masks, with a
     warning. Layers are numbered in the order of ``model.modules()``, from 0 or from the number after the highest one in
-    the model.
+    the model. A module with several matrices, such as attention, is replaced by one with several supermask layers,
+    which are numbered one after another.
 
-    These stay as they are, and are not numbered: modules in ``exclude``; modules whose weight has
+    These stay as they are, and are not numbered: modules in ``exclude``; modules whose weights have
     ``requires_grad=False``, such as fixed sinusoids (to convert a frozen model, call ``model.requires_grad_(True)``
-    first); subclasses of the three; other modules, such as ``nn.MultiheadAttention``.
+    first); subclasses of the types above; other modules.
 
-    Dense weights are all other parameters of two dimensions or more, including those of 1D and 3D convolutions,
-    recurrent layers, ``nn.Bilinear``, fused experts and single ``nn.Parameter``s. Biases and the scales of norms do not
-    count. A dense weight that trains is not part of the lottery ticket, so one warning gives types, counts and names.
+    Dense weights are all other parameters of two dimensions or more, such as single ``nn.Parameter``s. Biases and the
+    scales of norms do not count. A dense weight that trains is not part of the lottery ticket, so one warning gives
+    types, counts and names.
 
     The conversion is logged (``logging``, level INFO). `summary` gives the result as data.
 
     Args:
-        model: any module; if it is itself one of the three, its replacement is returned.
+        model: any module; if it is itself one that is replaced, its replacement is returned.
         freeze: fractions of all converted weights together, divided by ``spread``; or one `Freeze` per layer.
         sparsity: of each layer used alone, see `SupermaskLinear`. Use None if an `EdgePopup` with the global scope
             makes the masks, because a spread may prune more than ``sparsity`` in some layers.
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
         lock_spread: "frozen" (default) or "locked": see `freezing.LOCK_SPREADS`.
         weight, scale, gain, seed, compact: as in `SupermaskLinear`. Embeddings have no gain; their std is 1.
+        types: the types of modules to replace, without their subclasses. Default None: all that can be.
         exclude: names as in ``model.named_modules()``. Each excludes that module and all inside it, wherever they
             occur. Also names of dense weights, as in ``model.named_parameters()``. There is no warning for either.
         strict: raise an error for dense weights that would train, instead of a warning. Default False.
@@ -241,11 +240,13 @@ def convert(
 
     Raises:
         TypeError: ``model`` is not a module; ``freeze`` is not a `Freeze` or a list of them; ``exclude`` is a string
-            instead of a collection of names.
-        ValueError: a name in ``exclude`` is not that of a module or a dense weight; there is nothing to convert; a
-            weight is parametrized, empty, or lazy and uninitialized; a module has other parameters, buffers or modules,
-            which its replacement would lose; a list of `Freeze` has another length; an argument of a layer is out of
-            range; or, if ``strict``, dense weights would train.
+            instead of a collection of names, or ``types`` no collection of types.
+        ValueError: a name in ``exclude`` is not that of a module or a dense weight, or that of a part of a module that
+            is replaced as a whole; a type in ``types`` has no conversion; there is nothing to convert; a weight is
+            parametrized, empty, or lazy and uninitialized; some weights of a module have ``requires_grad=False`` and
+            some have not; a module has other parameters, buffers or modules, which its replacement would lose; a list
+            of `Freeze` has another length; an argument of a layer is out of range; or, if ``strict``, dense weights
+            would train.
 
     After an error the model is unchanged.
     """
@@ -257,19 +258,33 @@ def convert(
     modules = dict(model.named_modules(remove_duplicate=False))
     excluded = [modules[name] for name in exclude if name in modules]
     left_out = {id(m) for top in excluded for m in top.modules()}
+    wanted_types = _check_types(types, modules)
 
     def left_because(m: nn.Module) -> str:
         """Why a module stays as it is; empty if it is replaced."""
         if id(m) in left_out:
             return "excluded"
-        if type_before_parametrizations(m) not in _REPLACED:
+        if conversion_of(m) is None or not (wanted_types is None or type_before_parametrizations(m) in wanted_types):
             return type(m).__name__
         return "requires_grad=False" if _is_fixed(m) else ""
 
     for name, m in modules.items():
-        if isinstance(m, _LAZY) and m.has_uninitialized_params() and id(m) not in left_out:
+        if id(m) not in left_out and _is_lazy(m, wanted_types):
             raise ValueError(f"{name}: {type(m).__name__} has no weight yet; run a forward first, or exclude it")
-    places = {name: m for name, m in modules.items() if not left_because(m)}
+    places: dict[str, nn.Module] = {}
+    inside: dict[str, str] = {}  # modules inside one that is replaced, and the name of that one
+    for name, m in modules.items():  # parents come before what is inside them
+        parent = name.rpartition(".")[0]
+        if name and (parent in places or parent in inside):
+            inside[name] = inside.get(parent, parent)
+        elif not left_because(m):
+            places[name] = m
+    parts = sorted(exclude & inside.keys())
+    if parts:
+        raise ValueError(
+            f"exclude={parts}: {parts[0]} is a part of {inside[parts[0]] or 'the model'}, which is replaced as a "
+            "whole; exclude that"
+        )
     originals = list({id(m): m for m in places.values()}.values())
     dense = dict(_dense_weights(model, originals))
     unknown = sorted(exclude - modules.keys() - {d.name for d in dense.values()})
@@ -281,9 +296,12 @@ def convert(
                 "model: every weight to convert has requires_grad=False, and such weights are not converted; call "
                 "model.requires_grad_(True) first to convert them"
             )
-        raise ValueError("model: expected at least one nn.Linear, nn.Conv2d or nn.Embedding to convert")
+        raise ValueError(
+            "model: expected at least one module to convert, such as nn.Linear, nn.Conv2d or nn.Embedding"
+            + (f", of types={_type_names(types)}" if types is not None else "")
+        )
     for name, m in modules.items():
-        if isinstance(m, _REPLACED) and name not in places:
+        if name not in places and name not in inside and (conversion_of(m) or is_subclass_of_converted(m)):
             _log.info("not converted: %s (%s)", name, left_because(m))
     for name, m in places.items():
         _check_replaceable(name or "model", m)
@@ -294,26 +312,30 @@ def convert(
     if trained and strict:
         raise ValueError(f"{message}; expected none (strict=True): exclude them, or set requires_grad=False")
 
-    shapes = [tuple(m.weight.shape) for m in originals]
+    matrices = [conversion_of(m).matrices(m) for m in originals]
+    shapes = [shape for its in matrices for _, shape in its]
     if not isinstance(freeze, Freeze | Sequence) or isinstance(freeze, str):
         raise TypeError(f"freeze={freeze!r}: expected a Freeze(prune, lock), or a list of them, one per layer")
     freezes = spread_freeze(freeze, shapes, spread, lock_spread) if isinstance(freeze, Freeze) else list(freeze)
-    if len(freezes) != len(originals):
-        raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(originals)} layers")
+    if len(freezes) != len(shapes):
+        raise ValueError(f"freeze: {len(freezes)} given, expected one for each of {len(shapes)} layers")
 
     options = {"sparsity": sparsity, "weight": weight, "scale": scale, "gain": gain, "seed": seed, "compact": compact}
-    first = 1 + max((m.source.layer for m in modules.values() if isinstance(m, SupermaskLayer)), default=-1)
-    names = {id(m): name for name, m in reversed(places.items())}  # the first of several places
+    first = number = 1 + max((m.source.layer for m in modules.values() if isinstance(m, SupermaskLayer)), default=-1)
+    names = {id(m): name or "model" for name, m in reversed(places.items())}  # the first of several places
     replacements = {}
-    for number, (old, f) in enumerate(zip(originals, freezes, strict=True), first):
+    for old, its in zip(originals, matrices, strict=True):
+        its_freezes = freezes[number - first : number - first + len(its)]
         try:
-            replacements[id(old)] = _replacement(old, freeze=f, layer=number, **options)
+            replacements[id(old)] = _replacement(old, its_freezes, number, options)
         except ValueError as error:
-            raise ValueError(f"{names[id(old)] or 'model'}: {error}") from None
+            raise ValueError(f"{names[id(old)]}: {error}") from None
+        number += len(its)
 
     # Before the first change, because a warning filter may raise.
     if trained:
-        warnings.warn(f"{message}; to silence this, exclude them or set requires_grad=False", stacklevel=2)
+        how = "exclude them or set requires_grad=False; register_conversion makes more types convertible"
+        warnings.warn(f"{message}; to silence this, {how}", stacklevel=2)
     shared = _shared_weights(model, originals)
     if shared:
         what = "; ".join(" and ".join(group) for group in shared)
@@ -321,10 +343,9 @@ def convert(
             f"weights that modules share are not shared after convert; each layer has its own: {what}", stacklevel=2
         )
 
-    for name, old in places.items():
-        if name:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, replacements[id(old)])
+    for old in originals:
+        take_hooks(replacements[id(old)], old)
+    _put_in_places(modules, places, replacements)
     for m in modules.values():
         _disable_fused_path(m)
     converted = replacements.get(id(model), model)
@@ -332,22 +353,84 @@ def convert(
     return converted
 
 
+def _put_in_places(
+    modules: Mapping[str, nn.Module], places: Mapping[str, nn.Module], replacements: Mapping[int, nn.Module]
+) -> None:
+    """Replaces modules by name, all or, if one cannot be set, none."""
+    done: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for name, old in places.items():
+            if name:
+                parent, _, child = name.rpartition(".")
+                done.append((modules[parent], child, old))
+                setattr(modules[parent], child, replacements[id(old)])
+    except BaseException:
+        for parent_module, child, old in done:
+            parent_module._modules[child] = old
+        raise
+
+
+def _check_types(
+    types: Collection[type[nn.Module]] | None, modules: Mapping[str, nn.Module]
+) -> set[type[nn.Module]] | None:
+    """The types as a set; TypeError or ValueError unless all are types that can be converted."""
+    if types is None:
+        return None
+    if not isinstance(types, Collection) or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in types):
+        raise TypeError(f"types={types!r}: expected a collection of types of modules, such as [nn.Linear]")
+    for kind in types:
+        found = {name: m for name, m in modules.items() if type_before_parametrizations(m) is kind}
+        if has_conversion(kind) or (found and all(conversion_of(m) for m in found.values())):
+            continue
+        where = f" ({_names([name or 'the model itself' for name in found])})" if found else ""
+        raise ValueError(
+            f"types: {full_name(kind)}{where} has no conversion; expected a type that convert knows, or "
+            f"register_conversion({kind.__name__}, build) before: a function that makes its replacement"
+        )
+    return set(types)
+
+
+def _type_names(types: Collection[type[nn.Module]]) -> str:
+    return f"[{', '.join(sorted(t.__name__ for t in types))}]"
+
+
+def _is_lazy(m: nn.Module, types: set[type[nn.Module]] | None) -> bool:
+    """Whether it would be replaced, had a first forward given it its weight."""
+    if not any(is_lazy(p) and p.requires_grad for p in m._parameters.values()):
+        return False
+    becomes = m.cls_to_become if isinstance(m, LazyModuleMixin) else type(m)
+    return becomes is not None and has_conversion(becomes) and (types is None or becomes in types)
+
+
+def _weights(m: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a replacement does without; fewer if one is computed from others."""
+    parameters = dict(m.named_parameters(remove_duplicate=False))
+    names = dict.fromkeys(name for name, _ in conversion_of(m).matrices(m))
+    return {name: parameters[name] for name in names if name in parameters}
+
+
 def _is_fixed(m: nn.Module) -> bool:
-    """Whether the weight does not train. The weight of a parametrized module is computed from other parameters."""
-    if "weight" in m._parameters:
-        return not m.weight.requires_grad
-    return not any(p.requires_grad for name, p in m.named_parameters() if name != "bias")
+    """Whether the weights do not train. Those of a parametrized module are computed from other parameters."""
+    weights = list(_weights(m).values())
+    if is_parametrized(m) or not weights:
+        weights = [p for name, p in m.named_parameters() if not name.startswith("bias")]
+    return not any(p.requires_grad for p in weights)
 
 
 def _check_replaceable(name: str, m: nn.Module) -> None:
-    """Raises ValueError for a module that a supermask layer cannot replace."""
-    if "weight" not in m._parameters or is_parametrized(m):
+    """Raises ValueError for a module that its conversion cannot replace."""
+    weights = _weights(m)
+    if is_parametrized(m) or weights.keys() != {weight for weight, _ in conversion_of(m).matrices(m)}:
         raise ValueError(f"{name}: its weight or bias is computed from others; remove the parametrization first")
-    if m.weight.numel() == 0:
-        raise ValueError(f"{name}: its weight of shape {list(m.weight.shape)} is empty; exclude it")
-    extra = sorted((m._parameters.keys() | m._buffers.keys() | m._modules.keys()) - {"weight", "bias"})
-    if extra:
-        raise ValueError(f"{name}: its replacement would lose what was added to it ({_names(extra)}); exclude it")
+    for weight, p in weights.items():
+        if p.numel() == 0:
+            raise ValueError(f"{name}: its {weight} of shape {list(p.shape)} is empty; exclude it")
+    fixed = [weight for weight, p in weights.items() if not p.requires_grad]
+    if fixed:
+        raise ValueError(
+            f"{name}: some of its weights have requires_grad=False ({_names(fixed)}) and some have not; expected the "
+            "same for all, or exclude it"
+        )
 
 
 def _shared_weights(model: nn.Module, replaced: Collection[nn.Module]) -> list[list[str]]:
@@ -356,26 +439,35 @@ def _shared_weights(model: nn.Module, replaced: Collection[nn.Module]) -> list[l
     for prefix, m in model.named_modules():
         for name, p in m._parameters.items():
             names.setdefault(p, []).append(f"{prefix}.{name}".lstrip("."))
-    weights = dict.fromkeys(m.weight for m in replaced)
+    weights = dict.fromkeys(p for m in replaced for p in _weights(m).values())
     return [names[p] for p in weights if len(names[p]) > 1]
 
 
-def _replacement(old: nn.Linear | nn.Conv2d | nn.Embedding, *, gain: float, **options) -> SupermaskLayer:
-    options |= {"device": old.weight.device, "dtype": old.weight.dtype}
-    if isinstance(old, nn.Embedding):
-        extras = (old.padding_idx, old.max_norm, old.norm_type, old.scale_grad_by_freq, old.sparse)
-        new = SupermaskEmbedding(old.num_embeddings, old.embedding_dim, *extras, **options)
-    elif isinstance(old, nn.Linear):
-        new = SupermaskLinear(old.in_features, old.out_features, old.bias is not None, gain=gain, **options)
-    else:
-        geometry = (old.kernel_size, old.stride, old.padding, old.dilation, old.groups, old.bias is not None)
-        new = SupermaskConv2d(old.in_channels, old.out_channels, *geometry, old.padding_mode, gain=gain, **options)
-    if new.bias is not None:
-        new.bias = old.bias
-    new.train(old.training)
-    for hooks in _HOOKS:  # the same dicts, so that existing handles can still remove hooks
-        setattr(new, hooks, getattr(old, hooks))
-    return new
+def _replacement(old: nn.Module, freezes: list[Freeze], layer: int, options: dict[str, Any]) -> nn.Module:
+    """A module in the place of ``old``, which stays as it is.
+
+    Raises:
+        ValueError: an argument out of range; a conversion that makes other layers than it has to, or would lose what
+            was added to the old module.
+    """
+    conversion, weights = conversion_of(old), _weights(old)
+    placed = next(iter(weights.values()))
+    freeze = freezes if len(freezes) > 1 else freezes[0]
+    new = conversion.build(old, freeze=freeze, layer=layer, device=placed.device, dtype=placed.dtype, **options)
+    numbers = [m.source.layer for m in new.modules() if isinstance(m, SupermaskLayer)]
+    expected = list(range(layer, layer + len(freezes)))
+    if numbers != expected:
+        raise ValueError(
+            f"its conversion made supermask layers with the numbers {numbers}, expected {expected}: one for each of "
+            "its matrices, in order"
+        )
+    kept = {id(x) for x in (*new.parameters(), *new.buffers(), *new.modules())}
+    emptied = {weight.rpartition(".")[0] for weight in weights}  # modules inside that hold the dropped weights
+    parts = [*old.named_parameters(), *old.named_buffers(), *(c for c in old.named_modules() if c[0])]
+    lost = sorted(name for name, x in parts if id(x) not in kept and name not in weights and name not in emptied)
+    if lost:
+        raise ValueError(f"its replacement would lose what was added to it ({_names(lost)}); exclude it")
+    return new.train(old.training)
 
 
 def _disable_fused_path(module: nn.Module) -> None:
