@@ -546,27 +546,3 @@ def test_tying_is_refused():
             head.weight = value
     head.weight = head.weight  # like a loader that sets what it read
     assert "weight" not in head.__dict__
-
-
-def test_a_hugging_face_model_keeps_its_masks(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    from slt_kernels import convert
-
-    class Model(transformers.GPT2LMHeadModel):
-        def __init__(self, config):
-            super().__init__(config)
-            convert(self, scale="dynamic")
-
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 100, "n_positions": 32}
-    special = {"bos_token_id": 0, "eos_token_id": 1}
-    for tied in (False, True):
-        model = Model(transformers.GPT2Config(**sizes, **special, tie_word_embeddings=tied)).eval()
-        EdgePopup(model, 0.8)
-        x = torch.randint(0, 100, (2, 10))
-        model.save_pretrained(tmp_path / str(tied))
-        other = Model.from_pretrained(tmp_path / str(tied))
-        assert torch.equal(other(x).logits, model(x).logits)
-        half = Model.from_pretrained(tmp_path / str(tied), dtype=torch.bfloat16)
-        assert torch.equal(half(x).logits, copy.deepcopy(model).bfloat16()(x).logits)
-    with pytest.raises(AttributeError, match="tie_word_embeddings=False"):
-        model.tie_weights()

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, typ
 
 from .conversions import conversion_of, full_name, has_conversion, is_subclass_of_converted
 from .freezing import spread_freeze
-from .nn import CompositeLayer, SupermaskLayer
+from .nn import CompositeLayer, SupermaskLayer, TiedEmbedding, TiedLinear
 from .nn.composite import take_hooks
 from .numbering import warn_of_equal_layers
 from .source import DENSE, Freeze
@@ -195,6 +195,7 @@ def convert(
     gain: float = math.sqrt(2),
     seed: int = 0,
     compact: bool = False,
+    tie: bool = False,
     types: Collection[type[nn.Module]] | None = None,
     exclude: Collection[str] = (),
     strict: bool = False,
@@ -208,9 +209,9 @@ def convert(
     Each new layer takes over the biases (the same parameters), device, training mode and hooks of the old one. The
     trained weights are dropped. A module that occurs in two places is replaced by one layer. Two modules that share one
     weight (such as an embedding and the output layer of a language model) get separate random weights and masks, with a
-    warning. Layers are numbered in the order of ``model.modules()``, from 0 or from the number after the highest one in
-    the model. A module with several matrices, such as attention, is replaced by one with several supermask layers,
-    which are numbered one after another.
+    warning; with ``tie=True`` embeddings and Linears go on sharing. Layers are numbered in the order of
+    ``model.modules()``, from 0 or from the number after the highest one in the model. A module with several matrices,
+    such as attention, is replaced by one with several supermask layers, which are numbered one after another.
 
     These stay as they are, and are not numbered: modules in ``exclude``; modules whose weights have
     ``requires_grad=False``, such as fixed sinusoids (to convert a frozen model, call ``model.requires_grad_(True)``
@@ -230,6 +231,8 @@ def convert(
         spread: "uniform" (default), "erk", "epl" or "igq": see `freezing`.
         lock_spread: "frozen" (default) or "locked": see `freezing.LOCK_SPREADS`.
         weight, scale, gain, seed, compact: as in `SupermaskLinear`. Embeddings have no gain; their std is 1.
+        tie: of embeddings and Linears that share a weight, make the first embedding (or the first Linear) a supermask
+            layer, and the others a `TiedEmbedding` or `TiedLinear`, which use its weight, mask and scores.
         types: the types of modules to replace, without their subclasses. Default None: all that can be.
         exclude: names as in ``model.named_modules()``. Each excludes that module and all inside it, wherever they
             occur. Also names of dense weights, as in ``model.named_parameters()``. There is no warning for either.
@@ -285,8 +288,10 @@ def convert(
             f"exclude={parts}: {parts[0]} is a part of {inside[parts[0]] or 'the model'}, which is replaced as a "
             "whole; exclude that"
         )
-    originals = list({id(m): m for m in places.values()}.values())
-    dense = dict(_dense_weights(model, originals))
+    replaced = list({id(m): m for m in places.values()}.values())
+    owners = _owners(replaced) if tie else {}
+    originals = [m for m in replaced if id(m) not in owners]
+    dense = dict(_dense_weights(model, replaced))
     unknown = sorted(exclude - modules.keys() - {d.name for d in dense.values()})
     if unknown:
         raise ValueError(f"exclude={unknown}: expected names of modules of the model, or of weights that stay dense")
@@ -331,19 +336,23 @@ def convert(
         except ValueError as error:
             raise ValueError(f"{names[id(old)]}: {error}") from None
         number += len(its)
+    for old in replaced:
+        if id(old) in owners:
+            replacements[id(old)] = _tied(old, replacements[id(owners[id(old)])], gain)
 
     # Before the first change, because a warning filter may raise.
     if trained:
         how = "exclude them or set requires_grad=False; register_conversion makes more types convertible"
         warnings.warn(f"{message}; to silence this, {how}", stacklevel=2)
-    shared = _shared_weights(model, originals)
+    shared = _shared_weights(model, originals, owners)
     if shared:
         what = "; ".join(" and ".join(group) for group in shared)
         warnings.warn(
-            f"weights that modules share are not shared after convert; each layer has its own: {what}", stacklevel=2
+            f"weights that modules share are not shared after convert; each layer has its own (tie=True: one): {what}",
+            stacklevel=2,
         )
 
-    for old in originals:
+    for old in replaced:
         take_hooks(replacements[id(old)], old)
     _put_in_places(modules, places, replacements)
     for m in modules.values():
@@ -433,12 +442,33 @@ def _check_replaceable(name: str, m: nn.Module) -> None:
         )
 
 
-def _shared_weights(model: nn.Module, replaced: Collection[nn.Module]) -> list[list[str]]:
-    """For each weight of a replaced module that another module holds too, all names of that weight."""
+def _owners(replaced: Collection[nn.Module]) -> dict[int, nn.Module]:
+    """For each module, by id, whose weight stays that of another one: the module that has it."""
+    sharing: dict[nn.Parameter, list[nn.Module]] = {}
+    for m in replaced:
+        if isinstance(m, nn.Embedding | nn.Linear):
+            sharing.setdefault(m.weight, []).append(m)
+    owners: dict[int, nn.Module] = {}
+    for group in sharing.values():
+        owner = next((m for m in group if isinstance(m, nn.Embedding)), group[0])
+        owners |= {id(m): owner for m in group if m is not owner}
+    return owners
+
+
+def _tied(old: nn.Module, owner: nn.Module, gain: float) -> nn.Module:
+    new = TiedEmbedding(owner, old.padding_idx) if isinstance(old, nn.Embedding) else TiedLinear(owner, old.bias, gain)
+    return new.train(old.training)
+
+
+def _shared_weights(
+    model: nn.Module, replaced: Collection[nn.Module], owners: Mapping[int, nn.Module]
+) -> list[list[str]]:
+    """For each weight of a replaced module that is no longer shared with another one, all names of that weight."""
     names: dict[nn.Parameter, list[str]] = {}
     for prefix, m in model.named_modules():
-        for name, p in m._parameters.items():
-            names.setdefault(p, []).append(f"{prefix}.{name}".lstrip("."))
+        if id(m) not in owners:
+            for name, p in m._parameters.items():
+                names.setdefault(p, []).append(f"{prefix}.{name}".lstrip("."))
     weights = dict.fromkeys(p for m in replaced for p in _weights(m).values())
     return [names[p] for p in weights if len(names[p]) > 1]
 

@@ -14,6 +14,7 @@ from .linear import SupermaskLinear
 from .network import drop_scores
 from .recurrent import SupermaskGRU, SupermaskGRUCell, SupermaskLSTM, SupermaskLSTMCell
 from .supermask import SupermaskLayer
+from .tied import TiedEmbedding, TiedLinear
 
 __all__ = [
     "CompositeLayer",
@@ -34,5 +35,7 @@ __all__ = [
     "SupermaskLayer",
     "SupermaskLinear",
     "SupermaskMultiheadAttention",
+    "TiedEmbedding",
+    "TiedLinear",
     "drop_scores",
 ]

@@ -90,10 +90,16 @@ class SupermaskEmbedding(SupermaskLayer):
 
     def _dense_weight(self, dtype: torch.dtype) -> Tensor:
         """``scale * mask * v``, and 0 for the row of ``padding_idx``."""
-        weight = super()._dense_weight(dtype)
-        if self.padding_idx is not None:
-            weight[torch.arange(len(weight)) + self.source.first_row == self.padding_idx] = 0
-        return weight
+        return self._without_padding(super()._dense_weight(dtype))
+
+    def learned_weight(self) -> Tensor:
+        return self._without_padding(super().learned_weight())
+
+    def _without_padding(self, weight: Tensor) -> Tensor:
+        if self.padding_idx is None:
+            return weight
+        row = torch.arange(len(weight), device=weight.device) + self.source.first_row
+        return weight.masked_fill((row == self.padding_idx).unsqueeze(1), 0)
 
     def forward(self, input: Tensor) -> Tensor:
         zero = None if self.padding_idx is None else input == self.padding_idx

@@ -17,6 +17,9 @@ class Layer(Protocol):
     def dense_weight(self) -> Tensor:
         """The values."""
 
+    def learned_weight(self) -> Tensor:
+        """The values, with a gradient for the scores."""
+
 
 _FREE = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")),
@@ -35,18 +38,22 @@ _WRITES = {
     *(getattr(Tensor, name) for name in ("__setitem__", "requires_grad_", "set_", "resize_", "share_memory_")),
 }
 
+_LEAVES_TORCH = {Tensor.numpy, Tensor.__array__}  # PyTorch refuses these for tensors with a gradient
+
 
 class GeneratedWeight(Tensor):
     """The weight of a supermask layer, read-only: any operation on it takes the values of that moment.
 
-    Values are those of `SupermaskLayer.dense_weight`, in this tensor's dtype, without a gradient: what is learned are
-    the scores. It counts as a ``torch.nn.Parameter`` where that is asked, but is not one of the module's parameters.
+    Values are those of `SupermaskLayer.dense_weight`, in this tensor's dtype. Where gradients are recorded, they have
+    that of the scores, so code that multiplies by the weight itself trains them too. It counts as a
+    ``torch.nn.Parameter`` where that is asked, but is not one of the module's parameters.
 
     Raises:
         RuntimeError: an operation that would write to it.
     """
 
     _is_param = True  # isinstance(weight, nn.Parameter) is True
+    _is_hf_initialized = True  # transformers' own initialization leaves it alone
     _layer: Layer
 
     @staticmethod
@@ -72,7 +79,8 @@ class GeneratedWeight(Tensor):
                         f"weight: read-only: a {type(written._layer).__name__}'s weight is generated from its seed, "
                         "and only its mask is learned"
                     )
-            return func(*tree_map(_values, args), **tree_map(_values, kwargs))
+            values = _values if func in _LEAVES_TORCH or not torch.is_grad_enabled() else _learned_values
+            return func(*tree_map(values, args), **tree_map(values, kwargs))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"GeneratedWeight(shape={list(self.shape)}, dtype={self.dtype}, device='{self.device}')"
@@ -87,6 +95,15 @@ class GeneratedWeight(Tensor):
 def _values(value: Any) -> Any:
     if not isinstance(value, GeneratedWeight):
         return value
+    return value._layer.dense_weight().to(_dtype(value))
+
+
+def _learned_values(value: Any) -> Any:
+    if not isinstance(value, GeneratedWeight):
+        return value
+    return value._layer.learned_weight().to(_dtype(value))
+
+
+def _dtype(weight: GeneratedWeight) -> torch.dtype:
     with torch._C.DisableTorchFunctionSubclass():
-        dtype = value.dtype
-    return value._layer.dense_weight().to(dtype)
+        return weight.dtype

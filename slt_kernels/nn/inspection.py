@@ -33,6 +33,12 @@ class InspectedLayer(ShardedLayer):
         self._refresh_mask()
         return self._as_weight(ops.materialize(self.mask_words, self.source)) * self.weight_scale.to(dtype)
 
+    def learned_weight(self) -> Tensor:
+        """As `dense_weight`, with a gradient for the scores, for code that multiplies by a weight itself."""
+        self._refresh_mask()
+        matrix = ops.dense_weight(self._scores_to_grade(), self.mask_words, self.weight_scale, self.source)
+        return self._as_weight(matrix)
+
     @property
     def weight(self) -> GeneratedWeight:
         """The weight, read-only, for code that asks for it: see `GeneratedWeight`."""

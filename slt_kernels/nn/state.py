@@ -82,7 +82,7 @@ class LayerState(InspectedLayer):
                 return
             raise AttributeError(
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
-                "set, nor tied to another layer's (in transformers set tie_word_embeddings=False)"
+                "set, nor tied to another layer's; convert(model, tie=True) makes layers that share one"
             )
         if name == "sparsity" and value is not None:
             value = fraction(name, value)  # once, so that a rank is computed in Python floats

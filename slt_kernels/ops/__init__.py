@@ -7,7 +7,7 @@ from .dispatch import is_plain
 from .embedding import embedding
 from .expand import expand
 from .linear import linear
-from .materialize import materialize
+from .materialize import dense_weight, materialize
 from .pack import pack
 from .plan import Conv2dPlan, EmbeddingPlan, LinearPlan, Plan
 from .select import select
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "conv2d",
     "conv_transpose2d",
+    "dense_weight",
     "differentiates",
     "embedding",
     "expand",

@@ -1,0 +1,118 @@
+"""Modules that share one random weight and its mask, and weights that other code multiplies by itself."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slt_kernels import (
+    EdgePopup,
+    Freeze,
+    SupermaskEmbedding,
+    SupermaskLinear,
+    convert,
+    load_ticket,
+    save_ticket,
+    summary,
+)
+from slt_kernels.nn import TiedEmbedding, TiedLinear
+
+
+def tied(**options) -> nn.ModuleDict:
+    """An embedding, another one and a head that share its weight; the head comes first."""
+    torch.manual_seed(0)
+    modules = {"head": nn.Linear(40, 30), "words": nn.Embedding(30, 40, padding_idx=2), "types": nn.Embedding(30, 40)}
+    model = nn.ModuleDict(modules)
+    model["head"].weight = model["types"].weight = model["words"].weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return convert(model, freeze=Freeze(0.3, 0.2), scale="dynamic", tie=True, **options)
+
+
+def test_the_embedding_owns_the_weight():
+    model = tied()
+    assert [type(m) for m in model.values()] == [TiedLinear, SupermaskEmbedding, TiedEmbedding]
+    assert len(summary(model).layers) == 1
+    assert {name for name in model.state_dict() if not name.startswith("words.")} == {"head.bias"}
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied["head"].owner is copied["types"].owner is copied["words"]
+
+
+@pytest.mark.parametrize("compact", (False, True))
+def test_outputs_and_gradients_are_those_of_one_dense_weight(compact):
+    model = tied(compact=compact)
+    words, types, head = model["words"], model["types"], model["head"]
+    weight = types.dense_weight().double().requires_grad_()
+    index, x = torch.tensor([[2, 5], [8, 5]]), torch.randn(3, 40)
+    factor = 2**0.5 / 40**0.5  # a Linear's Kaiming scale over an embedding's 1
+    ours = head(x), types(index), words(index)
+    dense = (
+        F.linear(x.double(), weight * factor, head.bias.double()),
+        F.embedding(index, weight),
+        F.embedding(index, weight, padding_idx=2).masked_fill((index == 2).unsqueeze(-1), 0),
+    )
+    upstream = [torch.randn_like(y) for y in ours]
+    for a, b, dy in zip(ours, dense, upstream, strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-5)
+        a.backward(dy)
+        b.backward(dy.double())
+    learned, words.scores.grad = words.scores.grad, None
+    types.learned_weight().backward(weight.grad.float())
+    assert torch.allclose(learned, words.scores.grad, atol=1e-4)
+
+
+def test_an_edge_popup_changes_both():
+    model = tied()
+    x = torch.randn(3, 40)
+    before = model["head"](x), model["types"](torch.arange(30))
+    EdgePopup(model, 0.8)
+    after = model["head"](x), model["types"](torch.arange(30))
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.allclose(model["head"].dense_weight(), model["types"].dense_weight() * (2 / 40) ** 0.5)
+
+
+def test_a_ticket_holds_the_mask_once(tmp_path):
+    model, other = tied(), tied()
+    EdgePopup(model, 0.8)
+    save_ticket(model, tmp_path / "net.slt")
+    load_ticket(tmp_path / "net.slt", other)
+    x = torch.randn(3, 40)
+    assert torch.equal(other["head"](x), model["head"](x))
+
+
+def test_two_linears_share_at_one_scale():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6, bias=False))
+    model[1].weight = model[0].weight
+    convert(model, tie=True)
+    assert [type(m) for m in model] == [SupermaskLinear, TiedLinear]
+    assert torch.equal(model[1].weight.detach(), model[0].weight.detach())
+
+
+# `layer.weight` in other code
+
+
+def test_a_weight_that_other_code_multiplies_by_trains_its_scores():
+    torch.manual_seed(0)
+    a = SupermaskLinear(45, 20, freeze=Freeze(0.3, 0.2))
+    b = copy.deepcopy(a)
+    x = torch.randn(7, 45)
+    y = F.linear(x, a.weight, a.bias)
+    assert torch.allclose(y, b(x), atol=1e-5)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    b(x).backward(dy)
+    assert torch.allclose(a.scores.grad, b.scores.grad, atol=1e-5)
+    with torch.no_grad():
+        assert not F.linear(x, a.weight).requires_grad
+
+
+def test_attention_of_pytorch_trains_its_output_layer():
+    attention = nn.MultiheadAttention(16, 2)
+    attention.out_proj = SupermaskLinear(16, 16)
+    x = torch.randn(5, 2, 16)
+    attention(x, x, x)[0].square().mean().backward()
+    assert attention.out_proj.scores.grad.abs().sum() > 0

@@ -1,0 +1,120 @@
+"""Modules without a weight of their own: they use that of a supermask layer elsewhere in the model."""
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..source import Source
+from .embedding import SupermaskEmbedding
+from .generated_weight import GeneratedWeight
+from .linear import SupermaskLinear
+
+Owner: TypeAlias = SupermaskEmbedding | SupermaskLinear
+
+
+class _Tied(nn.Module):
+    """Base: uses the weight of its owner, and is no second place of the owner's parameters."""
+
+    factor = 1.0  # this module's weight over the owner's
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__()
+        self._owner = (owner,)  # in a tuple, so that it is no submodule: a state_dict has its tensors once
+
+    @property
+    def owner(self) -> Owner:
+        """The layer that has the scores and the mask."""
+        return self._owner[0]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.owner.weight_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.owner.dtype
+
+    @property
+    def mask_words(self) -> Tensor:
+        return self.owner.mask_words
+
+    @property
+    def weight(self) -> GeneratedWeight:
+        """The weight, read-only, for code that asks for it: see `GeneratedWeight`."""
+        return GeneratedWeight(self)
+
+    def dense_weight(self) -> Tensor:
+        """Float32, the weight's shape: the owner's weight times `factor`."""
+        with torch.no_grad():
+            return self.learned_weight()
+
+    def learned_weight(self) -> Tensor:
+        """As `dense_weight`, with a gradient for the owner's scores."""
+        return ops.dense_weight(*self._layer())
+
+    def _layer(self) -> tuple[Tensor | None, Tensor, Tensor, Source]:
+        """Scores, mask, scale and source as the operations take them."""
+        owner = self.owner
+        if owner.group is not None:
+            raise RuntimeError(f"{type(self).__name__}: its owner is sharded over processes; expected a whole layer")
+        owner._refresh_mask()
+        scale = owner.weight_scale if self.factor == 1 else owner.weight_scale * self.factor
+        return owner._scores_to_grade(), owner.mask_words, scale, owner.source
+
+
+class TiedEmbedding(_Tied):
+    """``nn.Embedding`` with the random weight and the mask of another layer.
+
+    Args:
+        owner: a `SupermaskEmbedding` or a `SupermaskLinear`; a row of its weight is one embedding.
+        padding_idx: the row that reads as zeros and has no gradient; None (default) for no such row.
+    """
+
+    def __init__(self, owner: Owner, padding_idx: int | None = None) -> None:
+        super().__init__(owner)
+        self.num_embeddings, self.embedding_dim = owner.weight_shape
+        self.padding_idx = padding_idx
+
+    def learned_weight(self) -> Tensor:
+        return self._without_padding(super().learned_weight(), torch.arange(self.num_embeddings))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._without_padding(ops.embedding(input, *self._layer(), self.dtype), input)
+
+    def _without_padding(self, rows: Tensor, index: Tensor) -> Tensor:
+        if self.padding_idx is None:
+            return rows
+        return rows.masked_fill((index == self.padding_idx).to(rows.device).unsqueeze(-1), 0)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+class TiedLinear(_Tied):
+    """``nn.Linear`` with the random weight and the mask of another layer: the head of a language model, for example.
+
+    Its weights have the size of a `SupermaskLinear`'s, ``gain / sqrt(in_features)``, also where the owner is an
+    embedding, whose weights have the standard deviation 1. So logits start as they do without tying.
+
+    Args:
+        owner: a `SupermaskEmbedding` or a `SupermaskLinear` with the weight ``[out_features, in_features]``.
+        bias: parameter ``[out_features]``, or None (default).
+        gain: as `SupermaskLinear`'s. Default sqrt(2).
+    """
+
+    def __init__(self, owner: Owner, bias: nn.Parameter | None = None, gain: float = math.sqrt(2)) -> None:
+        super().__init__(owner)
+        self.out_features, self.in_features = owner.weight_shape
+        self.factor = gain / owner.gain  # the owner's weights have owner.gain / sqrt(in_features)
+        self.bias = bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        scores, mask, scale, source = self._layer()
+        return ops.linear(input, scores, mask, scale, self.bias, source)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
