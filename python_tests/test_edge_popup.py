@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import hypothesis.strategies as st
 import oracle
@@ -467,3 +468,15 @@ def test_trap_10_sparsity_is_what_is_dropped_and_says_so():
     assert sum(int(layer.mask().sum()) for layer in layers_of(model)) == total - math.floor(0.7 * total)
     for documented in (SupermaskLinear, EdgePopup):
         assert "dropped" in documented.__doc__
+
+
+def test_a_layer_without_weights_is_warned_of():
+    """A global threshold drops the smaller initial scores of a wide layer first."""
+    model = convert(nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)))
+    with pytest.warns(UserWarning, match=r"no weight is left in 1 of 2 layers \(2\).*scope='local'") as caught:
+        EdgePopup(model, 0.6)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EdgePopup(model, 0.6, "local")
+        EdgePopup(model, 1.0)

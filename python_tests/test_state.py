@@ -546,3 +546,21 @@ def test_tying_is_refused():
             head.weight = value
     head.weight = head.weight  # like a loader that sets what it read
     assert "weight" not in head.__dict__
+
+
+def test_a_forward_inside_a_step_is_no_reason_to_warn():
+    """LBFGS, and Lightning's optimizers, run the forward in a closure."""
+    layer = SupermaskLinear(45, 20)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    EdgePopup(layer, 0.6).attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        loss = layer(torch.ones(3, 45)).square().mean()
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            optimizer.step(closure)

@@ -1,6 +1,7 @@
 """Edge-Popup: masks from the scores by a threshold, once per step (Ramanujan et al., 2020)."""
 
 import math
+import warnings
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from .numbering import warn_of_equal_layers
 from .source import fraction
 
 SCOPES = ("global", "local")
+_NAMED = 3  # most layers that a warning names
 
 
 class EdgePopup:
@@ -27,7 +29,8 @@ class EdgePopup:
         scope: "global" for one threshold over all layers (Sreenivasan et al., 2022), "local" for one per layer.
 
     Warns:
-        UserWarning: two layers have the same seed and layer number (`number_layers`).
+        UserWarning: two layers have the same seed and layer number (`number_layers`); the first masks leave a layer
+            without weights, which no gradient passes.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -63,6 +66,17 @@ class EdgePopup:
         for layer in self.layers:
             layer.graded_scores = None
         self.step()
+        self._warn_of_empty_layers(model)
+
+    def _warn_of_empty_layers(self, model: nn.Module) -> None:
+        names = [n or "model" for n, m in model.named_modules() if m in self.layers and not m.weight_scale]
+        if names and self.sparsity < 1:
+            warnings.warn(
+                f"sparsity={self.sparsity}, scope={self.scope!r}: no weight is left in {len(names)} of "
+                f"{len(self.layers)} layers ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}), so "
+                "nothing trains there or before; use scope='local', lock a fraction, or drop less",
+                stacklevel=3,
+            )
 
     @property
     def sparsity(self) -> float:
@@ -98,11 +112,12 @@ class EdgePopup:
 
         Masks change after the optimizer's step. So an optimizer that evaluates a closure several times per step (LBFGS)
         uses the same masks each time. A copy of an optimizer (``deepcopy``, pickle) has no hooks and needs another
-        `attach`.
+        `attach`. Of a wrapper with an attribute ``optimizer`` (accelerate, Lightning) the optimizer inside is used.
 
         Raises:
             ValueError: the optimizer trains none of the scores.
         """
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not any(id(layer.scores) in trained for layer in self.layers):
             raise ValueError("optimizer: expected one that trains the scores of this model")

@@ -131,7 +131,7 @@ class FreshMask(nn.Module):
             self._write_origin(maker, UNRECORDED)
         scores = self._counted_scores()
         if scores is not None:
-            scores.makes_mask, scores.steps_since_mask = True, 0
+            scores.makes_mask, scores.step_is_open, scores.steps_since_mask = True, False, 0
         self._see()
 
     def _origin_is_read(self) -> bool:
@@ -234,20 +234,25 @@ class FreshMask(nn.Module):
 
 @torch._disable_dynamo  # `torch.compiler.disable` would import the compiler now
 def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Increments versions: fused optimizers, and those that write to ``.data``, do not."""
+    """Increments versions: fused optimizers, and those that write to ``.data``, do not.
+
+    Runs after the optimizer's own hooks. One that has made a mask has closed the step; others are counted.
+    """
     for group in optimizer.param_groups:
         for p in group["params"]:
             if getattr(p, "makes_mask", False):
                 torch.autograd.graph.increment_version(p)
+                if getattr(p, "step_is_open", False) and p.grad is not None:
+                    p.step_is_open, p.steps_since_mask = False, getattr(p, "steps_since_mask", 0) + 1
 
 
 @torch._disable_dynamo
 def _expect_mask(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Counts steps, before they are taken: a mask made right after one sets the count to 0."""
+    """Opens a step of the scores. It is counted at its end: a closure runs forwards inside it."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if getattr(p, "makes_mask", False) and p.grad is not None:
-                p.steps_since_mask = getattr(p, "steps_since_mask", 0) + 1
+            if getattr(p, "makes_mask", False):
+                p.step_is_open = True
 
 
 @cache
