@@ -88,7 +88,7 @@ def answers(model, inputs) -> torch.Tensor:
         return model(**inputs)[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*dense weights stay in the model and train")
+@pytest.mark.filterwarnings("ignore:.*dense weights stay in the model and train")  # of Mamba, ViT and Whisper
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_models_are_saved_and_loaded_with_their_masks(make, tmp_path):
     torch.manual_seed(0)

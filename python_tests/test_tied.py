@@ -18,6 +18,7 @@ from slt_kernels import (
     load_ticket,
     save_ticket,
     summary,
+    to_dense,
 )
 from slt_kernels.nn import TiedEmbedding, TiedLinear
 
@@ -82,6 +83,15 @@ def test_a_ticket_holds_the_mask_once(tmp_path):
     load_ticket(tmp_path / "net.slt", other)
     x = torch.randn(3, 40)
     assert torch.equal(other["head"](x), model["head"](x))
+
+
+def test_the_dense_network_gives_the_same_answers():
+    model, index, x = tied(), torch.arange(30), torch.randn(3, 40)
+    dense = to_dense(model)
+    assert [type(m) for m in dense.values()] == [nn.Linear, nn.Embedding, nn.Embedding]
+    assert torch.allclose(dense["head"](x), model["head"](x), atol=1e-5)
+    for name in ("words", "types"):
+        assert torch.equal(dense[name](index), model[name](index))
 
 
 def test_two_linears_share_at_one_scale():

@@ -1,4 +1,4 @@
-"""Layers with several weights, each of them a supermask layer of its own with its own number."""
+"""Layers that use supermask layers without being one: several of their own, or one of another module."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from .supermask import SupermaskLayer
 
 
 class CompositeLayer(nn.Module):
-    """Base of layers that replace one of PyTorch's by several supermask layers.
+    """Base of layers that replace one of PyTorch's, with several supermask layers or with none (`tied.py`).
 
     The supermask layers are numbered ``layer``, ``layer + 1``, ... in the order of ``modules()``, as `number_layers`
     and `convert` number them.

@@ -1,13 +1,14 @@
 """Modules without a weight of their own: they use that of a supermask layer elsewhere in the model."""
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..source import Source
+from .composite import CompositeLayer
 from .embedding import SupermaskEmbedding
 from .generated_weight import GeneratedWeight
 from .linear import SupermaskLinear
@@ -15,7 +16,7 @@ from .linear import SupermaskLinear
 Owner: TypeAlias = SupermaskEmbedding | SupermaskLinear
 
 
-class _Tied(nn.Module):
+class _Tied(CompositeLayer):
     """Base: uses the weight of its owner, and is no second place of the owner's parameters."""
 
     factor = 1.0  # this module's weight over the owner's
@@ -55,6 +56,17 @@ class _Tied(nn.Module):
         """As `dense_weight`, with a gradient for the owner's scores."""
         return ops.dense_weight(*self._layer())
 
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """PyTorch's own layer with a copy of this weight, which is no longer shared."""
+        dense = self._dense_module(device=self.mask_words.device, dtype=self.dtype)
+        dense.weight.copy_(self.dense_weight())
+        return dense.train(self.training)
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        """PyTorch's own layer, with its weight uninitialized."""
+        raise NotImplementedError
+
     def _layer(self) -> tuple[Tensor | None, Tensor, Tensor, Source]:
         """Scores, mask, scale and source as the operations take them."""
         owner = self.owner
@@ -80,6 +92,9 @@ class TiedEmbedding(_Tied):
 
     def learned_weight(self) -> Tensor:
         return self._without_padding(super().learned_weight(), torch.arange(self.num_embeddings))
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, **placement)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._without_padding(ops.embedding(input, *self._layer(), self.dtype), input)
@@ -111,6 +126,12 @@ class TiedLinear(_Tied):
         self.out_features, self.in_features = owner.weight_shape
         self.factor = gain / owner.gain  # the owner's weights have owner.gain / sqrt(in_features)
         self.bias = bias
+
+    def _dense_module(self, **placement: Any) -> nn.Module:
+        dense = nn.Linear(self.in_features, self.out_features, False, **placement)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return dense
 
     def forward(self, input: Tensor) -> Tensor:
         scores, mask, scale, source = self._layer()
