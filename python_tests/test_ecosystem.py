@@ -1,5 +1,7 @@
 """Training loops of other libraries, and programs that leave PyTorch's eager mode. See docs/ecosystem.md."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_documents import ROOT, python
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from slt_kernels import EdgePopup
 from slt_kernels.nn import SupermaskLayer
 
-for name in ("transformers", "accelerate", "pytorch_lightning"):
+for name in ("transformers", "accelerate", "pytorch_lightning", "onnx", "onnxscript"):
     pytest.importorskip(name)
 
 
@@ -19,6 +21,7 @@ def examples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
         exec(python(ROOT / "docs/ecosystem.md"), names)
+        names["folder"] = Path.cwd()
     return names
 
 
@@ -79,3 +82,12 @@ def test_an_exported_program_gives_the_same_bits(examples):
     model, x = examples["Search"]().model.eval(), torch.randn(4, 64)
     exported = torch.export.export(model, (x,))
     assert torch.equal(exported.module()(x), model(x))
+
+
+def test_an_onnx_file_gives_the_same_answers(examples):
+    from onnx.reference import ReferenceEvaluator
+
+    network = ReferenceEvaluator(str(examples["folder"] / "net.onnx"))
+    x = torch.randn(4, 64)
+    (y,) = network.run(None, {network.input_names[0]: x.numpy()})
+    assert torch.allclose(torch.from_numpy(y), examples["model"].eval()(x), atol=1e-5)
