@@ -72,7 +72,7 @@ def test_free_starts(simulator, rows, fan, freeze):
     source = _source(rows, fan, freeze=freeze)
     if fan == 129:
         source = source.shard((1, 7), (1, 5))
-    starts = free_starts._counted(source, torch.device("cpu"))
+    starts = free_starts.counted_starts(source, torch.device("cpu"))
     assert simulator.never_written(starts.calls) == 0
     free, locked = source.frozen_words()
     skipped, calls = source.first_word % 4, starts.calls.shape[1]

@@ -1,13 +1,12 @@
-"""Where the free weights of a source start in its enumeration: a table that is made once for each source and device."""
+"""Where the free weights of a source start in its enumeration: a table that is kept for the sources used last."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...source import Source
-from ..tables import kept
+from ..tables import SourceTables
 from . import launch
 from .generator import THREADS, calls, planes
 
@@ -25,12 +24,12 @@ class FreeStarts(NamedTuple):
     locked: int  # locked weights of the source
 
 
-@cache
+_NOTHING_FROZEN = FreeStarts(0, 0, 0)
+
+
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
     """The starts; at the first call for a source and device they are counted, which a CUDA graph cannot capture."""
-    if planes(source) == 0:
-        return FreeStarts(0, 0, 0)
-    return kept(lambda: _counted(source, device), device)
+    return counted_starts(source, device) if planes(source) else _NOTHING_FROZEN
 
 
 def starts_for(mask: Tensor, source: Source) -> tuple[Tensor | int, Tensor | int]:
@@ -40,7 +39,8 @@ def starts_for(mask: Tensor, source: Source) -> tuple[Tensor | int, Tensor | int
     return free_starts(source, mask.device)[:2]
 
 
-def _counted(source: Source, device: torch.device) -> FreeStarts:
+@SourceTables
+def counted_starts(source: Source, device: torch.device) -> FreeStarts:
     shape = source.rows, launch.blocks(calls(source), _SEGMENT)
     free = launch.workspace(shape, torch.int64, device)
     locked = launch.workspace(shape, torch.int32, device)

@@ -9,12 +9,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from ..tables import kept
+from ..tables import SourceTables, kept
 from .words import KernelSource, decoded, freeze_calls, frozen_words, popcount, words_of
 
 _current_device = getattr(torch._C, "_cuda_getDevice", None)  # PyTorch's own, where it is built for CUDA or ROCm
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _hooks = triton.knobs.runtime
+
+
+_SHORT_OFFSETS = 2**31 - 1
+"""The largest offset that fits in 32 bits."""
 
 
 class Launch:
@@ -131,13 +135,8 @@ class FreeStarts(NamedTuple):
 
 
 def free_starts(source: Source, device: torch.device) -> FreeStarts:
-    """The offsets, computed once for each source with frozen weights and device."""
+    """The offsets, computed once for each source with frozen weights and device while it is among those used last."""
     return computed_starts(source, device) if freeze_calls(source) else _no_starts(device)
-
-
-@cache
-def computed_starts(source: Source, device: torch.device) -> FreeStarts:
-    return kept(lambda: _counted(source, device), device)
 
 
 @cache
@@ -149,7 +148,8 @@ def _no_starts(device: torch.device) -> FreeStarts:
     return kept(zeros, device)
 
 
-def _counted(source: Source, device: torch.device) -> FreeStarts:
+@SourceTables
+def computed_starts(source: Source, device: torch.device) -> FreeStarts:
     numbers = KernelSource.of(source)
     free = torch.empty(numbers.calls, numbers.rows, dtype=torch.int32, device=device)
     locked = torch.empty_like(free)
@@ -159,6 +159,11 @@ def _counted(source: Source, device: torch.device) -> FreeStarts:
     launch(count_kernel, programs, device, free, locked, KernelSource.coded(source), FREEZE_CALLS=calls, N=n)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
+
+
+def has_long_offsets(source: Source) -> bool:
+    """Whether the offset of a free weight may need 64 bits. Addresses of 32 bits take half of the instructions."""
+    return source.rows * source.fan > _SHORT_OFFSETS
 
 
 @triton.jit
