@@ -10,6 +10,7 @@ in the environment, or `use`, forces one for the whole process. A new backend is
 from . import cpu, cuda, reference, triton
 from .registry import (
     available,
+    copies_images,
     describe,
     kernel,
     name_for,
@@ -24,6 +25,7 @@ from .registry import (
 
 __all__ = [
     "available",
+    "copies_images",
     "describe",
     "kernel",
     "name_for",

@@ -38,6 +38,7 @@ _loaded: set[str] = set()  # the backends whose kernels are registered
 _loading = threading.RLock()
 _planners: dict[tuple[str, str], Callable[..., Callable[[Tensor], Tensor] | None]] = {}  # by backend and operation
 _candidates: dict[tuple[str, torch.device], tuple[Kernel, ...]] = {}  # by operation and device; filled on first use
+_copying: dict[torch.device, bool] = {}  # see `copies_images`; filled on first use
 choices = 0  # counts the changes after which another kernel may be chosen: plans made before them are void
 _forced: str | None = os.environ.get("SLT_BACKEND") or None
 
@@ -53,6 +54,7 @@ def _choose_again() -> None:
     global choices
     choices += 1
     _candidates.clear()
+    _copying.clear()
 
 
 def kernel(
@@ -254,6 +256,14 @@ def name_for(device: torch.device) -> str:
             raise RuntimeError(f"backend {_forced!r} does not take tensors on {device}")
         return _forced
     return next(n for n, b in _backends.items() if b.supports(device) and b.unavailable() is None)
+
+
+def copies_images(device: torch.device) -> bool:
+    """Whether each operation of the backend that is tried first copies images that are not channels-last, and its
+    results: its package then has ``COPIES_IMAGES``, and who calls several operations may copy once for all."""
+    if device not in _copying:
+        _copying[device] = getattr(_backends[name_for(device)], "COPIES_IMAGES", False)
+    return _copying[device]
 
 
 def table(device: torch.device) -> dict[str, list[str]]:

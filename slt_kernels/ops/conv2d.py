@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..backends import copies_images
 from ..conv_geometry import Window
 from ..source import Source
 from .autograd import autocast, differentiates, once_differentiable
@@ -17,23 +18,37 @@ grad_scores = operation("conv2d_grad_scores")
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scores, mask, scale, bias, source, window):
-        needs_x = x if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(needs_x, scores, mask, scale)
+        images = _laid_out(x) if ctx.needs_input_grad[1] else x
+        ctx.save_for_backward(images if ctx.needs_input_grad[1] else None, scores, mask, scale)
         ctx.source, ctx.window, ctx.size = source, window, x.shape[2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return forward(x, mask, scale, bias, source, window)
+        y = forward(images, mask, scale, bias, source, window)
+        return y if images is x else y.contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, x, scores, mask, scale):
         dx = dscores = dbias = None
+        images = _laid_out(dy) if all(ctx.needs_input_grad[:2]) else dy
         if ctx.needs_input_grad[0]:
-            dx = grad_input(dy, mask, scale, ctx.source, ctx.window, ctx.size)
+            dx = grad_input(images, mask, scale, ctx.source, ctx.window, ctx.size)
+            dx = dx if images is dy else dx.contiguous()
         if ctx.needs_input_grad[1]:
-            dscores = grad_scores(dy, x, scores, scale, ctx.source, ctx.window).to(scores.dtype)
+            dscores = grad_scores(images, x, scores, scale, ctx.source, ctx.window).to(scores.dtype)
         if ctx.needs_input_grad[4]:
             dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, dscores, None, None, dbias, None, None
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    """The images as channels-last if each operation on them would copy them, and its results back.
+
+    What an operation then returns is channels-last: it takes one more copy to bring it to the format of ``images``, as
+    it would have in the operation.
+    """
+    if torch.compiler.is_compiling() or not copies_images(images.device):
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def conv2d(

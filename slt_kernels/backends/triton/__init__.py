@@ -24,6 +24,8 @@ from os import environ
 
 import torch
 
+COPIES_IMAGES = True
+"""Kernels read and write channels-last images; see `registry.copies_images`."""
 _OLDEST = (3, 6)
 FENCED = (3, 7, 1)
 """From this version on Triton puts a fence between its copies and the tensor cores of Hopper and Blackwell (its issue
