@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import torch
 from interpreter import INSTALLED, INTERPRETED, SIMULATED, SIMULATOR
 
 from slt_kernels import backends, bits
+from slt_kernels.backends import tables
 from slt_kernels.conv_geometry import Window
 from slt_kernels.operations import OUTPUTS
 from slt_kernels.source import WEIGHTS, Freeze, Source
@@ -260,6 +261,19 @@ def test_tf32_operands_are_rounded():
     assert abs((ours * theirs).sum() / theirs.square().sum() - 1) < 1e-4
 
 
+@pytest.mark.parametrize("processors", [1, 9], ids=["one part", "several parts"])
+def test_offsets_of_64_bits(monkeypatch, processors):
+    """Sources of 2**31 weights and more have them."""
+    monkeypatch.setattr(launching, "_SHORT_OFFSETS", 100)
+    monkeypatch.setattr(grad_scores, "machine", lambda device: launching.Machine(9, processors))
+    source = source_of(6, 67, "signed_constant")
+    assert launching.has_long_offsets(source) and not launching.has_long_offsets(source._replace(rows=1))
+    columns = 3 if processors == 1 else 512
+    dy, x = torch.randn(columns, 6), torch.randn(columns, 67)
+    arguments = (dy, x, torch.randn(source.free), scale(), source)
+    assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
+
+
 def test_types_that_the_inputs_do_not_tell():
     """A bias and scores have types of their own, and a launch that was prepared for others is not taken."""
     source = source_of(5, 40, "signed_constant")
@@ -315,7 +329,7 @@ def test_split_sums(monkeypatch, processors, summands):
     arguments = (mask, scale(), source)
     assert_same(triton.linear_grad_input(dy, *arguments), reference.linear_grad_input(dy, *arguments))
     source = source_of(3, 20, "normal")
-    arguments = (torch.randn(140, 3), torch.randn(140, 20), torch.randn(source.free), scale(), source)
+    arguments = (torch.randn(512, 3), torch.randn(512, 20), torch.randn(source.free), scale(), source)
     assert_close(triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments), GRAD_ERROR)
 
 
@@ -350,6 +364,10 @@ def test_tiles_fill_a_device(monkeypatch):
     assert split_k.split(64, 128, 64, 128 * 16, 0, 4, h100) == (8, 8)
     assert split_k.split(64, 128, 256, 128 * 128, 0, 4, h100) == (1, 64)
     assert split_k.split(4096, 128, 64, 128 * 128, 3, 8, h100) == (4, 1024)  # so that no int32 sum overflows
+    tile = tiles.Tile(128, 64, 8, 3, programs=2)
+    assert grad_scores._parts(25, 64, tile, h100) == (1, 25)  # four parts would cost more than they save
+    parts, steps = grad_scores._parts(1568, 2, tile, h100)
+    assert 66 <= parts < 121 and (parts - 1) * steps < 1568 <= parts * steps
 
 
 def test_autotuning(monkeypatch, tmp_path):
@@ -402,6 +420,44 @@ def test_conv2d(name, weight, dtype):
     scores = torch.randn(source.free)
     arguments = (dy.nan_to_num(), x.nan_to_num(), scores, scale(), source, window)
     assert_close(triton.conv2d_grad_scores(*arguments), reference.conv2d_grad_scores(*arguments), GRAD_ERROR)
+
+
+def test_images_are_copied_once(monkeypatch):
+    """A convolution's backward gets the channels-last images of its forward, and dy once in that format."""
+    conv2d = import_module("slt_kernels.ops.conv2d")
+
+    channels, rows, images, height, width, window = CONVOLUTIONS["3x3"]
+    source = source_of(rows, channels * 9, "signed_constant")
+    fixed = (random_mask(source, compact=False), scale(), None, source, window)
+    x, scores = torch.randn(images, channels, height, width), torch.randn(source.free)
+    dy = torch.randn(images, rows, *window.output_size(height, width))
+    seen = []
+
+    def recorded(name):
+        def call(first, *others):
+            seen.append((name, first, others[0] if name == "grad_scores" else None))
+            return getattr(triton, f"conv2d_{name}")(first, *others)
+
+        return call
+
+    def step() -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_(), scores.clone().requires_grad_()]
+        y = conv2d.conv2d(leaves[0], leaves[1], *fixed)
+        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+    for name in ("forward", "grad_input", "grad_scores"):
+        monkeypatch.setattr(conv2d, name, recorded(name))
+    with backends.use("triton"):
+        ours = step()
+    (_, x_seen, _), (_, dy_seen, _), (_, dy_again, x_again) = seen
+    assert x_seen.is_contiguous(memory_format=torch.channels_last) and x_again.data_ptr() == x_seen.data_ptr()
+    assert dy_seen.is_contiguous(memory_format=torch.channels_last) and dy_again is dy_seen
+    monkeypatch.undo()
+    with backends.use("reference"):
+        theirs = step()
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert_same(one, other)
+    assert_close(ours[2], theirs[2], GRAD_ERROR)
 
 
 # Embedding
@@ -496,6 +552,40 @@ def test_kept_tensors_belong_to_no_memory_pool(monkeypatch):
         launching.kept(threading.get_ident, torch.device("cuda:1"))
 
 
+def test_tables_of_the_sources_used_last_are_kept(monkeypatch):
+    """And those that a captured graph reads, for ever."""
+    made, captures = [], []
+    monkeypatch.setattr(tables, "capturing", lambda device: bool(captures))
+    device = torch.device("cpu")
+
+    @partial(tables.SourceTables, most=2)
+    def numbers(source, device):
+        made.append(source.seed)
+        return object()
+
+    def of(seed):
+        return numbers(Source.of(1, 1, seed=seed), device)
+
+    first = of(1)
+    of(2)
+    assert of(1) is first and made == [1, 2]
+    of(3)  # frees 2
+    assert of(1) is first and made == [1, 2, 3]
+    captures.append(True)
+    assert of(1) is first
+    captures.clear()
+    for seed in (2, 3, 4, 5):
+        of(seed)
+    assert of(1) is first
+    numbers.clear()
+    assert of(1) is first and of(5) and made == [1, 2, 3, 2, 4, 5, 5]
+
+
+def test_a_dense_source_has_no_table_of_offsets():
+    dense = [launching.free_starts(source_of(rows, 33, "uniform", Freeze()), torch.device("cpu")) for rows in (2, 3)]
+    assert dense[0] is dense[1]
+
+
 @pytest.mark.parametrize(
     "capability,hip,expected",
     [((8, 9), None, 8), ((9, 0), None, 9), ((10, 3), None, 10), ((12, 0), None, 8), ((9, 4), "6.4", 8)],
@@ -571,7 +661,7 @@ def gpu_check(monkeypatch):
     return import_module("gpu_check")
 
 
-@pytest.mark.parametrize("section", ["checks", "speed", "memory", "compile", "tuned"])
+@pytest.mark.parametrize("section", ["first", "warm", "speed", "checks", "memory", "compile", "tuned"])
 def test_gpu_check(section, gpu_check):
     """The last small item of each section, without what needs a GPU."""
     *_, (_, run) = gpu_check.SECTIONS[section].items(smoke=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...source import Source
 from .arguments import kernel
 from .grad_scores import store_grads
-from .launch import at_16_bytes, blocks, free_start, free_starts, launch, normal_table
+from .launch import at_16_bytes, blocks, free_start, free_starts, has_long_offsets, launch, normal_table
 from .weights import integer_weight, spread_bits
 from .words import (
     SIGNED_CONSTANT,
@@ -100,6 +100,7 @@ def embedding_grad_scores(
         count,
         WEIGHT=source.weight,
         FREEZE_CALLS=freeze_calls(source),
+        LONG=has_long_offsets(source),
         SPLIT=split,
         N=n,
         L=_LONGEST_RUN,
@@ -189,6 +190,7 @@ def embedding_grad_scores_kernel(
     count: "i64",
     WEIGHT: tl.constexpr,
     FREEZE_CALLS: tl.constexpr,
+    LONG: tl.constexpr,
     SPLIT: tl.constexpr,
     N: tl.constexpr,
     L: tl.constexpr,
@@ -215,4 +217,4 @@ def embedding_grad_scores_kernel(
             inside = (i < pieces)[:, None] & within
             grad += tl.load(sums + (place + i).to(tl.int64)[:, None] * source.fan + k[None, :], mask=inside, other=0)
     n = tl.where(begins, row, source.rows).to(tl.int32)  # source.rows: no row
-    store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
+    store_grads(out, grad, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS, LONG)

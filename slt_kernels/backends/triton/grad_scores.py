@@ -19,20 +19,32 @@ from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
 from .forward import touched
 from .images import NO_IMAGE, Image, flat, patches
-from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
+from .launch import (
+    Launch,
+    Machine,
+    at_16_bytes,
+    blocks,
+    free_start,
+    free_starts,
+    has_long_offsets,
+    machine,
+    normal_table,
+    prepared,
+)
 from .magnitudes import is_negative
 from .split_k import split
 from .tiles import Tile
-from .weights import bit_of, integer_weight, spread
+from .weights import integer_weight
 from .words import (
     SIGNED_CONSTANT,
     KernelSource,
     decoded,
     freeze_calls,
     frozen_words,
+    of_each_word,
     popcount,
     sign_words,
-    take_words,
+    take_word,
     words_of,
 )
 
@@ -65,7 +77,7 @@ def _product(out, dy, x, columns, scores, scale, source, window, image, channels
             shape = parts, source.rows, 128 * KernelSource.of(source).calls
             grads = torch.empty(shape, dtype=torch.float32, device=x.device)
             the_launch(dy, x, grads, *epilogue)
-            _sum_launch(source, parts, scores.dtype, x.device)(grads, out, *epilogue)
+            _sum_launch(source, parts, scores.dtype, kind[-2], x.device)(grads, out, *epilogue)
 
     run(choose(_key, kind, columns, x.device, _choices(*kind), run))
 
@@ -88,7 +100,7 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
     numbers, groups = KernelSource.of(source), window.groups if window else 1
     group_channels, group_rows = channels // groups, source.rows // groups
     count = groups * blocks(group_rows, tile.BN) * numbers.calls
-    parts, steps = split(blocks(columns, tile.BM), tile.BM, count, 128 * tile.BN, 0, tile.programs, machine)
+    parts, steps = _parts(blocks(columns, tile.BM), count, tile, machine)
     made = Launch(
         grad_scores_kernel,
         count * parts,
@@ -105,6 +117,7 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
         steps,
         WEIGHT=source.weight,
         FREEZE_CALLS=freeze_calls(source),
+        LONG=has_long_offsets(source),
         CONV=window is not None,
         ONE_TAP=group_channels % 128 == 0 and numbers.skipped == 0,
         SPLIT=parts > 1,
@@ -115,12 +128,41 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
     return made, parts
 
 
+def _parts(steps: int, tiles: int, tile: Tile, machine: Machine) -> tuple[int, int]:
+    """Into how many parts the columns are split, and the steps of each part: the fewest steps' time by `_cost`."""
+    most, _ = split(steps, tile.BM, tiles, 128 * tile.BN, 0, tile.programs, machine)
+    parts = min(range(1, most + 1), key=lambda parts: _cost(parts, steps, tiles, machine))
+    return blocks(steps, blocks(steps, parts)), blocks(steps, parts)
+
+
+def _cost(parts: int, steps: int, tiles: int, machine: Machine) -> float:
+    """The time of a sum in ``parts``, in steps of one program alone on a multiprocessor.
+
+    A second program there fills the first's waits, and so adds half of its time. By the rates of an H200 and of an
+    A100, writing and reading a tile's partial sum takes a tenth of a step's product, and another launch about eight
+    steps. None of this was measured.
+    """
+    residents = parts * tiles / machine.processors
+    products = (1 + max(0, residents - 1) / 2) * blocks(steps, parts)
+    return products + (8 + parts * tiles / 10 if parts > 1 else 0)
+
+
 @prepared
-def _sum_launch(source, parts, scores_dtype, device) -> Launch:
-    n = 16
-    programs = KernelSource.of(source).calls * blocks(source.rows, n)
-    meta = {"WEIGHT": source.weight, "FREEZE_CALLS": freeze_calls(source), "N": n}
-    return Launch(sum_grads_kernel, programs, device, KernelSource.coded(source), parts, **meta)
+def _sum_launch(source, parts, scores_dtype, machine, device) -> Launch:
+    calls = KernelSource.of(source).calls
+    n = next((n for n in (64, 32) if calls * blocks(source.rows, n) >= machine.processors), 16)
+    return Launch(
+        sum_grads_kernel,
+        calls * blocks(source.rows, n),
+        device,
+        KernelSource.coded(source),
+        parts,
+        WEIGHT=source.weight,
+        FREEZE_CALLS=freeze_calls(source),
+        LONG=has_long_offsets(source),
+        N=n,
+        TOGETHER=max(1, 32 // n),
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -177,6 +219,7 @@ def grad_scores_kernel(
     steps: "i32",
     WEIGHT: tl.constexpr,
     FREEZE_CALLS: tl.constexpr,
+    LONG: tl.constexpr,
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -224,7 +267,9 @@ def grad_scores_kernel(
         at = (tl.cast(part, tl.int64) * source.rows + n)[:, None] * (128 * source.calls) + 128 * call
         tl.store(out + at + tl.arange(0, 128)[None, :], acc, mask=(n < source.rows)[:, None])
     else:
-        store_grads(out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
+        store_grads(
+            out, acc, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS, LONG
+        )
 
 
 @triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["scale"])
@@ -240,18 +285,22 @@ def sum_grads_kernel(
     parts,
     WEIGHT: tl.constexpr,
     FREEZE_CALLS: tl.constexpr,
+    LONG: tl.constexpr,
     N: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
-    """A program adds the partial sums of N rows of one call, always in the same order."""
+    """A program adds the partial sums of N rows of one call, always in the same order, TOGETHER loaded at once."""
     source = decoded(source)
     call = tl.program_id(0) % source.calls
     n = tl.program_id(0) // source.calls * N + tl.arange(0, N)
     at = n.to(tl.int64)[:, None] * (128 * source.calls) + 128 * call + tl.arange(0, 128)[None, :]
     total = tl.zeros([N, 128], tl.float32)
-    for part in range(parts):
-        size = tl.cast(source.rows, tl.int64) * (128 * source.calls)
-        total += tl.load(grads + part * size + at, mask=(n < source.rows)[:, None], other=0)
-    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS)
+    size = tl.cast(source.rows, tl.int64) * (128 * source.calls)
+    for first in range(0, parts, TOGETHER):
+        for i in tl.static_range(TOGETHER):
+            inside = (n < source.rows) & (first + i < parts)
+            total += tl.load(grads + (first + i) * size + at, mask=inside[:, None], other=0)
+    store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS, LONG)
 
 
 @triton.jit
@@ -268,50 +317,36 @@ def store_grads(
     call,
     WEIGHT: tl.constexpr,
     FREEZE_CALLS: tl.constexpr,
+    LONG: tl.constexpr,
 ):
-    """Stores dL/dW [N, 128] of rows n and one call, times v, scale and the score's sign, for the free weights."""
+    """Stores dL/dW [N, 128] of rows n and one call, times v, scale and the score's sign, for the free weights.
+
+    Scores are in the order of their words' bits, even k first: the tile is brought to that order, and a warp stores 16
+    bits of two rows at once. LONG: see `has_long_offsets`. A score of 0 counts as positive.
+    """
     free, _ = frozen_words(source, n, words_of(source, call), FREEZE_CALLS)  # [N, 4]
     counts = popcount(free)
     base, start = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
-    first = start[:, None] + (tl.cumsum(counts, axis=1) - counts)  # int32 [N, 4]: each word's offset in its row
-    sign = sign_words(source, n, call) if WEIGHT == SIGNED_CONSTANT else free
-    # One word at a time: the addresses of a whole call would not fit in registers.
-    halves = grad.reshape([grad.shape[0], 2, 2, 32]).permute(0, 3, 2, 1).split()  # of [N, 32, 2]
-    first_word, second_word = halves[0].split()
-    third_word, fourth_word = halves[1].split()
-    _store_word(out, first_word, scores, base, free, first, sign, table, scale, source, n, call, 0, WEIGHT)
-    _store_word(out, second_word, scores, base, free, first, sign, table, scale, source, n, call, 1, WEIGHT)
-    _store_word(out, third_word, scores, base, free, first, sign, table, scale, source, n, call, 2, WEIGHT)
-    _store_word(out, fourth_word, scores, base, free, first, sign, table, scale, source, n, call, 3, WEIGHT)
-
-
-@triton.jit
-def _store_word(
-    out,
-    grad,
-    scores,
-    base,
-    free,
-    first,
-    sign,
-    table,
-    scale,
-    source,
-    n,
-    call,
-    WORD: tl.constexpr,
-    WEIGHT: tl.constexpr,
-):
-    """Stores dL/dW [N, 32] of one word. A weight's offset is its word's plus the number of free bits below its own.
-
-    A score of 0 counts as positive.
-    """
-    word = 4 * call - source.skipped + WORD + tl.arange(0, 1)
-    bit = bit_of(tl.arange(0, 32))[None, :].to(tl.uint32)
-    here = spread(take_words(free, WORD, 1))  # [N, 32]
-    at = base[:, None] + (spread(take_words(first, WORD, 1)) + popcount(here & ((1 << bit) - 1)))
-    inside = (here >> bit & 1) != 0
-    v = integer_weight(source, n, word, take_words(sign, WORD, 1), table, WEIGHT).to(tl.float32)
-    grad = grad * v * tl.load(scale)
-    score = tl.load(scores + at, mask=inside, other=0)
-    tl.store(out + at, tl.where(is_negative(score), -grad, grad), mask=inside)
+    first = start + (base if LONG else base.to(tl.int32))
+    first = first[:, None] + (tl.cumsum(counts, axis=1) - counts)  # [N, 4]: each word's offset
+    sign = sign_words(source, n, call) & free if WEIGHT == SIGNED_CONSTANT else free
+    factor = tl.load(scale)
+    halves = grad.reshape([grad.shape[0], 4, 16, 2]).permute(0, 2, 1, 3).split()  # even and odd k: [N, 16, 4]
+    grads = (of_each_word(halves[0]), of_each_word(halves[1]))
+    for i in tl.static_range(4):  # the addresses of a whole call would not fit in registers
+        free_bits = take_word(free, i)[:, None]
+        sign_bits = take_word(sign, i)[:, None]
+        start = take_word(first, i)[:, None]
+        for half in tl.static_range(2):
+            bit = (16 * half + tl.arange(0, 16))[None, :].to(tl.uint32)
+            at = start + popcount(free_bits & ((1 << bit) - 1))  # [N, 16]
+            inside = (free_bits & (1 << bit)) != 0
+            score = tl.load(scores + at, mask=inside)
+            if WEIGHT == SIGNED_CONSTANT:
+                flip = sign_bits << 31 - bit & 0x80000000
+                value = ((grads[half][i] * factor).to(tl.uint32, bitcast=True) ^ flip).to(tl.float32, bitcast=True)
+            else:
+                word = 4 * call - source.skipped + i + tl.arange(0, 1)
+                v = integer_weight(source, n, word, sign, table, WEIGHT).reshape([n.shape[0], 16, 2]).split()
+                value = grads[half][i] * v[half].to(tl.float32) * factor
+            tl.store(out + at, tl.where(is_negative(score), -value, value), mask=inside)

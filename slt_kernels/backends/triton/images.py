@@ -84,8 +84,9 @@ def pixel_of(image, m):
     """The image, row and column of output pixel m."""
     pixels = image.out_height * image.out_width
     b = m // pixels
-    y = m % pixels // image.out_width
-    return b, y, m % image.out_width
+    within = m - b * pixels
+    y = within // image.out_width
+    return b, y, within - y * image.out_width
 
 
 @triton.jit

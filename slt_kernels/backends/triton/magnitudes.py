@@ -24,9 +24,11 @@ def is_number(size):
 
 @triton.jit
 def is_negative(x):
-    """x < 0: false for -0.0 and NaN."""
-    size = magnitude(x)
-    return (x.to(size.dtype, bitcast=True) < 0) & (size > 0) & is_number(size)
+    """x < 0: false for -0.0 and NaN. The bits of negative numbers are consecutive, above those of -0.0."""
+    if x.dtype == tl.float64:
+        return x.to(tl.uint64, bitcast=True) - 0x8000000000000001 <= 0x7FEFFFFFFFFFFFFF
+    else:
+        return x.to(tl.uint32, bitcast=True) - 0x80000001 <= 0x7F7FFFFF
 
 
 @triton.jit

@@ -189,6 +189,12 @@ def aligned(words, shift):
 
 
 @triton.jit
+def take_word(words, index: tl.constexpr):
+    """One word of a call's four: [N, 4] -> [N]."""
+    return tl.sum(tl.where(tl.arange(0, 4)[None, :] == index, words, 0), axis=1)
+
+
+@triton.jit
 def take_words(words, index, W: tl.constexpr):
     """Words [W * index, W * index + W) of a call's four: [N, 4] -> [N, W]."""
     if W == 4:
@@ -197,6 +203,16 @@ def take_words(words, index, W: tl.constexpr):
         runs = words.reshape([words.shape[0], 4 // W, W])
         wanted = tl.arange(0, 4 // W)[None, :, None] == index
         return tl.sum(tl.where(wanted, runs, 0), axis=1)  # the wanted run, and zeros
+
+
+@triton.jit
+def of_each_word(values):
+    """The values of each of a call's four words: [..., 4] -> four times [...]."""
+    pairs = values.reshape(values.shape[:-1] + [2, 2])
+    even, odd = pairs.split()
+    a, c = even.split()
+    b, d = odd.split()
+    return a, b, c, d
 
 
 @triton.jit
