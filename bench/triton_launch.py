@@ -1,14 +1,17 @@
 """What the Triton backend's operations cost the host, without a GPU: microseconds of Python, and launches.
 
     python bench/triton_launch.py
+    python bench/triton_launch.py --resnet50    launches of a training step on an H200
 
 Kernels are compiled for sm_90, and a launcher that does nothing takes the place of Triton's, on CPU tensors. Triton's
 own launcher, the driver, allocations on a GPU and `torch.ops` come on top. Each time is the least mean of many rounds.
+With --resnet50 nothing is compiled.
 """
 
 import argparse
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -20,7 +23,10 @@ from triton.backends.nvidia.compiler import CUDABackend
 
 from slt_kernels import backends
 from slt_kernels.backends.registry import run
-from slt_kernels.source import Source
+from slt_kernels.backends.triton import forward, grad_input, grad_scores
+from slt_kernels.backends.triton.launch import Launch, Machine
+from slt_kernels.conv_geometry import Window
+from slt_kernels.source import Freeze, Source
 
 # The elements of a ResNet-50's convolutions and last layer.
 RESNET50 = (3 * 49 * 64, *[64 * 64, 64 * 64 * 9, 64 * 256] * 3, *[128 * 512, 128 * 128 * 9] * 9, *[256 * 1024] * 32)
@@ -75,15 +81,68 @@ def cases() -> dict[str, Callable[[], object]]:
     }
 
 
+def resnet50_layers() -> Iterator[tuple[int, int, int, int, int]]:
+    """Channels, rows, kernel, stride and input size of its 53 convolutions."""
+    yield 3, 64, 7, 2, 224
+    channels, size = 64, 56
+    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for i in range(count):
+            stride = 2 if i == 0 and width > 64 else 1
+            yield channels, width, 1, 1, size
+            yield width, width, 3, stride, size
+            if i == 0:
+                yield channels, 4 * width, 1, stride, size
+            size //= stride
+            yield width, 4 * width, 1, 1, size
+            channels = 4 * width
+
+
+def resnet50_step(batch: int) -> None:
+    """The convolutions of a training step in bfloat16, channels-last, with a third of the weights frozen."""
+    scale, scores = torch.tensor(0.1), torch.zeros(512 * 512 * 9)
+    for index, (channels, rows, kernel, stride, size) in enumerate(resnet50_layers()):
+        freeze = Freeze(0.175, 0.175)
+        source = Source.of(rows, channels * kernel**2, seed=1, layer=index, freeze=freeze)
+        window = Window(kernel, kernel, stride, stride, kernel // 2, kernel // 2)
+        x = torch.empty(batch, channels, size, size, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        shape = batch, rows, *window.output_size(size, size)
+        dy = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        mask = torch.zeros(rows, source.words, dtype=torch.int32)
+        run("conv2d_forward", x, mask, scale, None, source, window)
+        if index:  # the images need no gradient
+            run("conv2d_grad_input", dy, mask, scale, source, window, [size, size])
+        run("conv2d_grad_scores", dy, x, scores[: source.free], scale, source, window)
+
+
+def print_resnet50(batch: int) -> None:
+    launches: Counter[str] = Counter()
+    Launch.__call__ = lambda self, *tensors: launches.update([self._kernel.__name__])
+    for module in (forward, grad_input, grad_scores):
+        module.machine = lambda device: Machine(9, 132)
+    with backends.use("triton"):
+        resnet50_step(batch)
+        launches.clear()  # the first use of a source counts its free weights
+        resnet50_step(batch)
+    print(f"| kernel, of a ResNet-50's convolutions at batch {batch} | launches |\n| --- | --- |")
+    for kernel, count in launches.items():
+        print(f"| {kernel} | {count} |")
+    print(f"| all | {launches.total()} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--calls", type=int, default=50, help="a round")
+    parser.add_argument("--resnet50", action="store_true")
+    parser.add_argument("--batch", type=int, default=32, help="of --resnet50")
     arguments = parser.parse_args()
     driver = Driver()
     triton.runtime.driver.set_active(driver)
-    CUDABackend.make_cubin = lambda *_: b"none"
     backends.triton.unavailable, backends.triton.supports = lambda: None, lambda device: True
+    if arguments.resnet50:
+        print_resnet50(arguments.batch)
+        return
+    CUDABackend.make_cubin = lambda *_: b"none"
     print("| operation | us | launches |")
     print("| --- | --- | --- |")
     with backends.use("triton"):
