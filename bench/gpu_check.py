@@ -3,11 +3,14 @@
     python bench/gpu_check.py --out FILE.json
     TRITON_INTERPRET=1 python bench/gpu_check.py --smoke        tests the script without a GPU
 
-Sections:
+Sections, the most telling first:
+    first       one small case of each operation against the reference, on each GPU backend alone
     rates       instructions per clock of the pipes that the CUDA kernels depend on (`gpu_rates.cu`), if there is nvcc
-    checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`); on the
-                backends in their order, then on Triton alone
-    speed       median and quartiles of one call, from CUDA graphs that rotate inputs and weights, so that L2 is cold
+    warm        compiles the kernels that `speed` times
+    speed       median and quartiles of one call, from CUDA graphs that rotate inputs and weights, so that L2 is cold:
+                what has an aim, convolutions, more sizes, then masks
+    checks      every operation against the reference: odd shapes, dtypes, layouts (`gpu_correctness.py`); each on the
+                backends in their order, and on Triton alone
     memory      what a layer keeps, and the workspace of each operation
     traffic     bytes read from memory, if `ncu` is installed
     compile     compiles the tiles that `tuned` times
@@ -20,12 +23,13 @@ weights, a layer that materializes its mask from scores, a weight materialized i
 One run may not reach the end of the last section. Two runs can share the work and write to one file, with the same
 commit, GPU and Triton:
 
-    python bench/gpu_check.py --out FILE.json --only checks speed memory traffic
+    python bench/gpu_check.py --out FILE.json --only first rates warm speed checks memory traffic
     python bench/gpu_check.py --out FILE.json --only compile tuned
 
 Worker processes run a section's items: one where something is timed, several where compilation dominates. An item that
 fails, crashes or times out is recorded and printed, and a new worker takes over: an illegal access would make all later
-GPU work of the process fail. Results are written after each section. Items without time left are marked.
+GPU work of the process fail. Each result is written when it comes: a run that is killed keeps what it has. Items
+without time left are marked.
 """
 
 import argparse
@@ -41,6 +45,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -64,6 +69,7 @@ from gpu_correctness import (
     Result,
     autotuning,
     checks,
+    first,
     gpu,
     randn,
     random_mask,
@@ -255,27 +261,65 @@ def masks_case(rows: int, fan: int, operation: str) -> Runs:
     }
 
 
-def products(smoke: bool) -> Iterator[tuple[Result, Callable[[], Runs]]]:
-    """The cases with performance aims first, then the others."""
+Case = tuple[Result, Callable[[], Runs]]
+
+
+def products(smoke: bool) -> Iterator[Case]:
+    """The cases with performance aims, then convolutions, then more sizes."""
     if smoke:
-        linear = [(128, 2, BF16, op, op == "forward") for op in ("forward", "grad_input", "grad_scores")]
+        aims = [(128, 2, BF16, op, op == "forward") for op in ("forward", "grad_input", "grad_scores")]
         convolutions = [(32, 3, 1, BF16, op) for op in ("forward", "grad_input", "grad_scores")]
+        sizes = []
     else:
-        linear = [(8192, batch, BF16, "forward", False) for batch in (1, 16, 256, 4096, 4, 64, 1024, 8192)]
-        linear[4:4] = [(8192, 4096, BF16, op, False) for op in ("grad_input", "grad_scores")]
-        linear[4:4] = [(8192, 1024, torch.float32, "forward", False), (8192, 1, BF16, "forward", True)]
-        linear += [(4096, batch, BF16, "forward", False) for batch in (1, 4, 16, 64, 256, 1024, 8192)]
-        linear += [(8192, 16, torch.float32, "forward", False), (8192, 4096, BF16, "forward", True)]
+        aims = [(8192, batch, BF16, "forward", False) for batch in (1, 16, 256, 4096)]
+        aims += [(8192, 1024, torch.float32, "forward", False), (8192, 1, BF16, "forward", True)]
+        aims += [(8192, 4096, BF16, op, False) for op in ("grad_input", "grad_scores")]
         convolutions = [(c, size, batch, BF16, "forward") for batch in (64, 1) for c, size in RESNET50]
-        convolutions += [(c, size, 64, BF16, op) for op in ("grad_input", "grad_scores") for c, size in RESNET50[:2]]
-    for size, batch, dtype, operation, compact in linear:
-        what = {"layer": "Linear", "size": size, "batch": batch, "dtype": str(dtype)}
-        what |= {"operation": operation, "mask": "compact" if compact else "resolved"}
-        yield what, lambda a=(size, batch, dtype, operation, compact): linear_case(*a)
-    for channels, size, batch, dtype, operation in convolutions:
-        what = {"layer": "Conv2d 3x3", "channels": channels, "size": size, "batch": batch, "dtype": str(dtype)}
-        what |= {"operation": operation, "mask": "resolved"}
-        yield what, lambda a=(channels, size, batch, dtype, operation): conv2d_case(*a)
+        convolutions[4:4] = [
+            (c, size, 64, BF16, op) for op in ("grad_input", "grad_scores") for c, size in RESNET50[:2]
+        ]
+        sizes = [(8192, batch, BF16, "forward", False) for batch in (4, 64, 1024, 8192)]
+        sizes += [(4096, batch, BF16, "forward", False) for batch in (1, 4, 16, 64, 256, 1024, 8192)]
+        sizes += [(8192, 16, torch.float32, "forward", False), (8192, 4096, BF16, "forward", True)]
+    yield from map(_linear, aims)
+    yield from map(_convolution, convolutions)
+    yield from map(_linear, sizes)
+
+
+def _linear(case: tuple) -> Case:
+    size, batch, dtype, operation, compact = case
+    what = {"layer": "Linear", "size": size, "batch": batch, "dtype": str(dtype), "operation": operation}
+    return {**what, "mask": "compact" if compact else "resolved"}, lambda: linear_case(*case)
+
+
+def _convolution(case: tuple) -> Case:
+    channels, size, batch, dtype, operation = case
+    what = {"layer": "Conv2d 3x3", "channels": channels, "size": size, "batch": batch, "dtype": str(dtype)}
+    return {**what, "operation": operation, "mask": "resolved"}, lambda: conv2d_case(*case)
+
+
+def masks(smoke: bool) -> Iterator[Case]:
+    rows, fan = (3, 129) if smoke else (4980, 5120)  # the weights of a ResNet-50
+    for operation in ("select", "pack"):
+        yield {"operation": operation, "scores": rows * fan}, partial(masks_case, rows, fan, operation)
+
+
+def timed(smoke: bool) -> Iterator[Case]:
+    yield from products(smoke)
+    yield from masks(smoke)
+
+
+def warm(smoke: bool) -> Iterator[Item]:
+    """Compiles the kernels that `speed` times, in many processes at once, into Triton's cache."""
+
+    def compile_all(make: Callable[[], Runs]) -> None:
+        runs = make()
+        for name in ("ours", "triton") if len(GPU_BACKENDS) > 1 else ("ours",):
+            _, call = runs[name]
+            call(0)
+
+    for what, make in timed(smoke):
+        yield what, lambda make=make: compile_all(make)
 
 
 def speed(smoke: bool) -> Iterator[Item]:
@@ -285,12 +329,8 @@ def speed(smoke: bool) -> Iterator[Item]:
         ratios = {f"{name} / ours": round(t["median"] / ours, 3) for name, t in times.items() if name != "ours"}
         return {**ratios, "milliseconds": times}
 
-    for what, make in products(smoke):
+    for what, make in timed(smoke):
         yield what, lambda make=make: measure(make)
-    rows, fan = (3, 129) if smoke else (4980, 5120)  # the weights of a ResNet-50
-    for operation in ("select", "pack"):
-        make = partial(masks_case, rows, fan, operation)
-        yield {"operation": operation, "scores": rows * fan}, lambda make=make: measure(make)
 
 
 # Autotuning
@@ -423,14 +463,17 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "machine": Section(about, 0, 60),
+    "first": Section(first, 0.06, 100, parallel=True),
     "rates": Section(rates, 0.03, 100),
-    "checks": Section(checks, 0.42, 120, parallel=True),
+    "warm": Section(warm, 0.07, 100, parallel=True),
     "speed": Section(speed, 0.26, 45),
+    "checks": Section(checks, 0.33, 120, parallel=True),
     "memory": Section(memory, 0.05, 45),
-    "traffic": Section(traffic, 0.09, 100),
-    "compile": Section(compile_tiles, 0.07, 150, parallel=True),
-    "tuned": Section(tuned, 0.11, 60),
+    "traffic": Section(traffic, 0.06, 100),
+    "compile": Section(compile_tiles, 0.06, 150, parallel=True),
+    "tuned": Section(tuned, 0.08, 60),
 }
+LONGEST = 540  # seconds that a run may take
 START_SECONDS = 90  # for a worker to import PyTorch and Triton, while others do too
 SPARE = 20  # seconds for this process's own imports, and for workers that do not exit at once
 
@@ -475,6 +518,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             start_new_session=True,  # so that its children can be killed with it
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # there is a worker for each core
         )
 
     def ask(self, number: int, until: float) -> Result:
@@ -518,11 +562,22 @@ class Worker:
             self.process.wait(SPARE / 4)
 
 
-def supervise(command: list[str], items: list[Result], processes: int, limit: float, deadline: float) -> list[Result]:
+def supervise(
+    command: list[str],
+    items: list[Result],
+    processes: int,
+    limit: float,
+    deadline: float,
+    came: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
     """Runs the items on ``processes`` workers, and returns their results.
 
     An item ends at its time limit or at the deadline. A failed item's worker is replaced.
+
+    Args:
+        came: called with each result when it comes, by one thread at a time.
     """
+    one_at_a_time = threading.Lock()
     idle: list[Worker | None] = [None] * processes  # None: not started
 
     def do(number: int) -> Result:
@@ -547,7 +602,9 @@ def supervise(command: list[str], items: list[Result], processes: int, limit: fl
             worker = None
         idle.append(worker)
         result = {**items[number], **result}
-        _print(result)
+        with one_at_a_time:
+            _print(result)
+            came(result)
         return result
 
     try:
@@ -569,12 +626,12 @@ def worker_command(section: str, smoke: bool) -> list[str]:
     return [sys.executable, __file__, "--work", section, *(["--smoke"] if smoke else [])]
 
 
-def run_section(name: str, smoke: bool, deadline: float) -> list[Result]:
+def run_section(name: str, smoke: bool, deadline: float, came: Callable[[Result], None]) -> list[Result]:
     section = SECTIONS[name]
     items = [what for what, _ in section.items(smoke)]
     cores = min(32, len(os.sched_getaffinity(0)))  # each takes half a gigabyte of GPU memory
     processes = cores if section.parallel and not INTERPRETED else 1
-    results = supervise(worker_command(name, smoke), items, processes, section.limit, deadline)
+    results = supervise(worker_command(name, smoke), items, processes, section.limit, deadline, came)
     print(f"{name}: {sum(r['ok'] is True for r in results)} of {len(results)} passed", flush=True)
     return results
 
@@ -599,7 +656,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file, new or of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="a few small cases, to test the script itself")
-    parser.add_argument("--seconds", type=float, default=540, help="time limit for everything")
+    parser.add_argument("--seconds", type=float, default=LONGEST, help="time limit for everything; at most the default")
     sections = [name for name in SECTIONS if name != "machine"]
     parser.add_argument("--only", choices=sections, nargs="+", default=sections, help="sections")
     parser.add_argument("--commit", default="unknown", help="the commit, if git does not say")
@@ -613,7 +670,19 @@ def main(arguments: list[str] | None = None) -> int:
         work(options.work, options.smoke)
         return 0
 
-    deadline = time.monotonic() + options.seconds - SPARE
+    if not SPARE < options.seconds <= LONGEST:
+        parser.error(f"--seconds {options.seconds:g}: expected more than {SPARE} and at most {LONGEST}")
+    watchdog = threading.Timer(options.seconds, os._exit, [3])  # should a worker's end take long
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return check(parser, options, time.monotonic() + options.seconds - SPARE)
+    finally:
+        watchdog.cancel()
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace, deadline: float) -> int:
+    """Runs the chosen sections until the deadline, and writes their results."""
     earlier, before = {}, None
     if options.out:
         try:
@@ -626,7 +695,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError, LookupError, TypeError) as error:
             parser.error(f"--out {options.out}: expected a new file, or one from an earlier run: {error!r}")
 
-    [here] = run_section("machine", options.smoke, deadline)
+    [here] = run_section("machine", options.smoke, deadline, lambda result: None)
     if not here["ok"]:
         print(here["why"], file=sys.stderr)
         return 2
@@ -637,12 +706,19 @@ def main(arguments: list[str] | None = None) -> int:
     elif earlier:
         print(f"{options.out} is from another commit, GPU or backend, and will be replaced", flush=True)
 
-    chosen = [name for name in sections if name in options.only]
+    chosen = [name for name in SECTIONS if name in options.only]
     left = sum(SECTIONS[name].share for name in chosen)
     for name in chosen:
         began, share = time.monotonic(), SECTIONS[name].share
+        report[name] = []
+
+        def keep(result: Result, name: str = name) -> None:
+            report[name].append(result)
+            if options.out:
+                write(report, options.out)
+
         try:
-            report[name] = run_section(name, options.smoke, began + (deadline - began) * share / left)
+            report[name] = run_section(name, options.smoke, began + (deadline - began) * share / left, keep)
         except Exception:
             report[name] = [{"ok": False, "why": traceback.format_exc()}]
             print(f"{name}: {report[name][0]['why']}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The correctness checks of `gpu_check.py`: operations against the reference, training, streams and graphs.
 
-`checks` yields each check's description and a function that raises if it fails. Checks that need a device are left out
-under Triton's interpreter.
+`first` and `checks` yield each check's description and a function that raises if it fails. Checks that need a device
+are left out under Triton's interpreter.
 """
 
 import json
@@ -445,11 +445,26 @@ def alone(name: str, run: Callable[[], Result | None]) -> Result | None:
         gpu = before
 
 
+def first(smoke: bool) -> Iterator[Item]:
+    """One small case of each operation, on each GPU backend alone."""
+    window = Window(3, 3, padding_h=1, padding_w=1)
+    cases: dict[str, Callable[[], Result | None]] = {}
+    for dtype in (BF16,) if smoke else (BF16, torch.float32):
+        cases[f"Linear, {dtype}"] = partial(check_linear, 64, 256, 17, WEIGHTS[0], dtype, "highest")
+        cases[f"Conv2d, {dtype}"] = partial(check_conv2d, (2, 32, 5, 7), 33, window, WEIGHTS[0], dtype)
+        cases[f"Embedding, {dtype}"] = partial(check_embedding, 65, 257, WEIGHTS[0], dtype)
+    cases["masks"] = partial(check_masks, 5, 65, FROZEN)
+    cases["select"] = partial(check_select, 5, 65)
+    for name, run in cases.items():
+        for backend in GPU_BACKENDS:
+            yield {"name": name, "backend": backend}, partial(alone, backend, run)
+
+
 def checks(smoke: bool) -> Iterator[Item]:
-    """All checks of the backends in their order; where there are several, those of Triton alone after them."""
-    yield from _checks(smoke)
-    if len(GPU_BACKENDS) > 1:
-        for what, run in _checks(smoke):
+    """Each check of the backends in their order; where there are several, then of Triton alone."""
+    for what, run in _checks(smoke):
+        yield what, run
+        if len(GPU_BACKENDS) > 1:
             yield {**what, "backend": "triton"}, partial(alone, "triton", run)
 
 

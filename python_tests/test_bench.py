@@ -263,6 +263,27 @@ def test_a_worker_of_the_gpu_check():
     assert "in hanging" in results[2]["why"]
 
 
+def test_results_of_the_gpu_check_are_written_when_they_come(small_gpu_check, tmp_path, monkeypatch):
+    """A run that is killed in a section keeps its results."""
+    gpu_check, found = module("gpu_check"), []
+    monkeypatch.setitem(
+        gpu_check.SECTIONS, "checks", gpu_check.SECTIONS["checks"]._replace(items=lambda smoke: [({}, None)] * 3)
+    )
+    monkeypatch.setattr(gpu_check, "write", lambda report, file: found.append(len(report["checks"])))
+    assert small_gpu_check(["--out", str(tmp_path / "result.json"), "--only", "checks"]) == 0
+    assert found == [1, 2, 3, 3]
+
+
+def test_gpu_check_never_takes_longer_than_it_says(small_gpu_check, monkeypatch):
+    gpu_check, ended = module("gpu_check"), []
+    monkeypatch.setattr(gpu_check, "SPARE", 0.1)
+    monkeypatch.setattr(gpu_check, "check", lambda *_: time.sleep(0.6) or 0)
+    monkeypatch.setattr(gpu_check.os, "_exit", ended.append)
+    assert small_gpu_check(["--seconds", "0.2"]) == 0 and ended == [3]
+    with pytest.raises(SystemExit):
+        small_gpu_check(["--seconds", "541"])
+
+
 def test_gpu_check_where_no_process_begins():
     worker = [sys.executable, "-c", "import sys; sys.exit('no such library')"]
     results = module("gpu_check").supervise(worker, numbered(2), 1, 60, time.monotonic() + 60)
