@@ -244,7 +244,8 @@ struct GradInput {
     int32_t aligned_words;  // as in ForwardSmall
     int32_t element;        // of dx
     int32_t quads;          // whether channels follow each other in dx, a multiple of four of them per group
-    int32_t stages;         // of dy in shared memory
+    int32_t stages;         // of dy in shared memory, or of the ring
+    uint32_t tiles;         // of all groups and parts
 };
 
 }  // namespace slt::cuda

@@ -1,193 +1,197 @@
 // Grad_input of Linear and Conv2d: dx^T = W^T dy^T.
 //
-// A block computes some words of k, or channels, of a group for some columns, which are pixels of dx; the sum is over
-// the rows of the group at each tap of the window. A warp has 32 k and a part of the columns. In a step of 128 summands
-// all warps multiply, copy dy for a later step, and make the weights of the next.
+// A tile has some words of k, or channels, of a group, and some columns, which are pixels of dx. The sum is over the
+// rows of the group at each tap of the window, in steps of 128 summands.
+//
+// On sm_90a a block has a warpgroup of producers, which make the weights of a step and copy its dy, and two warpgroups
+// of consumers, which multiply (wgmma). They share a ring of stages, as in product.h, and a block goes through tiles.
+// After the steps of a tile comes a stage that producers leave empty: by way of it, consumers store their sums.
+//
+// Elsewhere a block has one tile, and its warps do everything: in a step they multiply (mma.sync), copy dy for a later
+// one, and make the weights of the next.
 #pragma once
 
 #include "contract/fixed_point.h"
-#include "cuda/grad_input_weights.h"
+#include "cuda/grad_input_operands.h"
+#include "cuda/grad_input_output.h"
+#include "cuda/grad_input_patches.h"
+#include "cuda/ring_products.h"
 
-#include <type_traits>
 #include <utility>
 
 namespace slt::cuda {
 
-// The pixel of dy that tap 0 of a column reads, rounded down where strides skip it. y and x are with the remainders in
-// units of 2^20, so that one comparison finds a difference to a tap's remainder as well.
-struct alignas(16) GradPixel {
-    int64_t offset;  // in bytes
-    uint32_t y, x;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int GRAD_BLOCK_THREADS = GRAD_MAKERS + GRAD_THREADS;
+
+// In shared memory, after the stages.
+template <int COLUMNS>
+struct GradShared {
+    Ring<GRAD_MAKERS, GRAD_THREADS>::Barriers barriers;
+    NormalTable table;
+    uint32_t number[GRAD_THREADS / 32];  // of each consumer warp's tile
+    GradPixel columns[COLUMNS];
 };
 
-constexpr uint32_t REMAINDER = 1 << 20, NO_PIXEL = 1u << 31;
+// WORDS: of a tile. A consumer warpgroup has two of them, and all columns or half of them.
+template <class Weights, int WORDS, int COLUMNS>
+class GradInputKernel {
+    static constexpr int K = WORDS * int(WORD), SPAN = COLUMNS * WORDS / 4;  // SPAN: columns of a warpgroup
 
-// dy in shared memory, as in patches.h: a line of 128 bytes a column, in each of LINES tables.
-template <int COLUMNS, int LINES, int SIZE>
-class GradPatches {
   public:
-    static constexpr int BYTES = LINES * COLUMNS * 128;
-
-    // The threads of a block call this with the table of the tile's columns, before a barrier.
-    __device__ __forceinline__ GradPatches(const GradInput &a, const GradTile &tile, GradPixel *table)
-        : dy_(static_cast<const char *>(a.dy) + int64_t(tile.group) * a.rows.number * SIZE), table_(table) {
-        if (a.copy == GradInput::ROWS) {
-            left_ = int(a.columns - tile.column);
-            dy_ += int64_t(tile.column) * a.pitch * SIZE;
+    static __device__ __forceinline__ void run(const GradInput &a) {
+        extern __shared__ __align__(1024) char memory[];
+        GradShared<COLUMNS> &shared = *reinterpret_cast<GradShared<COLUMNS> *>(memory + a.stages * STAGE);
+        shared.table.fill(a.generator);
+        Stages ring(shared.barriers, a.stages);
+        __syncthreads();
+        // So that it is known to be the same in all lanes.
+        const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
+        if (warp < GRAD_MAKERS / 32) {
+            give_registers<PRODUCER_REGISTERS>();
+            produce(a, shared, ring, shared_address(memory));
         } else {
-            for (int i = threadIdx.x; i < COLUMNS; i += GRAD_THREADS) table[i] = pixel_of(a, tile.column + i);
+            take_registers<CONSUMER_REGISTERS>();
+            consume(a, shared, ring, memory);
         }
-    }
-
-    // Begins to copy the values of a step.
-    __device__ __forceinline__ void copy(const GradInput &a, uint32_t step, uint32_t to) const {
-        const int column = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-        to += column * 128 + (piece ^ column % 8) * 16;
-        const uint32_t first = step * SUMMANDS + piece * PER_PIECE;
-        if (a.copy == GradInput::ROWS)
-            copy_rows(a, first, column, to);
-        else if (a.copy == GradInput::PIECES)
-            copy_pieces(a, first, column, to);
-        else
-            copy_values(a, first, column, to);
     }
 
   private:
-    static constexpr int SUMMANDS = 128, PIECES = 8, PER_PIECE = 16 / SIZE;
-    static constexpr int STRIDE = GRAD_THREADS / PIECES, EACH = COLUMNS / STRIDE;
-    static constexpr bool HALVES = SIZE == 2;  // each line has half of the summands
-    static_assert(HALVES ? LINES == 2 : true);
+    typedef Ring<GRAD_MAKERS, GRAD_THREADS> Stages;
+    typedef GradPatches<COLUMNS, Weights::LINES, Weights::SIZE> Patches;
+    typedef typename Weights::Maker Maker;
+    typedef typename Weights::Sum Sum;
+    static constexpr int SUMS = Weights::SUMS;
+    typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
+    static constexpr int PRODUCER_REGISTERS = 104, CONSUMER_REGISTERS = 200;  // of 168 for all at first
+    static constexpr int STAGE = Patches::BYTES + int(ceil_div(Maker::BYTES, 1024)) * 1024;
+    static constexpr int CONSUMER_BARRIER = 14;
 
-    static __device__ __forceinline__ GradPixel pixel_of(const GradInput &a, uint32_t column) {
-        if (column >= a.columns) return {0, NO_PIXEL, 0};
-        const uint32_t image = column / a.pixels, at = column - image * a.pixels.number;
-        const uint32_t row = at / a.width;
-        const uint32_t down = row + a.padding_h, right = at - row * a.width.number + a.padding_w;
-        const uint32_t y = down / a.stride_h, x = right / a.stride_w;
-        return {(image * a.image_pitch + (int64_t(y) * a.out_width + x) * a.pitch) * SIZE,
-                y + (down - y * a.stride_h.number) * REMAINDER, x + (right - x * a.stride_w.number) * REMAINDER};
+    static __device__ __forceinline__ void produce(const GradInput &a, GradShared<COLUMNS> &shared, Stages &ring,
+                                                   uint32_t stages) {
+        int filled = -1;  // the stage whose copies are under way
+#pragma unroll 1
+        for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
+            const GradTile tile(a, number, WORDS, COLUMNS);
+            const Patches patches(a, tile, shared.columns);
+            const int first = tile.first_step(a), end = tile.end_step(a), for_output = a.parts == 1;
+            Maker maker(a, tile, first);
+#pragma unroll 1
+            for (int step = first; step < end + for_output; ++step) {
+                const uint32_t stage = stages + ring.slot * STAGE;
+                ring.wait_until_empty();
+                if (step < end) patches.copy(a, step, stage);
+                commit_copies();
+                if (step < end) maker.make(a, tile, shared.table, step, stage + Patches::BYTES);
+                if (filled >= 0) publish<1>(ring, filled);
+                filled = ring.slot;
+                ring.advance();
+            }
+        }
+        if (filled >= 0) publish<0>(ring, filled);
     }
 
-    // Where a summand is.
-    struct Reach {
-        int64_t offset;  // in bytes
-        uint32_t y, x;   // as of a pixel
-        bool valid;
+    // A stage is complete, but for PENDING later ones.
+    template <int PENDING>
+    static __device__ __forceinline__ void publish(const Stages &ring, int slot) {
+        wait_for_copies<PENDING>();
+        fence_for_products();
+        ring.fill(slot);
+    }
 
-        __device__ __forceinline__ Reach(const GradInput &a, uint32_t number) : valid(number < a.summands) {
-            const uint32_t tap = number / a.rows, row = tap / a.kernel_w;
-            const uint32_t down = row * a.dilation_h, right = (tap - row * a.kernel_w.number) * a.dilation_w;
-            const uint32_t up = down / a.stride_h, left = right / a.stride_w;
-            y = up + (down - up * a.stride_h.number) * REMAINDER;
-            x = left + (right - left * a.stride_w.number) * REMAINDER;
-            offset = (int64_t(number - tap * a.rows.number) - (int64_t(up) * a.out_width + left) * a.pitch) * SIZE;
-        }
+    // Where a consumer's products are in a tile.
+    struct Place {
+        int word, column, lane;
 
-        __device__ __forceinline__ bool meets(const GradInput &a, const GradPixel &pixel) const {
-            return valid & (pixel.y - y < uint32_t(a.out_height)) & (pixel.x - x < uint32_t(a.out_width));
+        __device__ __forceinline__ Place() {
+            const uint32_t thread = thread_number(), warp = thread / 32 - GRAD_MAKERS / 32;
+            word = warp / 4 % (WORDS / 2) * 2 + warp % 4 / 2;
+            column = warp / 4 / (WORDS / 2) * SPAN;
+            lane = thread % 32;
         }
     };
 
-    __device__ __forceinline__ void copy_rows(const GradInput &a, uint32_t first, int column, uint32_t to) const {
-        const char *from = dy_ + (int64_t(column) * a.pitch + first) * SIZE;
-        const bool valid[2] = {first < a.summands, first + SUMMANDS / 2 < a.summands};
-        const int64_t stride = int64_t(STRIDE) * a.pitch * SIZE;
-#pragma unroll
-        for (int i = 0; i < EACH; ++i, from += stride) {
-#pragma unroll
-            for (int line = 0; line < LINES; ++line)
-                copy_16_bytes(to + (line * COLUMNS + i * STRIDE) * 128, from + (HALVES ? line * 128 : line * a.plane),
-                              valid[HALVES && line] && column + i * STRIDE < left_);
-        }
-    }
-
-    __device__ __forceinline__ void copy_pieces(const GradInput &a, uint32_t first, int column, uint32_t to) const {
-#pragma unroll
-        for (int half = 0; half < (HALVES ? 2 : 1); ++half) {
-            const Reach reach(a, first + half * (SUMMANDS / 2));
-            const char *from = dy_ + reach.offset;
-#pragma unroll
-            for (int i = 0; i < EACH; ++i) {
-                const GradPixel pixel = table_[column + i * STRIDE];
-                const bool valid = reach.meets(a, pixel);
-#pragma unroll
-                for (int line = half; line < (HALVES ? half + 1 : LINES); ++line)
-                    copy_16_bytes(to + (line * COLUMNS + i * STRIDE) * 128,
-                                  from + pixel.offset + (HALVES ? 0 : line * a.plane), valid);
-            }
-        }
-    }
-
-    __device__ __forceinline__ void copy_values(const GradInput &a, uint32_t first, int column, uint32_t to) const {
-        typedef std::conditional_t<HALVES, uint16_t, uint8_t> Value;
-        constexpr int PER_WORD = 4 / SIZE;
+    static __device__ __forceinline__ void consume(const GradInput &a, GradShared<COLUMNS> &shared, Stages &ring,
+                                                   char *memory) {
+        const uint32_t stages = shared_address(memory);
+        // The tile's number is kept in memory, and the tile computed again for its output: they take no registers.
+        const uint32_t kept = shared_address(&shared.number[threadIdx.x / 32 - GRAD_MAKERS / 32]);
 #pragma unroll 1
-        for (int word = 0; word < 4 * LINES; ++word) {
-            const int line = word / 4;
-            const uint32_t number = first + (HALVES ? line * (SUMMANDS / 2) : 0) + word % 4 * PER_WORD;
-            const char *from = dy_ + (HALVES ? 0 : line * a.plane);
-#pragma unroll 1
-            for (int i = 0; i < EACH; ++i) {
-                const GradPixel pixel = table_[column + i * STRIDE];
-                uint32_t values = 0;
-#pragma unroll
-                for (int j = 0; j < PER_WORD; ++j) {
-                    const Reach reach(a, number + j);
-                    const auto *at = reinterpret_cast<const Value *>(from + pixel.offset + reach.offset);
-                    const uint32_t value = reach.meets(a, pixel) ? __ldg(at) : 0;
-                    values |= value << j * 8 * SIZE;
-                }
-                store_4_bytes(to + (line * COLUMNS + i * STRIDE) * 128 + word % 4 * 4, values);
-            }
+        for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
+            if (threadIdx.x % 32 == 0) store_4_bytes(kept, number);
+            const GradTile tile(a, number, WORDS, COLUMNS);
+            const Place place;
+            // So that it is known to be the same in all lanes.
+            const int column = SPAN == COLUMNS ? 0 : __shfl_sync(0xFFFFFFFF, place.column, 0);
+            Sum sums[SUMS][SPAN / 2] = {};
+            multiply_stages<Weights, STAGE, COLUMNS, SPAN>(
+                ring, stages, int(tile.end_step(a) - tile.first_step(a)),
+                Patches::BYTES + Maker::lane_place(place.word, place.lane), column, sums);
+            __syncwarp();
+            const uint32_t again = load_4_bytes(kept);
+            __syncwarp();
+            store(a, GradTile(a, again, WORDS, COLUMNS), ring, memory, sums);
         }
     }
 
-    const char *dy_;
-    const GradPixel *table_;
-    int left_;  // columns
+    static __device__ __forceinline__ void store(const GradInput &a, const GradTile &tile, Stages &ring, char *memory,
+                                                 const Sum (&sums)[SUMS][SPAN / 2]) {
+        if (a.parts > 1) {
+            Total *part = part_of<Total>(a, tile);
+            each_pair<0, SPAN>(sums, [&](int column, int k, Total first, Total second) {
+                store_sums<Weights::APART>(a, tile, part, column, k, first, second);
+            });
+            return;
+        }
+        constexpr int RUN = SPAN / 2;  // columns of a warpgroup that are stored at once
+        static_assert(COLUMNS / 2 * (K + 4) * 4 <= STAGE);
+        float *grads = reinterpret_cast<float *>(memory + ring.slot * STAGE);
+        ring.wait_until_full();
+        store_columns<0, RUN>(a, tile, grads, sums);
+        store_columns<RUN, RUN>(a, tile, grads, sums);
+        ring.release(ring.slot);
+        ring.advance();
+    }
+
+    // RUN columns of each warpgroup, from its column FIRST on.
+    template <int FIRST, int RUN>
+    static __device__ __forceinline__ void store_columns(const GradInput &a, const GradTile &tile, float *grads,
+                                                         const Sum (&sums)[SUMS][SPAN / 2]) {
+        if (FIRST > 0) named_barrier(CONSUMER_BARRIER, GRAD_THREADS);  // nobody reads the columns before
+        each_pair<FIRST, RUN>(sums, [&](int column, int k, Total first, Total second) {
+            const int c = column - FIRST - column / SPAN * (SPAN - RUN);  // of those that are stored
+            keep_sums<Weights::APART>(grads + c * (K + 4), k, first, second);
+        });
+        named_barrier(CONSUMER_BARRIER, GRAD_THREADS);
+        store_grads<K, COLUMNS / SPAN * RUN, RUN>(a, tile, FIRST, grads, thread_number() - GRAD_MAKERS);
+    }
+
+    // Calls write(column, k, sum of k, sum of k + APART) for a thread's sums of COUNT of its warpgroup's columns, from
+    // the column FIRST on.
+    template <int FIRST, int COUNT, class Write>
+    static __device__ __forceinline__ void each_pair(const Sum (&sums)[SUMS][SPAN / 2], Write write) {
+        const Place place;
+        const int k = place.word * int(WORD) + Maker::lane_k(place.lane);
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; ++i) {
+            const int at = FIRST / 2 + i / 2 * 4 + i % 2;  // in the registers of row g
+            const int column = place.column + FIRST + place.lane % 4 * 2 + i / 2 * 8 + i % 2;
+            write(column, k, total(sums, at), total(sums, at + 2));
+        }
+    }
+
+    static __device__ __forceinline__ Total total(const Sum (&sums)[SUMS][SPAN / 2], int at) {
+        Sum sum[SUMS];
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s) sum[s] = sums[s][at];
+        return Weights::total(sum);
+    }
 };
 
-// Where channel 0 of a column of dx is, and the unit of its image.
-struct GradColumn {
-    int64_t at;
-    float2 power;  // two factors
+#else
 
-    __device__ __forceinline__ GradColumn(const GradInput &a, uint32_t column) {
-        const uint32_t image = column / a.pixels;
-        at = image * a.dx_image + (column - image * a.pixels.number) * a.dx_pixel;
-        power = a.power == nullptr ? make_float2(1, 1) : __ldg(reinterpret_cast<const float2 *>(a.power) + image);
-    }
-};
-
-// dx of a sum, rounded to a float. A power of two in two factors is applied as one, since only the second can round.
-__device__ __forceinline__ float grad_of(float sum, const GradColumn &column, float scale) {
-    return __fmul_rn(__fmul_rn(__fmul_rn(sum, column.power.x), column.power.y), scale);
-}
-
-// Two values in the type of dx, of 16 bits, the first in the lower half.
-__device__ __forceinline__ uint32_t two_halves(const GradInput &a, float low, float high) {
-    uint32_t both;
-    if (a.element == BFLOAT16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-
-__device__ __forceinline__ void store_grad(const GradInput &a, int64_t at, float value) {
-    if (a.element == FLOAT32)
-        static_cast<float *>(a.dx)[at] = value;
-    else
-        static_cast<uint16_t *>(a.dx)[at] = uint16_t(two_halves(a, value, value));
-}
-
-// Of four channels that follow each other in memory, the first at a multiple of four.
-__device__ __forceinline__ void store_grads(const GradInput &a, int64_t at, const float (&v)[4]) {
-    if (a.element == FLOAT32)
-        static_cast<float4 *>(a.dx)[at / 4] = make_float4(v[0], v[1], v[2], v[3]);
-    else
-        static_cast<uint2 *>(a.dx)[at / 4] = make_uint2(two_halves(a, v[0], v[1]), two_halves(a, v[2], v[3]));
-}
+constexpr int GRAD_BLOCK_THREADS = GRAD_THREADS;
 
 // In shared memory, before the stages of dy and two buffers of weights.
 template <int COLUMNS>
@@ -196,11 +200,10 @@ struct GradShared {
     NormalTable table;
 };
 
-// WORDS: of a tile. SPAN: a warp's columns.
-template <class Weights, int WORDS, int SPAN>
+// WORDS: of a tile. A warp has one of them, in two blocks of 16 k, and a part of the columns.
+template <class Weights, int WORDS, int COLUMNS>
 class GradInputKernel {
-    static constexpr int COLUMNS = GRAD_THREADS / 32 / WORDS * SPAN;
-    static constexpr int K = WORDS * int(WORD), PITCH = K + 4;  // PITCH: of floats of dx in shared memory
+    static constexpr int K = WORDS * int(WORD), SPAN = COLUMNS * WORDS * 32 / GRAD_THREADS;  // SPAN: columns of a warp
 
   public:
     static __device__ __forceinline__ void run(const GradInput &a) {
@@ -208,15 +211,14 @@ class GradInputKernel {
         GradShared<COLUMNS> &shared = *reinterpret_cast<GradShared<COLUMNS> *>(memory);
         const uint32_t stages = shared_address(memory) + sizeof(GradShared<COLUMNS>);
         const uint32_t weights = stages + a.stages * Patches::BYTES;
-        const GradTile tile(a, WORDS, COLUMNS);
+        const GradTile tile(a, blockIdx.x, WORDS, COLUMNS);
         const Patches patches(a, tile, shared.columns);
         shared.table.fill(a.generator);
 
-        const uint32_t steps = uint32_t(ceil_div(a.summands, STEP_SUMMANDS));
-        const uint32_t first = min(tile.part * a.part_steps, steps), end = min(first + a.part_steps, steps);
+        const uint32_t first = tile.first_step(a), end = tile.end_step(a);
         const int ahead = a.stages - 1;
         int filling = 0, reading = 0;  // stages
-        Weights maker(a, tile, first);
+        Maker maker(a, tile, first);
         Sum sums[2][SUMS][SPAN / 2] = {};
 #pragma unroll 1
         for (int step = int(first) - ahead; step < int(end); ++step) {  // before the first, only what is ahead of it
@@ -229,29 +231,39 @@ class GradInputKernel {
             commit_copies();
             if (++filling == a.stages) filling = 0;
             if (step + 1 >= int(first) && step + 1 < int(end))
-                maker.make(a, tile, shared.table, step + 1, weights + (step + 1) % 2 * Weights::BYTES);
+                maker.make(a, tile, shared.table, step + 1, weights + (step + 1) % 2 * Maker::BYTES);
             if (step < int(first)) continue;
-            multiply(stages + reading * Patches::BYTES, weights + step % 2 * Weights::BYTES, sums);
+            multiply(stages + reading * Patches::BYTES, weights + step % 2 * Maker::BYTES, sums);
             if (++reading == a.stages) reading = 0;
         }
         if (a.parts > 1) {
-            store_part(a, tile, sums);
+            Total *part = part_of<Total>(a, tile);
+            each_pair(sums, [&](int column, int k, Total first, Total second) {
+                store_sums<1>(a, tile, part, column, k, first, second);
+            });
         } else {
+            float *grads = reinterpret_cast<float *>(memory + sizeof(GradShared<COLUMNS>));
             __syncthreads();  // nobody reads a stage
-            store(a, tile, reinterpret_cast<float *>(memory + sizeof(GradShared<COLUMNS>)), sums);
+            each_pair(sums, [&](int column, int k, Total first, Total second) {
+                keep_sums<1>(grads + column * (K + 4), k, first, second);
+            });
+            __syncthreads();
+            store_grads<K, COLUMNS, COLUMNS>(a, tile, 0, grads, threadIdx.x);
         }
     }
 
   private:
     typedef GradPatches<COLUMNS, Weights::LINES, Weights::SIZE> Patches;
+    typedef typename Weights::Maker Maker;
     typedef typename Weights::Sum Sum;
     static constexpr int SUMS = Weights::SUMS;
+    typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
     static constexpr bool HALVES = Weights::SIZE == 2;
 
     static __device__ __forceinline__ void multiply(uint32_t dy, uint32_t weights, Sum (&sums)[2][SUMS][SPAN / 2]) {
         const int lane = threadIdx.x % 32, word = threadIdx.x / 32 % WORDS;
         // Lane l gives the address of the 16 bytes l / 8 of column l % 8.
-        const uint32_t place = (threadIdx.x / (32 * WORDS) * SPAN + lane % 8) * 128 + (lane / 8 ^ lane % 8) * 16;
+        const uint32_t place = (threadIdx.x / (32 * WORDS) * SPAN + lane % 8) * LINE + (lane / 8 ^ lane % 8) * 16;
 #pragma unroll
         for (int n = 0; n < Weights::PRODUCTS; n += 2) {  // over 64 bytes of a line
             uint32_t operand[2][2][4];
@@ -259,11 +271,11 @@ class GradInputKernel {
             for (int i = 0; i < 2; ++i) Weights::operand(weights, word, lane, n + i, operand[i]);
 #pragma unroll
             for (int s = 0; s < SUMS; ++s) {
-                const uint32_t from = dy + (HALVES ? n / 4 : s) * COLUMNS * 128 + (place ^ n / 2 % 2 * 64);
+                const uint32_t from = dy + (HALVES ? n / 4 : s) * COLUMNS * LINE + (place ^ n / 2 % 2 * 64);
 #pragma unroll
                 for (int j = 0; j < SPAN / 8; ++j) {
                     uint32_t x[4];
-                    load_matrices(x, from + j * 8 * 128);
+                    load_matrices(x, from + j * 8 * LINE);
 #pragma unroll
                     for (int b = 0; b < 2; ++b) {
                         Weights::multiply(sums[b][s] + 4 * j, operand[0][b], x[0], x[1]);
@@ -273,8 +285,6 @@ class GradInputKernel {
             }
         }
     }
-
-    typedef decltype(Weights::total(std::declval<const Sum(&)[SUMS]>())) Total;
 
     // Calls write(column, k, sum of k, sum of k + 1) for the sums of a thread, in the tile.
     template <class Write>
@@ -295,73 +305,8 @@ class GradInputKernel {
             write(column + i / 4 * 8 + i % 2, k, total[0], total[1]);
         }
     }
-
-    static __device__ __forceinline__ void store_part(const GradInput &a, const GradTile &tile,
-                                                      const Sum (&sums)[2][SUMS][SPAN / 2]) {
-        Total *to = static_cast<Total *>(a.sums) + uint64_t(tile.part) * a.columns * a.all_channels;
-        each_pair(sums, [&](int column, int k, Total first, Total second) {
-            const uint32_t number = tile.column + column, channel = tile.first + k;
-            if (number >= a.columns) return;
-            Total *at = to + uint64_t(number) * a.all_channels + tile.group * a.channels + channel;
-            if (channel < a.channels) at[0] = first;  // not before the first channel either
-            if (channel + 1 < a.channels) at[1] = second;
-        });
-    }
-
-    // By way of shared memory, so that neighbouring threads write neighbouring elements. `grads` [COLUMNS, PITCH].
-    static __device__ __forceinline__ void store(const GradInput &a, const GradTile &tile, float *grads,
-                                                 const Sum (&sums)[2][SUMS][SPAN / 2]) {
-        each_pair(sums, [&](int column, int k, Total first, Total second) {
-            *reinterpret_cast<float2 *>(grads + column * PITCH + k) = make_float2(float(first), float(second));
-        });
-        __syncthreads();
-        const float scale = *a.scale;
-        const uint32_t channels = tile.group * a.channels;  // before the group
-        if (a.dx_channel == 1) {
-            const int k = threadIdx.x % (K / 4) * 4;
-#pragma unroll 1
-            for (int c = threadIdx.x / (K / 4); c < COLUMNS; c += GRAD_THREADS / (K / 4)) {
-                const uint32_t channel = tile.first + k;
-                if (tile.column + c >= a.columns) break;
-                const GradColumn column(a, tile.column + c);
-                const float4 sum = *reinterpret_cast<const float4 *>(grads + c * PITCH + k);
-                const float v[4] = {grad_of(sum.x, column, scale), grad_of(sum.y, column, scale),
-                                    grad_of(sum.z, column, scale), grad_of(sum.w, column, scale)};
-                const int64_t at = column.at + channels + channel;
-                if (a.quads) {
-                    if (channel < a.channels) store_grads(a, at, v);
-                } else {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i)
-                        if (channel + i < a.channels) store_grad(a, at + i, v[i]);
-                }
-            }
-        } else {
-            const int c = threadIdx.x % COLUMNS;
-            if (tile.column + c >= a.columns) return;
-            const GradColumn column(a, tile.column + c);
-#pragma unroll 4
-            for (int k = threadIdx.x / COLUMNS; k < K; k += GRAD_THREADS / COLUMNS) {
-                const uint32_t channel = tile.first + k;
-                if (channel < a.channels)
-                    store_grad(a, column.at + (channels + channel) * a.dx_channel,
-                               grad_of(grads[c * PITCH + k], column, scale));
-            }
-        }
-    }
 };
 
-// Adds the sums of the parts, in their order: a thread a channel of a column.
-template <class Sum>
-__device__ __forceinline__ void add_grad_parts(const GradInput &a) {
-    const uint32_t blocks = uint32_t(ceil_div(a.all_channels, GRAD_THREADS)), column = blockIdx.x / blocks;
-    const uint32_t channel = blockIdx.x % blocks * GRAD_THREADS + threadIdx.x;
-    if (channel >= a.all_channels) return;
-    const Sum *from = static_cast<const Sum *>(a.sums) + uint64_t(column) * a.all_channels + channel;
-    Sum sum = 0;
-    for (uint32_t i = 0; i < a.parts; ++i) sum += from[i * uint64_t(a.columns) * a.all_channels];
-    const GradColumn to(a, column);
-    store_grad(a, to.at + channel * a.dx_channel, grad_of(float(sum), to, *a.scale));
-}
+#endif
 
 }  // namespace slt::cuda

@@ -1,31 +1,41 @@
-// Weights of grad_input as the first operand, the transposed W: its rows are the k of some words, and its columns are
-// summands.
-//
-// A step has 128 summands, each a row of W at a tap. They are made a summand a thread, and kept in shared memory as
-// words or bytes of k; lanes read those of several summands, and turn bytes or halves so that a register has one k of
-// them. A warp multiplies the 32 k of one word, in two blocks of 16. Its lane (g, t) has k = lane_k(g, r) + b, for row
-// g + 8 r of block b.
+// Weights of grad_input, made for the transposed W: a step has 128 summands, each a row of W at a tap, and a thread
+// makes those of a summand, for the k of some words. They are kept in shared memory, as grad_input_operands.h reads
+// them.
 #pragma once
 
+#include "cuda/patches.h"
 #include "cuda/product_weights.h"
 
 namespace slt::cuda {
 
-constexpr int STEP_SUMMANDS = 128, GRAD_THREADS = 256;
+// GRAD_THREADS multiply. GRAD_MAKERS make weights and copy dy: producers of their own, or the same threads.
+constexpr int STEP_SUMMANDS = 128, GRAD_THREADS = 256, GRAD_MAKERS = WARPGROUP_PRODUCTS ? PRODUCERS : GRAD_THREADS;
 
-// The tile of a block: its k, of a group from channel `first` on, which may be negative, and its columns.
+// A tile: its k, of a group from channel `first` on, which may be negative, its columns, and its steps. Consecutive
+// tiles read the same columns of dy.
 struct GradTile {
     uint32_t group, part, column;
     int first;
 
-    __device__ __forceinline__ GradTile(const GradInput &a, int words, int columns) {
-        uint32_t number = blockIdx.x;  // consecutive blocks read the same columns of dy
+    __device__ __forceinline__ GradTile(const GradInput &a, uint32_t number, int words, int columns) {
         first = int(number % a.channel_tiles) * words * int(WORD) - a.lead;
         number /= a.channel_tiles;
         column = number % a.column_tiles * columns;
         number /= a.column_tiles;
         part = number % a.parts;
         group = number / a.parts;
+    }
+
+    __device__ __forceinline__ uint32_t first_step(const GradInput &a) const {
+        return min(part * a.part_steps, steps(a));
+    }
+    __device__ __forceinline__ uint32_t end_step(const GradInput &a) const {
+        return min(first_step(a) + a.part_steps, steps(a));
+    }
+
+  private:
+    static __device__ __forceinline__ uint32_t steps(const GradInput &a) {
+        return uint32_t(ceil_div(a.summands, STEP_SUMMANDS));
     }
 };
 
@@ -95,43 +105,30 @@ struct SignWords {
     }
 };
 
-// Signed weights, as coded words: [word][even bits, odd bits][summand]. WORDS: of a tile, 2 or 4.
-template <int WORDS>
-class CodedSummands {
-  public:
-    static constexpr int BYTES = WORDS * 2 * (STEP_SUMMANDS + 16) * 4;
+// Signed weights, as coded words, which `Layout` stores. WORDS: of a tile, 2 or 4.
+template <int WORDS, class Layout>
+class CodedSummands : public Layout {
+    static constexpr int TURNS = GRAD_MAKERS / STEP_SUMMANDS;  // groups of makers, which take steps in turn
 
-    // Reads the mask ahead, from a step on. One half of the threads has the even steps, the other the odd ones.
+  public:
+    static constexpr int BYTES = WORDS * Layout::WORD_BYTES;
+
+    // Reads the mask ahead, from a step on.
     __device__ __forceinline__ CodedSummands(const GradInput &a, const GradTile &tile, uint32_t step) {
-        read(a, tile, step + (threadIdx.x / STEP_SUMMANDS ^ step % 2));
+        read(a, tile, TURNS == 1 ? step : step + (threadIdx.x / STEP_SUMMANDS ^ step % 2));
     }
 
     // Makes the weights of a step: every one after the other.
     __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &, uint32_t step,
                                          uint32_t to) {
-        if (threadIdx.x / STEP_SUMMANDS != step % 2) return;
+        if (TURNS > 1 && threadIdx.x / STEP_SUMMANDS != step % TURNS) return;
         const int i = threadIdx.x % STEP_SUMMANDS;
         const SignWords<WORDS> words(a, tile, Summand(a, tile, step * STEP_SUMMANDS + i), next_);
-        read(a, tile, step + 2);
+        read(a, tile, step + TURNS);
 #pragma unroll
-        for (int w = 0; w < WORDS; ++w) {
-            const CodedWord coded = coded_word(words.keep[w], words.sign[w]);
-            store_4_bytes(to + 2 * w * PITCH + i * 4, coded.even);
-            store_4_bytes(to + (2 * w + 1) * PITCH + i * 4, coded.odd);
-        }
+        for (int w = 0; w < WORDS; ++w)
+            Layout::store(to + w * Layout::WORD_BYTES, i, coded_word(words.keep[w], words.sign[w]));
     }
-
-    static __device__ __forceinline__ int lane_k(int g, int r) { return 16 * r + 4 * (g % 4) + 2 * (g / 4); }
-
-  protected:
-    static constexpr int PITCH = (STEP_SUMMANDS + 16) * 4;  // even and odd bits are in different banks
-
-    // Where a lane's words are, and a factor that shifts its fields to the top of bytes or halves: multiplications have
-    // other units than the logic beside them.
-    static __device__ __forceinline__ uint32_t lane_place(int word, int lane) {
-        return (2 * word + lane / 16) * PITCH;
-    }
-    static __device__ __forceinline__ uint32_t lane_factor(int lane) { return 64u >> lane / 4 % 4 * 2; }
 
   private:
     __device__ __forceinline__ void read(const GradInput &a, const GradTile &tile, uint32_t step) {
@@ -154,106 +151,18 @@ class CodedSummands {
     uint32_t next_[WORDS + 1];
 };
 
-// As floats of 2 v: see product_weights.h.
-template <class Type, int WORDS>
-class FloatSummands : public CodedSummands<WORDS> {
+// Weights that are bytes of VALUE: a line of 128 bytes a summand, in the order of k. WORDS: of a tile, 2 or 4.
+template <int WORDS>
+class ValueLines {
   public:
-    using CodedSummands<WORDS>::CodedSummands;
-    typedef float Sum;
-    static constexpr int SIZE = 2, LINES = 2, SUMS = 1, PRODUCTS = 8;
-
-    // The operands of product `number` of a step, over 16 summands.
-    static __device__ __forceinline__ void operand(uint32_t from, int word, int lane, int number,
-                                                   uint32_t (&a)[2][4]) {
-        from += CodedSummands<WORDS>::lane_place(word, lane) + lane % 4 * 8 + number * 64;
-        const uint32_t factor = CodedSummands<WORDS>::lane_factor(lane);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint32_t w[2];
-            load_8_bytes(w, from + half * 32);
-#pragma unroll
-            for (int b = 0; b < 2; ++b) {
-                const uint32_t both = bytes_of(w[0], w[1], b ? 0x7632 : 0x5410);
-                a[b][2 * half] = both * (factor << 8) & 0xC000C000;
-                a[b][2 * half + 1] = both * factor & 0xC000C000;
-            }
-        }
-    }
-
-    static __device__ __forceinline__ void multiply(float *d, const uint32_t *a, uint32_t b0, uint32_t b1) {
-        multiply_floats<Type>(d, a, b0, b1);
-    }
-
-    static __device__ __forceinline__ float total(const float (&sum)[1]) { return sum[0] * 0.5f; }
-};
-
-// The bytes of four words, transposed: word i has byte i of each.
-__device__ __forceinline__ void transpose_bytes(const uint32_t (&w)[4], uint32_t (&out)[4]) {
-    const uint32_t low[2] = {bytes_of(w[0], w[1], 0x5140), bytes_of(w[2], w[3], 0x5140)};
-    const uint32_t high[2] = {bytes_of(w[0], w[1], 0x7362), bytes_of(w[2], w[3], 0x7362)};
-    out[0] = bytes_of(low[0], low[1], 0x5410);
-    out[1] = bytes_of(low[0], low[1], 0x7632);
-    out[2] = bytes_of(high[0], high[1], 0x5410);
-    out[3] = bytes_of(high[0], high[1], 0x7632);
-}
-
-// Products of bytes with planes of digits.
-template <int DIGITS>
-struct ByteProducts {
-    typedef int Sum;
-    static constexpr int SIZE = 1, LINES = DIGITS, SUMS = DIGITS, PRODUCTS = 4;
-
-    static __device__ __forceinline__ void multiply(int *d, const uint32_t *a, uint32_t b0, uint32_t b1) {
-        multiply_bytes(d, a, b0, b1);
-    }
-
-  protected:
-    static __device__ __forceinline__ int64_t combined(const int (&sum)[DIGITS]) {
-        int64_t total = sum[0] + int64_t(sum[1]) * 256;
-        if constexpr (DIGITS == 3) total += int64_t(sum[2]) * 65536;
-        return total;
-    }
-};
-
-// As bytes of 64 v.
-template <int DIGITS, int WORDS>
-class ByteSummands : public CodedSummands<WORDS>, public ByteProducts<DIGITS> {
-  public:
-    using CodedSummands<WORDS>::CodedSummands;
-
-    static __device__ __forceinline__ void operand(uint32_t from, int word, int lane, int number,
-                                                   uint32_t (&a)[2][4]) {
-        from += CodedSummands<WORDS>::lane_place(word, lane) + lane % 4 * 16 + number * 128;
-        const uint32_t factor = CodedSummands<WORDS>::lane_factor(lane);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint32_t w[4], k[4];
-            load_16_bytes(w, from + half * 64);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) w[i] = w[i] * factor & 0xC0C0C0C0;
-            transpose_bytes(w, k);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) a[i / 2][2 * half + i % 2] = k[i];
-        }
-    }
-
-    static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
-        return ByteProducts<DIGITS>::combined(sum) >> 6;
-    }
-};
-
-// Weights that are bytes of VALUE: a line of 128 bytes a summand, in the order of k.
-template <int DIGITS, int WORDS>
-class ValueSummands : public ByteProducts<DIGITS> {
-  public:
-    static constexpr int BYTES = STEP_SUMMANDS * 128;
+    static constexpr int BYTES = STEP_SUMMANDS * LINE;
 
     // Reads the mask ahead, from a step on.
-    __device__ __forceinline__ ValueSummands(const GradInput &a, const GradTile &tile, uint32_t step) {
+    __device__ __forceinline__ ValueLines(const GradInput &a, const GradTile &tile, uint32_t step) {
         read(a, tile, step);
     }
 
-    // Makes the weights of a step: every one after the other. A thread makes half of a summand's.
+    // Makes the weights of a step: every one after the other. Makers share a summand's if there are more of them.
     __device__ __forceinline__ void make(const GradInput &a, const GradTile &tile, const NormalTable &table,
                                          uint32_t step, uint32_t to) {
         const Generator &g = a.generator;
@@ -261,74 +170,74 @@ class ValueSummands : public ByteProducts<DIGITS> {
         const Summand s(a, tile, step * STEP_SUMMANDS + i);
         const int shift = s.k % int(WORD), word = (s.k + begin) / int(WORD);
         const uint64_t index = 8 * call_index(g, s.row, 0) + 2 * word;
-        const uint32_t line = to + i * 128;
-        uint32_t words[3] = {};
+        const uint32_t line = to + i * LINE;
+        uint32_t words[EACH_WORDS + 1];
 #pragma unroll
-        for (int w = 0; w <= WORDS / 2; ++w) words[w] = next_[w];
+        for (int w = 0; w <= EACH_WORDS; ++w) words[w] = next_[w];
         read(a, tile, step + 1);
 #pragma unroll 1
-        for (int half = 0; half < WORDS + (shift ? 2 : 0); ++half) {  // a call: 16 k
-            const uint32_t keep = half < 2 ? words[0] : half < 4 ? words[1] : words[2];
-            uint32_t bytes[4] = {};
-            if (keep != 0) {
-                const Words4 values = call_words(g.weight, index + half);
+        for (int half = 0; half < 2 * EACH_WORDS + (shift ? 2 : 0); half += TOGETHER) {  // a call: 16 k
+            uint32_t keep = words[EACH_WORDS];
 #pragma unroll
-                for (int q = 0; q < 4; ++q) {
-                    const uint32_t kept = four_bits(keep >> (half % 2 * 8), q) * 0xFF;
-                    bytes[q] = four_values(g.source.weight, values.word[q], table) & kept;
+            for (int w = EACH_WORDS - 1; w >= 0; --w) keep = half < 2 * w + 2 ? words[w] : keep;
+            uint32_t bytes[TOGETHER][4] = {};
+            if (keep != 0) {
+                Words4 values[TOGETHER];
+#pragma unroll
+                for (int c = 0; c < TOGETHER; ++c) values[c] = call_words(g.weight, index + half + c);
+                if (g.source.weight == UNIFORM)
+                    convert<UNIFORM>(bytes, values, table);
+                else
+                    convert<NORMAL>(bytes, values, table);
+#pragma unroll
+                for (int c = 0; c < TOGETHER; ++c)
+#pragma unroll
+                    for (int q = 0; q < 4; ++q)  // its bits are 2 q, 16 + 2 q, 2 q + 1 and 17 + 2 q of the half
+                        bytes[c][q] &= bytes_of(keep << (7 - 2 * q), keep << (6 - 2 * q),
+                                                (TOGETHER == 2 ? c : half % 2) ? 0xFDB9 : 0xECA8);
+            }
+#pragma unroll
+            for (int c = 0; c < TOGETHER; ++c) {
+                const int k = (half + c) * 16 - shift;  // of the thread's
+                if (shift == 0) {
+                    store_16_bytes(line + place(i, begin + k), bytes[c]);
+                } else {
+#pragma unroll
+                    for (int j = 0; j < 16; ++j)
+                        if (uint32_t(k + j) < EACH)
+                            store_byte(line + place(i, begin + k + j) + (k + j) % 16, bytes[c][j / 4] >> j % 4 * 8);
                 }
             }
-            const int k = half * 16 - shift;  // of the thread's
-            if (shift == 0) {
-                store_16_bytes(line + place(i, begin + k), bytes);
-            } else {
-#pragma unroll
-                for (int j = 0; j < 16; ++j)
-                    if (uint32_t(k + j) < EACH)
-                        store_byte(line + place(i, begin + k + j) + (k + j) % 16, bytes[j / 4] >> j % 4 * 8);
-            }
         }
     }
-
-    static __device__ __forceinline__ void operand(uint32_t from, int word, int lane, int number,
-                                                   uint32_t (&a)[2][4]) {
-        const int g = lane / 4, t = lane % 4;
-        from += (number * 32 + t * 4) * 128 + g % 4 * 4;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint32_t w[4], k[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                w[i] = load_4_bytes(from + (half * 16 + i) * 128 + place(4 * t + i, word * 32 + g / 4 * 16));
-            transpose_bytes(w, k);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) a[i % 2][2 * half + i / 2] = k[i];
-        }
-    }
-
-    static __device__ __forceinline__ int lane_k(int g, int r) { return 4 * g + 2 * r; }
-
-    static __device__ __forceinline__ int64_t total(const int (&sum)[DIGITS]) {
-        return ByteProducts<DIGITS>::combined(sum);
-    }
-
-  private:
-    static constexpr int EACH = WORDS / 2 * int(WORD);
-
-    __device__ __forceinline__ void read(const GradInput &a, const GradTile &tile, uint32_t step) {
-        const Summand s(a, tile, step * STEP_SUMMANDS + threadIdx.x % STEP_SUMMANDS);
-        const int word = (s.k + threadIdx.x / STEP_SUMMANDS * EACH) / int(WORD), last = s.last_word(a, tile, WORDS);
-#pragma unroll
-        for (int i = 0; i <= WORDS / 2; ++i) next_[i] = word + i <= last ? s.mask_word(a, word + i) : 0;
-    }
-
-    uint32_t next_[WORDS / 2 + 1];
 
     // Where the 16 bytes of k are in a summand's line: neither the lines of 8 summands, nor words of the same 16 bytes
     // or their neighbours in every fourth line, share banks.
     static __device__ __forceinline__ uint32_t place(int summand, int k) {
         return (k / 16 ^ (summand / 4 % 4 * 2) ^ (summand & 1) ^ (summand & 2) * 2) * 16;
     }
+
+  private:
+    static constexpr int EACH_WORDS = WORDS * STEP_SUMMANDS / GRAD_MAKERS, EACH = EACH_WORDS * int(WORD);
+    static constexpr int TOGETHER = WARPGROUP_PRODUCTS ? 2 : 1;  // calls, where no other warps hide their latencies
+
+    template <int WEIGHT>
+    static __device__ __forceinline__ void convert(uint32_t (&bytes)[TOGETHER][4], const Words4 (&values)[TOGETHER],
+                                                   const NormalTable &table) {
+#pragma unroll
+        for (int c = 0; c < TOGETHER; ++c)
+#pragma unroll
+            for (int q = 0; q < 4; ++q) bytes[c][q] = four_values(WEIGHT, values[c].word[q], table);
+    }
+
+    __device__ __forceinline__ void read(const GradInput &a, const GradTile &tile, uint32_t step) {
+        const Summand s(a, tile, step * STEP_SUMMANDS + threadIdx.x % STEP_SUMMANDS);
+        const int word = (s.k + threadIdx.x / STEP_SUMMANDS * EACH) / int(WORD), last = s.last_word(a, tile, WORDS);
+#pragma unroll
+        for (int i = 0; i <= EACH_WORDS; ++i) next_[i] = word + i <= last ? s.mask_word(a, word + i) : 0;
+    }
+
+    uint32_t next_[EACH_WORDS + 1];
 };
 
 }  // namespace slt::cuda

@@ -169,7 +169,7 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(summands), SLT_FIELD(lead), SLT_FIELD(out_height), SLT_FIELD(out_width), SLT_FIELD(pitch),
                 SLT_FIELD(padding_h), SLT_FIELD(padding_w), SLT_FIELD(dilation_h), SLT_FIELD(dilation_w),
                 SLT_FIELD(copy), SLT_FIELD(whole_calls), SLT_FIELD(aligned_words), SLT_FIELD(element), SLT_FIELD(quads),
-                SLT_FIELD(stages)}));
+                SLT_FIELD(stages), SLT_FIELD(tiles)}));
         }
         return all;
     }();

@@ -30,6 +30,13 @@ __device__ __forceinline__ uint32_t block_number() {
     return number;
 }
 
+// threadIdx.x, likewise.
+__device__ __forceinline__ uint32_t thread_number() {
+    uint32_t number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    return number;
+}
+
 // Registers that are computed before products that read them, or read after products that wrote them.
 template <int N>
 __device__ __forceinline__ void pin(uint32_t (&r)[N]) {

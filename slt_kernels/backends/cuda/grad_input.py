@@ -19,7 +19,8 @@ from .generator import takes as numbered
 from .product import uses_digits
 
 _CALL, _STEP = 128, 128  # k, and summands of a step: csrc/cuda/grad_input_weights.h
-_THREADS = 256
+_THREADS, _PRODUCERS = 256, 128  # those that multiply, and those that others of sm_90a have besides
+_MOST_STAGES = 4  # of a ring: csrc/cuda/ring.h
 _LEAST_STEPS = 4  # of a part of the summands
 _COPIES = ("rows", "pieces", "values")  # `Copy` of `GradInput`
 _MOST_SIZE, _MOST_STRIDE = 2**19, 2**10  # of padded images and windows: `GradPixel` of csrc/cuda/grad_input.h
@@ -56,14 +57,18 @@ class Kernel(NamedTuple):
     stage_bytes: int  # of dy
     weight_bytes: int  # of a step
     residents: int  # blocks of a multiprocessor
+    warpgroups: bool  # whether blocks have producers, and go through tiles
 
     def shared(self, stages: int) -> int:
-        """The shared memory of a block: `GradShared` of csrc/cuda/grad_input.h, dy, and two steps of weights."""
+        """The shared memory of a block: `GradShared` of csrc/cuda/grad_input.h, dy, and the weights of some steps."""
+        if self.warpgroups:  # the weights are in the stages
+            return 16 * self.columns + 352 + stages * (self.stage_bytes + launch.blocks(self.weight_bytes, 1024) * 1024)
         return 16 * self.columns + 256 + stages * self.stage_bytes + 2 * self.weight_bytes
 
     def stages(self, machine: launch.Machine) -> int:
-        """Three, if all residents have room for them."""
-        return 3 if self.residents * self.shared(3) <= machine.shared else 2
+        """Four of a ring, or three, which it needs; else three, or two."""
+        most = _MOST_STAGES if self.warpgroups else 3
+        return most if self.residents * self.shared(most) <= machine.shared else most - 1
 
 
 def _vectors(dy: Tensor) -> Images:
@@ -130,25 +135,31 @@ def kernel(
     dtype: torch.dtype, source: Source, digits: int, channels: int, columns: int, tiles: int, machine: launch.Machine
 ) -> Kernel:
     """The kernel for a product; ``channels`` of a group, and ``tiles`` of 128 k beside each other."""
+    if machine.capability == 90:  # with products of a warpgroup, which have more columns
+        k = 64 if channels <= 64 else _CALL
+        if digits:
+            columns = 128 if digits == 2 or k == 64 else 64
+        else:
+            columns = 256 if k == 64 or tiles * launch.blocks(columns, 256) >= machine.processors else 128
+        return _kernel(dtype, source, digits, k, columns, True)
     if channels <= 64:
-        narrow = _kernel(dtype, source, digits, 64, 128)
+        narrow = _kernel(dtype, source, digits, 64, 128, False)
         if narrow.shared(2) <= machine.shared:
             return narrow
     wide = digits == 0 and tiles * launch.blocks(columns, 128) >= machine.processors
-    return _kernel(dtype, source, digits, 128, 128 if wide else 64)
+    return _kernel(dtype, source, digits, _CALL, 128 if wide else 64, False)
 
 
-def _kernel(dtype: torch.dtype, source: Source, digits: int, k: int, columns: int) -> Kernel:
+def _kernel(dtype: torch.dtype, source: Source, digits: int, k: int, columns: int, warpgroups: bool) -> Kernel:
     shape = f"{k}_{columns}"
+    coded_bytes = (40 if warpgroups else 36) * k  # `CodedHalves` or `CodedWords` of csrc/cuda/grad_input_operands.h
     if digits == 0:
-        name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
-        residents = 1 if k == columns else 2  # by their registers
-        return Kernel(
-            "grad_input_floats", f"slt_grad_input_{name}_{shape}", k, columns, 256 * columns, 36 * k, residents
-        )
-    kind, weight_bytes = ("signs", 36 * k) if source.weight == SIGNED else ("bytes", 128 * _STEP)
+        name = f"slt_grad_input_{str(dtype).removeprefix('torch.')}_{shape}"
+        residents = 1 if warpgroups or k == columns else 2  # by their registers
+        return Kernel("grad_input_floats", name, k, columns, 256 * columns, coded_bytes, residents, warpgroups)
+    kind, weight_bytes = ("signs", coded_bytes) if source.weight == SIGNED else ("bytes", 128 * _STEP)
     name = f"slt_grad_input_{kind}_{digits}_{shape}"
-    return Kernel("grad_input_digits", name, k, columns, digits * 128 * columns, weight_bytes, 1)
+    return Kernel("grad_input_digits", name, k, columns, digits * 128 * columns, weight_bytes, 1, warpgroups)
 
 
 @launch.planned
@@ -210,25 +221,29 @@ def prepared(
         "element": ELEMENTS[dtype],
         "quads": images.channels_last and channels % 4 == 0,
         "stages": stages,
+        "tiles": tiles * parts,
     }
 
-    def launched(kernel: str, blocks: int, shared: int) -> launch.Launch:
+    def launched(kernel: str, blocks: int, threads: int, shared: int) -> launch.Launch:
         return launch.Launch(
             file=chosen.file,
             kernel=kernel,
             arguments="GradInput",
             blocks=blocks,
-            threads=_THREADS,
+            threads=threads,
             shared=shared,
             values=values,
             later=["mask", "dy", "power", "scale", "dx", "sums"],
         )
 
-    run = launched(chosen.name, tiles * parts, chosen.shared(stages))
+    blocks, threads = tiles * parts, _THREADS
+    if chosen.warpgroups:
+        blocks, threads = min(blocks, machine.processors), threads + _PRODUCERS
+    run = launched(chosen.name, blocks, threads, chosen.shared(stages))
     add = None
     if parts > 1:
         name = f"slt_grad_input_add_{'digits' if digits else 'floats'}"
-        add = launched(name, columns * launch.blocks(groups * channels, _THREADS), 0)
+        add = launched(name, columns * launch.blocks(groups * channels, _THREADS), _THREADS, 0)
     return run, add, parts
 
 
