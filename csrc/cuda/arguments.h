@@ -248,4 +248,37 @@ struct GradInput {
     uint32_t tiles;         // of all groups and parts
 };
 
+// A convolution with few channels and rows per group, or its grad_input: depthwise.h. The latter is a convolution of dy,
+// with zeros between its pixels where the stride is not 1, by the taps in reverse. `in` is what the kernel reads and
+// `out` what it writes; sizes are in pixels, and strides of memory in elements.
+struct Depthwise {
+    Generator generator;
+    const uint32_t *mask;     // resolved
+    const void *in;           // images, contiguous or channels-last
+    const uint32_t *largest;  // [images, pieces] magnitudes of float32, as `Digits` has them
+    const float *scale;
+    const float *bias;  // may be null
+    void *out;          // as `in`
+    int64_t in_image, out_image;
+    int32_t in_channel, in_pixel, out_channel, out_pixel;
+    int32_t channels_last, reverse;  // reverse: grad_input
+    int32_t digits, pieces;
+    int32_t images, block_images;  // block_images: at most, of a block
+    int32_t groups, block_groups;
+    Divisor group_blocks, tiles_h, tiles_w;  // of blocks
+    Divisor fan, group_rows, group_channels;
+    Divisor group_out;  // channels of the output per group
+    int32_t group_in;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+    Divisor up_h, up_w;           // pixels of `in` are at multiples of these
+    int32_t tile_h;               // output pixels of a tile
+    Divisor tile_w;
+    int32_t tile_pixels;          // input pixels of a tile
+    Divisor tile_row;             // input pixels of a row of a tile
+    int32_t every, spacing;       // of the taps, and of the input rows, of which a thread has several: depthwise.h
+    Divisor apart;                // rows of its outputs
+    int32_t in_lanes_log, out_lanes_log;  // neighbouring threads have neighbours in memory
+};
+
 }  // namespace slt::cuda

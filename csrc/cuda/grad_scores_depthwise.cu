@@ -1,17 +1,11 @@
 // The scores' gradient of convolutions with one channel per group: each weight is a tap, and a product on tensor cores
 // would compute far more than is used.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/floats.h"
 #include "cuda/grad_scores_epilogue.h"
 
 namespace slt::cuda {
 
 constexpr int DEPTHWISE_THREADS = 256, DEPTHWISE_WARPS = DEPTHWISE_THREADS / 32, TAPS = 9;
-
-__device__ __forceinline__ float widened(float x) { return x; }
-__device__ __forceinline__ float widened(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // A block sums 32 rows and up to 9 taps over one part of the columns, which its warps share. A lane has a row, as rows
 // and channels follow each other in memory.

@@ -171,6 +171,22 @@ const std::vector<Layout> &layouts() {
                 SLT_FIELD(copy), SLT_FIELD(whole_calls), SLT_FIELD(aligned_words), SLT_FIELD(element), SLT_FIELD(quads),
                 SLT_FIELD(stages), SLT_FIELD(tiles)}));
         }
+        {
+            typedef Depthwise A;
+            all.push_back(layout<A>("Depthwise", {SLT_FIELD(generator), SLT_FIELD(mask), SLT_FIELD(in),
+                SLT_FIELD(largest), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(out), SLT_FIELD(in_image),
+                SLT_FIELD(out_image), SLT_FIELD(in_channel), SLT_FIELD(in_pixel), SLT_FIELD(out_channel),
+                SLT_FIELD(out_pixel), SLT_FIELD(channels_last), SLT_FIELD(reverse), SLT_FIELD(digits),
+                SLT_FIELD(pieces), SLT_FIELD(images), SLT_FIELD(block_images), SLT_FIELD(groups),
+                SLT_FIELD(block_groups), SLT_FIELD(group_blocks), SLT_FIELD(tiles_h), SLT_FIELD(tiles_w),
+                SLT_FIELD(fan), SLT_FIELD(group_rows), SLT_FIELD(group_channels), SLT_FIELD(group_out),
+                SLT_FIELD(group_in), SLT_FIELD(in_height), SLT_FIELD(in_width), SLT_FIELD(out_height),
+                SLT_FIELD(out_width), SLT_FIELD(kernel_h), SLT_FIELD(kernel_w), SLT_FIELD(stride_h),
+                SLT_FIELD(stride_w), SLT_FIELD(padding_h), SLT_FIELD(padding_w), SLT_FIELD(dilation_h),
+                SLT_FIELD(dilation_w), SLT_FIELD(up_h), SLT_FIELD(up_w), SLT_FIELD(tile_h), SLT_FIELD(tile_w),
+                SLT_FIELD(tile_pixels), SLT_FIELD(tile_row), SLT_FIELD(every), SLT_FIELD(spacing), SLT_FIELD(apart),
+                SLT_FIELD(in_lanes_log), SLT_FIELD(out_lanes_log)}));
+        }
         return all;
     }();
     return all;

@@ -39,17 +39,26 @@ __device__ __forceinline__ Factors factors_of(const Product &a, uint32_t column)
     }
 }
 
-// y of an exact sum: a power of two in two factors is applied as one, since only the second product can round.
-__device__ __forceinline__ float output_of(int64_t sum, const Factors &by, float bias) {
-    const float y = __fmul_rn(__fmul_rn(__ll2float_rn(sum), by.power.x), by.power.y);
+// y of an exact sum that was rounded to a float: a power of two in two factors is applied as one, since only the second
+// product can round.
+__device__ __forceinline__ float output_of_rounded(float sum, const Factors &by, float bias) {
+    const float y = __fmul_rn(__fmul_rn(sum, by.power.x), by.power.y);
     return __fadd_rn(__fmul_rn(y, by.scale), bias);
+}
+
+__device__ __forceinline__ float output_of(int64_t sum, const Factors &by, float bias) {
+    return output_of_rounded(__ll2float_rn(sum), by, bias);
+}
+__device__ __forceinline__ float output_of(int32_t sum, const Factors &by, float bias) {
+    return output_of_rounded(__int2float_rn(sum), by, bias);
 }
 __device__ __forceinline__ float output_of(float sum, const Factors &by, float bias) {
     return __fmaf_rn(sum, by.scale, bias);
 }
 
 // The bias of a row; where there is none, what changes no number.
-__device__ __forceinline__ float bias_of(const Product &a, uint32_t row) {
+template <class Arguments>
+__device__ __forceinline__ float bias_of(const Arguments &a, uint32_t row) {
     return a.bias == nullptr ? -0.0f : __ldg(a.bias + row);
 }
 

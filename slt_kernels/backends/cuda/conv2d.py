@@ -1,16 +1,26 @@
-"""Conv2d: its forward."""
+"""Conv2d: its forward, by one kernel for few channels and rows per group and by another for all others."""
 
 import torch
 from torch import Tensor
 
 from ...conv_geometry import Window, channels_last
 from ...source import Source
-from . import launch, product
+from . import depthwise, launch, product
 from .arguments import floats
 
 
 def _images(x: Tensor, window: Window) -> product.Images:
     return product.Images(len(x), tuple(x.shape[1:]), window, channels_last(x))
+
+
+@launch.kernel(
+    "conv2d_forward",
+    when=lambda x, mask, scale, bias, source, window: depthwise.takes(x, source, depthwise.forward_of(x, window)),
+)
+def conv2d_forward_narrow(
+    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> None:
+    depthwise.convolve(y, x.detach(), mask, scale, floats(bias), source, depthwise.forward_of(x, window))
 
 
 @launch.kernel(

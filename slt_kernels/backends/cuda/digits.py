@@ -33,6 +33,14 @@ def to_digits(x: Tensor, digits: int) -> Digits:
     return Digits(planes, power)
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest magnitudes of the pieces of ``x``, as `to_digits` takes it: bits of float32, int32 [vectors, pieces]."""
+    vectors, length = x.shape
+    found = launch.workspace((vectors, launch.blocks(length, _PIECE)), torch.int32, x.device)
+    launch.enqueue(_launch("slt_digits_largest", vectors, length, x.dtype, 2), x.device, x, found, 0, 0)
+    return found
+
+
 @launch.planned
 def _launch(kernel: str, vectors: int, length: int, dtype: torch.dtype, digits: int) -> launch.Launch:
     pitch = launch.blocks(length, _RUN) * _RUN

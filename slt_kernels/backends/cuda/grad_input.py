@@ -11,7 +11,7 @@ from torch import Tensor
 from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
-from . import launch
+from . import depthwise, launch
 from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
 from .digits import to_digits
 from .generator import calls
@@ -98,6 +98,18 @@ def takes(dy: Tensor, source: Source, images: Images) -> bool:
 @launch.kernel("linear_grad_input", when=lambda dy, mask, scale, source: takes(dy, source, _vectors(dy)))
 def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
     _grad_input(dx, dy.detach().contiguous(), mask, scale, source, _vectors(dy))
+
+
+@launch.kernel(
+    "conv2d_grad_input",
+    when=lambda dy, mask, scale, source, window, size: depthwise.takes(
+        dy, source, depthwise.grad_input_of(dy, window, size)
+    ),
+)
+def conv2d_grad_input_narrow(
+    dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
+) -> None:
+    depthwise.convolve(dx, dy.detach(), mask, scale, None, source, depthwise.grad_input_of(dy, window, size))
 
 
 @launch.kernel(
