@@ -2,10 +2,10 @@
 
 namespace slt::cuda {
 
-#define SLT_DEPTHWISE(NAME, T, SUM)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(NARROW_THREADS)                                                       \
-        slt_depthwise_##NAME(const __grid_constant__ Depthwise a) {                                                    \
-        convolve_narrow<T, SUM>(a);                                                                                    \
+#define SLT_DEPTHWISE(NAME, T, SUM) \
+    extern "C" __global__ void __launch_bounds__(NARROW_THREADS) \
+        slt_depthwise_##NAME(const __grid_constant__ Depthwise a) { \
+        convolve_narrow<T, SUM>(a); \
     }
 
 SLT_DEPTHWISE(int32, float, int32_t)

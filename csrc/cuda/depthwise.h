@@ -26,8 +26,8 @@ constexpr int RUN = 8;
 // What a block computes.
 struct NarrowTile {
     int32_t group, groups;  // the first, and how many
-    int32_t row, column;    // of the first output pixel
-    int32_t image, end;     // the first, and the one after the last
+    int32_t row, column;  // of the first output pixel
+    int32_t image, end;  // the first, and the one after the last
 };
 
 __device__ __forceinline__ NarrowTile narrow_tile(const Depthwise &a, uint32_t block) {
@@ -99,7 +99,8 @@ class Narrow {
 
     // Where the input pixels of the tile are in an image, or -1 for one outside, or a zero between pixels.
     __device__ __forceinline__ void find_pixels(const Depthwise &a) const {
-        const int first_row = tile.row * a.stride_h - a.padding_h, first_column = tile.column * a.stride_w - a.padding_w;
+        const int first_row = tile.row * a.stride_h - a.padding_h,
+                  first_column = tile.column * a.stride_w - a.padding_w;
 #pragma unroll 1
         for (int n = threadIdx.x; n < a.tile_pixels; n += NARROW_THREADS) {
             const uint32_t down = uint32_t(n) / a.tile_row;
@@ -116,8 +117,8 @@ class Narrow {
 
     // Brings the input of the tile into shared memory.
     __device__ __forceinline__ void load(const Depthwise &a, int image, float2 up) const {
-        const T *from = static_cast<const T *>(a.in) + image * a.in_image +
-                        int64_t(tile.group) * a.group_in * a.in_channel;
+        const T *from =
+            static_cast<const T *>(a.in) + image * a.in_image + int64_t(tile.group) * a.group_in * a.in_channel;
         const int channels = tile.groups * a.group_in, lanes = 1 << a.in_lanes_log;
         const int near = a.channels_last ? channels : a.tile_pixels, far = a.channels_last ? a.tile_pixels : channels;
         const int stride = NARROW_THREADS >> a.in_lanes_log;
@@ -223,9 +224,9 @@ class Narrow {
     }
 
     int32_t *pixels;  // [tile pixels]
-    Value *weights;   // [taps, inputs of a group, outputs of the block]
-    int width;        // outputs of the block
-    Value *values;    // of the tile: [pixels, channels] or [channels, pixels]
+    Value *weights;  // [taps, inputs of a group, outputs of the block]
+    int width;  // outputs of the block
+    Value *values;  // of the tile: [pixels, channels] or [channels, pixels]
 };
 
 // The factors of an image's fixed point, and of its sums; all lanes of a warp take part.

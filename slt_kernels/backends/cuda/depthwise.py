@@ -14,7 +14,7 @@ from ...source import Source
 from .. import registry
 from . import launch
 from .arguments import ELEMENTS, SIGNED, aligned, digit_count
-from .digits import largest
+from .digits import magnitudes, pieces
 from .generator import calls
 from .generator import takes as numbered
 
@@ -82,7 +82,7 @@ def takes(x: Tensor, source: Source, images: Images) -> bool:
         return False
     if max(rows, channels) > _MOST_PER_GROUP:
         return False
-    if _TENSOR_SPEED * rows * source.fan > 128 * 128 * calls(source):
+    if _TENSOR_SPEED * rows * source.fan >= 128 * 128 * calls(source):
         return False
     sizes = *images.in_size, *images.out_size, *_spans(window), *window.stride, *window.padding
     elements = max(x[0].numel(), max(rows, channels) * window.groups * images.out_size[0] * images.out_size[1])
@@ -99,13 +99,13 @@ def convolve(
         mask = registry.run("expand", mask, source)
     if not images.channels_last:
         x = x.contiguous()
-    digits, magnitudes = 0, 0
+    digits, largest = 0, 0
     if x.dtype == torch.float32:
         x = aligned(x)
         digits = digit_count(x)
-        magnitudes = largest(x.permute(0, 2, 3, 1).flatten(1) if images.channels_last else x.flatten(1))
+        largest = magnitudes(x.permute(0, 2, 3, 1).flatten(1) if images.channels_last else x.flatten(1))
     run = prepared(source, images, x.dtype, digits, launch.machine(x.device))
-    launch.enqueue(run, x.device, mask.contiguous(), x, magnitudes, scale, 0 if bias is None else bias, out)
+    launch.enqueue(run, x.device, mask.contiguous(), x, largest, scale, 0 if bias is None else bias, out)
 
 
 @launch.planned
@@ -134,9 +134,7 @@ def tile_of(source: Source, images: Images, machine: launch.Machine) -> Tile | N
 
 
 @launch.planned
-def prepared(
-    source: Source, images: Images, dtype: torch.dtype, digits: int, machine: launch.Machine
-) -> launch.Launch:
+def prepared(source: Source, images: Images, dtype: torch.dtype, digits: int, machine: launch.Machine) -> launch.Launch:
     """The launch; ``digits`` of fixed point, 0 for 16-bit types."""
     window, groups, reverse = images.window, images.window.groups, images.reverse
     rows, channels = _per_group(source, window)
@@ -175,7 +173,7 @@ def prepared(
         "channels_last": images.channels_last,
         "reverse": reverse,
         "digits": digits,
-        "pieces": launch.blocks(in_image, 8192),
+        "pieces": pieces(in_image),
         "images": images.count,
         "block_images": block_images,
         "groups": groups,

@@ -33,10 +33,19 @@ def to_digits(x: Tensor, digits: int) -> Digits:
     return Digits(planes, power)
 
 
-def largest(x: Tensor) -> Tensor:
-    """The largest magnitudes of the pieces of ``x``, as `to_digits` takes it: bits of float32, int32 [vectors, pieces]."""
+def pieces(length: int) -> int:
+    """The number of pieces that a vector is cut into."""
+    return launch.blocks(length, _PIECE)
+
+
+def magnitudes(x: Tensor) -> Tensor:
+    """The largest magnitude of each piece of ``x``, which is as `to_digits` takes it.
+
+    Returns:
+        int32 [vectors, pieces], the bits of float32.
+    """
     vectors, length = x.shape
-    found = launch.workspace((vectors, launch.blocks(length, _PIECE)), torch.int32, x.device)
+    found = launch.workspace((vectors, pieces(length)), torch.int32, x.device)
     launch.enqueue(_launch("slt_digits_largest", vectors, length, x.dtype, 2), x.device, x, found, 0, 0)
     return found
 
