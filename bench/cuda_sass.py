@@ -9,7 +9,8 @@ Columns:
     registers      per thread
     spills         local loads and stores of registers
     instructions   of the whole kernel
-    per weight     instructions of a thread in the main loop / weights of a step; where each thread makes its weights
+    per weight     instructions of a thread in the main loop / weights of a step; where each thread makes its weights.
+                   Of grad_scores, instructions / gradients of the loop that writes those of signed weights
     tensor, alu, ...   instructions of the main loop by the pipe that executes them, or of a kernel without one
 """
 
@@ -66,6 +67,9 @@ def _statistics(name: str, code: str) -> dict:
         ):  # a step is two calls of signs, or four of bytes; loops may be unrolled
             steps = 1 if name.endswith("compact") else round(pipes["wide"] / CALL / (4 if "bytes" in name else 2))
             result["per_weight"] = round(len(counted) / steps / (64 if "bytes" in name else 256), 2)
+    if name.startswith("slt_grad_scores") and "depthwise" not in name:
+        stores = [(len(loop), sum(instruction.startswith("STG") for instruction in loop)) for loop in loops]
+        result["per_weight"] = round(min(length / count for length, count in stores if count), 2)
     return result | {"pipes": sass.by_pipe(counted)}
 
 

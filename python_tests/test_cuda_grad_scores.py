@@ -67,8 +67,11 @@ def test_bands_of_rows(simulator):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows, columns", [(129, 65), (256, 64), (257, 130), (511, 321), (700, 600)])
-def test_tiles_of_256_rows(dtype, rows, columns):
+def test_tiles_of_256_rows(monkeypatch, dtype, rows, columns):
     """They are of sm_90 alone, where they compute little more than is used."""
+    module = backends.cuda.grad_scores
+    monkeypatch.setattr(module, "_TALL_COLUMNS", 1)
+    module._launches.cache_clear()
     with simulated(90) as simulator:
         for schedule in (0, rows):
             simulator.options.update(schedule=schedule, quantum=30, resident=2)
@@ -79,6 +82,21 @@ def test_tiles_of_256_rows(dtype, rows, columns):
         source = source_of(rows, 32)
         x, dy = torch.randn(2, 16, 6, 7).to(dtype), torch.randn(2, rows, 7, 7).to(dtype)
         check(simulator, dy, x, source, window)
+    module._launches.cache_clear()
+
+
+def test_few_columns_have_tiles_of_128_rows():
+    """So that one block writes gradients while another multiplies."""
+    module, source = backends.cuda.grad_scores, source_of(256, 128)
+    for columns in (1023, 1024):
+        launches, _ = module._launches(
+            source,
+            torch.bfloat16,
+            True,
+            module.Shape(columns, 256, 128),
+            backends.cuda.launch.Machine(90, 1, 227 * 1024),
+        )
+        assert launches[0].describe(*[0] * 9)["kernel"].endswith("_256") == (columns == 1024)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -121,24 +121,29 @@ class Narrow {
             static_cast<const T *>(a.in) + image * a.in_image + int64_t(tile.group) * a.group_in * a.in_channel;
         const int channels = tile.groups * a.group_in, lanes = 1 << a.in_lanes_log;
         const int near = a.channels_last ? channels : a.tile_pixels, far = a.channels_last ? a.tile_pixels : channels;
-        const int stride = NARROW_THREADS >> a.in_lanes_log;
+        const int first = threadIdx.x >> a.in_lanes_log, stride = NARROW_THREADS >> a.in_lanes_log;
+        const int pixel_stride = a.channels_last ? stride : 0, channel_stride = a.channels_last ? 0 : stride;
         constexpr int TOGETHER = 4;  // loads, since each takes long
 #pragma unroll 1
         for (int n = threadIdx.x & (lanes - 1); n < near; n += lanes) {
+            const int32_t *pixel = pixels + (a.channels_last ? first : n);
+            int32_t channel = (a.channels_last ? n : first) * a.in_channel;
+            Value *to = values + first * pitch(a) + n;
 #pragma unroll 1
-            for (int f = threadIdx.x >> a.in_lanes_log; f < far; f += TOGETHER * stride) {
+            for (int left = far - first; left > 0; left -= TOGETHER * stride) {
                 T value[TOGETHER];
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i) {
-                    const int at = f + i * stride, channel = a.channels_last ? n : at;
-                    const int32_t pixel = at < far ? pixels[a.channels_last ? at : n] : -1;
+                    const int32_t at = i * stride < left ? *pixel : -1;
                     value[i] = T(0.0f);
-                    if (pixel >= 0) value[i] = __ldg(from + pixel + channel * a.in_channel);
+                    if (at >= 0) value[i] = __ldg(from + (at + channel));
+                    pixel += pixel_stride;
+                    channel += channel_stride * a.in_channel;
                 }
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i) {
-                    const int at = f + i * stride;
-                    if (at < far) values[at * pitch(a) + n] = value_of(widened(value[i]), up);
+                    if (i * stride < left) *to = value_of(widened(value[i]), up);
+                    to += stride * pitch(a);
                 }
             }
         }

@@ -67,40 +67,51 @@ __device__ __forceinline__ void prefetch_scores(const GradScores &a, uint32_t be
     }
 }
 
-// A lane has a bit of each word, so that a warp writes the free weights of a word one beside the other.
+// Half a warp has a word, and a lane the bits b and b + 16 of it: their sums, of k and k + 1, are one beside the other.
+// The free weights of a half of a word are written one beside the other. Rows that do not exist have none.
 template <int ROWS, int THREADS, bool SIGNED>
-__device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t first,
-                                           uint32_t begin, uint32_t end) {
-    const uint32_t lane = threadIdx.x % 32, own = 1u << lane, k = k_of_bit(lane);
+__device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t end) {
+    const uint32_t own = threadIdx.x % 32 / 16, bit = threadIdx.x % 16;
     const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
     const float scale = *a.scale;
     // Scores of several rows are read at once, since each takes long.
     constexpr uint32_t WARPS = THREADS / 32, MOST = SIGNED ? 4 : 2;
     constexpr uint32_t TOGETHER = ROWS / WARPS < MOST ? ROWS / WARPS : MOST;
-    constexpr int WORDS = WORDS_PER_CALL * TOGETHER;
+    static_assert(ROWS % (TOGETHER * WARPS) == 0);
+    constexpr int PAIRS = WORDS_PER_CALL / 2 * TOGETHER;  // of weights
 #pragma unroll 1
-    for (uint32_t from = (begin - first) + threadIdx.x / 32; from < end - first; from += TOGETHER * WARPS) {
-        const float *at[WORDS];
-        float score[WORDS], grad[WORDS];
-        bool is_free[WORDS], negative[WORDS];
+    for (uint32_t from = threadIdx.x / 32; from < end; from += TOGETHER * WARPS) {
+        const float *at[PAIRS][2];
+        float score[PAIRS][2], grad[PAIRS][2];
+        bool is_free[PAIRS][2], negative[PAIRS][2];
 #pragma unroll
-        for (int n = 0; n < WORDS; ++n) {
-            const int i = n % WORDS_PER_CALL;
-            const uint32_t wanted = from + n / WORDS_PER_CALL * WARPS, last = end - first - 1, r = min(wanted, last);
+        for (int n = 0; n < PAIRS; ++n) {
+            const uint32_t r = from + n / 2 * WARPS, i = n % 2 * 2 + own, k = WORD * i + 2 * bit;
             const GradWord word = loaded(rows.words[r][i]);
-            is_free[n] = (wanted <= last ? word.free : 0) & own;
-            negative[n] = SIGNED && (word.sign & own);
-            at[n] = word.score + __popc(word.free & (own - 1));
-            if (is_free[n]) score[n] = __ldg(at[n]);
-            grad[n] = rows.sums[r][WORD * i + k] * scale;
-            if constexpr (!SIGNED) grad[n] *= float(rows.values[r][WORD * i + k]);
+            const float2 sums = *reinterpret_cast<const float2 *>(&rows.sums[r][k]);
+            grad[n][0] = sums.x * scale, grad[n][1] = sums.y * scale;
+            if constexpr (!SIGNED) {
+                const char2 values = *reinterpret_cast<const char2 *>(&rows.values[r][k]);
+                grad[n][0] *= float(values.x), grad[n][1] *= float(values.y);
+            }
+#pragma unroll
+            for (int odd = 0; odd < 2; ++odd) {
+                const uint32_t here = (odd ? 0x10000 : 1) << bit;
+                is_free[n][odd] = word.free & here;
+                negative[n][odd] = SIGNED && (word.sign & here);
+                at[n][odd] = word.score + __popc(word.free & (here - 1));
+                if (is_free[n][odd]) score[n][odd] = __ldg(at[n][odd]);
+            }
         }
 #pragma unroll
-        for (int n = 0; n < WORDS; ++n)
-            if (is_free[n]) {
-                const bool negate = (score[n] < 0) != negative[n];
-                store_global(reinterpret_cast<const char *>(at[n]) + to_out, negate ? -grad[n] : grad[n]);
-            }
+        for (int n = 0; n < PAIRS; ++n)
+#pragma unroll
+            for (int odd = 0; odd < 2; ++odd)
+                if (is_free[n][odd]) {
+                    const bool negate = (score[n][odd] < 0) != negative[n][odd];
+                    store_global(reinterpret_cast<const char *>(at[n][odd]) + to_out,
+                                 negate ? -grad[n][odd] : grad[n][odd]);
+                }
     }
 }
 
@@ -113,14 +124,14 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
     const bool is_signed = g.source.weight == SIGNED_CONSTANT;
     rows.table.fill(g);
     if (g.source.weight == NORMAL) __syncthreads();
+    const uint32_t i = threadIdx.x % WORDS_PER_CALL;  // a thread has this word of some rows
+    const uint32_t valid = valid_word(g, int32_t(WORDS_PER_CALL * call + i) - g.skipped);
 #pragma unroll 1
-    for (int n = threadIdx.x; n < WORDS_PER_CALL * ROWS; n += THREADS) {
-        const int r = n / WORDS_PER_CALL, i = n % WORDS_PER_CALL;
+    for (uint32_t r = threadIdx.x / WORDS_PER_CALL; r < ROWS; r += THREADS / WORDS_PER_CALL) {
         const uint32_t row = first + r;
         const bool exists = row >= begin && row < end;
         const uint64_t index = call_index(g, row, call);
-        const uint32_t valid = exists ? valid_word(g, int32_t(WORDS_PER_CALL * call) + i - g.skipped) : 0;
-        const uint32_t free = free_word(g, a.planes, WORDS_PER_CALL * index + i, valid);
+        const uint32_t free = free_word(g, a.planes, WORDS_PER_CALL * index + i, exists ? valid : 0);
         int64_t start = free_before(__popc(free));
         if (exists) start += start_of(a, row, call);
         rows.words[r][i].free = free;
@@ -146,9 +157,9 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
     __syncthreads();
 
     if (is_signed)
-        write_rows<ROWS, THREADS, true>(a, rows, first, begin, end);
+        write_rows<ROWS, THREADS, true>(a, rows, end - first);
     else
-        write_rows<ROWS, THREADS, false>(a, rows, first, begin, end);
+        write_rows<ROWS, THREADS, false>(a, rows, end - first);
 }
 
 // The sums of a row and call over one part of the columns, for `add_grad_parts`.

@@ -19,6 +19,9 @@ from .generator import calls, planes, takes
 _CALL = 128  # weights of a tile's rows
 _THREADS = 256
 _SHARED = {128: 3 * 32768, 256: 4 * 49152}  # of the stages of a block, by the rows of its tile
+# A tile of 256 rows fills a multiprocessor, which multiplies nothing while gradients are written: about 6,000 cycles
+# (docs/cuda.md). With fewer columns than these, two tiles of 128 rows are faster, since one multiplies meanwhile.
+_TALL_COLUMNS = 1024
 _WORKSPACE_BYTES = 2**24  # of partial sums, at most
 _ADD_COST, _ADD_BYTES = 3, 1.5e6  # of adding parts, and of so many bytes of them, where a stage of 16 bits costs 1
 _ADD_ROWS = 8  # of a block that adds parts
@@ -120,7 +123,8 @@ def _launches(
     # A group's tiles start at a whole chunk of dy.
     most_before = 0 if window.groups == 1 or group_rows % chunk == 0 else chunk - 1
     span = group_rows + most_before
-    rows = 256 if machine.capability == 90 and not wide and reading != "scattered" and _wide_tiles(span) else 128
+    tall = machine.capability == 90 and not wide and reading != "scattered" and shape.columns >= _TALL_COLUMNS
+    rows = 256 if tall and _fills_tall_tiles(span) else 128
     row_tiles = launch.blocks(span, rows)
     tiles = row_tiles * window.groups * calls(source)
     slots = 1 if rows == 256 or (wide and highest) else 2
@@ -131,7 +135,7 @@ def _launches(
     return [product, _add(source, values)] if parts > 1 else [product], parts
 
 
-def _wide_tiles(rows: int) -> bool:
+def _fills_tall_tiles(rows: int) -> bool:
     """Whether tiles of 256 rows, which read x half as often, compute little more than is used."""
     return 256 * launch.blocks(rows, 256) <= 1.125 * 128 * launch.blocks(rows, 128)
 
