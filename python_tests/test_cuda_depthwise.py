@@ -1,5 +1,7 @@
 """Conv2d with few channels and rows per group, and its grad_input, on the CUDA backend: executed in a simulator."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from cuda_cases import (
@@ -145,7 +147,7 @@ def test_tiles_fit_in_shared_memory(simulator, device):
             x, dy = (torch.randn(s).contiguous(memory_format=form) for s in (shape, out_shape))
             check_both(simulator, source, window, x, dy)
             assert simulator.launches[-1]["shared"] <= shared
-    module = backends.cuda.depthwise
+    module = import_module("slt_kernels.backends.cuda.depthwise")
     device(shared=512)
     assert not module.takes(x, source, module.forward_of(x, window))
 
@@ -163,9 +165,9 @@ def test_several_images_per_block(simulator, device, dtype):
         assert simulator.launches[-1]["blocks"] < 70
 
 
-def test_what_it_takes():
+def test_what_it_takes(simulator):
     """Narrow groups, in types and sizes that it has."""
-    module = backends.cuda.depthwise
+    module = import_module("slt_kernels.backends.cuda.depthwise")
 
     def taken(channels, rows, groups, kernel, **options):
         window, x = Window(kernel, kernel, groups=groups), torch.randn(1, channels, 40, 40, **options)

@@ -1,5 +1,7 @@
 """The scores' gradient of Linear and Conv2d on the CUDA backend, executed in a simulator, against the reference."""
 
+from importlib import import_module
+
 import cuda_cases
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_bands_of_rows(simulator):
 @pytest.mark.parametrize("rows, columns", [(129, 65), (256, 64), (257, 130), (511, 321), (700, 600)])
 def test_tiles_of_256_rows(monkeypatch, dtype, rows, columns):
     """They are of sm_90 alone, where they compute little more than is used."""
-    module = backends.cuda.grad_scores
+    module = import_module("slt_kernels.backends.cuda.grad_scores")
     monkeypatch.setattr(module, "_TALL_COLUMNS", 1)
     module._launches.cache_clear()
     with simulated(90) as simulator:
@@ -87,7 +89,7 @@ def test_tiles_of_256_rows(monkeypatch, dtype, rows, columns):
 
 def test_few_columns_have_tiles_of_128_rows():
     """So that one block writes gradients while another multiplies."""
-    module, source = backends.cuda.grad_scores, source_of(256, 128)
+    module, source = import_module("slt_kernels.backends.cuda.grad_scores"), source_of(256, 128)
     for columns in (1023, 1024):
         launches, _ = module._launches(
             source,

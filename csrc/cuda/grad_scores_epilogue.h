@@ -68,8 +68,9 @@ __device__ __forceinline__ void prefetch_scores(const GradScores &a, uint32_t be
 }
 
 // Half a warp has a word, and a lane the bits b and b + 16 of it: their sums, of k and k + 1, are one beside the other.
-// The free weights of a half of a word are written one beside the other. Rows that do not exist have none.
-template <int ROWS, int THREADS, bool SIGNED>
+// The free weights of a half of a word are written one beside the other. Rows that do not exist have none. WHOLE: the
+// words of all others have nothing else.
+template <int ROWS, int THREADS, bool SIGNED, bool WHOLE>
 __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t end) {
     const uint32_t own = threadIdx.x % 32 / 16, bit = threadIdx.x % 16;
     const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
@@ -78,7 +79,7 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
     constexpr uint32_t WARPS = THREADS / 32, MOST = SIGNED ? 4 : 2;
     constexpr uint32_t TOGETHER = ROWS / WARPS < MOST ? ROWS / WARPS : MOST;
     static_assert(ROWS % (TOGETHER * WARPS) == 0);
-    constexpr int PAIRS = WORDS_PER_CALL / 2 * TOGETHER;  // of weights
+    constexpr int PAIRS = WORDS_PER_CALL / 2 * TOGETHER, HALF = WORD / 2;  // of weights
 #pragma unroll 1
     for (uint32_t from = threadIdx.x / 32; from < end; from += TOGETHER * WARPS) {
         const float *at[PAIRS][2];
@@ -97,21 +98,24 @@ __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<R
 #pragma unroll
             for (int odd = 0; odd < 2; ++odd) {
                 const uint32_t here = (odd ? 0x10000 : 1) << bit;
-                is_free[n][odd] = word.free & here;
+                is_free[n][odd] = WHOLE ? word.free : word.free & here;
                 negative[n][odd] = SIGNED && (word.sign & here);
-                at[n][odd] = word.score + __popc(word.free & (here - 1));
+                at[n][odd] = WHOLE ? word.score + bit + HALF * odd : word.score + __popc(word.free & (here - 1));
                 if (is_free[n][odd]) score[n][odd] = __ldg(at[n][odd]);
             }
         }
 #pragma unroll
-        for (int n = 0; n < PAIRS; ++n)
+        for (int n = 0; n < PAIRS; ++n) {
+            const char *to[2];
 #pragma unroll
-            for (int odd = 0; odd < 2; ++odd)
-                if (is_free[n][odd]) {
-                    const bool negate = (score[n][odd] < 0) != negative[n][odd];
-                    store_global(reinterpret_cast<const char *>(at[n][odd]) + to_out,
-                                 negate ? -grad[n][odd] : grad[n][odd]);
-                }
+            for (int odd = 0; odd < 2; ++odd) {
+                if (!is_free[n][odd]) continue;
+                if (!WHOLE || odd == 0) to[odd] = reinterpret_cast<const char *>(at[n][odd]) + to_out;
+                if (WHOLE && odd == 1) to[1] = to[0] + HALF * sizeof(float);
+                const bool negate = (score[n][odd] < 0) != negative[n][odd];
+                store_global(to[odd], negate ? -grad[n][odd] : grad[n][odd]);
+            }
+        }
     }
 }
 
@@ -156,10 +160,12 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         }
     __syncthreads();
 
-    if (is_signed)
-        write_rows<ROWS, THREADS, true>(a, rows, end - first);
+    if (!is_signed)
+        write_rows<ROWS, THREADS, false, false>(a, rows, end - first);
+    else if (a.planes == 0 && g.source.fan % WORD == 0)
+        write_rows<ROWS, THREADS, true, true>(a, rows, end - first);
     else
-        write_rows<ROWS, THREADS, false>(a, rows, end - first);
+        write_rows<ROWS, THREADS, true, false>(a, rows, end - first);
 }
 
 // The sums of a row and call over one part of the columns, for `add_grad_parts`.
