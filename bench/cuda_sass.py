@@ -10,7 +10,8 @@ Columns:
     spills         local loads and stores of registers
     instructions   of the whole kernel
     per weight     instructions of a thread in the main loop / weights of a step; where each thread makes its weights.
-                   Of grad_scores, instructions / gradients of the loop that writes those of signed weights
+                   Of grad_scores, instructions / gradients of the loop that writes those of signed weights, where
+                   all are free
     tensor, alu, ...   instructions of the main loop by the pipe that executes them, or of a kernel without one
 """
 
@@ -88,7 +89,8 @@ def tightened(limits: dict | None, result: dict) -> dict:
     if limits is None:
         return result
     pipes = {pipe: min(n, limits["pipes"].get(pipe, 0)) for pipe, n in result["pipes"].items()}
-    return {key: min(value, limits[key]) for key, value in result.items() if key != "pipes"} | {"pipes": pipes}
+    numbers = {key: min(value, limits.get(key, value)) for key, value in result.items() if key != "pipes"}
+    return numbers | {"pipes": pipes}
 
 
 def _flat(result: dict) -> dict[str, float]:

@@ -244,3 +244,18 @@ def test_schedules(simulator, seed):
     for channels in (1, 3, 8):
         source = source_of(6, 9 * channels, WEIGHTS[2])
         check(simulator, torch.randn(2, 6, 9, 9).bfloat16(), torch.randn(2, channels, 9, 9).bfloat16(), source, window)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS[1:])
+def test_faults_are_found(weight):
+    """Each barrier of the last step, and of what adds parts before it, is needed: without it, a test fails."""
+    from cuda_faults import survivors
+
+    with simulated(80) as simulator:
+        source = source_of(9, 130, weight)
+        dy, x = linear(source, 700, torch.bfloat16)
+        left = survivors(
+            simulator, "grad_scores_parts", "slt_grad_scores_parts_add", lambda: check(simulator, dy, x, source)
+        )
+        # The table of `normal` is all that the first barrier of the last step orders.
+        assert len(left) == (weight != "normal") and all("grad_scores_epilogue.h" in fault for fault in left)

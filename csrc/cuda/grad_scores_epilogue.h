@@ -11,7 +11,7 @@ namespace slt::cuda {
 // What a block's threads need of a word to write its gradients.
 struct alignas(16) GradWord {
     uint32_t free;
-    uint32_t sign;       // of signed weights
+    uint32_t sign;       // 0 of weights that are bytes
     const float *score;  // of the first free weight
 };
 
@@ -68,40 +68,44 @@ __device__ __forceinline__ void prefetch_scores(const GradScores &a, uint32_t be
 }
 
 // Half a warp has a word, and a lane the bits b and b + 16 of it: their sums, of k and k + 1, are one beside the other.
-// The free weights of a half of a word are written one beside the other. Rows that do not exist have none. WHOLE: the
-// words of all others have nothing else.
-template <int ROWS, int THREADS, bool SIGNED, bool WHOLE>
+// The free weights of a half of a word are written one beside the other. Rows that do not exist have none. WHOLE: all
+// weights of the words are free, and have signs.
+template <int ROWS, int THREADS, bool WHOLE>
 __device__ __forceinline__ void write_rows(const GradScores &a, const GradRows<ROWS> &rows, uint32_t end) {
-    const uint32_t own = threadIdx.x % 32 / 16, bit = threadIdx.x % 16;
+    const uint32_t thread = thread_number(), own = thread % 32 / 16, bit = thread % 16;
     const int64_t to_out = reinterpret_cast<char *>(a.out) - reinterpret_cast<const char *>(a.scores);
     const float scale = *a.scale;
     // Scores of several rows are read at once, since each takes long.
-    constexpr uint32_t WARPS = THREADS / 32, MOST = SIGNED ? 4 : 2;
+    constexpr uint32_t WARPS = THREADS / 32, MOST = WHOLE ? 2 : 4;
     constexpr uint32_t TOGETHER = ROWS / WARPS < MOST ? ROWS / WARPS : MOST;
     static_assert(ROWS % (TOGETHER * WARPS) == 0);
     constexpr int PAIRS = WORDS_PER_CALL / 2 * TOGETHER, HALF = WORD / 2;  // of weights
 #pragma unroll 1
-    for (uint32_t from = threadIdx.x / 32; from < end; from += TOGETHER * WARPS) {
+    for (uint32_t from = thread / 32; from < end; from += TOGETHER * WARPS) {
         const float *at[PAIRS][2];
         float score[PAIRS][2], grad[PAIRS][2];
         bool is_free[PAIRS][2], negative[PAIRS][2];
 #pragma unroll
         for (int n = 0; n < PAIRS; ++n) {
-            const uint32_t r = from + n / 2 * WARPS, i = n % 2 * 2 + own, k = WORD * i + 2 * bit;
+            const uint32_t r = from + n / 2 * WARPS, i = n % 2 * 2 + own;
             const GradWord word = loaded(rows.words[r][i]);
-            const float2 sums = *reinterpret_cast<const float2 *>(&rows.sums[r][k]);
+            const float2 sums = *reinterpret_cast<const float2 *>(&rows.sums[r][WORD * i + 2 * bit]);
             grad[n][0] = sums.x * scale, grad[n][1] = sums.y * scale;
-            if constexpr (!SIGNED) {
-                const char2 values = *reinterpret_cast<const char2 *>(&rows.values[r][k]);
-                grad[n][0] *= float(values.x), grad[n][1] *= float(values.y);
-            }
 #pragma unroll
             for (int odd = 0; odd < 2; ++odd) {
                 const uint32_t here = (odd ? 0x10000 : 1) << bit;
                 is_free[n][odd] = WHOLE ? word.free : word.free & here;
-                negative[n][odd] = SIGNED && (word.sign & here);
+                negative[n][odd] = word.sign & here;
                 at[n][odd] = WHOLE ? word.score + bit + HALF * odd : word.score + __popc(word.free & (here - 1));
                 if (is_free[n][odd]) score[n][odd] = __ldg(at[n][odd]);
+            }
+        }
+        if (!WHOLE && a.generator.source.weight != SIGNED_CONSTANT) {
+#pragma unroll
+            for (int n = 0; n < PAIRS; ++n) {
+                const uint32_t r = from + n / 2 * WARPS, i = n % 2 * 2 + own;
+                const char2 values = *reinterpret_cast<const char2 *>(&rows.values[r][WORD * i + 2 * bit]);
+                grad[n][0] *= float(values.x), grad[n][1] *= float(values.y);
             }
         }
 #pragma unroll
@@ -141,6 +145,7 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         rows.words[r][i].free = free;
         rows.words[r][i].score = a.scores + start;
         if (!is_signed) {
+            rows.words[r][i].sign = 0;
 #pragma unroll 1
             for (int half = 0; half < 2; ++half) {
                 const Words4 bytes = call_words(g.weight, 2 * (WORDS_PER_CALL * index + i) + half);
@@ -160,12 +165,10 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         }
     __syncthreads();
 
-    if (!is_signed)
-        write_rows<ROWS, THREADS, false, false>(a, rows, end - first);
-    else if (a.planes == 0 && g.source.fan % WORD == 0)
-        write_rows<ROWS, THREADS, true, true>(a, rows, end - first);
+    if (is_signed && a.planes == 0 && g.source.fan % WORD == 0)
+        write_rows<ROWS, THREADS, true>(a, rows, end - first);
     else
-        write_rows<ROWS, THREADS, true, false>(a, rows, end - first);
+        write_rows<ROWS, THREADS, false>(a, rows, end - first);
 }
 
 // The sums of a row and call over one part of the columns, for `add_grad_parts`.

@@ -24,11 +24,11 @@ def to_digits(x: Tensor, digits: int) -> Digits:
     """Converts ``x`` [vectors, length], contiguous and aligned to 16 bytes; a pitch is a multiple of 16."""
     vectors, length = x.shape
     pitch = launch.blocks(length, _RUN) * _RUN
-    pieces = launch.blocks(pitch, _PIECE)
+    cut = pieces(length)
     planes = launch.workspace((digits, vectors, pitch), torch.int8, x.device)
     power = launch.workspace((vectors, 2), torch.float32, x.device)
-    largest = launch.workspace((vectors, pieces), torch.int32, x.device) if pieces > 1 else 0
-    for kernel in ("slt_digits_largest", "slt_digits")[pieces == 1 :]:
+    largest = launch.workspace((vectors, cut), torch.int32, x.device) if cut > 1 else 0
+    for kernel in ("slt_digits_largest", "slt_digits")[cut == 1 :]:
         launch.enqueue(_launch(kernel, vectors, length, x.dtype, digits), x.device, x, largest, planes, power)
     return Digits(planes, power)
 
@@ -53,18 +53,18 @@ def magnitudes(x: Tensor) -> Tensor:
 @launch.planned
 def _launch(kernel: str, vectors: int, length: int, dtype: torch.dtype, digits: int) -> launch.Launch:
     pitch = launch.blocks(length, _RUN) * _RUN
-    pieces = launch.blocks(pitch, _PIECE)
+    cut = pieces(length)
     return launch.Launch(
         file="digits",
         kernel=kernel,
         arguments="Digits",
-        blocks=vectors * pieces,
+        blocks=vectors * cut,
         threads=_THREADS,
         values={
             "length": length,
             "pitch": pitch,
             "plane": vectors * pitch,
-            "pieces": pieces,
+            "pieces": cut,
             "element": ELEMENTS[dtype],
             "planes": digits,
             "aligned": length % _RUN == 0,
