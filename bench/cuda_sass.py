@@ -68,7 +68,7 @@ def _statistics(name: str, code: str) -> dict:
         ):  # a step is two calls of signs, or four of bytes; loops may be unrolled
             steps = 1 if name.endswith("compact") else round(pipes["wide"] / CALL / (4 if "bytes" in name else 2))
             result["per_weight"] = round(len(counted) / steps / (64 if "bytes" in name else 256), 2)
-    if name.startswith("slt_grad_scores") and "depthwise" not in name:
+    if name.startswith("slt_grad_scores") and tensor_loops:
         stores = [(len(loop), sum(instruction.startswith("STG") for instruction in loop)) for loop in loops]
         result["per_weight"] = round(min(length / count for length, count in stores if count), 2)
     return result | {"pipes": sass.by_pipe(counted)}

@@ -165,7 +165,8 @@ __device__ __forceinline__ void write_grads(const GradScores &a, GradRows<ROWS> 
         }
     __syncthreads();
 
-    if (is_signed && a.planes == 0 && g.source.fan % WORD == 0)
+    // Blocks of few rows do not pay for the code.
+    if (ROWS >= THREADS / 2 && is_signed && a.planes == 0 && g.source.fan % WORD == 0)
         write_rows<ROWS, THREADS, true>(a, rows, end - first);
     else
         write_rows<ROWS, THREADS, false>(a, rows, end - first);
