@@ -4,6 +4,8 @@
     python bench/cuda_sass.py --check             fails if a kernel exceeds its budget, bench/cuda_budget.json
     python bench/cuda_sass.py --write             tightens the budget to the results
     python bench/cuda_sass.py --arch 90a --only "slt_forward_small_bits*"
+    python bench/cuda_sass.py --bounds            bounds for an H200, computed from the code of both GPU backends
+    python bench/cuda_sass.py --bounds --write    writes them to bench/cuda_bounds.json, which docs/cuda.md shows
 
 Columns:
     registers      per thread
@@ -22,10 +24,12 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import bounds
 import sass
 
 KERNELS = Path(__file__).parent.parent / "slt_kernels/_cuda_kernels"
 BUDGET = Path(__file__).with_name("cuda_budget.json")
+BOUNDS = Path(__file__).with_name("cuda_bounds.json")
 ARCHITECTURES = ("80", "90a", "120")
 CALL = 18  # wide products of a Philox call
 _PIPES = ("tensor", "alu", "fma", "wide", "xu", "double", "uniform", "memory", "control")
@@ -44,11 +48,16 @@ def built() -> dict:
     return about
 
 
+def code_of(path: Path, architecture: str) -> dict[str, str]:
+    """The code of each kernel of a fatbin."""
+    return sass.functions(sass.run("cuobjdump", "-sass", "-arch", f"sm_{architecture}", path))
+
+
 def measure(architecture: str) -> dict[str, dict]:
     """The statistics of each kernel."""
     results = {}
     for path in sorted(KERNELS.glob("*.fatbin")):
-        code = sass.functions(sass.run("cuobjdump", "-sass", "-arch", f"sm_{architecture}", path))
+        code = code_of(path, architecture)
         usage = sass.run("cuobjdump", "-res-usage", "-arch", f"sm_{architecture}", path)
         registers = dict(re.findall(r"Function (\S+):\s+REG:(\d+)", usage))
         for name, text in code.items():
@@ -97,14 +106,35 @@ def _flat(result: dict) -> dict[str, float]:
     return {key: value for key, value in result.items() if key != "pipes"} | result["pipes"]
 
 
+def report_bounds(version: str, write: bool) -> None:
+    """Prints the bounds of each case on sm_90a; writes them if asked."""
+    import triton
+    from cuda_bounds import cases, row
+
+    codes: dict[str, str] = {}
+    for path in sorted(KERNELS.glob("*.fatbin")):
+        codes |= code_of(path, "90a")
+    rows = []
+    for case in cases():
+        rows.append(row(case, codes))
+        print(" | ".join(bounds.shown(rows[-1])), flush=True)
+    if write:
+        versions = {"nvcc": version, "triton": triton.__version__}
+        BOUNDS.write_text(json.dumps(versions | {"cases": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--only", nargs="+", default=["*"], help="names of kernels, or patterns of the shell's kind")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--bounds", action="store_true", help="needs triton, too")
     arguments = parser.parse_args()
     version = ".".join(built()["nvcc"].split(".")[:2])  # each compiler version has its own budget
+    if arguments.bounds:
+        report_bounds(version, arguments.write)
+        return
     budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     if arguments.check and version not in budgets:
         print(f"no budget for nvcc {version}: nothing is checked")

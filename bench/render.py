@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import report
 
 from slt_kernels import sweep
@@ -95,6 +96,21 @@ def triton_code(_: report.Result) -> str:
     return f"{report.table(head, rows)}\n\nsm_90, Triton {version}. Command: `python bench/triton_sass.py --write`."
 
 
+def cuda_bounds(_: report.Result) -> str:
+    """What the machine code of both GPU backends allows on an H200, relative to dense products."""
+    counted = json.loads((ROOT / "bench/cuda_bounds.json").read_text())
+    rows = [bounds.shown(row) for row in counted["cases"]]
+    versions = f"nvcc {counted['nvcc']} and Triton {counted['triton']}"
+    made = f"**Not measured**: computed from the code of {versions} for sm_90."
+    command = "Command: `python bench/cuda_sass.py --bounds --write`."
+    return f"{report.table(list(bounds.HEAD), rows)}\n\n{made} {command}"
+
+
+def h200(_: report.Result) -> str:
+    """The constants of the bounds."""
+    return report.table(["what", "value", "from"], [list(row) for row in bounds.CONSTANTS])
+
+
 def read(name: str) -> report.Result:
     return json.loads((RESULTS / name / "result.json").read_text())
 
@@ -136,9 +152,11 @@ TABLES = {
     "convolution": report.by_method("convolution"),
     "counted": report.counted,
     "cpu": cpu,
+    "cuda_bounds": cuda_bounds,
     "cuda_code": cuda_code,
     "find_digits": measured(report.find),
     "generator": report.generator,
+    "h200": h200,
     "tiles": report.tiles,
     "gradients": report.gradients,
     "held": measured(report.held),

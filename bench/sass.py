@@ -1,11 +1,13 @@
 """Machine code of NVIDIA's processors: its instructions, its loops, and the pipes that execute them."""
 
+import math
 import re
 import shutil
 import subprocess
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 # Of the first part of an instruction's name. A scheduler issues to `alu` and `fma` every second cycle, to `wide` every
 # fourth.
@@ -48,9 +50,24 @@ def functions(code: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def instructions_and_loops(code: str) -> tuple[list[str], list[list[str]]]:
-    """All instructions of a function without their guards, and those of each of its loops."""
+class Code(NamedTuple):
+    """The code of a function.
+
+    Attributes:
+        instructions: without their guards.
+        branches: where an instruction branches to, and whether it always does; an exit's is to itself.
+        loops: the first and the last instruction of each loop; the last is its branch back.
+    """
+
+    instructions: list[str]
+    branches: dict[int, tuple[int, bool]]
+    loops: list[tuple[int, int]]
+
+
+def read(code: str) -> Code:
+    """Reads the code of a function."""
     instructions: list[str] = []
+    guarded: list[bool] = []
     places: dict[str, int] = {}  # of labels and addresses
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
@@ -58,12 +75,67 @@ def instructions_and_loops(code: str) -> tuple[list[str], list[list[str]]]:
         elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(.*?)\s*;", line):
             places[f"0x{int(found.group(1), 16):x}"] = len(instructions)
             instructions.append(re.sub(r"^@!?U?P\w+ +", "", found.group(2)))
-    loops = []
+            guarded.append(found.group(2).startswith("@"))
+    branches = {}
     for i, instruction in enumerate(instructions):
         target = re.match(r"BRA\S*.*?(\.L_x_\d+|0x[0-9a-f]+)\)?$", instruction)
-        if target and places.get(target.group(1), i + 1) < i:
-            loops.append(instructions[places[target.group(1)] : i + 1])
-    return instructions, loops
+        if target and target.group(1) in places:
+            always = not guarded[i] and re.match(r"BRA (`\(|0x|\.L)", instruction) is not None
+            branches[i] = places[target.group(1)], always
+        elif instruction == "EXIT" and not guarded[i]:
+            branches[i] = i, True
+    return Code(instructions, branches, [(to, i) for i, (to, _) in branches.items() if to < i])
+
+
+def instructions_and_loops(code: str) -> tuple[list[str], list[list[str]]]:
+    """All instructions of a function without their guards, and those of each of its loops."""
+    all_code = read(code)
+    return all_code.instructions, [all_code.instructions[first : last + 1] for first, last in all_code.loops]
+
+
+def shortest_turn(code: Code, wanted: dict[str, int], repeated: int = 1) -> list[str]:
+    """The instructions that a warp executes in a turn of a loop: the fewest that have what is wanted.
+
+    Args:
+        wanted: how many instructions match each pattern, at least.
+        repeated: how often a loop inside the turn runs.
+
+    Returns:
+        Those of the innermost loop that has such a turn; none if no loop has one.
+    """
+    for first, last in sorted(code.loops, key=lambda loop: loop[1] - loop[0]):
+        path = _path(code, first, last, wanted)
+        if not path:
+            continue
+        times = dict.fromkeys(path, 1)
+        for start, end in code.loops:
+            if (start, end) != (first, last) and start in times and end in times:
+                times |= {i: times[i] * repeated for i in path if start <= i <= end}
+        return [code.instructions[i] for i in path for _ in range(times[i])]
+    return []
+
+
+def _path(code: Code, first: int, last: int, wanted: dict[str, int]) -> list[int]:
+    """The shortest path from an instruction to a later one, without branches back, that has what is wanted."""
+    most = tuple(wanted.values())
+    # For each instruction, by what was found before it: the length of the way, and the step before.
+    reached: dict[int, dict[tuple, tuple[int, tuple | None]]] = {first: {(0,) * len(most): (0, None)}}
+    for i in range(first, last + 1):
+        matches = [re.match(pattern, code.instructions[i]) is not None for pattern in wanted]
+        target, always = code.branches.get(i, (i, False))
+        following = {target} if always else {i + 1, target}
+        for found, (length, _) in reached.get(i, {}).items():
+            now = tuple(map(min, most, map(sum, zip(found, matches, strict=True))))
+            for j in (j for j in following if i < j <= last):
+                if length + 1 < reached.setdefault(j, {}).get(now, (math.inf, None))[0]:
+                    reached[j][now] = length + 1, (i, found)
+            if i == last and now == most:
+                path, step = [], (i, found)
+                while step is not None:
+                    path.append(step[0])
+                    step = reached[step[0]][step[1]][1]
+                return path[::-1]
+    return []
 
 
 def is_spill(instruction: str) -> bool:

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import bounds
 import sass
 import torch
 import triton
@@ -63,7 +64,6 @@ SIZE = 8192  # rows and fan of the layers
 _BF16, _FP32 = "*bf16", "*fp32"
 BUDGET = Path(__file__).with_name("triton_budget.json")
 MACHINES = {80: Machine(8, 108), 90: Machine(9, 132), 100: Machine(10, 148)}  # A100, H100, B200
-_PIPES = {"alu": 2, "fma": 2, "wide": 4}  # cycles per instruction
 _COLUMNS = (
     "registers",
     "programs",
@@ -75,7 +75,7 @@ _COLUMNS = (
     "waits",
     "other",
     "per_weight",
-    *_PIPES,
+    *bounds.PIPES,
     "cycles",
     "outside",
 )
@@ -209,13 +209,14 @@ def _grad_scores(
     rows: int = SIZE,
     odd: tuple[str, ...] = (),
     freeze_calls: int = 2,
+    precision: str = "tf32x3",
 ) -> MakeCase:
     def make(machine: Machine) -> Case:
         tile = grad_scores.tiles(rows, torch.float32 if dtype == _FP32 else torch.bfloat16, weight, scattered, machine)[
             0
         ]
         constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": not scattered, "SPLIT": False}
-        constants |= {"PRECISION": "tf32x3", "FREEZE_CALLS": freeze_calls, "LONG": False}
+        constants |= {"PRECISION": precision, "FREEZE_CALLS": freeze_calls, "LONG": False}
         constants["FENCE"] = needs_fences(machine, tile.BN) and dtype != _FP32
         pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
         return _product(grad_scores.grad_scores_kernel, tile, constants, pointers, 0, odd)
@@ -367,19 +368,19 @@ def launched(name: str, architecture: int) -> Case:
     return CASES[name](MACHINES[architecture])
 
 
-def _cycles(pipes: dict[str, int]) -> int:
-    """The fewest cycles in which a scheduler issues a warp's instructions: those of the busiest pipe, or of issue."""
-    return max(sum(pipes.values()), *(cycles * pipes.get(pipe, 0) for pipe, cycles in _PIPES.items()))
-
-
-def measure(name: str, architecture: int) -> dict[str, object]:
-    case = launched(name, architecture)
+def machine_code(case: Case, architecture: int) -> tuple[triton.compiler.CompiledKernel, str, str]:
+    """The compiled kernel, the registers that it uses, and its code."""
     compiled = compile_case(case, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = sass.run("cuobjdump", "-res-usage", file.name)
-        code = sass.run("nvdisasm", "-c", file.name)
+        return compiled, usage, sass.run("nvdisasm", "-c", file.name)
+
+
+def measure(name: str, architecture: int) -> dict[str, object]:
+    case = launched(name, architecture)
+    compiled, usage, code = machine_code(case, architecture)
     instructions, loop = _main_loop(code)
     tensor = [i for i in loop if sass.is_tensor(i)]
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
@@ -395,16 +396,16 @@ def measure(name: str, architecture: int) -> dict[str, object]:
         result["waits"] = sum("WARPGROUP.DEPBAR" in i for i in loop)
         everything = sass.by_pipe(instructions)
         outside = {pipe: number - sass.by_pipe(loop).get(pipe, 0) for pipe, number in everything.items()}
-        result["outside_cycles"] = _cycles(outside)
+        result["outside_cycles"] = bounds.cycles(outside)
         result["tensor"] = len(tensor)
         result["from_registers"] = sum(bool(re.search(r"GMMA\S* R\d+, R\d+,", i)) for i in tensor)
         result["other"] = len(loop) - len(tensor)
         pipes = sass.by_pipe(loop)
-        result |= {pipe: pipes.get(pipe, 0) for pipe in _PIPES}
-        result["cycles"] = _cycles(pipes)
+        result |= {pipe: pipes.get(pipe, 0) for pipe in bounds.PIPES}
+        result["cycles"] = bounds.cycles(pipes)
     if case.kernel in (grad_scores.grad_scores_kernel, grad_scores.sum_grads_kernel):
         rows = case.constants.get("BN") or case.constants["N"]
-        outside = result.get("outside_cycles") or _cycles(sass.by_pipe(instructions))  # the loop over parts is short
+        outside = result.get("outside_cycles") or bounds.cycles(sass.by_pipe(instructions))  # the loop over parts is short
         result["outside"] = round(outside * 32 * warps / (128 * rows), 2)
     if loop and case.weights:
         threads = 32 * warps
@@ -451,11 +452,7 @@ def tightened(limits: dict, result: dict) -> dict:
     return {key: of(result[key], limits.get(key, result[key])) for key, of in best.items() if key in result}
 
 
-# Of an H200: multiprocessors x lanes x clock under load, and the rounded rates that copies and dense products reach.
-LANES = 132 * 128 * 1.755e9
-BYTES = 4.3e12
-FLOPS = {0: 790e12, 3: 2 * 790e12}  # of D: bfloat16, int8
-FP32_FLOPS = 60e12
+FLOPS = {0: bounds.FLOPS["bf16"], 3: bounds.FLOPS["int8"]}  # of D
 AIMS = {  # for an 8192 x 8192 layer: case, batch, and the wanted speed relative to the dense product
     "forward, batch 1 to 16": ("forward bf16, batch 1 to 16", 16, 4),
     "forward, batch 256": ("forward bf16, 64 columns", 256, 0.75),
@@ -482,12 +479,12 @@ def print_bounds() -> None:
         programs = max(tiles, result["programs"] * 132)  # sums in parts
         steps = weights / (case.weights or 128 * 128) * blocks
         d = case.constants.get("D", 0)
-        issue = (steps * result["cycles"] + programs * result["outside_cycles"]) * threads / LANES
+        issue = (steps * result["cycles"] + programs * result["outside_cycles"]) * threads / bounds.LANES
         moved = 8 * weights if scored else weights / 8  # scores and their gradient, or masks
         size = 4 if d else 2
-        times = (issue, (moved + size * values) / BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])
-        rate = FP32_FLOPS if d else FLOPS[0]
-        dense = max(size * (weights + values) / BYTES, 2 * weights * batch / rate)
+        times = (issue, (moved + size * values) / bounds.BYTES, 2 * weights * batch * (d or 1) / FLOPS[d])
+        rate = bounds.FLOPS["float32" if d else "bf16"]
+        dense = max(size * (weights + values) / bounds.BYTES, 2 * weights * batch / rate)
         numbers = [f"{1e6 * t:.1f}" for t in (*times, dense)] + [f"{dense / t:.2f}x" for t in (max(times), sum(times))]
         print(f"| {aim} | {' | '.join(numbers)} | {target}x |", flush=True)
 

@@ -56,6 +56,52 @@ def test_reading_code(sass):
     assert sass.by_pipe(loops[0]) == {"alu": 1, "control": 1, "tensor": 1}
 
 
+LOOP = """
+        /*0000*/                   IMAD R1, R2, R3, R4 ;
+        /*0010*/              @!P0 BRA 0x50 ;
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
+        /*0030*/                   LOP3.LUT R5, R2, R3, R4, 0x96, !PT ;
+        /*0040*/                   BRA 0x70 ;
+        /*0050*/                   LDS R5, [R1] ;
+        /*0060*/               @P2 BRA 0x50 ;
+        /*0070*/                   IMAD.WIDE.U32 R2, R3, R4, RZ ;
+        /*0080*/               @P1 BRA 0x0 ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_a_turn_of_a_loop_is_its_shortest_path_with_what_is_wanted(sass):
+    code = sass.read(LOOP)
+    copies, reads = sass.shortest_turn(code, {"LDGSTS": 1}), sass.shortest_turn(code, {"LDS": 1, "IMAD": 2}, 3)
+    assert [i.split()[0] for i in copies] == [
+        "IMAD",
+        "BRA",
+        "LDGSTS.E.BYPASS.128",
+        "LOP3.LUT",
+        "BRA",
+        "IMAD.WIDE.U32",
+        "BRA",
+    ]
+    assert sum("LDS R5" in i for i in reads) == 3 and len(reads) == 2 + 3 * 2 + 2
+    assert sass.shortest_turn(code, {"LDGSTS": 1, "LDS": 1}) == []
+
+
+def test_bounds(sass):
+    """Of 132 x 4 warps: the busiest pipe, tensor products of a warp's share, and the ratio to the dense product."""
+    import bounds
+
+    code = ["HGMMA.64x256x16.F32.BF16 R24, R1, gdesc[UR4], R24", *["IMAD.WIDE.U32 R2, R3, R4, RZ"] * 5, *["NOP"] * 7]
+    loop = bounds.loop_of([*code, "IMMA.16832.S8.S8 R8, R4.ROW, R2.COL, R8"])
+    assert loop.products == {"bf16": 64 * 256 * 16 / 4, "int8": 16 * 8 * 32}
+    alone = bounds.loop_of(code)
+    found = bounds.bound([(alone, 132 * 4)], moved=4.3e3, dense=1e-6)
+    assert (found.pipe, found.cycles) == ("wide", 20)
+    assert found.tensor == pytest.approx(2 * 132 * 64 * 256 * 16 / 790e12)
+    assert found.ratio == pytest.approx(1e-6 / found.tensor)
+    assert bounds.bound([(alone, 132 * 4)], moved=4.3e6, dense=1e-6).ratio == pytest.approx(1)
+    assert bounds.bound([(alone, 132 * 4e3)], moved=0, dense=1e-6).pipe == "wide"
+
+
 def test_a_budget_only_tightens(sass):
     from cuda_sass import over_budget, tightened
 
