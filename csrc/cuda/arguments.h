@@ -204,6 +204,7 @@ struct Product {
     uint32_t tiles;                    // of all groups and parts
     uint32_t parts, part_calls;        // of k
     int32_t depth;                     // x is 0 from this k on
+    int32_t kernel_h;
     int32_t height, width, pitch;      // of x; pitch: values from pixel to pixel
     int32_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
     int32_t load, element;  // element: of y

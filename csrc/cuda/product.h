@@ -49,7 +49,7 @@ struct ProductShared {
     Ring<PRODUCERS, CONSUMERS>::Barriers barriers;
     NormalTable table;
     uint32_t number[CONSUMERS / 32];  // of each warp's tile
-    Pixel columns[256];
+    ColumnTable columns;
 };
 
 template <class Weights, int COLUMNS>

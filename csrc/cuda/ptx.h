@@ -54,6 +54,12 @@ __device__ __forceinline__ void pin(float (&r)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(r[i])::"memory");
 }
 
+// An address that is in registers as it is: nothing that it was computed of is added later instead.
+__device__ __forceinline__ const char *opaque(const char *address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t of row g.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

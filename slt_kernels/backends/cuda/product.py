@@ -170,6 +170,7 @@ def prepared(
         "parts": parts,
         "part_calls": part_calls,
         "depth": pitch if images.vectors else source.fan,
+        "kernel_h": window.kernel_h,
         "height": height,
         "width": width,
         "pitch": pitch if images.vectors else channels,
@@ -209,9 +210,13 @@ def prepared(
 
 def load_of(source: Source, images: Images, piece: int) -> str:
     """How x is read, where 16 bytes are that many values."""
-    if images.vectors:
-        return "rows"
-    if images.group_channels % piece:
+    (channels, height, width), window = images.shape, images.window
+    plain = images.vectors or window._replace(groups=1) == Window(1, 1)
+    if not images.vectors and images.group_channels % piece:
         return "values"
-    plain = images.window._replace(groups=1) == Window(1, 1)
-    return "rows" if plain else "pixels"
+    if plain:  # columns of a tile are apart by less than 2**31 pieces
+        return "rows" if channels < 2**23 * piece else "values"
+    padded = (height + 2 * window.padding_h) * (width + 2 * window.padding_w)
+    if images.count * padded * channels >= 2**31 * piece or window.kernel_h + window.kernel_w >= 32:
+        return "values"
+    return "pixels"
