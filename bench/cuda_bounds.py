@@ -112,10 +112,17 @@ def ours(case: Case, codes: dict[str, str]) -> list[tuple[Loop, float]]:
         loop = bounds.loop_of(sass.shortest_turn(code, {r"\w*MMA": 1, "LDG": 2}))
         steps = loop.pipes["wide"] / 36  # of 64 rows and 512 k: a thread makes two calls
         return [(loop, 4 * (case.rows / 64) * (case.fan / 512) / steps)]
-    chosen = product.kernel(how.dtype, source, how.digits, case.columns, MACHINE)
-    done = _tiles(case.rows, product._ROWS) * _tiles(case.columns, chosen.columns) * _tiles(case.fan, CALL)
+    images = product.Images(case.columns, (SIZE, 1, 1), Window(1, 1), True)
+    if case.channels:
+        images = product.Images(case.batch, (case.channels, case.size, case.size), WINDOW, True)
+    chosen = product.kernel(how.dtype, source, how.digits, images, MACHINE)
+    done = _tiles(case.rows, chosen.rows) * _tiles(case.columns, chosen.columns) * _tiles(case.fan, CALL)
     copies = (how.digits or 2) * chosen.columns // 16
-    wanted = {"LDGSTS": copies, "IMAD.WIDE": 18} | ({"LDS": chosen.columns // 16} if case.channels else {})
+    wanted = {"LDGSTS": copies, "LDG.E.128": 1, "IMAD.WIDE": 18, "SYNCS.ARRIVE": 1}
+    if case.channels:
+        wanted["SHF.R.U64"] = 2 if how.digits else 4  # the divisions that find taps
+        if not how.digits and case.channels % CALL:  # half a step each
+            wanted["IMAD.WIDE"] += copies
     return _turns("product", codes[chosen.name], done * (how.digits or 1), {r"[HI]\w*MMA": 4}, wanted)
 
 

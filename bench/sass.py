@@ -109,7 +109,7 @@ def shortest_turn(code: Code, wanted: dict[str, int], repeated: int = 1) -> list
             continue
         times = dict.fromkeys(path, 1)
         for start, end in code.loops:
-            if (start, end) != (first, last) and start in times and end in times:
+            if first <= start and end <= last and (start, end) != (first, last) and start in times:
                 times |= {i: times[i] * repeated for i in path if start <= i <= end}
         return [code.instructions[i] for i in path for _ in range(times[i])]
     return []

@@ -45,6 +45,8 @@ CONVOLUTIONS = cuda_cases.CONVOLUTIONS | {
     "1x1-groups": (64, 6, 2, 3, 3, Window(1, 1, groups=2)),
     "48-channels": (48, 3, 5, 6, 5, Window(3, 3, padding_h=2, padding_w=1, dilation_h=2, stride_w=2)),
     "8-channels": (8, 3, 5, 6, 5, Window(3, 2, padding_w=1)),  # 16 bytes of 16-bit floats, not of digits
+    "31-taps": (16, 2, 1, 1, 33, Window(1, 31)),  # more than a word has bits for, so value by value
+    "128-channels": (128, 3, 2, 4, 3, Window(3, 3, padding_h=1, padding_w=1)),  # a step is one run of each column
     "a-pixel": (16, 3, 70, 1, 1, Window(3, 3, padding_h=1, padding_w=1)),
 }
 
@@ -85,12 +87,51 @@ def test_linear(simulator, shape, weight, dtype):
     check_linear(simulator, source_of(rows, fan, weight), torch.randn(batch, fan, dtype=dtype), bias=bias)
 
 
-@pytest.mark.parametrize("name, weight, dtype", kinds(CONVOLUTIONS, ("groups-dilation", "8-channels", "48-channels")))
+@pytest.mark.parametrize(
+    "name, weight, dtype", kinds(CONVOLUTIONS, ("groups-dilation", "8-channels", "48-channels", "128-channels"))
+)
 def test_conv2d(simulator, name, weight, dtype):
     source, window, shape = convolution(name, weight)
     x, bias = torch.randn(shape, dtype=dtype), torch.randn(source.rows)
     check_conv2d(simulator, source, window, x, bias)
     check_conv2d(simulator, source, window, x.contiguous(memory_format=torch.channels_last))
+
+
+COMPACT = (  # weights, dtype, precision, batch, whether a tile of 256 columns fills the device
+    (SIGNED, FLOAT32, "highest", 65, False),
+    (SIGNED, FLOAT32, "high", 130, False),
+    (SIGNED, BFLOAT16, "highest", 66, False),
+    (SIGNED, FLOAT16, "highest", 66, True),
+)
+
+
+@pytest.mark.parametrize("weight, dtype, precision, batch, wide", COMPACT)
+@pytest.mark.parametrize("freeze", cuda_cases.FREEZES)
+def test_producers_make_compact_masks(simulator, monkeypatch, weight, dtype, precision, batch, wide, freeze):
+    torch.set_float32_matmul_precision(precision)
+    monkeypatch.setattr(import_module("slt_kernels.backends.cuda.product"), "fills", lambda *_: wide)
+    source = source_of(67, 300, weight, cuda_cases.FREEZES[freeze]).shard((1, 67), (1, 9))
+    check_linear(simulator, source, torch.randn(batch, source.fan, dtype=dtype), random_mask(source, compact=True))
+    assert simulator.launches[-1]["kernel"].endswith("_compact")
+
+
+def test_compact_masks_are_expanded_where_many_tiles_use_a_weight(simulator):
+    source = source_of(65, 40, freeze=Freeze(0.25, 0.3125))
+    for batch, compact in ((192, True), (400, False)):
+        check_linear(simulator, source, torch.randn(batch, 40), random_mask(source, compact=True))
+        assert simulator.launches[-1]["kernel"].endswith("_compact") == compact
+
+
+FEW_ROWS = ((SIGNED, FLOAT32, "highest"), (SIGNED, FLOAT32, "high"), (SIGNED, BFLOAT16, "highest"))
+
+
+@pytest.mark.parametrize("weight, dtype, precision", FEW_ROWS)
+def test_tiles_of_64_rows(simulator, weight, dtype, precision):
+    """Two groups of 33 rows; the last tile of columns has one."""
+    torch.set_float32_matmul_precision(precision)
+    source, window = source_of(66, 3 * 16, weight), Window(1, 3, padding_w=1, groups=2)
+    check_conv2d(simulator, source, window, torch.randn(1, 32, 1, 257, dtype=dtype), bias=torch.randn(66))
+    assert simulator.launches[-1]["kernel"].endswith("_64_rows")
 
 
 def test_the_operation_chooses_by_batch(simulator):

@@ -187,13 +187,16 @@ struct Product {
     };
 
     Generator generator;
-    const uint32_t *mask;  // resolved
+    const int64_t *segment_starts;
+    const uint16_t *call_starts;
+    const uint32_t *mask;
     const void *x;         // channels-last; 16-bit floats, or planes of digits
     const float *power;    // of digits: two factors of each image
     const float *scale;
     const float *bias;  // may be null
     void *y;
     void *sums;           // [parts, columns, rows]: int64 of digits, or float; not used where there is one part
+    int64_t mask_words;   // of a compact mask
     int64_t plane;        // bytes from one plane of digits to the next
     int64_t image_pitch;  // values of x from image to image
     int64_t y_row, y_pixel, y_image;  // elements of y from row to row, and so on
@@ -208,7 +211,7 @@ struct Product {
     int32_t height, width, pitch;      // of x; pitch: values from pixel to pixel
     int32_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
     int32_t load, element;  // element: of y
-    int32_t aligned_words;  // as in ForwardSmall
+    int32_t aligned_words;  // of resolved masks, as in ForwardSmall
     int32_t stages;         // of the ring in shared memory
 };
 

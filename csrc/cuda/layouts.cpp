@@ -148,12 +148,13 @@ const std::vector<Layout> &layouts() {
         }
         {
             typedef Product A;
-            all.push_back(layout<A>("Product", {SLT_FIELD(generator), SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(power),
-                SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(sums), SLT_FIELD(plane),
-                SLT_FIELD(image_pitch), SLT_FIELD(y_row), SLT_FIELD(y_pixel), SLT_FIELD(y_image), SLT_FIELD(pixels),
-                SLT_FIELD(out_width), SLT_FIELD(group_channels), SLT_FIELD(kernel_w), SLT_FIELD(columns),
-                SLT_FIELD(group_rows), SLT_FIELD(row_tiles), SLT_FIELD(column_tiles), SLT_FIELD(tiles),
-                SLT_FIELD(parts), SLT_FIELD(part_calls), SLT_FIELD(depth), SLT_FIELD(kernel_h), SLT_FIELD(height), SLT_FIELD(width),
+            all.push_back(layout<A>("Product", {SLT_FIELD(generator), SLT_FIELD(segment_starts), SLT_FIELD(call_starts),
+                SLT_FIELD(mask), SLT_FIELD(x), SLT_FIELD(power), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y),
+                SLT_FIELD(sums), SLT_FIELD(mask_words), SLT_FIELD(plane), SLT_FIELD(image_pitch), SLT_FIELD(y_row),
+                SLT_FIELD(y_pixel), SLT_FIELD(y_image), SLT_FIELD(pixels), SLT_FIELD(out_width),
+                SLT_FIELD(group_channels), SLT_FIELD(kernel_w), SLT_FIELD(columns), SLT_FIELD(group_rows),
+                SLT_FIELD(row_tiles), SLT_FIELD(column_tiles), SLT_FIELD(tiles), SLT_FIELD(parts),
+                SLT_FIELD(part_calls), SLT_FIELD(depth), SLT_FIELD(kernel_h), SLT_FIELD(height), SLT_FIELD(width),
                 SLT_FIELD(pitch), SLT_FIELD(stride_h), SLT_FIELD(stride_w), SLT_FIELD(padding_h),
                 SLT_FIELD(padding_w), SLT_FIELD(dilation_h), SLT_FIELD(dilation_w), SLT_FIELD(load),
                 SLT_FIELD(element), SLT_FIELD(aligned_words), SLT_FIELD(stages)}));

@@ -178,7 +178,7 @@ class Patches {
             copy_lines(from, {reach.tap, upper.tap}, to);
         } else {
 #pragma unroll
-            for (int line = 1; line < LINES; ++line) from[line] = opaque(from[line - 1] + a.plane);
+            for (int line = 1; line < LINES; ++line) from[line] = from[line - 1] + a.plane;
             copy_lines(from, {reach.tap, reach.tap}, to);
         }
     }

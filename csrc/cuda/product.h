@@ -1,8 +1,8 @@
 // Forward of Linear and Conv2d for many columns: y^T = W x^T.
 //
-// A block has a warpgroup of producers, which make the weights of 128 rows and copy x for a step of 128 k, and two of
-// consumers, which multiply. A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of 64
-// rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows and half of the columns.
+// A block has a warpgroup of producers, which make the weights of 128 or 64 rows and copy x for a step of 128 k, and two
+// of consumers, which multiply. A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of
+// 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows; those of the same rows share the columns.
 //
 // They share a ring of stages in shared memory. Producers fill a stage while the copies of the one before are under
 // way, so the ring has at least two; three with wgmma, whose consumers release a stage in the middle of the next.
@@ -26,8 +26,8 @@ struct Tile {
     uint32_t part;
     int first_call, end_call;
 
-    __device__ __forceinline__ Tile(const Product &a, uint32_t number, int columns) {
-        row = number % a.row_tiles * TILE_ROWS;
+    __device__ __forceinline__ Tile(const Product &a, uint32_t number, int rows, int columns) {
+        row = number % a.row_tiles * rows;
         number /= a.row_tiles;
         column.first = number % a.column_tiles * columns;
         column.end = min(column.first + columns, a.columns);
@@ -52,7 +52,7 @@ struct ProductShared {
     ColumnTable columns;
 };
 
-template <class Weights, int COLUMNS>
+template <class Weights, int COLUMNS, class Row = ResolvedRow>
 class ProductKernel {
   public:
     typedef Patches<COLUMNS, Weights::LINES, Weights::SIZE> X;
@@ -85,8 +85,9 @@ class ProductKernel {
     typedef typename Weights::Sum Sum;
     static constexpr int PRODUCER_REGISTERS = 104, CONSUMER_REGISTERS = 200;  // of 168 for all at first
 
-    // A consumer warp's blocks of 16 rows, and its columns.
-    static constexpr int BLOCKS = WARPGROUP_PRODUCTS ? 1 : 2, SPAN = WARPGROUP_PRODUCTS ? COLUMNS : COLUMNS / 2;
+    // A consumer warp's blocks of 16 rows, and its columns; the warps that have the rows of a tile.
+    static constexpr int ROWS = Weights::ROWS, BLOCKS = WARPGROUP_PRODUCTS ? 1 : 2, ROW_WARPS = ROWS / 16 / BLOCKS;
+    static constexpr int SPAN = COLUMNS * ROW_WARPS / (CONSUMERS / 32);
     static constexpr int SUMS = Weights::SUMS, PRODUCTS = Weights::PRODUCTS / 2;  // of half a step
     static constexpr bool HALVES = Weights::SIZE == 2;  // whether half a step has lines of its own
 
@@ -95,10 +96,10 @@ class ProductKernel {
         int filled = -1;  // the stage whose copies are under way
 #pragma unroll 1
         for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
-            const Tile tile(a, number, COLUMNS);
+            const Tile tile(a, number, ROWS, COLUMNS);
             const X x(a, tile.column, shared.columns);
             const int i = threadIdx.x;
-            ProducerRow row(a, tile.source_row(a) + i, tile.row + i < a.group_rows, tile.first_call);
+            Row row(a, tile.source_row(a) + i, i < ROWS && tile.row + i < a.group_rows, tile.first_call);
 #pragma unroll 1
             for (int call = tile.first_call; call < tile.end_call; ++call) {
                 const uint32_t stage = stages + ring.slot * STAGE;
@@ -107,7 +108,7 @@ class ProductKernel {
                 commit_copies();
                 uint32_t words[4];
                 row.take(a, call, words);
-                Weights::make(a, shared.table, row.index(call), words, i, stage + X::BYTES);
+                if (ROWS == PRODUCERS || i < ROWS) Weights::make(a, shared.table, row.index(call), words, i, stage + X::BYTES);
                 if (filled >= 0) publish<1>(ring, filled);
                 filled = ring.slot;
                 ring.advance();
@@ -135,8 +136,9 @@ class ProductKernel {
             uint32_t thread;
             asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // volatile: not kept in registers, but read again
             const int warp = thread / 32 - PRODUCERS / 32;
-            row = WARPGROUP_PRODUCTS ? warp * 16 : warp % 4 * 32;
-            column = WARPGROUP_PRODUCTS ? 0 : warp / 4 * SPAN;
+            // Where each warp has all columns, without what computes nothing.
+            row = (SPAN == COLUMNS ? warp : warp % ROW_WARPS) * 16 * BLOCKS;
+            column = SPAN == COLUMNS ? 0 : warp / ROW_WARPS * SPAN;
             lane = thread % 32;
         }
     };
@@ -150,11 +152,11 @@ class ProductKernel {
         for (uint32_t number = blockIdx.x; number < a.tiles; number += gridDim.x) {
             if (threadIdx.x % 32 == 0) store_4_bytes(kept, number);
             Sum sums[BLOCKS * SUMS][SPAN / 2] = {};
-            multiply(ring, stages, Tile(a, number, COLUMNS).steps(), sums);
+            multiply(ring, stages, Tile(a, number, ROWS, COLUMNS).steps(), sums);
             __syncwarp();
             const uint32_t again = load_4_bytes(kept);
             __syncwarp();
-            store(a, Tile(a, again, COLUMNS), sums);
+            store(a, Tile(a, again, ROWS, COLUMNS), sums);
         }
     }
 
@@ -163,11 +165,13 @@ class ProductKernel {
                                                     Sum (&sums)[SUMS][SPAN / 2]) {
         const Place place;
         const uint32_t weights_place = X::BYTES + Weights::lane_place(place.row, place.lane);
+        // So that it is known to be the same in all lanes.
+        const uint32_t columns_place = SPAN == COLUMNS ? 0 : __shfl_sync(0xFFFFFFFF, place.column * LINE, 0);
         int last = -1;  // the stage before, which products may still read
 #pragma unroll 1
         for (; steps > 0; --steps) {
             const uint32_t stage = stages + ring.slot * STAGE;
-            const uint64_t lines = swizzled_descriptor(stage);  // the address is its lowest field, in units of 16 bytes
+            const uint64_t lines = swizzled_descriptor(stage + columns_place);  // the address is its lowest field, in units of 16 bytes
             ring.wait_until_full();
             Weights weights;
 #pragma unroll

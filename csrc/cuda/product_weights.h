@@ -1,6 +1,6 @@
 // Weights of a product as the first operand: made by producers, a row of a tile each, and read by consumers.
 //
-// A step is a call: 128 weights of every row. The operand's registers a[0..3] of one product are those of rows g and
+// A step is a call: 128 weights of every row. A tile has 128 rows or 64. The operand's registers a[0..3] of one product are those of rows g and
 // g + 8 in the lower half of k, and of both in the upper half.
 #pragma once
 
@@ -10,20 +10,29 @@
 
 namespace slt::cuda {
 
-constexpr int TILE_ROWS = 128;
-
-// A producer's row, and the words of its mask, which are read one call ahead.
+// A producer's row of the source; there are no weights where it is not valid.
 class ProducerRow {
   public:
-    // `row` of the source; there are none where it is not valid.
-    __device__ __forceinline__ ProducerRow(const Product &a, uint32_t row, bool valid, int first)
-        : mask_(a.mask + uint64_t(row) * a.generator.words),
-          index_(call_index(a.generator, row, 0)),
-          calls_(valid ? a.generator.calls : 0) {
+    __device__ __forceinline__ uint64_t index(int call) const { return index_ + uint32_t(call); }
+
+  protected:
+    __device__ __forceinline__ ProducerRow(const Product &a, uint32_t row, bool valid)
+        : row_(row), calls_(valid ? a.generator.calls : 0), index_(call_index(a.generator, row, 0)) {}
+
+    uint32_t row_;
+    int calls_;
+
+  private:
+    uint64_t index_;
+};
+
+// Its kept weights by a resolved mask, whose words are read one call ahead.
+class ResolvedRow : public ProducerRow {
+  public:
+    __device__ __forceinline__ ResolvedRow(const Product &a, uint32_t row, bool valid, int first)
+        : ProducerRow(a, row, valid), mask_(a.mask + uint64_t(row) * a.generator.words) {
         read(a, first);
     }
-
-    __device__ __forceinline__ uint64_t index(int call) const { return index_ + uint32_t(call); }
 
     // The words of `call`, which was read before; reads those of the next one.
     __device__ __forceinline__ void take(const Product &a, int call, uint32_t (&words)[4]) {
@@ -48,9 +57,57 @@ class ProducerRow {
     }
 
     const uint32_t *mask_;
-    uint64_t index_;
-    int calls_;
     uint32_t next_[4];
+};
+
+// The same by a compact mask. Its bits are read one call ahead, and where they start two calls ahead.
+class CompactRow : public ProducerRow {
+  public:
+    __device__ __forceinline__ CompactRow(const Product &a, uint32_t row, bool valid, int first)
+        : ProducerRow(a, row, valid) {
+        find_start(a, first);
+        read(a, first);
+    }
+
+    __device__ __forceinline__ void take(const Product &a, int call, uint32_t (&words)[4]) {
+        const Generator &g = a.generator;
+        uint32_t bits[5];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) bits[i] = __funnelshift_r(next_[i], next_[i + 1], shift_);
+        bits[4] = 0;
+        read(a, call + 1);
+#pragma unroll 1
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t valid = call < calls_ ? valid_word(g, call * 4 + i - g.skipped) : 0;
+            const FrozenWord frozen = frozen_word<ANY>(g, 4 * index(call) + i, valid);
+            const int count = __popc(frozen.free);
+            const uint32_t kept = g.planes == 0 ? deposit_halves(bits[0], frozen.free) : deposit(bits[0], frozen.free);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) bits[j] = __funnelshift_rc(bits[j], bits[j + 1], count);
+#pragma unroll
+            for (int j = 0; j < 3; ++j) words[j] = words[j + 1];  // a loop cannot index registers
+            words[3] = kept | frozen.locked;
+        }
+    }
+
+  private:
+    __device__ __forceinline__ void find_start(const Product &a, int call) {
+        if (call < calls_) start_ = free_start<ANY>(a.generator, a.segment_starts, a.call_starts, row_, call);
+    }
+
+    // Words past the end of the mask are not read.
+    __device__ __forceinline__ void read(const Product &a, int call) {
+        const int64_t at = start_ / WORD;
+        const int left = call < calls_ ? int(least(a.mask_words - at, 5)) : 0;
+#pragma unroll
+        for (int i = 0; i < 5; ++i) next_[i] = i < left ? __ldg(a.mask + at + i) : 0;
+        shift_ = start_ % WORD;
+        find_start(a, call + 1);
+    }
+
+    uint32_t next_[5];  // 128 bits, from bit `shift_` on
+    uint32_t shift_;
+    int64_t start_ = 0;
 };
 
 // The signs and the mask of a word as fields of two bits, sign above kept: of its even bits, and of its odd ones.
@@ -66,13 +123,13 @@ __device__ __forceinline__ CodedWord coded_word(uint32_t keep, uint32_t signs) {
 
 // Signed weights as floats of 2 v: the sign and the upper bit of the exponent. Line of a row: its words, each in four
 // variants, so that thread t cuts its own fields by the same shifts as all others.
-template <class Type>
+template <class Type, int ROWS_>
 class FloatSigns {
   public:
     typedef float Sum;
     static constexpr int SIZE = 2, LINES = 2, SUMS = 1, PRODUCTS = 8;  // PRODUCTS: of a step, for one sum
     static constexpr int ELEMENT = std::is_same_v<Type, Bfloat16> ? BFLOAT16 : FLOAT16;  // of y
-    static constexpr int ROW_BYTES = 64, BYTES = TILE_ROWS * ROW_BYTES;
+    static constexpr int ROWS = ROWS_, ROW_BYTES = 64, BYTES = ROWS * ROW_BYTES;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &, uint64_t call,
                                                 const uint32_t (&keep)[4], int row, uint32_t to) {
@@ -156,11 +213,11 @@ struct DigitProducts {
 
 // Signed weights as bytes of 64 v. Two words of fields per word, whose bytes i have k = 4 t + i of the word at field t:
 // of its first 16 k, and of its last.
-template <int DIGITS>
+template <int DIGITS, int ROWS_>
 class ByteSigns : public DigitProducts<DIGITS> {
   public:
     static constexpr int ELEMENT = FLOAT32;
-    static constexpr int BYTES = 2 * TILE_ROWS * 16;
+    static constexpr int ROWS = ROWS_, BYTES = 2 * ROWS * 16;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &, uint64_t call,
                                                 const uint32_t (&keep)[4], int row, uint32_t to) {
@@ -173,7 +230,7 @@ class ByteSigns : public DigitProducts<DIGITS> {
             last[w] = bytes_of(coded.even, coded.odd, 0x7531);
         }
         store_16_bytes(to + row * 16, first);
-        store_16_bytes(to + (TILE_ROWS + row) * 16, last);
+        store_16_bytes(to + (ROWS + row) * 16, last);
     }
 
     static __device__ __forceinline__ uint32_t lane_place(int row, int lane) { return (row + lane / 4) * 16; }
@@ -184,7 +241,7 @@ class ByteSigns : public DigitProducts<DIGITS> {
         for (int part = 0; part < 2; ++part)
 #pragma unroll
             for (int r = 0; r < 2; ++r)
-                load_8_bytes(words_[part][r], from + (part * TILE_ROWS + 8 * r) * 16 + half * 8);
+                load_8_bytes(words_[part][r], from + (part * ROWS + 8 * r) * 16 + half * 8);
     }
 
     __device__ __forceinline__ void operand(int number, uint32_t (&a)[4]) const {
@@ -198,11 +255,11 @@ class ByteSigns : public DigitProducts<DIGITS> {
 };
 
 // Weights that are bytes of VALUE: a line of 128 bytes a row, in the order of k, swizzled as x is.
-template <int DIGITS>
+template <int DIGITS, int ROWS_>
 class ByteValues : public DigitProducts<DIGITS> {
   public:
     static constexpr int ELEMENT = ANY_ELEMENT;
-    static constexpr int ROW_BYTES = 128, BYTES = TILE_ROWS * ROW_BYTES;
+    static constexpr int ROWS = ROWS_, ROW_BYTES = 128, BYTES = ROWS * ROW_BYTES;
 
     static __device__ __forceinline__ void make(const Product &a, const NormalTable &table, uint64_t call,
                                                 const uint32_t (&keep)[4], int row, uint32_t to) {

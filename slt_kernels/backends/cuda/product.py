@@ -14,15 +14,19 @@ from .. import registry
 from . import launch
 from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
 from .digits import to_digits
+from .free_starts import starts_for
 from .generator import calls
 from .generator import takes as numbered
 
-_ROWS = 128  # of a tile: TILE_ROWS of csrc/cuda/product_weights.h
+_ROWS, _FEW_ROWS = 128, 64  # of a tile: ROWS of csrc/cuda/product_weights.h
 _THREADS = 384
 _HEADER = 5 * 1024  # `ProductShared` of csrc/cuda/product.h
 _MOST_STAGES = 4  # with wgmma, kernels need three; else two
 _ADD_THREADS = 256
 _LEAST_CALLS = 8  # of a part of k
+# With three digits, products of a step (768 cycles of tensor cores on an H100) are shorter than making its words from a
+# compact mask (1030 of the schedulers). With so many tiles of columns, expanding the mask before takes as long.
+_COMPACT_TILES = 4
 _LOADS = ("rows", "pixels", "values")  # `Load` of `Product`
 
 
@@ -65,8 +69,12 @@ class Kernel(NamedTuple):
 
     file: str
     name: str
-    columns: int  # of a tile
+    rows: int  # of a tile
+    columns: int
     stage_bytes: int
+
+    def stages(self, machine: launch.Machine) -> int:
+        return min(_MOST_STAGES, (machine.shared - _HEADER) // self.stage_bytes)
 
 
 def takes(x: Tensor, images: Images, source: Source) -> bool:
@@ -82,23 +90,24 @@ def forward(
     y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, images: Images
 ) -> None:
     """Writes ``y`` from ``x`` [images, height * width * channels], contiguous; bias is float32."""
-    if mask.dim() == 1:
+    machine, digits = launch.machine(x.device), digit_count(x) if uses_digits(x.dtype, source) else 0
+    if mask.dim() == 1 and not makes_words(x.dtype, source, digits, images, machine):
         mask = registry.run("expand", mask, source)
     x, power = aligned(x), 0
-    if uses_digits(x.dtype, source):
-        x, power = to_digits(x, digit_count(x))
-        digits, pitch = x.shape[0], x.shape[2]
+    if digits:
+        x, power = to_digits(x, digits)
+        pitch = x.shape[2]
     else:
-        digits = 0
         if images.vectors and x.shape[1] % 8:
             x = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))
         pitch = x.shape[1]
-    run, add, parts = prepared(source, images, y.dtype, digits, pitch, launch.machine(x.device))
+    run, add, parts = prepared(source, images, y.dtype, digits, pitch, mask.dim() == 1, machine)
     sums = 0
     if parts > 1:
         shape = parts, images.count * images.pixels, source.rows
         sums = launch.workspace(shape, torch.int64 if digits else torch.float32, x.device)
-    values = aligned(mask), x, power, scale, 0 if bias is None else bias, y, sums
+    starts, bias = starts_for(mask, source), 0 if bias is None else bias
+    values = *starts, aligned(mask), mask.numel(), x, power, scale, bias, y, sums
     launch.enqueue(run, x.device, *values)
     if parts > 1:
         launch.enqueue(add, x.device, *values)
@@ -109,17 +118,37 @@ def uses_digits(dtype: torch.dtype, source: Source) -> bool:
     return dtype == torch.float32 or source.weight != SIGNED
 
 
-def kernel(dtype: torch.dtype, source: Source, digits: int, columns: int, machine: launch.Machine) -> Kernel:
-    """The kernel for a product; the widest tile where its columns and rows fill the device."""
+def makes_words(dtype: torch.dtype, source: Source, digits: int, images: Images, machine: launch.Machine) -> bool:
+    """Whether the product makes the words of a compact mask itself; otherwise it is expanded before."""
+    chosen = kernel(dtype, source, digits, images, machine)
+    if source.weight != SIGNED or chosen.rows == _FEW_ROWS:
+        return False
+    return digits < 3 or launch.blocks(images.count * images.pixels, chosen.columns) <= _COMPACT_TILES
+
+
+def kernel(dtype: torch.dtype, source: Source, digits: int, images: Images, machine: launch.Machine) -> Kernel:
+    """The kernel for a product, but for the form of its mask."""
     wide = machine.capability == 90  # products of a warpgroup have more columns
+    columns, signed = images.count * images.pixels, source.weight == SIGNED
+    width = {0: 128, 2: 128 if wide else 64, 3: 64 if wide else 48}[digits]
     if digits == 0:
-        name = {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
-        width = 256 if wide and fills(source, columns, 256, machine) else 128
-        return Kernel("product_floats", f"slt_product_{name}_{width}", width, 2 * width * 128 + 64 * _ROWS)
-    kind = "signs" if source.weight == SIGNED else "bytes"
-    width = (128 if digits == 2 else 64) if wide else (64 if digits == 2 else 48)
-    weight_bytes = (32 if kind == "signs" else 128) * _ROWS
-    return Kernel("product_digits", f"slt_product_{kind}_{digits}_{width}", width, digits * width * 128 + weight_bytes)
+        file, name, row_bytes = "product_floats", {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype], 64
+    else:
+        kind, row_bytes = ("signs", 32) if signed else ("bytes", 128)
+        file, name = "product_digits", f"{kind}_{digits}"
+
+    def tile(rows: int, width: int) -> Kernel:
+        few = "_64_rows" if rows == _FEW_ROWS else ""
+        stage_bytes = (digits or 2) * width * 128 + row_bytes * rows
+        return Kernel(file, f"slt_product_{name}_{width}{few}", rows, width, stage_bytes)
+
+    few = tile(_FEW_ROWS, 2 * width)
+    enough = few.stages(machine) >= (3 if wide else 2)
+    if signed and source.rows // images.window.groups <= _FEW_ROWS and columns > width and enough:
+        return few
+    if digits == 0 and wide and fills(source, columns, 256, machine):
+        width = 256
+    return tile(_ROWS, width)
 
 
 def fills(source: Source, columns: int, width: int, machine: launch.Machine) -> bool:
@@ -137,14 +166,25 @@ def parts_of(source: Source, tiles: int, digits: int, machine: launch.Machine) -
 
 @launch.planned
 def prepared(
-    source: Source, images: Images, dtype: torch.dtype, digits: int, pitch: int, machine: launch.Machine
+    source: Source,
+    images: Images,
+    dtype: torch.dtype,
+    digits: int,
+    pitch: int,
+    compact: bool,
+    machine: launch.Machine,
 ) -> tuple[launch.Launch, launch.Launch | None, int]:
-    """The launch, one that adds the parts of k, and their number. ``pitch``: values of x from image to image."""
+    """The launch, one that adds the parts of k, and their number.
+
+    Args:
+        pitch: values of x from image to image.
+        compact: whether the mask is.
+    """
     channels, height, width = images.shape
     window, pixels = images.window, images.pixels
     columns, group_rows = images.count * pixels, source.rows // window.groups
-    chosen = kernel(dtype, source, digits, columns, machine)
-    row_tiles, column_tiles = launch.blocks(group_rows, _ROWS), launch.blocks(columns, chosen.columns)
+    chosen = kernel(dtype, source, digits, images, machine)
+    row_tiles, column_tiles = launch.blocks(group_rows, chosen.rows), launch.blocks(columns, chosen.columns)
     tiles = window.groups * row_tiles * column_tiles
     parts = parts_of(source, tiles, digits, machine)
     part_calls = launch.blocks(calls(source), parts)
@@ -183,9 +223,9 @@ def prepared(
         "load": _LOADS.index(load),
         "element": ELEMENTS[dtype],
         "aligned_words": source.words % 4 == 0 and source.first_word % 4 == 0,
-        "stages": min(_MOST_STAGES, (machine.shared - _HEADER) // chosen.stage_bytes),
+        "stages": chosen.stages(machine),
     }
-    later = ["mask", "x", "power", "scale", "bias", "y", "sums"]
+    later = ["segment_starts", "call_starts", "mask", "mask_words", "x", "power", "scale", "bias", "y", "sums"]
 
     def launched(kernel: str, blocks: int, threads: int, shared: int) -> launch.Launch:
         return launch.Launch(
@@ -200,7 +240,7 @@ def prepared(
         )
 
     shared = values["stages"] * chosen.stage_bytes + _HEADER
-    run = launched(chosen.name, min(tiles * parts, machine.processors), _THREADS, shared)
+    run = launched(chosen.name + "_compact" * compact, min(tiles * parts, machine.processors), _THREADS, shared)
     add = None
     if parts > 1:
         name = f"slt_product_add_{'digits' if digits else 'floats'}"
