@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cpu/conv/geometry.h"
+#include "cpu/conv/sample_fixed_point.h"
 #include "cpu/gemm/gemm.h"
-#include "cpu/machine/parallel.h"
 #include "cpu/weights/transposed.h"
 
 namespace slt::SLT_ISA {
@@ -89,7 +89,7 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
         };
         parallel_for(threads, x.samples * parts, [&](int64_t piece) {
             const int64_t part = piece % parts;
-            largest[piece] = largest_of(piece / parts, x.height * part / parts, x.height * (part + 1) / parts);
+            largest[piece] = largest_of_rows(x, piece / parts, x.height * part / parts, x.height * (part + 1) / parts);
             if (parts == 1) write(piece);
         });
         if (parts > 1) parallel_for(threads, x.samples * parts, write);
@@ -114,18 +114,6 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
     const Order &order, &later_order;  // of words in planes; of words that are ordered when they are copied
     const bool shuffle;
     const Scratch<Element> memory;
-
-    uint32_t largest_of(int64_t sample, int64_t first, int64_t end) const {
-        const Input in = x.data + sample * x.channels * x.pixels();
-        if (x.channels_last)
-            return largest_bits(in + first * x.width * x.channels, (end - first) * x.width * x.channels);
-        uint32_t most = 0;
-        for (int64_t c = 0; c < x.channels; ++c) {
-            const uint32_t found = largest_bits(in + c * x.pixels() + first * x.width, (end - first) * x.width);
-            most = found > most ? found : most;
-        }
-        return most;
-    }
 
     // Writes rows [first, end) of a sample, with the zeros after them.
     void write_rows(int64_t sample_index, int64_t first, int64_t end, const FixedPoint &fixed) const {

@@ -3,6 +3,7 @@
 // Images become planes once, channels-last, some samples at a time: bfloat16 images as they are if there is a matrix
 // unit for bfloat16, others as fixed point. Panels hold rows of the weight.
 #include "cpu/conv/convolution.h"
+#include "cpu/conv/direct.h"
 #include "cpu/conv/image_bf16.h"
 #include "cpu/conv/image_int8.h"
 #include "operations.h"
@@ -67,11 +68,47 @@ void forward(const Conv2dForward &a, int threads) {
     }
 }
 
+// Computes it as a direct convolution if that is faster; returns whether it did.
+bool direct(const Conv2dForward &a, int threads) {
+    const Window &w = a.window;
+    const int64_t taps_count = taps_of(w), channels = a.source.fan / taps_count, rows = a.source.rows / w.groups;
+    Scratch<DirectTap> taps(taps_count);
+    for (int64_t t = 0; t < taps_count; ++t) {
+        const TapOffset offset = tap_offset(w, t);
+        taps[t] = {t, offset.down - w.padding_h, offset.right - w.padding_w};
+    }
+    const DirectGrid grid = {a.y.height, a.y.width, 0, 0, 0, taps_count};
+    const Direct d = {.x = a.x,
+                      .y = a.y,
+                      .groups = w.groups,
+                      .inputs = channels,
+                      .outputs = rows,
+                      .group_step = rows * a.source.fan,
+                      .output_step = a.source.fan,
+                      .input_step = 1,
+                      .tap_step = channels,
+                      .stride_h = w.stride_h,
+                      .stride_w = w.stride_w,
+                      .step_h = 1,
+                      .step_w = 1,
+                      .grids = 1,
+                      .grid = &grid,
+                      .tap = taps,
+                      .scale = a.scale,
+                      .bias = a.bias,
+                      .digits = a.digits,
+                      .threads = threads};
+    if (!direct_pays(d)) return false;
+    direct_convolution(d, a.source, a.mask);
+    return true;
+}
+
 }  // namespace
 
 void conv2d_forward(const Conv2dForward &a, int threads) {
     if (a.y.bytes() == 0) return;
     advise_huge_pages(a.y.data.data, a.y.bytes());
+    if (direct(a, threads)) return;
 #if defined(SLT_AMX)
     const Frame frame = frame_of(a.source);
     if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&

@@ -5,6 +5,7 @@
 // so each remainder is a convolution of dy with stride 1 and those taps. dy becomes planes as x does in the forward
 // product. Panels hold, tap by tap, the columns of the weight (transposed.h) of the channels.
 #include "cpu/conv/convolution.h"
+#include "cpu/conv/direct.h"
 #include "cpu/conv/image_bf16.h"
 #include "cpu/conv/image_int8.h"
 #include "operations.h"
@@ -133,11 +134,53 @@ void grad_input(const Conv2dGradInput &a, int threads) {
     }
 }
 
+// Computes it as a direct convolution if that is faster; returns whether it did.
+bool direct(const Conv2dGradInput &a, int threads) {
+    const Window &w = a.window;
+    const int64_t taps_count = taps_of(w), channels = a.source.fan / taps_count, rows = a.source.rows / w.groups;
+    if (greatest(w.stride_h, w.stride_w) > ChannelPlanes::MOST_STRIDE) return false;
+    DirectGrid grids[ChannelPlanes::MOST_STRIDE * ChannelPlanes::MOST_STRIDE];
+    Scratch<DirectTap> taps(taps_count);
+    int64_t count = 0, first_tap = 0;
+    for (int64_t h = 0; h < least(w.stride_h, a.dx.height); ++h)
+        for (int64_t right = 0; right < least(w.stride_w, a.dx.width); ++right) {
+            const Remainder c(a, h, right);
+            for (int64_t t = 0; t < c.count; ++t) taps[first_tap + t] = {c.tap[t], c.down[t], c.right[t]};
+            grids[count++] = {c.grid.height, c.grid.width, h, right, first_tap, c.count};
+            first_tap += c.count;
+        }
+    const Direct d = {.x = a.dy,
+                      .y = a.dx,
+                      .groups = w.groups,
+                      .inputs = rows,
+                      .outputs = channels,
+                      .group_step = rows * a.source.fan,
+                      .output_step = 1,
+                      .input_step = a.source.fan,
+                      .tap_step = channels,
+                      .stride_h = 1,
+                      .stride_w = 1,
+                      .step_h = w.stride_h,
+                      .step_w = w.stride_w,
+                      .grids = count,
+                      .grid = grids,
+                      .tap = taps,
+                      .scale = a.scale,
+                      .bias = nullptr,
+                      .digits = a.digits,
+                      .threads = threads};
+    if (!direct_pays(d)) return false;
+    direct_convolution(d, a.source, a.mask);
+    return true;
+}
+
 }  // namespace
 
 void conv2d_grad_input(const Conv2dGradInput &a, int threads) {
     const int64_t taps = taps_of(a.window);
+    if (a.dx.bytes() == 0) return;
     advise_huge_pages(a.dx.data.data, a.dx.bytes());
+    if (direct(a, threads)) return;
 #if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
     if (a.dy.data.type == Type::BFLOAT16 && a.dx.data.type == a.dy.data.type &&

@@ -11,6 +11,7 @@
 // gradients are long enough to prefetch. Calls without a free weight cost only their pattern.
 #include "cpu/gemm/fixed_point.h"
 #include "cpu/machine/huge_pages.h"
+#include "cpu/wgrad/wgrad_direct.h"
 #include "cpu/wgrad/wgrad_fma.h"
 
 #if defined(SLT_AMX)
@@ -288,7 +289,13 @@ bool run_all(const GradScores &a, int threads, bool may_read_in_place) {
 void grad_scores(const GradScores &a, int threads) {
     const int64_t count = a.offsets[a.source.rows];
     advise_huge_pages(a.out, count * int64_t(sizeof *a.out));
-    const bool too_far = run_all(a, threads, true);
+    // Whether NaN or infinity of x may have reached taps of its channel that do not read it.
+    bool too_far = true;
+    const DirectGradient direct(a, threads);
+    if (direct.pays())
+        direct.run();
+    else
+        too_far = run_all(a, threads, true);
     if (too_far && largest_bits({reinterpret_cast<const char *>(a.out), Type::FLOAT32}, count) >= INFINITE)
         run_all(a, threads, false);
 }

@@ -13,6 +13,7 @@
 // and of the number of such sums: 2e-7 at 256 pixels of float32, 4e-7 at 10^5.
 #pragma once
 
+#include "cpu/machine/fma.h"
 #include "cpu/wgrad/wgrad.h"
 
 namespace slt::SLT_ISA {
@@ -25,13 +26,7 @@ class Floats {
     static SLT_INLINE U32 dwords(const F32 elements[SAMPLES]) { return (U32)elements[0]; }
 
     static SLT_INLINE F32 multiply_add(U32 a, U32 b, F32 sum) {
-#if defined(__AVX512F__)
-        return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__FMA__)
-        return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#else
-        return (F32)a * (F32)b + sum;
-#endif
+        return slt::SLT_ISA::multiply_add((F32)a, (F32)b, sum);
     }
 };
 
