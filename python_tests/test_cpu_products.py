@@ -143,6 +143,11 @@ CONVOLUTIONS = {  # batch, groups, channels and rows of a group, (h, w), and Win
     "no-taps": (2, 1, 64, 64, (9, 10), {"kernel": (1, 1), "stride": (2, 3)}),
     "many-outputs": (2, 1, 40, 140, (7, 9), {"kernel": (3, 3), "padding": (1, 1)}),
     "very-many-outputs": (1, 1, 32, 1024, (3, 61), {"kernel": (3, 3), "padding": (1, 1)}),
+    # Weights too many for a direct convolution.
+    "stem-many-outputs": (3, 1, 3, 140, (8, 9), {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3)}),
+    "stride-many-outputs": (2, 1, 16, 130, (9, 10), {"kernel": (3, 3), "stride": (2, 3), "padding": (1, 0)}),
+    "dilation-many-outputs": (1, 1, 60, 60, (11, 9), {"kernel": (3, 2), "padding": (2, 1), "dilation": (2, 3)}),
+    "groups-odd-channels": (2, 2, 33, 70, (7, 5), {"kernel": (3, 3), "padding": (1, 1)}),
     "deep": (3, 1, 1100, 34, (4, 3), {"kernel": (3, 3), "padding": (1, 1)}),
 }
 
