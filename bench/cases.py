@@ -22,7 +22,7 @@ from slt_kernels import backends, bits
 from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
 from slt_kernels.conv_geometry import Window
-from slt_kernels.models import GPT, resnet
+from slt_kernels.models import GPT, convnet, resnet
 from slt_kernels.source import Freeze, Source
 
 cpu, reference = backends.on("cpu"), backends.on("reference")
@@ -135,42 +135,86 @@ def linear_grad_scores(batch: int, freeze=DENSE, weight="signed_constant", dtype
     return Case(methods, lambda: close(ours(), reference.linear_grad_scores(*args), 1e-6))
 
 
-# Conv2d: 3x3, 128 to 128 channels, 32 x 32 images
+# Conv2d
 
 
-def convolution() -> tuple[Source, Window]:
-    return Source.of(128, 1152), Window(3, 3, padding_h=1, padding_w=1)
+class Convolution(NamedTuple):
+    """A square convolution, padded so that a stride of 1 keeps the size of its square images."""
+
+    channels: int
+    rows: int
+    kernel: int
+    size: int
+    groups: int = 1
+    stride: int = 1
+    dilation: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Arguments of PyTorch's functions."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    def source(self, freeze: Freeze = DENSE) -> Source:
+        return Source.of(self.rows, self.channels // self.groups * self.kernel**2, freeze=freeze)
+
+    def window(self) -> Window:
+        pairs = (self.kernel, self.stride, self.padding, self.dilation)
+        return Window(*(n for n in pairs for _ in range(2)), self.groups)
+
+    def x(self, batch: int) -> Tensor:
+        return torch.randn(batch, self.channels, self.size, self.size)
+
+    def dy(self, batch: int) -> Tensor:
+        return torch.randn(batch, self.rows, *self.window().output_size(self.size, self.size))
 
 
-def conv2d(operation: str, batch: int, last: bool, dtype=torch.float32) -> Case:
+WIDE = Convolution(128, 128, kernel=3, size=32)
+NARROW = {  # depthwise, narrow or few channels
+    "depthwise 3x3 128 32x32": Convolution(128, 128, 3, 32, groups=128),
+    "depthwise 7x7 96 28x28": Convolution(96, 96, 7, 28, groups=96),
+    "depthwise 3x3 128 32x32 stride 2": Convolution(128, 128, 3, 32, groups=128, stride=2),
+    "depthwise 3x3 128 32x32 dilation 2": Convolution(128, 128, 3, 32, groups=128, dilation=2),
+    "conv 3x3 16 32x32": Convolution(16, 16, 3, 32),
+    "conv 3x3 128 32x32, 4 groups": Convolution(128, 128, 3, 32, groups=4),
+    "conv 3x3 3 to 64 32x32": Convolution(3, 64, 3, 32),
+}
+
+
+def conv2d(operation: str, batch: int, last: bool, dtype=torch.float32, shape: Convolution = WIDE) -> Case:
     """Ours in one memory format, the peer in both."""
-    source, window = convolution()
-    mask, x = mask_of(source), torch.randn(batch, 128, 32, 32).to(dtype)
-    kernel = dense(mask, source).to(dtype).view(128, 3, 3, 128).permute(0, 3, 1, 2)
-    pairs = {name: tuple(t.contiguous(memory_format=f) for t in (x, kernel)) for name, f in FORMATS.items()}
-    x = pairs["channels-last" if last else "contiguous"][0]
+    source, window, options = shape.source(), shape.window(), shape.options
+    mask, taps = mask_of(source), (shape.rows, shape.kernel, shape.kernel, -1)
+    kernel = dense(mask, source).to(dtype).view(taps).permute(0, 3, 1, 2)
+    a = (shape.x(batch) if operation == "forward" else shape.dy(batch)).to(dtype)
+    pairs = {name: tuple(t.contiguous(memory_format=f) for t in (a, kernel)) for name, f in FORMATS.items()}
+    a = pairs["channels-last" if last else "contiguous"][0]
     if operation == "forward":
-        args = x, mask, SCALE, None, source, window
+        args = a, mask, SCALE, None, source, window
         ours, check = cpu.conv2d_forward, reference.conv2d_forward
-        peers = {name: lambda a=a, k=k: F.conv2d(a, k, padding=1) for name, (a, k) in pairs.items()}
+        peers = {name: lambda a=a, k=k: F.conv2d(a, k, **options) for name, (a, k) in pairs.items()}
     else:
-        args = x, mask, SCALE, source, window, [32, 32]
+        args = a, mask, SCALE, source, window, [shape.size, shape.size]
         ours, check = cpu.conv2d_grad_input, reference.conv2d_grad_input
-        peers = {name: lambda a=a, k=k: conv2d_input(x.shape, k, a, padding=1) for name, (a, k) in pairs.items()}
+        size = shape.x(batch).shape
+        peers = {name: lambda a=a, k=k: conv2d_input(size, k, a, **options) for name, (a, k) in pairs.items()}
     methods = {"ours": lambda: ours(*args)} | {f"dense {_name(dtype)}, {name}": peer for name, peer in peers.items()}
     return Case(methods, lambda: equal(ours(*args), check(*args)))
 
 
-def conv2d_grad_scores(batch: int, freeze=DENSE, last=False, dtype=torch.float32) -> Case:
-    source, window = convolution()
-    source = Source.of(source.rows, source.fan, freeze=freeze)
+def conv2d_grad_scores(batch: int, freeze=DENSE, last=False, dtype=torch.float32, shape: Convolution = WIDE) -> Case:
+    source, window, options = shape.source(freeze), shape.window(), shape.options
     format_ = torch.channels_last if last else torch.contiguous_format
-    dy, x = (torch.randn(batch, 128, 32, 32).to(dtype, memory_format=format_) for _ in range(2))
+    dy, x = (t.to(dtype, memory_format=format_) for t in (shape.dy(batch), shape.x(batch)))
     args = dy, x, torch.randn(source.free), SCALE, source, window
     methods = {"ours": lambda: cpu.conv2d_grad_scores(*args)}
+    size = (shape.rows, shape.channels // shape.groups, shape.kernel, shape.kernel)
     for name, f in FORMATS.items():
         a, b = dy.contiguous(memory_format=f), x.contiguous(memory_format=f)
-        methods[f"dense {_name(dtype)}, {name}"] = lambda a=a, b=b: conv2d_weight(b, (128, 128, 3, 3), a, padding=1)
+        methods[f"dense {_name(dtype)}, {name}"] = lambda a=a, b=b: conv2d_weight(b, size, a, **options)
     return Case(methods, lambda: close(methods["ours"](), reference.conv2d_grad_scores(*args), 1e-6))
 
 
@@ -258,6 +302,12 @@ NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 409
     ),
     "decoder, 12 layers of 2048": decoder(),
 }
+for width in (32, 96):
+    build = lambda w=width: convnet(width=w)  # noqa: E731
+    NETWORKS[f"convnet, width {width}"] = Network(build, lambda batch: torch.randn(batch, 1, 28, 28), classify)
+NETWORKS["CIFAR ResNet-18, width 16"] = Network(
+    lambda: resnet(18, width=16, channels=1), lambda batch: torch.randn(batch, 1, 28, 28), classify
+)
 
 
 @lru_cache(maxsize=3)
@@ -298,17 +348,26 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def training(network: str, batch: int, methods: tuple[str, ...]) -> Case:
-    """A training step. The losses of the first step are compared: all methods start from the same network."""
-    _, inputs, loss = NETWORKS[network]
+def training(network: str, batch: int, methods: tuple[str, ...], autocast: bool = False) -> Case:
+    """A training step. The losses of the first step are compared: all methods start from the same network.
+
+    Autocast is to bfloat16, in the forward.
+    """
+    _, inputs, in_float32 = NETWORKS[network]
     x = inputs(batch)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return in_float32(model, x)
+
     calls = {name: training_step(copy.deepcopy(held(network, METHODS[name])).train(), x, loss) for name in methods}
 
     def check() -> None:
         for name in methods:
             same = copy.deepcopy(same_dense(network, METHODS[name])).train()
             got, expected = calls[name](), float(loss(same, x).detach())
-            expect(abs(got - expected) < 1e-3 * abs(expected), f"{name}: loss {got:g}, expected {expected:g}")
+            bound = 3e-2 if autocast else 1e-3
+            expect(abs(got - expected) < bound * abs(expected), f"{name}: loss {got:g}, expected {expected:g}")
 
     return Case(calls, check)
 
@@ -371,6 +430,18 @@ def targets() -> Iterator[Entry]:
     ):
         name = f"conv 3x3 128 32x32{' channels-last' if last else ''}, batch {batch}, grad_scores{more}"
         yield entry(name, None, lambda b=batch, f=freeze, c=last: conv2d_grad_scores(b, f, c))
+    for name, shape in NARROW.items():
+        for batch in (1, 8):
+            yield entry(f"{name}, batch {batch}", 1, lambda b=batch, c=shape: conv2d("forward", b, False, shape=c))
+        make = lambda c=shape: conv2d("grad_input", 8, False, shape=c)  # noqa: E731
+        yield entry(f"{name}, batch 8, grad_input", 1, make)
+        make = lambda c=shape: conv2d_grad_scores(8, FROZEN, shape=c)  # noqa: E731
+        yield entry(f"{name}, batch 8, grad_scores, 70 % frozen", 1, make)
+    for name in ("convnet, width 32", "convnet, width 96", "CIFAR ResNet-18, width 16"):
+        for autocast in (False, True):
+            case = f"a training step of {name}, batch 64{', bfloat16 autocast' if autocast else ''}"
+            make = lambda n=name, a=autocast: training(n, 64, ("ours, 70 % frozen", "dense float32"), a)  # noqa: E731
+            yield entry(case, 1, make)
     bf16 = {"dtype": torch.bfloat16}
     yield entry("grad_input bfloat16, batch 256", None, lambda: linear_grad_input(256, **bf16))
     yield entry("grad_scores bfloat16, batch 256", None, lambda: linear_grad_scores(256, **bf16))
