@@ -405,7 +405,9 @@ def measure(name: str, architecture: int) -> dict[str, object]:
         result["cycles"] = bounds.cycles(pipes)
     if case.kernel in (grad_scores.grad_scores_kernel, grad_scores.sum_grads_kernel):
         rows = case.constants.get("BN") or case.constants["N"]
-        outside = result.get("outside_cycles") or bounds.cycles(sass.by_pipe(instructions))  # the loop over parts is short
+        outside = result.get("outside_cycles") or bounds.cycles(
+            sass.by_pipe(instructions)
+        )  # few in the loop over parts
         result["outside"] = round(outside * 32 * warps / (128 * rows), 2)
     if loop and case.weights:
         threads = 32 * warps
