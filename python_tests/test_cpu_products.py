@@ -405,10 +405,10 @@ def test_16_bits_are_two_bytes_of_fixed_point(isa, dtype, keeps_precision):
     """What the numbers are as float32 under "high", rounded once. A matrix unit takes bfloat16 images as they are."""
     source, window = Source.of(65, 257, weight="normal"), Window(3, 3, 2, 1, padding_h=1, padding_w=2)
     mask, scale, bias = random_mask(source), torch.tensor(0.01), torch.randn(65)
-    filters = Source.of(35, 9 * 40, weight="normal")
+    filters = Source.of(85, 9 * 40, weight="normal")  # more weights than direct convolutions take
     filter_mask = random_mask(filters)
     x, dy = (torch.randn(19, n).to(dtype) for n in (257, 65))
-    images, d_images = torch.randn(3, 40, 9, 33).to(dtype), torch.randn(3, 35, 5, 35).to(dtype)
+    images, d_images = torch.randn(3, 40, 9, 33).to(dtype), torch.randn(3, 85, 5, 35).to(dtype)
     forward, grad_input = (filter_mask, scale, None, filters, window), (filter_mask, scale, filters, window, [9, 33])
     calls = [(cpu.linear_forward, x, (mask, scale, bias, source)), (cpu.linear_grad_input, dy, (mask, scale, source))]
     for order in () if isa == "amx" and dtype == torch.bfloat16 else (torch.contiguous_format, torch.channels_last):

@@ -177,7 +177,7 @@ ORDER = (
     ("conversions", "dense"),
     ("convert", "tickets"),
     ("ticket",),
-    ("experiments",),
+    ("experiments", "huggingface"),
     ("data", "models", "train", "sweep", "cli"),
     ("__main__",),
 )
@@ -200,7 +200,7 @@ INSIDE = {
         ("supermask",),
         ("network", "linear", "bilinear", "convolution", "depth", "embedding"),
         ("composite", "conv1d", "conv2d", "conv3d", "conv_transpose", "parallel"),
-        ("attention", "embedding_bag", "experts", "recurrent"),
+        ("attention", "embedding_bag", "experts", "recurrent", "tied"),
         ("__init__",),
     ),
     "experiments": (("data", "engines"), ("models",), ("train",), ("paper", "sweep")),

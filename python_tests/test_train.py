@@ -440,9 +440,11 @@ def test_a_crash_at_the_end_of_an_epoch_loses_no_row(data, tmp_path, monkeypatch
 
 
 def test_the_picked_epoch_s_validation_is_reported(tmp_path, monkeypatch):
-    said = iter((0.9, 0.5, 0.4, 0.4))  # two epochs, the ticket, and its reload
-    for module in ("loop", "find"):
-        monkeypatch.setattr(sys.modules[f"slt_kernels.experiments.train.{module}"], "accuracy", lambda *_: next(said))
+    epochs = iter((0.9, 0.5))
+    loop, finding = (sys.modules[f"slt_kernels.experiments.train.{module}"] for module in ("loop", "find"))
+    monkeypatch.setattr(loop, "accuracy", lambda *_: next(epochs))
+    monkeypatch.setattr(finding, "evaluate", lambda *_: (0.4, 1.0))  # of the ticket
+    monkeypatch.setattr(finding, "accuracy", lambda *_: 0.4)  # of its reload
     experiment = Experiment(model={"name": "convnet", "width": 4}, search=settings(pick="best", batch_size=600))
     assert find(experiment, tmp_path / "net.slt", torch.device("cpu"))["validation_accuracy"] == 0.9
 

@@ -544,6 +544,7 @@ def test_kept_tensors_belong_to_no_memory_pool(monkeypatch):
     stream = SimpleNamespace(synchronize=lambda: waited.append(threading.get_ident()))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     made = launching.kept(threading.get_ident, torch.device("cuda:1"))
     assert waited == [made] and made != threading.get_ident()

@@ -298,7 +298,8 @@ def sum_grads_kernel(
     size = tl.cast(source.rows, tl.int64) * (128 * source.calls)
     for first in range(0, parts, TOGETHER):
         for i in tl.static_range(TOGETHER):
-            inside = (n < source.rows) & (first + i < parts)
+            part = first + i + tl.zeros([N], tl.int32)  # a vector: the interpreter compares numbers as Python
+            inside = (n < source.rows) & (part < parts)
             total += tl.load(grads + (first + i) * size + at, mask=inside[:, None], other=0)
     store_grads(out, total, scores, row_starts, call_starts, table, scale, source, n, call, WEIGHT, FREEZE_CALLS, LONG)
 
