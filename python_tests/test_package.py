@@ -289,6 +289,8 @@ class Recording:
 
 @pytest.fixture
 def recording(monkeypatch):
+    for name in registry._backends:  # kernels that register while the copies stand would be lost with them
+        registry.kernels(name, "materialize")
     monkeypatch.setattr(registry, "_backends", dict(registry._backends))
     monkeypatch.setattr(registry, "_kernels", {key: list(found) for key, found in registry._kernels.items()})
     monkeypatch.setattr(registry, "_forced", None)
