@@ -18,6 +18,7 @@ from slt_kernels import (
     load_ticket,
     save_ticket,
     summary,
+    ticket_info,
     to_dense,
 )
 from slt_kernels.nn import TiedEmbedding, TiedLinear
@@ -81,6 +82,7 @@ def test_a_ticket_holds_the_mask_once(tmp_path):
     EdgePopup(model, 0.8)
     save_ticket(model, tmp_path / "net.slt")
     load_ticket(tmp_path / "net.slt", other)
+    assert [layer.name for layer in ticket_info(tmp_path / "net.slt").layers] == ["words"]
     x = torch.randn(3, 40)
     assert torch.equal(other["head"](x), model["head"](x))
 
@@ -102,7 +104,61 @@ def test_two_linears_share_at_one_scale():
     assert torch.equal(model[1].weight.detach(), model[0].weight.detach())
 
 
+def test_a_dense_copy_in_float64_is_as_exact_as_its_owners():
+    model = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 7)).double()
+    model[1].weight = model[0].weight
+    convert(model, tie=True, weight="uniform")
+    x = torch.randn(3, 7, dtype=torch.float64)
+    assert torch.allclose(to_dense(model)(x), model(x), rtol=0, atol=1e-13)
+
+
+def test_gradients_scaled_by_frequency_are_pytorchs():
+    model = nn.ModuleList((nn.Embedding(5, 4), nn.Embedding(5, 4, -1, scale_grad_by_freq=True)))
+    model[1].weight = model[0].weight
+    convert(model, tie=True)
+    dense, index = to_dense(model)[1], torch.tensor([1, 1, 3, 4, 4, 1])
+    assert (dense.padding_idx, dense.scale_grad_by_freq) == (4, True)
+    dy = torch.randn(6, 4)
+    for module in (model[1], dense):
+        module(index).backward(dy)
+    expected = copy.deepcopy(model[0])
+    expected.learned_weight().backward(dense.weight.grad)
+    assert torch.allclose(model[0].scores.grad, expected.scores.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "second,message",
+    (
+        (nn.Embedding(5, 4, max_norm=1.0), r"1: max_norm=1\.0: expected None"),
+        (nn.Embedding(5, 4, sparse=True), "1: sparse=True: expected False"),
+        (nn.Linear(4, 5), r"1: its replacement would lose what was added to it \(extra\); exclude it"),
+    ),
+)
+def test_what_a_tied_module_cannot_keep_is_refused(second, message):
+    model = nn.ModuleList((nn.Embedding(5, 4), copy.deepcopy(second)))
+    model[1].weight = model[0].weight
+    model[1].register_buffer("extra", torch.zeros(1))
+    with pytest.raises(ValueError, match=message):
+        convert(model, tie=True)
+    assert type(model[0]) is nn.Embedding
+
+
+def test_owners_and_rows_that_do_not_fit_are_refused():
+    owner = SupermaskEmbedding(5, 4)
+    with pytest.raises(TypeError, match="owner: expected a SupermaskEmbedding or a SupermaskLinear, got Embedding"):
+        TiedLinear(nn.Embedding(5, 4))
+    with pytest.raises(ValueError, match="padding_idx=5: expected an integer from -5 to 4"):
+        TiedEmbedding(owner, 5)
+    with pytest.raises(ValueError, match="gain=0: expected a positive number"):
+        TiedLinear(owner, gain=0)
+
+
 # `layer.weight` in other code
+
+
+def test_a_weight_is_read_as_a_number():
+    layer = SupermaskLinear(1, 1, sparsity=None)
+    assert int(layer.weight) == int(layer.dense_weight()) != 0
 
 
 def test_a_weight_that_other_code_multiplies_by_trains_its_scores():

@@ -4,6 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from .conversions import conversion_of, full_name, has_conversion, is_subclass_o
 from .freezing import spread_freeze
 from .nn import CompositeLayer, SupermaskLayer, TiedEmbedding, TiedLinear
 from .nn.composite import take_hooks
+from .nn.embedding import check_defaults
 from .numbering import warn_of_equal_layers
 from .source import DENSE, Freeze
 
@@ -331,14 +333,13 @@ def convert(
     replacements = {}
     for old, its in zip(originals, matrices, strict=True):
         its_freezes = freezes[number - first : number - first + len(its)]
-        try:
+        with _errors_name(names[id(old)]):
             replacements[id(old)] = _replacement(old, its_freezes, number, options)
-        except ValueError as error:
-            raise ValueError(f"{names[id(old)]}: {error}") from None
         number += len(its)
     for old in replaced:
         if id(old) in owners:
-            replacements[id(old)] = _tied(old, replacements[id(owners[id(old)])], gain)
+            with _errors_name(names[id(old)]):
+                replacements[id(old)] = _tied(old, replacements[id(owners[id(old)])], gain)
 
     # Before the first change, because a warning filter may raise.
     if trained:
@@ -360,6 +361,15 @@ def convert(
     converted = replacements.get(id(model), model)
     _log.info("converted:\n%s", _summary(converted))
     return converted
+
+
+@contextmanager
+def _errors_name(name: str) -> Iterator[None]:
+    """Puts the name of a module before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _put_in_places(
@@ -446,7 +456,7 @@ def _owners(replaced: Collection[nn.Module]) -> dict[int, nn.Module]:
     """For each module, by id, whose weight stays that of another one: the module that has it."""
     sharing: dict[nn.Parameter, list[nn.Module]] = {}
     for m in replaced:
-        if isinstance(m, nn.Embedding | nn.Linear):
+        if type(m) in (nn.Embedding, nn.Linear):  # a subclass is replaced by what was registered for it
             sharing.setdefault(m.weight, []).append(m)
     owners: dict[int, nn.Module] = {}
     for group in sharing.values():
@@ -456,7 +466,13 @@ def _owners(replaced: Collection[nn.Module]) -> dict[int, nn.Module]:
 
 
 def _tied(old: nn.Module, owner: nn.Module, gain: float) -> nn.Module:
-    new = TiedEmbedding(owner, old.padding_idx) if isinstance(old, nn.Embedding) else TiedLinear(owner, old.bias, gain)
+    """A module in the place of ``old`` that uses the weight of ``owner``; errors as `_replacement`'s."""
+    if isinstance(old, nn.Embedding):
+        check_defaults(old.max_norm, old.sparse)
+        new: nn.Module = TiedEmbedding(owner, old.padding_idx, old.scale_grad_by_freq)
+    else:
+        new = TiedLinear(owner, old.bias, gain)
+    _check_nothing_lost(old, new)
     return new.train(old.training)
 
 
@@ -480,8 +496,8 @@ def _replacement(old: nn.Module, freezes: list[Freeze], layer: int, options: dic
         ValueError: an argument out of range; a conversion that makes other layers than it has to, or would lose what
             was added to the old module.
     """
-    conversion, weights = conversion_of(old), _weights(old)
-    placed = next(iter(weights.values()))
+    conversion = conversion_of(old)
+    placed = next(iter(_weights(old).values()))
     freeze = freezes if len(freezes) > 1 else freezes[0]
     new = conversion.build(old, freeze=freeze, layer=layer, device=placed.device, dtype=placed.dtype, **options)
     numbers = [m.source.layer for m in new.modules() if isinstance(m, SupermaskLayer)]
@@ -491,13 +507,19 @@ def _replacement(old: nn.Module, freezes: list[Freeze], layer: int, options: dic
             f"its conversion made supermask layers with the numbers {numbers}, expected {expected}: one for each of "
             "its matrices, in order"
         )
+    _check_nothing_lost(old, new)
+    return new.train(old.training)
+
+
+def _check_nothing_lost(old: nn.Module, new: nn.Module) -> None:
+    """Raises ValueError if ``old`` has parameters, buffers or modules, besides its weights, that ``new`` has not."""
+    weights = _weights(old)
     kept = {id(x) for x in (*new.parameters(), *new.buffers(), *new.modules())}
     emptied = {weight.rpartition(".")[0] for weight in weights}  # modules inside that hold the dropped weights
     parts = [*old.named_parameters(), *old.named_buffers(), *(c for c in old.named_modules() if c[0])]
     lost = sorted(name for name, x in parts if id(x) not in kept and name not in weights and name not in emptied)
     if lost:
         raise ValueError(f"its replacement would lose what was added to it ({_names(lost)}); exclude it")
-    return new.train(old.training)
 
 
 def _disable_fused_path(module: nn.Module) -> None:

@@ -55,17 +55,13 @@ class SupermaskEmbedding(SupermaskLayer):
         num_embeddings = integer("num_embeddings", num_embeddings, 1, MAX_ROWS)
         embedding_dim = integer("embedding_dim", embedding_dim, 1, MAX_FAN)
         source = Source.of(num_embeddings, embedding_dim, seed=seed, layer=layer, weight=weight, freeze=freeze)
-        if max_norm is not None:
-            raise ValueError(f"max_norm={max_norm}: expected None, since a random weight is never renormalized")
-        if sparse:
-            raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
-        if padding_idx is not None:
-            padding_idx = integer("padding_idx", padding_idx, -num_embeddings, num_embeddings - 1)
+        check_defaults(max_norm, sparse)
+        padding_idx = padding_row(padding_idx, num_embeddings)
         std = positive("std", std)
         super().__init__(source, 0, freeze, sparsity, scale, std * math.sqrt(embedding_dim), compact, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
+        self.padding_idx = padding_idx
         self.scale_grad_by_freq = scale_grad_by_freq
 
     @property
@@ -119,3 +115,16 @@ class SupermaskEmbedding(SupermaskLayer):
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}, {self._repr_options()}"
+
+
+def check_defaults(max_norm: float | None, sparse: bool) -> None:
+    """Raises ValueError unless they are ``nn.Embedding``'s defaults."""
+    if max_norm is not None:
+        raise ValueError(f"max_norm={max_norm}: expected None, since a random weight is never renormalized")
+    if sparse:
+        raise ValueError("sparse=True: expected False, since the gradient is of scores, not of rows of a weight")
+
+
+def padding_row(padding_idx: int | None, rows: int) -> int | None:
+    """``padding_idx`` counted from 0; ValueError unless it is None or a row."""
+    return None if padding_idx is None else integer("padding_idx", padding_idx, -rows, rows - 1) % rows

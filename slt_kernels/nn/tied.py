@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..source import Source
+from ..source import Source, positive
 from .composite import CompositeLayer
-from .embedding import SupermaskEmbedding
+from .embedding import SupermaskEmbedding, padding_row
 from .generated_weight import GeneratedWeight
 from .linear import SupermaskLinear
 
@@ -23,6 +23,8 @@ class _Tied(CompositeLayer):
 
     def __init__(self, owner: Owner) -> None:
         super().__init__()
+        if not isinstance(owner, Owner):
+            raise TypeError(f"owner: expected a SupermaskEmbedding or a SupermaskLinear, got {type(owner).__name__}")
         self._owner = (owner,)  # in a tuple, so that it is no submodule: a state_dict has its tensors once
 
     @property
@@ -49,8 +51,11 @@ class _Tied(CompositeLayer):
 
     def dense_weight(self) -> Tensor:
         """Float32, the weight's shape: the owner's weight times `factor`."""
-        with torch.no_grad():
-            return self.learned_weight()
+        return self._dense_weight(torch.float32)
+
+    def _dense_weight(self, dtype: torch.dtype) -> Tensor:
+        _, mask, scale, source = self._layer()
+        return ops.materialize(mask, source) * scale.to(dtype)
 
     def learned_weight(self) -> Tensor:
         """As `dense_weight`, with a gradient for the owner's scores."""
@@ -60,7 +65,7 @@ class _Tied(CompositeLayer):
     def to_dense(self) -> nn.Module:
         """PyTorch's own layer with a copy of this weight, which is no longer shared."""
         dense = self._dense_module(device=self.mask_words.device, dtype=self.dtype)
-        dense.weight.copy_(self.dense_weight())
+        dense.weight.copy_(self._dense_weight(torch.promote_types(self.dtype, torch.float32)))
         return dense.train(self.training)
 
     def _dense_module(self, **placement: Any) -> nn.Module:
@@ -83,21 +88,31 @@ class TiedEmbedding(_Tied):
     Args:
         owner: a `SupermaskEmbedding` or a `SupermaskLinear`; a row of its weight is one embedding.
         padding_idx: the row that reads as zeros and has no gradient; None (default) for no such row.
+        scale_grad_by_freq: as ``nn.Embedding``'s, for the look-ups of this module. Default False.
+
+    Raises:
+        TypeError, ValueError: an owner of another type; a ``padding_idx`` that is no row of its weight.
     """
 
-    def __init__(self, owner: Owner, padding_idx: int | None = None) -> None:
+    def __init__(self, owner: Owner, padding_idx: int | None = None, scale_grad_by_freq: bool = False) -> None:
         super().__init__(owner)
         self.num_embeddings, self.embedding_dim = owner.weight_shape
-        self.padding_idx = padding_idx
+        self.padding_idx = padding_row(padding_idx, self.num_embeddings)
+        self.scale_grad_by_freq = scale_grad_by_freq
+
+    def _dense_weight(self, dtype: torch.dtype) -> Tensor:
+        return self._without_padding(super()._dense_weight(dtype), torch.arange(self.num_embeddings))
 
     def learned_weight(self) -> Tensor:
         return self._without_padding(super().learned_weight(), torch.arange(self.num_embeddings))
 
     def _dense_module(self, **placement: Any) -> nn.Module:
-        return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, **placement)
+        options = {"padding_idx": self.padding_idx, "scale_grad_by_freq": self.scale_grad_by_freq}
+        return nn.utils.skip_init(nn.Embedding, self.num_embeddings, self.embedding_dim, **options, **placement)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._without_padding(ops.embedding(input, *self._layer(), self.dtype), input)
+        rows = ops.embedding(input, *self._layer(), self.dtype, self.scale_grad_by_freq)
+        return self._without_padding(rows, input)
 
     def _without_padding(self, rows: Tensor, index: Tensor) -> Tensor:
         if self.padding_idx is None:
@@ -119,16 +134,19 @@ class TiedLinear(_Tied):
         owner: a `SupermaskEmbedding` or a `SupermaskLinear` with the weight ``[out_features, in_features]``.
         bias: parameter ``[out_features]``, or None (default).
         gain: as `SupermaskLinear`'s. Default sqrt(2).
+
+    Raises:
+        TypeError, ValueError: an owner of another type; a gain that is not positive.
     """
 
     def __init__(self, owner: Owner, bias: nn.Parameter | None = None, gain: float = math.sqrt(2)) -> None:
         super().__init__(owner)
         self.out_features, self.in_features = owner.weight_shape
-        self.factor = gain / owner.gain  # the owner's weights have owner.gain / sqrt(in_features)
+        self.factor = positive("gain", gain) / owner.gain  # the owner's weights have owner.gain / sqrt(in_features)
         self.bias = bias
 
     def _dense_module(self, **placement: Any) -> nn.Module:
-        dense = nn.Linear(self.in_features, self.out_features, False, **placement)
+        dense = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, False, **placement)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return dense
