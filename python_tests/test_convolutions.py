@@ -189,6 +189,14 @@ def test_the_transposed_operation_is_the_adjoint_of_conv2d(backend):
     assert torch.equal(dscores, torch.autograd.grad(y, scores, x)[0])
 
 
+@pytest.mark.parametrize("kind", (SupermaskConv1d, SupermaskConvTranspose1d), ids=lambda k: k.__name__)
+def test_a_transposed_sequence_gives_a_contiguous_output(kind):
+    layer, x = kind(4, 6, 3), torch.randn(2, 9, 4).transpose(1, 2)
+    y = layer(x)
+    assert y.is_contiguous()
+    assert torch.equal(y, layer(x.contiguous()))
+
+
 def test_channels_last_stays_channels_last():
     layer = SupermaskConvTranspose2d(4, 6, 3, stride=2)
     x = torch.randn(2, 4, 5, 6)

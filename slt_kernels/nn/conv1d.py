@@ -29,4 +29,4 @@ class SupermaskConv1d(SupermaskConvolution):
         x = self._padded(input).unsqueeze(-2)
         scores = self._scores_to_grade()
         y = ops.conv2d(x, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
-        return y.squeeze(-2)
+        return y.squeeze(-2).contiguous()  # of a transposed input it is channels-last

@@ -1,6 +1,5 @@
 """SupermaskConv2d, in place of ``nn.Conv2d``."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -28,10 +27,8 @@ class SupermaskConv2d(SupermaskConvolution):
     _dense_type = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._pad_first is not None and isinstance(input, Tensor):  # the operation refuses anything else
-            if input.dim() not in (3, 4):
-                raise ValueError(f"x.shape={list(input.shape)}: expected [B, C, H, W] or [C, H, W]")
-            input = F.pad(input, self._pad_first, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+        if self._pad_first is not None:  # else the operation checks the input
+            input = self._padded(input)
         y = self._forward_by_plan(ops.Conv2dPlan, input)
         return ops.conv2d(input, self._scores_to_grade(), *self._operands()) if y is None else y
 

@@ -103,7 +103,7 @@ class SupermaskConvTranspose(SupermaskLayer):
     def arguments(self) -> dict[str, Any]:
         """The geometry."""
         sizes = {name: list(getattr(self, name)) for name in ("stride", "padding", "output_padding", "dilation")}
-        return {**sizes, "groups": self.groups}
+        return {**sizes, "groups": self.groups, **self.outer_arguments}
 
     def _dense_module(self, **placement: Any) -> nn.Module:
         geometry = (self.kernel_size, self.stride, self.padding, self.output_padding, self.groups)
@@ -138,7 +138,8 @@ class SupermaskConvTranspose(SupermaskLayer):
         """The output without bias, for an output padding below the stride."""
         layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source, self.window
         if self.dimensions == 1:
-            return ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra)).squeeze(-2)
+            y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra))
+            return y.squeeze(-2).contiguous()  # of a transposed input it is channels-last
         if self.dimensions == 2:
             return ops.conv_transpose2d(x, *layer, extra)
         volumes = x.unsqueeze(0) if x.dim() == 4 else x

@@ -13,6 +13,7 @@ from .supermask import SupermaskLayer
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _AXES = ("D", "H", "W")  # names of the spatial dimensions, in messages
+_SEVERAL = {1: "one in a tuple", 2: "two", 3: "three"}  # one per dimension, in messages
 
 
 class SupermaskConvolution(SupermaskLayer):
@@ -106,6 +107,7 @@ class SupermaskConvolution(SupermaskLayer):
             "dilation": list(self.dilation),
             "groups": self.groups,
             "padding_mode": self.padding_mode,
+            **self.outer_arguments,
         }
 
     def _dense_module(self, **placement: Any) -> nn.Module:
@@ -157,8 +159,9 @@ def one_per_dimension(name: str, value: int | tuple[int, ...], low: int, dimensi
             raise ValueError
         return tuple(integer(name, v, low, MAX_FAN) for v in values)
     except (TypeError, ValueError):
-        several = {1: "one in a tuple", 2: "two", 3: "three"}[dimensions]
-        raise ValueError(f"{name}={value!r}: expected an integer of at least {low}, or {several}") from None
+        raise ValueError(
+            f"{name}={value!r}: expected an integer of at least {low}, or {_SEVERAL[dimensions]}"
+        ) from None
 
 
 def check_spatial_input(x: Tensor, channels: int, dimensions: int) -> None:
@@ -202,6 +205,7 @@ def _padding_sides(padding: Any, kernel: Any, stride: Any, dilation: Any) -> lis
         around = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return [(n // 2, n - n // 2) for n in around]  # an odd one goes after, as PyTorch's
     if isinstance(padding, str):
-        several = {1: "one in a tuple", 2: "two", 3: "three"}[dimensions]
-        raise ValueError(f"padding={padding!r}: expected 'same', 'valid', an integer of at least 0, or {several}")
+        raise ValueError(
+            f"padding={padding!r}: expected 'same', 'valid', an integer of at least 0, or {_SEVERAL[dimensions]}"
+        )
     return [(n, n) for n in one_per_dimension("padding", padding, 0, dimensions)]
