@@ -100,7 +100,7 @@ def test_layouts():
 
 
 def test_what_changes_is_seen(kind):
-    """Scores, the scale, the bias, another mask or bias tensor, another instruction set."""
+    """Scores, the scale, the bias, another mask or bias tensor, another backend, a copy of the layer."""
     layer, x = planned(kind)
     with torch.no_grad():
         layer.scores.mul_(torch.randn_like(layer.scores))
@@ -117,6 +117,12 @@ def test_what_changes_is_seen(kind):
     with backends.use("reference"):
         check(layer, x)
     check(copy.deepcopy(layer), x)
+
+
+def test_a_cast_drops_the_plan(kind):
+    """Its tensors may move, and others take their addresses."""
+    layer, _ = planned(kind)
+    assert layer.double()._plan is None
 
 
 @pytest.mark.parametrize("kind", ("linear", "conv2d"))

@@ -113,7 +113,7 @@ class LayerState(InspectedLayer):
 
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
-        fresh, self._seen = self._is_fresh(), None
+        fresh, self._seen, self._plan = self._is_fresh(), None, None  # addresses may be used again
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
 
         def keep_precision(t: Tensor) -> Tensor:
