@@ -242,9 +242,10 @@ def test_casting_and_the_meta_device(kind):
     scores = [m.scores.clone() for m in layers_of(model)]
     model.bfloat16()
     assert all(torch.equal(a, m.scores) for a, m in zip(scores, layers_of(model), strict=True))
-    assert to_dense(model).inside.to("meta") is not None
+    assert {p.dtype for p in to_dense(model).parameters()} == {torch.bfloat16}
     meta = convert(Model(kind).to("meta"), FROZEN)
-    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    EdgePopup(meta, 0.6)
+    assert {t.device.type for t in meta.state_dict().values()} == {"meta"}
 
 
 PRODUCTS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -321,6 +322,7 @@ def test_bags(mode, padding_idx):
     (
         (lambda: SupermaskMultiheadAttention(9, 2), "embed_dim=9: expected a multiple of num_heads=2"),
         (lambda: SupermaskMultiheadAttention(8, 2, freeze=[FROZEN] * 3), "freeze: 3 given, expected one, or one for"),
+        (lambda: SupermaskMultiheadAttention(8, 2, dropout=2), r"dropout=2: expected a fraction in \[0, 1\]"),
         (lambda: SupermaskLSTM(5, 7, proj_size=7), "proj_size=7: expected an integer from 0 to 6"),
         (lambda: SupermaskLSTM(5, 7, dropout=2), r"dropout=2: expected a fraction in \[0, 1\]"),
         (lambda: SupermaskLSTM(5, 7)(torch.randn(2, 3, 4)), r"expected \[T, B, 5\] or \[T, 5\]"),

@@ -69,7 +69,8 @@ class EdgePopup:
         self._warn_of_empty_layers(model)
 
     def _warn_of_empty_layers(self, model: nn.Module) -> None:
-        names = [n or "model" for n, m in model.named_modules() if m in self.layers and not m.weight_scale]
+        scales = {id(layer): layer.weight_scale for layer in self.layers if not layer.weight_scale.is_meta}
+        names = [n or "model" for n, m in model.named_modules() if id(m) in scales and not scales[id(m)]]
         if names and self.sparsity < 1:
             warnings.warn(
                 f"sparsity={self.sparsity}, scope={self.scope!r}: no weight is left in {len(names)} of "

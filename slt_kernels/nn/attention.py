@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..source import DENSE, MAX_ROWS, Freeze, integer
+from ..source import DENSE, MAX_ROWS, Freeze, fraction, integer
 from .composite import CompositeLayer, weight_options
 from .linear import SupermaskLinear
 
@@ -59,7 +59,7 @@ class SupermaskMultiheadAttention(CompositeLayer):
         self.kdim = self.embed_dim if kdim is None else integer("kdim", kdim, 1, MAX_ROWS)
         self.vdim = self.embed_dim if vdim is None else integer("vdim", vdim, 1, MAX_ROWS)
         self._qkv_same_embed_dim = self.kdim == self.vdim == self.embed_dim  # nn.TransformerEncoderLayer reads it
-        self.dropout = dropout
+        self.dropout = fraction("dropout", dropout)
         self.batch_first = batch_first
         self.add_zero_attn = add_zero_attn
 

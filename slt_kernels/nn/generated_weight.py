@@ -38,6 +38,8 @@ _WRITES = {
     *(getattr(Tensor, name) for name in ("__setitem__", "requires_grad_", "set_", "resize_", "share_memory_")),
 }
 
+_READS = {"__int__", "__index__", "__invert__", "__iter__"}  # whose names begin as those of in-place operators
+
 _LEAVES_TORCH = {Tensor.numpy, Tensor.__array__}  # PyTorch refuses these for tensors with a gradient
 
 
@@ -71,7 +73,9 @@ class GeneratedWeight(Tensor):
             if func in _FREE:
                 return func(*args, **kwargs)
             name = getattr(func, "__name__", "")
-            in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+            in_place = (name.endswith("_") and not name.endswith("__")) or (
+                name.startswith("__i") and name not in _READS
+            )
             first = args[0] if args else next(iter(kwargs.values()), None)
             for written in (first if in_place or func in _WRITES else None, kwargs.get("out")):
                 if isinstance(written, cls):

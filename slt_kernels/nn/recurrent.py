@@ -285,11 +285,12 @@ class _Recurrent(_Gated):
     def to_dense(self) -> nn.Module:
         """PyTorch's own layer with copies of the weights and biases."""
         first = self.get_submodule("ih_l0")
-        options: dict[str, Any] = {"device": first.mask_words.device, "dtype": first.dtype}
+        options: dict[str, Any] = {"device": "meta", "dtype": first.dtype}  # as skip_init, which refuses these types
         if self.proj_size:
             options["proj_size"] = self.proj_size
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         dense = self._dense_type(*sizes, self.bias, self.batch_first, self.dropout, self.bidirectional, **options)
+        dense = dense.to_empty(device=first.mask_words.device)
         return self._copy_to(dense, {name: name for name, _ in self.named_children()})
 
     def extra_repr(self) -> str:
