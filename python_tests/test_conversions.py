@@ -16,6 +16,7 @@ from slt_kernels import (
     SupermaskLSTM,
     conversions,
     convert,
+    import_mask,
     register_conversion,
     summary,
     to_dense,
@@ -97,7 +98,7 @@ def test_a_wrong_conversion_leaves_the_model_alone(registry, build, message):
     assert {name: value[0] for name, value in after.items()} == {name: value[0] for name, value in before.items()}
 
 
-@pytest.mark.parametrize("kind", (3, torch.Tensor))
+@pytest.mark.parametrize("kind", (3, torch.Tensor, nn.Linear(2, 2)), ids=("number", "other type", "module"))
 def test_what_is_no_kind_of_module(kind):
     with pytest.raises(TypeError, match="expected a type of modules"):
         register_conversion(kind, lambda old, **options: old)
@@ -136,6 +137,14 @@ def test_types_that_cannot_be_converted(types, error, message):
     assert type(model[0]) is nn.Linear
 
 
+def test_fractions_from_masks_are_those_of_the_three_types():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    fractions = import_mask(model, {"0.mask": torch.ones(4, 4)}, 0.5)
+    with pytest.warns(UserWarning, match="1 MultiheadAttention"):
+        convert(model, fractions, None, types=[nn.Linear, nn.Conv2d, nn.Embedding])
+    assert model[0].freeze == fractions[0]
+
+
 # Modules with several weights
 
 
@@ -172,7 +181,7 @@ def weights_of(model: nn.Module) -> dict[str, int]:
 
 
 def same_as_dense(model: nn.Module, index: torch.Tensor) -> None:
-    """Logits of a language model, and gradients of what both have."""
+    """Logits of a language model are its dense copy's, and every parameter gets a gradient."""
     dense = to_dense(model)
     y, expected = model(index).logits, dense(index).logits
     assert torch.allclose(y, expected, rtol=1e-4, atol=1e-4)

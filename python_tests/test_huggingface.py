@@ -192,6 +192,8 @@ def test_what_cannot_be_converted_is_named():
         SupermaskConfig((1.5, 0))
     with pytest.raises(TypeError, match="sparse"):
         SupermaskConfig(sparse=True)
+    with pytest.raises(TypeError, match=r"exclude='lm_head': expected names, such as \['lm_head'\]"):
+        SupermaskConfig(exclude="lm_head")
 
 
 def test_folders_that_hold_no_ticket_are_refused(tmp_path):

@@ -80,7 +80,7 @@ def register_conversion(
     """
     if isinstance(kind, type) and not issubclass(kind, nn.Module):
         raise TypeError(f"kind={kind.__name__}: expected a type of modules")
-    if not isinstance(kind, str) and not callable(kind):
+    if isinstance(kind, nn.Module) or not (isinstance(kind, str) or callable(kind)):
         raise TypeError(f"kind={kind!r}: expected a type of modules, its full name, or a function of a module")
     _conversions.insert(0, Conversion(kind, build, matrices))
 

@@ -64,6 +64,8 @@ class SupermaskConfig(QuantizationConfigMixin):
         prune, lock = (self.freeze.prune, self.freeze.lock) if isinstance(self.freeze, Freeze) else self.freeze
         Freeze(prune, lock)  # raises
         self.freeze = [prune, lock]  # as JSON has it
+        if isinstance(self.exclude, str):
+            raise TypeError(f"exclude={self.exclude!r}: expected names, such as [{self.exclude!r}]")
         self.exclude = list(self.exclude)
 
     def options(self) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def import_mask(
     weights give way where the mask keeps too few or too many.
 
     Args:
-        model: a network before `convert`.
+        model: a network before `convert`. Its layers are its ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding``, without
+            subclasses. If `convert` replaces other modules of it too, such as an attention, give it these three as
+            ``types``.
         masks: a ``state_dict``, or a file of one (of ``torch.save`` or safetensors), with ``NAME.mask`` or
             ``NAME.weight_mask`` for each layer. Elements that are not 0 are kept. Layers are matched by name, or, if
             the names differ, by their order.
@@ -57,7 +59,7 @@ def import_mask(
     """
     if spread not in SPREADS:
         raise ValueError(f"spread={spread!r}: expected one of {', '.join(SPREADS)}")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, _MASKED)}
+    layers = {name: m for name, m in model.named_modules() if type(m) in _MASKED}
     shapes = [tuple(m.weight.shape) for m in layers.values()]
     found = _match(_masks(masks), list(layers), shapes)
     kept = [int(mask.count_nonzero()) / mask.numel() for mask in found]
