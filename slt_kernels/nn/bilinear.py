@@ -17,8 +17,8 @@ class SupermaskBilinear(SupermaskLayer):
     Args:
         in1_features, in2_features, out_features, bias, device, dtype: as ``nn.Bilinear``'s.
         freeze, sparsity, weight, scale, gain, seed, layer, compact: as `SupermaskLinear`'s. ``fan`` is
-            ``in1_features * in2_features``, in this order. (``nn.Bilinear`` starts with the standard deviation of a
-            fan of ``in1_features``.)
+            ``in1_features * in2_features``, in this order. (``nn.Bilinear``'s weight and bias start as for a fan of
+            ``in1_features``.)
 
     Inputs ``[..., in1_features]`` and ``[..., in2_features]``, output ``[..., out_features]``. A forward holds the
     outer products, ``in1_features * in2_features`` numbers per sample, which the backward pass keeps.

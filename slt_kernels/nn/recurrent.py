@@ -312,8 +312,8 @@ class SupermaskLSTM(_Recurrent):
         freeze: as `SupermaskLinear`'s, or one `Freeze` for each supermask layer.
         layer: the number of the first; the others have the next ones.
         **options: ``sparsity``, ``weight``, ``scale``, ``gain``, ``seed`` and ``compact``, as `SupermaskLinear`'s.
-            PyTorch's standard deviation is ``1 / sqrt(3 * hidden_size)`` for all of them; this layer's is
-            ``gain / sqrt(fan)``, with ``gain=sqrt(2)`` by default.
+            PyTorch's standard deviation is ``1 / sqrt(3 * hidden_size)`` for all of them, and for the biases; this
+            layer's is ``gain / sqrt(fan)``, with ``gain=sqrt(2)`` by default, and ``1 / sqrt(3 * fan)`` for biases.
 
     Input ``[T, B, input_size]``, with ``batch_first`` ``[B, T, input_size]``, ``[T, input_size]`` or a
     ``PackedSequence``; and the state ``(h, c)``. Output and last state as ``nn.LSTM``'s.

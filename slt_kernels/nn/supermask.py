@@ -166,7 +166,7 @@ class SupermaskLayer(LayerState):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial scores from the seed (`reset_scores`); bias as PyTorch's.
+        """Initial scores from the seed (`reset_scores`); bias uniform within ``1 / sqrt(fan)``, as ``nn.Linear``'s.
 
         It initializes a layer made on the meta device after ``layer.to_empty(device=...)``.
         """
