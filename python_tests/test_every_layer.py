@@ -301,6 +301,15 @@ def test_attention_weights(average):
     assert same(layer(x[:, 0], x[:, 0], x[:, 0]), layer.to_dense()(x[:, 0], x[:, 0], x[:, 0]), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("missing", ("in_proj_bias", "out_proj.bias"))
+def test_attention_with_one_bias_only(missing):
+    attention = nn.MultiheadAttention(8, 2, dtype=torch.float64)
+    module, _, name = missing.rpartition(".")
+    setattr(attention.get_submodule(module), name, None)
+    layer, x = convert(attention), normal(5, 3, 8)
+    assert same(layer(x, x, x), layer.to_dense()(x, x, x), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("mode", ("sum", "mean", "max"))
 @pytest.mark.parametrize("padding_idx", (None, 2))
 def test_bags(mode, padding_idx):

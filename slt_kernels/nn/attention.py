@@ -207,12 +207,14 @@ class SupermaskMultiheadAttention(CompositeLayer):
                 for name, weight in zip("qkv", projections, strict=True):
                     getattr(dense, f"{name}_proj_weight").copy_(weight)
             dense.out_proj.weight.copy_(self.out_proj.to_dense().weight)
-            own = {"out_proj.bias": self.out_proj.bias}
-            own |= {name: getattr(self, name) for name in ("in_proj_bias", "bias_k", "bias_v")}
-            for name, bias in own.items():
-                if bias is not None:
-                    dense.get_parameter(name).copy_(bias).requires_grad_(bias.requires_grad)
+        dense.out_proj.bias = _copied(self.out_proj.bias)
+        for name in ("in_proj_bias", "bias_k", "bias_v"):
+            setattr(dense, name, _copied(getattr(self, name)))
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, dropout={self.dropout}, batch_first={self.batch_first}"
+
+
+def _copied(bias: nn.Parameter | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
