@@ -348,8 +348,9 @@ def convert(
     shared = _shared_weights(model, originals, owners)
     if shared:
         what = "; ".join(" and ".join(group) for group in shared)
+        hint = "" if tie else " (with tie=True embeddings and Linears go on sharing)"
         warnings.warn(
-            f"weights that modules share are not shared after convert; each layer has its own (tie=True: one): {what}",
+            f"weights that modules share are not shared after convert; each layer has its own{hint}: {what}",
             stacklevel=2,
         )
 
