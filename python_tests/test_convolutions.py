@@ -197,6 +197,14 @@ def test_a_transposed_sequence_gives_a_contiguous_output(kind):
     assert torch.equal(y, layer(x.contiguous()))
 
 
+@pytest.mark.parametrize("kind", (SupermaskConv1d, SupermaskConvTranspose1d), ids=lambda k: k.__name__)
+def test_a_ticket_has_the_arguments_of_the_module_around_a_layer(kind):
+    layer = kind(4, 6, 3)
+    own = layer.arguments
+    layer.outer_arguments = {"heads": 2}
+    assert layer.arguments == {**own, "heads": 2}
+
+
 def test_channels_last_stays_channels_last():
     layer = SupermaskConvTranspose2d(4, 6, 3, stride=2)
     x = torch.randn(2, 4, 5, 6)

@@ -143,6 +143,14 @@ def test_what_a_tied_module_cannot_keep_is_refused(second, message):
     assert type(model[0]) is nn.Embedding
 
 
+def test_a_default_device_does_not_move_a_padding_row():
+    embedding = tied()["words"]
+    again = TiedEmbedding(embedding, 2)
+    with torch.device("meta"):
+        weight = again.dense_weight()
+    assert torch.equal(weight, embedding.dense_weight())
+
+
 def test_owners_and_rows_that_do_not_fit_are_refused():
     owner = SupermaskEmbedding(5, 4)
     with pytest.raises(TypeError, match="owner: expected a SupermaskEmbedding or a SupermaskLinear, got Embedding"):

@@ -46,7 +46,7 @@ class SupermaskConfig(QuantizationConfigMixin):
             because `EdgePopupCallback` makes the masks.
 
     Raises:
-        TypeError, ValueError: an unknown argument, or a freeze outside its range.
+        TypeError, ValueError: an unknown argument, a freeze outside its range, or a string as ``exclude``.
     """
 
     freeze: Freeze | Sequence[float] = (DENSE.prune, DENSE.lock)

@@ -101,10 +101,13 @@ class TiedEmbedding(_Tied):
         self.scale_grad_by_freq = scale_grad_by_freq
 
     def _dense_weight(self, dtype: torch.dtype) -> Tensor:
-        return self._without_padding(super()._dense_weight(dtype), torch.arange(self.num_embeddings))
+        return self._without_padding(super()._dense_weight(dtype), self._all_rows())
 
     def learned_weight(self) -> Tensor:
-        return self._without_padding(super().learned_weight(), torch.arange(self.num_embeddings))
+        return self._without_padding(super().learned_weight(), self._all_rows())
+
+    def _all_rows(self) -> Tensor:
+        return torch.arange(self.num_embeddings, device=self.mask_words.device)
 
     def _dense_module(self, **placement: Any) -> nn.Module:
         options = {"padding_idx": self.padding_idx, "scale_grad_by_freq": self.scale_grad_by_freq}
@@ -117,7 +120,7 @@ class TiedEmbedding(_Tied):
     def _without_padding(self, rows: Tensor, index: Tensor) -> Tensor:
         if self.padding_idx is None:
             return rows
-        return rows.masked_fill((index == self.padding_idx).to(rows.device).unsqueeze(-1), 0)
+        return rows.masked_fill((index == self.padding_idx).unsqueeze(-1), 0)
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
