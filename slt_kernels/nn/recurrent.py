@@ -65,14 +65,7 @@ class _Gated(CompositeLayer):
 
 
 class _Cell(_Gated):
-    """Base of the cells: ``nn.LSTMCell``'s arguments.
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as PyTorch's. Its supermask layers are ``ih`` and ``hh``.
-        freeze: as `SupermaskLinear`'s, or one `Freeze` for each of the two.
-        layer: the number of ``ih``; ``hh`` has the next.
-        **options: ``sparsity``, ``weight``, ``scale``, ``gain``, ``seed`` and ``compact``, as `SupermaskLinear`'s.
-    """
+    """Base of the cells. Arguments as `SupermaskLSTMCell`'s."""
 
     def __init__(
         self,
@@ -146,7 +139,7 @@ class SupermaskGRUCell(_Cell):
 
 
 class _Recurrent(_Gated):
-    """Base of the layers over time."""
+    """Base of the layers over time. Arguments as `SupermaskLSTM`'s."""
 
     def __init__(
         self,

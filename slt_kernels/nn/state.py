@@ -26,6 +26,8 @@ _STATE_DTYPES = {
 class LayerState(InspectedLayer):
     """The part of `SupermaskLayer` that overrides ``nn.Module``: attributes, copies, moves, ``state_dict``."""
 
+    _plan: ops.Plan | None = None  # of calls without gradients
+
     def _identity(self, source: Source) -> list[int]:
         """The numbers that a state of this layer has in ``source_id``."""
         (gain,) = struct.unpack("<q", struct.pack("<d", self.gain))

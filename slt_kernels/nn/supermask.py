@@ -53,7 +53,6 @@ class SupermaskLayer(LayerState):
 
     graded_scores: Callable[[Tensor], Tensor] | None = None
     outer_arguments: Mapping[str, int | str] = {}
-    _plan: ops.Plan | None = None
 
     def __init__(
         self,
