@@ -352,6 +352,12 @@ def test_bad_arguments_are_refused(make, message):
         make()
 
 
+@kinds
+def test_inputs_that_are_no_tensors_are_refused(kind):
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        converted(kind)(*[[1.0]] * len(kind.inputs()))
+
+
 def attend(**options):
     x = torch.randn(5, 3, 8)
     return SupermaskMultiheadAttention(8, 2)(x, x, x, **options)

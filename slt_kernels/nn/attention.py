@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.checks import check_tensor
 from ..source import DENSE, MAX_ROWS, Freeze, fraction, integer
 from .composite import CompositeLayer, weight_options
 from .linear import SupermaskLinear
@@ -105,6 +106,8 @@ class SupermaskMultiheadAttention(CompositeLayer):
         Raises:
             ValueError: inputs or masks of other shapes; ``is_causal`` without ``attn_mask``.
         """
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            check_tensor(name, x)
         batched = query.dim() == 3
         if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
             shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))

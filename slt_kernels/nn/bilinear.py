@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.checks import check_tensor
 from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
 
@@ -68,6 +69,8 @@ class SupermaskBilinear(SupermaskLayer):
         return nn.utils.skip_init(nn.Bilinear, *sizes, self.bias is not None, **placement)
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        check_tensor("input1", input1)
+        check_tensor("input2", input2)
         self._refresh_mask()
         expected = (*input1.shape[:-1], self.in1_features), (*input1.shape[:-1], self.in2_features)
         if input1.dim() == 0 or (input1.shape, input2.shape) != expected:

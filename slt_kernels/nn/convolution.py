@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..conv_geometry import Window
+from ..ops.checks import check_tensor
 from ..source import DENSE, MAX_FAN, MAX_ROWS, Freeze, Source, integer
 from .supermask import SupermaskLayer
 
@@ -166,8 +167,7 @@ def one_per_dimension(name: str, value: int | tuple[int, ...], low: int, dimensi
 
 def check_spatial_input(x: Tensor, channels: int, dimensions: int) -> None:
     """Raises TypeError or ValueError unless it is ``[B, channels, ...]`` or ``[channels, ...]``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    check_tensor("x", x)
     if x.dim() not in (dimensions + 1, dimensions + 2) or x.shape[-dimensions - 1] != channels:
         axes = ", ".join(_AXES[-dimensions:])
         raise ValueError(f"x.shape={list(x.shape)}: expected [B, {channels}, {axes}] or [{channels}, {axes}]")

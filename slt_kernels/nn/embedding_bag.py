@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.checks import check_tensor
 from .composite import CompositeLayer
 from .embedding import SupermaskEmbedding
 from .generated_weight import GeneratedWeight
@@ -75,6 +76,7 @@ class SupermaskEmbeddingBag(CompositeLayer):
         return self.embedding.weight
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        check_tensor("input", input)
         rows = F.pad(self.embedding(input.reshape(-1)), (0, 0, 0, 1))  # and one that stands for padding
         index = torch.arange(input.numel(), dtype=input.dtype, device=input.device).view(input.shape)
         padding = None

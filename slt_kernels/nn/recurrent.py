@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..ops.checks import check_tensor
 from ..source import DENSE, MAX_ROWS, Freeze, fraction, integer
 from .composite import CompositeLayer, weight_options
 from .linear import SupermaskLinear
@@ -89,6 +90,7 @@ class _Cell(_Gated):
         self.hh = SupermaskLinear(self.hidden_size, rows, bias, device, dtype, **next(each), **options)
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        check_tensor("input", input)
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(f"input.shape={list(input.shape)}: expected [B, {self.input_size}] or [{self.input_size}]")
         shape = (*input.shape[:-1], self.hidden_size)
@@ -195,6 +197,8 @@ class _Recurrent(_Gated):
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
         packed = isinstance(input, PackedSequence)
+        if not packed:
+            check_tensor("input", input)
         batched = packed or input.dim() == 3
         if packed:
             data, sizes = input.data, input.batch_sizes.tolist()
