@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,12 +60,48 @@ def fails(number: int) -> int:
     return number
 
 
-def test_an_error_comes_after_the_results_of_running_tasks():
+def test_an_error_ends_the_tasks():
     results = []
     with pytest.raises(KeyError, match="one"):
         for key, result in completed(fails, {i: (i,) for i in range(5)}):
             results.append((key, result))
     assert results == [(0, 0)]
+
+
+def fails_or_takes_long(number: int) -> int:
+    if number == 0:
+        raise KeyError("none")
+    time.sleep(0.2)
+    return number
+
+
+def test_an_error_comes_after_the_results_of_running_tasks():
+    results = {}
+    with by_value("cloudpickle"), pytest.raises(KeyError, match="none"):
+        for key, result in completed(fails_or_takes_long, {i: (i,) for i in range(10)}, jobs=2):
+            results[key] = result
+    assert results[1] == 1 and 9 not in results
+
+
+running: list[int] = []
+
+
+def count_running(number: int) -> int:
+    """How many tasks run in this process, this one included."""
+    running.append(number)
+    time.sleep(0.05)
+    count = len(running)
+    running.remove(number)
+    return count
+
+
+def test_jobs_limit_the_tasks_of_a_larger_cluster():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 4, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        tasks = {i: (i,) for i in range(6)}
+        found = dict(completed(count_running, tasks, engine="dask", cluster=cluster.scheduler_address, jobs=2))
+    assert found.keys() == tasks.keys() and max(found.values()) == 2
 
 
 def test_no_task_starts_after_a_stop():
@@ -83,6 +120,13 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch):
     message = "1 workers were killed, one after the other; expected enough memory for jobs=2"
     with by_value("cloudpickle"), pytest.raises(RuntimeError, match=message):
         list(completed(dies, {0: ()}, jobs=2))
+
+
+def test_a_task_that_dask_gives_up():
+    dask = pytest.importorskip("dask")
+    allowed = dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    with allowed, by_value("cloudpickle"), pytest.raises(RuntimeError, match=r"dask gave up a task: .* on 1 different"):
+        list(completed(dies, {0: ()}, engine="dask", jobs=1))
 
 
 @pytest.mark.parametrize(

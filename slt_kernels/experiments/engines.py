@@ -55,7 +55,7 @@ def completed(
         ValueError: an unknown engine, fewer than one job, or a cluster for loky.
         ModuleNotFoundError: the engine is not installed.
         RuntimeError: workers were killed several times in a row.
-        The first error of a task: no further task starts, and the results of those that run are yielded before.
+        The first error of a task: no further task is handed out, and the results of those that run are yielded before.
     """
     check(engine, jobs, cluster)
     errors: list[Exception] = []
@@ -123,7 +123,8 @@ def _joblib(
         config = {"backend": engine, "n_jobs": jobs or (-1 if engine == "dask" else 1)}
         while True:
             calls = (joblib.delayed(_attempt)(function, os.getpid(), *task) for task in feed() if task[0] not in done)
-            options = {"return_as": "generator_unordered", "pre_dispatch": "n_jobs", "batch_size": 1}
+            options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+            options["pre_dispatch"] = jobs or "n_jobs"  # joblib's backend for dask ignores n_jobs
             try:
                 with joblib.parallel_config(**config):
                     for key, result, error in joblib.Parallel(**options)(calls):
@@ -141,9 +142,9 @@ def _joblib(
 
 @contextmanager
 def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
-    """Makes a cluster of dask the one that joblib uses."""
+    """Makes a cluster of dask the one that joblib uses; RuntimeError if it gives up a task."""
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, KilledWorker, LocalCluster
 
     with ExitStack() as stack:
         cluster = cluster or dask.config.get("scheduler-address", None)
@@ -152,7 +153,10 @@ def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
                 LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
             )
         stack.enter_context(Client(cluster))
-        yield
+        try:
+            yield
+        except KilledWorker as error:
+            raise RuntimeError(f"dask gave up a task: {error}") from None
 
 
 def _ray(
@@ -176,7 +180,10 @@ def _ray(
             if not running:
                 return
             (ready,), running = ray.wait(running, num_returns=1)
-            yield ray.get(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.RayError as error:
+                yield None, None, RuntimeError(f"ray gave up a task: {error}")
 
 
 def _connected(ray, cluster: str | None) -> AbstractContextManager:
