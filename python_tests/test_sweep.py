@@ -91,6 +91,11 @@ def test_a_grid_refuses(changes, message):
         grid(**changes)
 
 
+def test_a_sweep_of_dense_networks_is_refused():
+    with pytest.raises(ValueError, match="algorithm=dense: expected one with masks; trained=True adds the dense one"):
+        grid().experiments(BASE.override({"search.algorithm": "dense"}))
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """(folder, rows, options) of a sweep of three searches in two child processes."""
@@ -172,6 +177,12 @@ def test_a_table_of_bits():
     header, _, first, *_ = sweep.table(rows, bits=True).splitlines()
     assert header == "| width | frozen | ticket | dense, bits | randomly pruned, bits | frozen 6:1, bits |"
     assert "| 2.062 (2.000 to 2.125) |" in first
+
+
+def test_a_table_with_rows_of_an_older_version_has_accuracies():
+    rows = [row | {"test_bits": 2.0} for row in rows_of(grid().experiments(BASE))]
+    rows[0]["test_bits"] = None
+    assert sweep.table(rows, bits=True) == sweep.table(rows)
 
 
 def test_a_file_without_bits_is_of_an_older_version(tmp_path):

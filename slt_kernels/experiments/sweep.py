@@ -97,7 +97,13 @@ class Grid:
             raise ValueError("seeds=0: expected at least 1")
 
     def experiments(self, base: Experiment) -> dict[Point, Experiment]:
-        """All searches: the base experiment with the source, sparsity, width and seed of each point."""
+        """All searches: the base experiment with the source, sparsity, width and seed of each point.
+
+        Raises:
+            ValueError: a base with fractions of each layer, or without masks.
+        """
+        if base.search.algorithm == "dense":
+            raise ValueError("algorithm=dense: expected one with masks; trained=True adds the dense one")
         if base.source.layers:
             raise ValueError(f"layers={len(base.source.layers)} layers: expected none: a sweep chooses the fractions")
         found = {}
@@ -310,6 +316,11 @@ class _Measure(NamedTuple):
         return self.factor * row[self.column]
 
 
+def _measure(rows: Sequence[Row], bits: bool) -> "_Measure":
+    """Bits, if they are wanted and all rows have them; otherwise the accuracy."""
+    return _BITS if bits and all(row["test_bits"] is not None for row in rows) else _ACCURACY
+
+
 _ACCURACY = _Measure("test_accuracy", 100, "%", 1, "test accuracy, % (mean, least and most)")
 _BITS = _Measure("test_bits", 1, "bits", 3, "test cross-entropy, bits per target (mean, least and most)")
 
@@ -319,9 +330,10 @@ def table(rows: Sequence[Row], bits: bool = False) -> str:
 
     Args:
         rows: as `read` returns them.
-        bits: show the test cross-entropy in bits instead of the accuracy, as for text. Default False.
+        bits: show the test cross-entropy in bits instead of the accuracy, as for text, unless a row of an older version
+            has none. Default False.
     """
-    measure = _BITS if bits else _ACCURACY
+    measure = _measure(rows, bits)
     groups = _groups(rows)
     sources = list(dict.fromkeys(source for _, source, _ in groups))
     lines = [["width", "frozen", "ticket", *(f"{source}, {measure.unit}" for source in sources)]]
@@ -360,7 +372,7 @@ def plot(rows: Sequence[Row], folder: Path, bits: bool = False) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is missing (it comes with the ``plot`` extra).
     """
-    measure = _BITS if bits else _ACCURACY
+    measure = _measure(rows, bits)
     matplotlib = load_matplotlib()
     from matplotlib import pyplot, ticker
 
