@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from PIL import Image, UnidentifiedImageError
 
-from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, load
+from slt_kernels.data import DEFAULTS, UNANSWERED, Loader, Part, from_datasets, load
 from slt_kernels.experiments.data.augment import ERASING_DRAWS, OPERATIONS, apply, erase, rand_augment
 from slt_kernels.experiments.data.folder import ImageFiles, random_box
 from slt_kernels.experiments.data.graph import neighbours_mean
@@ -290,6 +290,30 @@ def test_cifar_refuses(tmp_path):
         load("cifar10", tmp_path)
 
 
+# Data sets of the user: more in test_own_data.py
+
+
+@pytest.mark.parametrize(
+    "image,message",
+    (
+        (torch.ones(1, 2, 2, dtype=torch.int64), r"got torch\.int64 \[1, 2, 2\]; pixels are .* or uint8"),
+        (Image.new("I;16", (2, 2)), r"train\[0\]: image of Pillow's mode I;16, expected one of 8 bits"),
+    ),
+    ids=("int64", "16 bits"),
+)
+def test_pixels_of_an_unknown_range_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        from_datasets([(image, 0)], [(image, 0)], [(image, 0)], classes=2)
+
+
+def test_tokens_are_integers_less_than_the_number_of_classes():
+    rows = [([0, 1, 2], [1, 2, 0]), ([0, 3, 2], [0, 0, 0]), ([0.0, 1.0, 2.0], [0, 0, 0])]
+    part = from_datasets(rows, rows, rows, classes=3).train
+    for number, message in ((1, "token 3, expected 0 to 2$"), (2, r".* integer tokens \[T\], got torch\.float32")):
+        with pytest.raises(ValueError, match=rf"train\[{number}\]: {message}"):
+            part.batch(torch.tensor([number]))
+
+
 # IDX files
 
 
@@ -529,7 +553,7 @@ GRADIENT = Image.fromarray(np.stack((RISING, RISING.T, 255 - RISING), 2))
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operations_of_rand_augment_grow_with_their_level(operation):
-    """Level 0 changes nothing, except in the three operations without a level."""
+    """Level 0 changes nothing, except in posterize and in the three operations without a level."""
     rgb = GRADIENT.rotate(30)
 
     def change(level: float, sign: int = 1) -> float:
@@ -541,8 +565,20 @@ def test_operations_of_rand_augment_grow_with_their_level(operation):
     if operation in ("autocontrast", "equalize", "invert"):
         assert len(set(levels)) == 1
     else:
-        assert levels[0] == 0 < levels[1] < levels[2]
+        assert (levels[0] == 0) is (operation != "posterize")
+        assert levels[0] < levels[1] < levels[2]
         assert change(1.0, -1) > 0
+
+
+def test_levels_are_those_of_timm():
+    """At the paper's magnitude: one bit, and thresholds of whole numbers that are rounded down."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(2, 0)).convert("RGB")
+    for operation, expected in (
+        ("posterize", lambda x: x & 128),
+        ("solarize", lambda x: np.where(x < 26, x, 255 - x)),
+        ("solarize_add", lambda x: np.where(x < 128, x + 99, x)),
+    ):
+        assert np.array_equal(np.asarray(apply(operation, ramp, 0.9, 1))[0, :, 0], expected(np.arange(256)))
 
 
 def test_rand_augment_is_a_function_of_its_numbers():

@@ -56,12 +56,13 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
     else:
         raise ValueError(f"data={shown(name)}: expected package.module:function, or one of {', '.join(DATASETS)}")
     arguments = inspect.signature(builder).parameters
+    takes_any = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
     unknown = sorted(options.keys() - arguments.keys())
-    if unknown and not any(a.kind is a.VAR_KEYWORD for a in arguments.values()):
+    if unknown and not takes_any:
         raise ValueError(f"{unknown[0]}={shown(options[unknown[0]])}: {name} has only {', '.join(arguments)}")
     if path is None and "path" in arguments and arguments["path"].default is inspect.Parameter.empty:
         raise ValueError(f"path={path}: expected the folder or file of {name}")
-    if path is not None and "path" not in arguments:
+    if path is not None and "path" not in arguments and not takes_any:
         why = f"{name} takes none" if is_function(name) else f"{name} ships with a package"
         raise ValueError(f"path={path}: expected no path: {why}")
     options |= {} if path is None else {"path": path}

@@ -37,7 +37,10 @@ def rand_augment(image: "Image", magnitude: float, random: list[float]) -> "Imag
 
 
 def apply(operation: str, image: "Image", level: float, sign: int) -> "Image":
-    """One of `OPERATIONS`, from no change (level 0; invert, equalize and autocontrast have no level) to level 1."""
+    """One of `OPERATIONS` at a level from 0 to 1.
+
+    Level 0 is no change, except that posterize keeps 4 bits. Invert, equalize and autocontrast have no level.
+    """
     from PIL import Image, ImageEnhance, ImageOps
 
     width, height = image.size
@@ -47,11 +50,11 @@ def apply(operation: str, image: "Image", level: float, sign: int) -> "Image":
     if operation == "rotate":
         return image.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GRAY)
     if operation == "posterize":
-        return ImageOps.posterize(image, 8 - round(4 * level))
+        return ImageOps.posterize(image, 4 - int(4 * level))
     if operation == "solarize":
-        return ImageOps.solarize(image, 256 - round(256 * level))
+        return ImageOps.solarize(image, 256 - int(256 * level))
     if operation == "solarize_add":
-        added = round(110 * level)
+        added = int(110 * level)
         return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
     if operation in ("color", "contrast", "brightness", "sharpness"):
         return getattr(ImageEnhance, operation.capitalize())(image).enhance(1 + 0.9 * signed)

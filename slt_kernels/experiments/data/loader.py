@@ -104,10 +104,9 @@ class Loader:
         batches = numbers.split(self.batch_size)[start : self.steps]
         shares = [batch[self.rank :: self.ranks] for batch in batches]
         of_batches = versions.split(self.batch_size)[start : self.steps]
+        first = epoch * self.repeats if self.training else None
         tasks = [
-            _Task(share.tolist(), version[self.rank :: self.ranks].tolist(), epoch * self.repeats)
-            if self.training
-            else _Task(share.tolist(), [0] * len(share), None)
+            _Task(share.tolist(), version[self.rank :: self.ranks].tolist(), first)
             for share, version in zip(shares, of_batches, strict=True)
         ]
         if self._workers is None:

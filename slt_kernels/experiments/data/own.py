@@ -45,7 +45,7 @@ def from_datasets(
     An example is a pair (input, target), or a dict with a column of each, as Hugging Face has them. An input is an
     image ``[C, H, W]`` or a sequence of tokens ``[T]``, in which case the target is ``[T]`` too. An image is a
     floating-point tensor or array, which is used as it is (in float32), or a Pillow image or uint8, which is divided by
-    255. Ignored targets are `UNANSWERED`. All inputs have one shape.
+    255. Tokens are less than ``classes``. Ignored targets are `UNANSWERED`. All inputs have one shape.
 
     Before an example is read, the global generators of Python, NumPy and PyTorch are seeded from (seed, epoch, index),
     and restored afterwards. So random transforms repeat, and an interrupted search continues with the same examples.
@@ -84,13 +84,10 @@ def from_datasets(
     columns = _columns(train[0], input, target)
     classes = _classes(train, columns) if classes is None else integer("classes", classes, 1, MAX_ROWS)
     first, _ = _example(train[0], columns, "train[0]")
-    if first.dim() == 3 and first.is_floating_point():
+    if first.dim() == 3:
         kind, dimensions = "images", {"channels": first.shape[0], "size": first.shape[1]}
-    elif first.dim() == 1 and first.dtype == torch.int64:
-        kind, dimensions = "text", {"context": first.shape[0]}
     else:
-        found = f"{first.dtype} {list(first.shape)}"
-        raise ValueError(f"train[0]: expected an image [C, H, W] or integer tokens [T], got {found}")
+        kind, dimensions = "text", {"context": first.shape[0]}
     shape = tuple(first.shape)
     examples = (Examples(*part, name, shape, classes, columns, seed) for name, part in parts.items())
     return Dataset(*examples, kind, {"classes": classes, **dimensions})
@@ -104,7 +101,7 @@ class Examples(Part):
         indices: int64 ``[N]`` of the examples to use; None for all.
         name: of the part, for errors.
         shape: of an input.
-        classes: targets are less than this.
+        classes: targets, and tokens, are less than this.
         columns: of input and target in a dict; None if examples are pairs.
         seed: for random transforms.
     """
@@ -149,14 +146,17 @@ class Examples(Part):
         if x.shape != self.shape:
             expected = f"expected {list(self.shape)}, as the first training example"
             raise ValueError(f"{self.name}[{number}]: input of shape {list(x.shape)}, {expected}")
+        if x.dim() == 1:
+            self._check_range("token", x, (x < 0) | (x >= self.classes), number)
         if y.shape != (x.shape if x.dim() == 1 else ()):
             expected = "one for each token" if x.dim() == 1 else "one class"
             raise ValueError(f"{self.name}[{number}]: target of shape {list(y.shape)}, expected {expected}")
-        wrong = y[((y < 0) & (y != UNANSWERED)) | (y >= self.classes)]
-        if wrong.numel():
-            raise ValueError(
-                f"{self.name}[{number}]: target {int(wrong[0])}, expected 0 to {self.classes - 1}, or {UNANSWERED}"
-            )
+        self._check_range("target", y, ((y < 0) & (y != UNANSWERED)) | (y >= self.classes), number)
+
+    def _check_range(self, what: str, values: Tensor, wrong: Tensor, number: int) -> None:
+        if wrong.any():
+            expected = f"expected 0 to {self.classes - 1}" + f", or {UNANSWERED}" * (what == "target")
+            raise ValueError(f"{self.name}[{number}]: {what} {values[wrong][0]}, {expected}")
 
 
 @contextmanager
@@ -213,6 +213,8 @@ def _example(example: Any, columns: tuple[str, str] | None, where: str) -> tuple
             raise ValueError(f"{where}: expected a pair (input, target), got {shown(example)}")
         x, y = example
     if hasattr(x, "convert") and hasattr(x, "mode"):  # a Pillow image
+        if x.mode[0] in "IF":  # Pillow would cut off what is above 255
+            raise ValueError(f"{where}: image of Pillow's mode {x.mode}, expected one of 8 bits")
         pixels = np.array(x.convert("L" if x.mode in ("1", "L") else "RGB"))
         x = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
     try:
@@ -221,10 +223,14 @@ def _example(example: Any, columns: tuple[str, str] | None, where: str) -> tuple
         raise ValueError(f"{where}: expected an image or tokens, and classes: {shown(str(error))}") from None
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"{where}: target of {y.dtype}, expected integers")
-    if x.dim() == 3:
+    integers = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    if x.dim() == 3 and (x.is_floating_point() or x.dtype == torch.uint8):
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    elif not x.is_floating_point():
+    elif x.dim() == 1 and integers:
         x = x.long()
+    else:
+        expected = f"an image [C, H, W] or integer tokens [T], got {x.dtype} {list(x.shape)}"
+        raise ValueError(f"{where}: expected {expected}; pixels are floating-point numbers or uint8")
     return x, y.long()
 
 
