@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from slt_kernels.experiments.paper import from_paper
 from slt_kernels.train import Experiment, Search, SourceNetwork
 
 EVERYTHING = """
@@ -157,6 +158,26 @@ def test_options_have_the_builder_s_types():
     values = {"model": "convnet", "data": {"name": "cifar10", "path": "a", "validation": "1e-1"}}
     assert Experiment.from_dict(values).data["validation"] == 0.1  # YAML 1.1 reads 1e-1 as text
     assert Experiment(model="conv2", data="digits") == Experiment(model={"name": "conv2"})
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    (
+        ({"lr": [0.1]}, r"lr=\[0\.1\]: expected a number"),
+        ({"clip_grad": "norm"}, "clip_grad='norm': expected a number"),
+        ({"width_factor": math.inf}, "width_factor=inf: expected a number"),
+        ({"gpu_ids": "0,1"}, "gpu_ids='0,1': expected a list of numbers"),
+        ({"algo": ["dense"]}, r"algo=\['dense'\]: expected one of dense"),
+        ({"model_name": ["conv6"]}, r"model_name=\['conv6'\]: there is no such network"),
+        ({"m_init_method": "rand"}, "m_init_method='rand': expected one of None, uniform"),
+    ),
+)
+def test_values_of_another_type_in_the_paper_s_files_are_refused(changes, message):
+    values = {"dataset_name": "cifar10", "model_name": "conv6", "algo": "global_ep", "optimizer_name": "sgd"}
+    values |= {"w_init_method": "kaiming_normal", "s_init_method": "kaiming_normal", "lr": "1e-3"}
+    assert from_paper(values)[0].search.lr == 1e-3  # YAML reads it as text
+    with pytest.raises(ValueError, match=message):
+        from_paper(values | changes)
 
 
 def test_identity_ignores_workers():

@@ -3,11 +3,12 @@
 Their keys are those of ``utils/parser.py`` in https://github.com/Hikari43/slt_within_frozen_network.
 """
 
-import os
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from .._text import shown
+from ..freezing import SPREADS
 from ..mask_import import import_mask
 from ..source import Freeze
 from . import models
@@ -52,10 +53,21 @@ class _Keys:
         value = self.values.get(key)
         return default if value is None else value
 
+    def number(self, key: str, default: float = 0.0) -> float:
+        """A finite number, also as text: YAML reads 1e-4 as text."""
+        value = self.get(key, default)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{key}={shown(value)}: expected a number")
+        return number
+
     def one_of(self, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
         """What a value means here; ValueError for one that means nothing."""
         value = self.get(key, default)
-        if value not in known:
+        if not isinstance(value, str | None) or value not in known:
             raise ValueError(f"{key}={shown(value)}: expected one of {', '.join(map(str, known))}")
         return known[value]
 
@@ -85,7 +97,7 @@ def from_paper(values: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     model = _model(keys)
     search = _search(keys)
     graph = model["name"] == "gin"
-    search["batch_size"] = 1 if graph else keys.get("batch_size_per_gpu", 128) * len(keys.get("gpu_ids", [0]))
+    search["batch_size"] = 1 if graph else _batch_size(keys)
     source = _source(keys, model)
     for key, flag in _HERE.items():
         if key in keys.values:
@@ -96,12 +108,19 @@ def from_paper(values: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     return experiment, keys.left_out()
 
 
+def _batch_size(keys: _Keys) -> int:
+    gpus = keys.get("gpu_ids", [0])
+    if not isinstance(gpus, list):
+        raise ValueError(f"gpu_ids={shown(gpus)}: expected a list of numbers")
+    return int(keys.number("batch_size_per_gpu", 128)) * len(gpus)
+
+
 def _data(keys: _Keys) -> dict[str, Any]:
     name = keys.one_of("dataset_name", _DATA)
     data = {"name": name, "path": str(keys.get("dataset_dir", "data"))}
     ratio = keys.get("train_val_ratio")
     if ratio is not None and name != "ogbn_arxiv":
-        data["validation"] = round(1 - float(ratio), 6)
+        data["validation"] = round(1 - keys.number("train_val_ratio"), 6)
     if name in ("cifar10", "cifar100"):
         keys.note("dataset_dir", "expected to hold the binary version of CIFAR; theirs is that of Python")
     if name == "image_folder" and not keys.get("use_simple_transform", False):
@@ -111,14 +130,14 @@ def _data(keys: _Keys) -> dict[str, Any]:
 
 def _model(keys: _Keys) -> dict[str, Any]:
     name, dataset = keys.get("model_name"), keys.values.get("dataset_name")
-    factor = float(keys.get("width_factor", 1))
+    factor = keys.number("width_factor", 1)
     affine = {"affine": True} if keys.get("use_affine_bn", False) else {}
     if name == "gin_based_net":
-        model = {"name": "gin", "width": int(keys.get("hidden_dim", 386) * factor), "depth": keys.get("n_layers", 4)}
-        model |= {"dropout": p} if (p := float(keys.get("dropout_p", 0.0))) else {}
+        model = {"name": "gin", "width": int(keys.number("hidden_dim", 386) * factor), "depth": keys.get("n_layers", 4)}
+        model |= {"dropout": p} if (p := keys.number("dropout_p")) else {}
         model |= {"bias": True} if keys.get("use_bias", False) else {}
         return model | ({} if keys.get("norm_type") == "bn" else {"norm": False}) | affine
-    if name not in (_IMAGENET if dataset == "imagenet" else _CIFAR):
+    if not isinstance(name, str) or name not in (_IMAGENET if dataset == "imagenet" else _CIFAR):
         raise ValueError(f"model_name={shown(name)}: there is no such network for dataset_name={shown(dataset)}")
     model = {"name": f"cifar_{name}" if dataset != "imagenet" and name.startswith("resnet") else name}
     if factor != 1:
@@ -138,8 +157,8 @@ def _source(keys: _Keys, model: Mapping[str, Any]) -> dict[str, Any]:
     if keys.values.get("algo") == "dense":  # trained from these weights
         keys.read |= {"scale_method", "m_init_method", "p_ratio", "r_ratio", "mask_file"}
         return {"prune": 0.0, "lock": 0.0, "weight": keys.one_of("w_init_method", _WEIGHTS)}
-    spread = keys.get("m_init_method")
-    prune, lock = float(keys.get("p_ratio", 0.0)), float(keys.get("r_ratio", 0.0))
+    spread = keys.one_of("m_init_method", {None: None} | {name: name for name in SPREADS})
+    prune, lock = keys.number("p_ratio"), keys.number("r_ratio")
     source: dict[str, Any] = {
         "prune": prune if spread else 0.0,
         "lock": lock if spread else 0.0,
@@ -159,7 +178,8 @@ def _source(keys: _Keys, model: Mapping[str, Any]) -> dict[str, Any]:
         options = {"features": keys.get("in_dim", 128)} if model["name"] == "gin" else {}
         classes = _CLASSES[keys.values["dataset_name"]]
         network = models.build(**model, **options, classes=classes, device="meta")
-        fractions = import_mask(network, os.fspath(file), sum(vars(Freeze(prune, lock)).values()), spread)
+        Freeze(prune, lock)  # refuses what is out of range
+        fractions = import_mask(network, str(file), prune + lock, spread)
         source |= {"prune": 0.0, "lock": 0.0, "layers": [[f.prune, f.lock] for f in fractions]}
         source.pop("lock_spread", None)
     return source
@@ -171,41 +191,39 @@ def _search(keys: _Keys) -> dict[str, Any]:
         "algorithm": keys.one_of("algo", _ALGORITHMS),
         "epochs": keys.get("max_epoch", 100),
         "optimizer": keys.one_of("optimizer_name", {"sgd": "sgd", "adamw": "adamw"}),
-        "lr": float(keys.get("lr", 0.1)),
-        "weight_decay": float(keys.get("weight_decay", 0.0)),
+        "lr": keys.number("lr", 0.1),
+        "weight_decay": keys.number("weight_decay"),
         "schedule": keys.one_of("scheduler_name", _SCHEDULES, "cosine_lr"),
         "pick": "best",
     }
     if algorithm != "dense":
-        search["sparsity"] = float(keys.get("sparsity", 0.5))
+        search["sparsity"] = keys.number("sparsity", 0.5)
         search["scope"] = "global" if algorithm == "global_ep" else "local"
         search["scores"] = keys.one_of("s_init_method", _SCORES)
     else:
         keys.read |= {"sparsity", "s_init_method"}
-    momentum = keys.get("momentum")
     if search["optimizer"] == "sgd":
-        search["momentum"] = float(momentum or 0.0)
-    milestones, gamma = keys.get("milestones"), keys.get("gamma")
+        search["momentum"] = keys.number("momentum")
     if search["schedule"] == "multistep":
-        search |= {"milestones": milestones or [], "gamma": float(0.1 if gamma is None else gamma)}
-    warmup = {name: keys.get(name) for name in ("min_lr", "warmup_lr_init", "warmup_t", "warmup_prefix")}
+        search |= {"milestones": keys.get("milestones", []), "gamma": keys.number("gamma", 0.1)}
     if keys.values.get("scheduler_name") == "cosine_lr_warmup":
-        search |= {"min_lr": float(warmup["min_lr"] or 0), "warmup_epochs": warmup["warmup_t"] or 0}
-        search["warmup_lr"] = float(warmup["warmup_lr_init"] or 0)
+        search |= {"min_lr": keys.number("min_lr"), "warmup_epochs": keys.get("warmup_t", 0)}
+        search["warmup_lr"] = keys.number("warmup_lr_init")
         keys.note("scheduler_name", "cosine reaches min_lr after max_epoch epochs, warmup included")
+    keys.read |= {"momentum", "milestones", "gamma", "min_lr", "warmup_lr_init", "warmup_t", "warmup_prefix"}
     names = {"mixup": "mixup", "cutmix": "cutmix", "smoothing": "label_smoothing", "clip_grad": "clip"}
     for key, name in names.items():
-        if value := keys.get(key):
-            search[name] = float(value)
+        if value := keys.number(key):
+            search[name] = value
     if search.get("mixup") and search.get("cutmix"):
-        search["switch"] = float(keys.get("mixup_switch_prob", 0.5))
+        search["switch"] = keys.number("mixup_switch_prob", 0.5)
     if keys.get("mixup_prob", 1.0) != 1.0 and (search.get("mixup") or search.get("cutmix")):
         keys.note("mixup_prob", "every batch is mixed")
     if keys.get("mixup_mode", "batch") != "batch":
         keys.note("mixup_mode", "one mixture for a whole batch")
     keys.read.add("mixup_switch_prob")
     if keys.get("model_ema", False):
-        search["ema"] = float(keys.get("model_ema_decay", 0.9999))
+        search["ema"] = keys.number("model_ema_decay", 0.9999)
     keys.read.add("model_ema_decay")
     if keys.get("use_amp", False):
         search["amp"] = "fp16"
