@@ -64,16 +64,8 @@ def test_it_runs(config, files, tmp_path, capsys, monkeypatch):
     )
     experiment = Experiment.load(config)
     name = experiment.data["name"]
-    options = [
-        "--config",
-        str(config),
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--width",
-        "64" if name in ("text", "bible") else "4",
-    ]
+    options = ["--config", str(config), "--epochs", "1", "--workers", "0"]
+    options += ["--width", "64" if name in ("text", "bible") else "4"]
     options += ["--path", files[name]] if name in files else []
     options += {
         "image_folder": ["--set", "data.size=32"],

@@ -595,7 +595,7 @@ def test_scores_of_trunc_normal_have_one_standard_deviation(data):
         assert layer.scores.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_adam_decays_scores_through_the_gradient(data):
+def test_adam_and_adamw_decay_scores_differently(data):
     a, b = (found(data, optimizer=name, lr=0.01, weight_decay=0.5)[0] for name in ("adam", "adamw"))
     assert not torch.equal(layers_of(a)[0].scores, layers_of(b)[0].scores)
 
