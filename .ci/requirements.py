@@ -1,6 +1,8 @@
 """Prints a requirements file of the package and of some of its extras, without the package itself.
 
 python .ci/requirements.py test
+
+Needs Python 3.11, for tomllib.
 """
 
 import re
