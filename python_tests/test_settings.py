@@ -1,6 +1,7 @@
 """Settings from YAML, plain values and flags; errors name the unknown or wrong setting."""
 
 import dataclasses
+import datetime
 import json
 import math
 
@@ -100,6 +101,8 @@ def test_settings_survive_json():
         ({"source": {"layers": [[0.5]]}}, "layers[0]=[0.5]: expected two fractions"),
         ({"source": {"layers": [0.5]}}, "source.layers=0.5: expected a list of numbers"),
         ({"source": {"lock_spread": "both"}}, "lock_spread='both': expected one of frozen, locked"),
+        ({"data": {"name": "a:b", "day": datetime.date(2020, 1, 1)}}, "data.day=datetime.date(2020, 1, 1): expected"),
+        ({"data": {"name": "a:b", "names": {1: "one"}}}, "data.names={1: 'one'}: expected text, numbers,"),
         ({"seed": -1}, "seed=-1: expected 0 to 18446744073709551615"),
         ({"source": {"prune": 0.8, "lock": 0.8}}, "prune=0.8 + lock=0.8"),
         ({"model": "convent"}, "model.name='convent': unknown"),

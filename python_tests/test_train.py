@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import io
+import json
 import math
 import os
 import shutil
@@ -644,8 +645,13 @@ def test_dense_weights_are_trained(ema, data, tmp_path):
     assert same_state(again, model)
 
 
-def test_a_dense_network_is_written_and_reloaded(tmp_path):
-    report = find(DENSE, tmp_path / "net.safetensors", torch.device("cpu"))
+def test_a_dense_network_is_written_and_reloaded(tmp_path, capsys):
+    options = ["--algorithm", "dense", "--width", "4", "--epochs", "1", "--batch-size", "128"]
+    options += ["--out", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "report.json")]
+    assert main(["find", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "A dense network for digits" in printed and "frozen" not in printed and "mask" not in printed
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["test_accuracy"] == report["reloaded_accuracy"]
     assert (report["free_bits"], report["mask_bytes"], report["kept"]) == (0, 0, report["weights"])
     assert report["ticket_bytes"] == (tmp_path / "net.safetensors").stat().st_size > 4 * report["weights"]

@@ -349,14 +349,17 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
     what = "A dense network" if dense else "A ticket"
     table = rich.table.Table(title=f"{what} for {network['data']['name']}", show_header=False)
     size, free, weights = report["ticket_bytes"], report["free_bits"], report["weights"]
+    masks = (
+        ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
+        ("kept weights", f"{report['kept']:,}"),
+        ("ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
+    )
     for row in (
         ("test accuracy", f"{report['test_accuracy']:.2%}"),
         ("test cross-entropy", f"{report['test_bits']:.3f} bits per target"),
         ("reloaded from the file", f"{report['reloaded_accuracy']:.2%}"),
         ("weights", f"{weights:,}"),
-        ("free bits", f"{free:,} ({1 - free / weights:.0%} frozen)"),
-        ("kept weights", f"{report['kept']:,}"),
-        ("file" if dense else "ticket", f"{size:,} bytes, of which {report['mask_bytes']:,} are mask bits"),
+        *((("file", f"{size:,} bytes"),) if dense else masks),
         ("the same network in fp32", f"{report['fp32_bytes']:,} bytes ({report['fp32_bytes'] / size:.0f}x)"),
         ("backend", report["backend"]),
         ("time", f"{report['seconds']:.1f} s"),

@@ -66,8 +66,11 @@ def completed(
                 return
             yield key, arguments
 
-    run = _ray if engine == "ray" else _joblib
-    for key, result, error in run(function, feed, engine, jobs, cluster, threads):
+    if engine == "ray":
+        outcomes = _ray(function, feed, jobs, cluster, threads)
+    else:
+        outcomes = _joblib(function, feed, engine, jobs, cluster)
+    for key, result, error in outcomes:
         if error is None:
             yield key, result
         else:
@@ -113,7 +116,6 @@ def _joblib(
     engine: str,
     jobs: int | None,
     cluster: str | None,
-    threads: int,
 ) -> Iterator[tuple[Hashable, Any, Exception | None]]:
     import joblib
 
@@ -162,7 +164,6 @@ def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
 def _ray(
     function: Callable[..., Any],
     feed: Callable[[], Iterator],
-    engine: str,
     jobs: int | None,
     cluster: str | None,
     threads: int,
@@ -181,9 +182,10 @@ def _ray(
                 return
             (ready,), running = ray.wait(running, num_returns=1)
             try:
-                yield ray.get(ready)
+                outcome = ray.get(ready)
             except ray.exceptions.RayError as error:
-                yield None, None, RuntimeError(f"ray gave up a task: {error}")
+                outcome = None, None, RuntimeError(f"ray gave up a task: {error}")
+            yield outcome
 
 
 def _connected(ray, cluster: str | None) -> AbstractContextManager:

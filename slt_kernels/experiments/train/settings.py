@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import types
 import typing
@@ -330,8 +331,10 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
     values = {"name": values} if isinstance(values, str) else dict(values)
     name = values.pop("name", None)
     if section == "data" and is_function(name):  # importing its module would run it, and a ticket may name any
-        path = {"path": _typed(values["path"], str, "data.path")} if "path" in values else {}
-        return {"name": name} | {_join("", key): value for key, value in values.items()} | path
+        checked = {_join("", key): _writable(value, _join("data", key)) for key, value in values.items()}
+        if "path" in values:
+            _typed(values["path"], str, "data.path")
+        return {"name": name} | checked
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{section}.name={shown(name)}: unknown{_nearest(name, known)}")
     hints = {n: a.annotation for n, a in inspect.signature(known[name]).parameters.items() if n != "seed"}
@@ -346,6 +349,20 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
             if checked[key] >= 2**31:  # the largest size of a layer
                 raise ValueError(f"{where}={shown(checked[key])}: expected at most {2**31 - 1}")
     return checked
+
+
+def _writable(value: Any, where: str) -> Any:
+    """A value that a ticket can hold: one that JSON gives back."""
+    try:
+        value = _plain(value)
+        same = json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{where}={shown(value)}: expected text, numbers, true or false, or lists and mappings of them"
+        )
+    return value
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
