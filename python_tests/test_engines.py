@@ -30,8 +30,10 @@ def engine(request) -> Iterator[str]:
     """Each engine that is installed."""
     if request.param != "loky":
         pytest.importorskip({"dask": "distributed"}.get(request.param, request.param))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with by_value("ray.cloudpickle" if request.param == "ray" else "cloudpickle"):
         yield request.param
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers, "signals of the caller"
 
 
 def square(number: int, kill: str | None = None) -> tuple[int, int]:

@@ -191,4 +191,8 @@ def _ray(
 def _connected(ray, cluster: str | None) -> AbstractContextManager:
     if ray.is_initialized():
         return nullcontext()
-    return ray.init(cluster, include_dashboard=None if cluster else False, log_to_driver=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    connection = ray.init(cluster, include_dashboard=None if cluster else False, log_to_driver=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # ray's own ends the tasks that run: the caller decides
+    return connection
