@@ -2,7 +2,8 @@
 
 ===========  ===========================================================================================
 ``loky``     processes of this machine, by joblib; one job runs in this process
-``dask``     a cluster of ``distributed``, by joblib
+``dask``     a cluster of ``distributed``, by its own futures: joblib ignores a limit on the tasks at a time,
+             and runs the tasks of a cluster of one thread in this process
 ``ray``      a cluster of ray, by its own tasks: its joblib backend gives no result before the last one
 ===========  ===========================================================================================
 
@@ -17,12 +18,16 @@ import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 ENGINES = ("loky", "dask", "ray")
 
 Results = Iterator[tuple[Hashable, Any]]
+Task = tuple[Hashable, tuple]
+"""A key, and arguments."""
+Outcome = tuple[Hashable, Any, Exception | None]
+"""A key, and a result or an error."""
 _PACKAGES = {"loky": ("joblib", "demo"), "dask": ("distributed", "dask"), "ray": ("ray", "ray")}
 """The package of each engine, and the extra with which it is installed."""
 _LOSSES = 3  # workers killed one after the other, without a finished task, before loky's tasks are given up
@@ -60,16 +65,18 @@ def completed(
     check(engine, jobs, cluster)
     errors: list[Exception] = []
 
-    def feed() -> Iterator[tuple[Hashable, tuple]]:
+    def feed() -> Iterator[Task]:
         for key, arguments in tasks.items():
             if errors or stopped():
                 return
             yield key, arguments
 
-    if engine == "ray":
-        outcomes = _ray(function, feed, jobs, cluster, threads)
+    if engine == "loky":
+        outcomes = _loky(function, feed, jobs or 1)
+    elif engine == "dask":
+        outcomes = _dask(function, feed, jobs, cluster)
     else:
-        outcomes = _joblib(function, feed, engine, jobs, cluster)
+        outcomes = _ray(function, feed, jobs, cluster, threads)
     for key, result, error in outcomes:
         if error is None:
             yield key, result
@@ -110,43 +117,34 @@ def _attempt(
         return key, None, error
 
 
-def _joblib(
-    function: Callable[..., Any],
-    feed: Callable[[], Iterator],
-    engine: str,
-    jobs: int | None,
-    cluster: str | None,
-) -> Iterator[tuple[Hashable, Any, Exception | None]]:
+def _loky(function: Callable[..., Any], feed: Callable[[], Iterator[Task]], jobs: int) -> Iterator[Outcome]:
     import joblib
 
     done: set[Hashable] = set()
     losses = 0
-    with _dask(jobs, cluster) if engine == "dask" else nullcontext():
-        config = {"backend": engine, "n_jobs": jobs or (-1 if engine == "dask" else 1)}
-        while True:
-            calls = (joblib.delayed(_attempt)(function, os.getpid(), *task) for task in feed() if task[0] not in done)
-            options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
-            options["pre_dispatch"] = jobs or "n_jobs"  # joblib's backend for dask ignores n_jobs
-            try:
-                with joblib.parallel_config(**config):
-                    for key, result, error in joblib.Parallel(**options)(calls):
-                        done.add(key)
-                        losses = 0
-                        yield key, result, error
-                return
-            except BrokenProcessPool:  # a worker was killed, and the tasks that ran beside it are lost as well
-                losses += 1
-                if losses == _LOSSES:
-                    raise RuntimeError(
-                        f"{losses} workers were killed, one after the other; expected enough memory for jobs={jobs}"
-                    ) from None
+    while True:
+        calls = (joblib.delayed(_attempt)(function, os.getpid(), *task) for task in feed() if task[0] not in done)
+        options = {"return_as": "generator_unordered", "pre_dispatch": "n_jobs", "batch_size": 1}
+        try:
+            with joblib.parallel_config("loky", n_jobs=jobs):
+                for key, result, error in joblib.Parallel(**options)(calls):
+                    done.add(key)
+                    losses = 0
+                    yield key, result, error
+            return
+        except BrokenProcessPool:  # a worker was killed, and the tasks that ran beside it are lost as well
+            losses += 1
+            if losses == _LOSSES:
+                raise RuntimeError(
+                    f"{losses} workers were killed, one after the other; expected enough memory for jobs={jobs}"
+                ) from None
 
 
-@contextmanager
-def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
-    """Makes a cluster of dask the one that joblib uses; RuntimeError if it gives up a task."""
+def _dask(
+    function: Callable[..., Any], feed: Callable[[], Iterator[Task]], jobs: int | None, cluster: str | None
+) -> Iterator[Outcome]:
     import dask
-    from distributed import Client, KilledWorker, LocalCluster
+    from distributed import Client, KilledWorker, LocalCluster, wait
 
     with ExitStack() as stack:
         cluster = cluster or dask.config.get("scheduler-address", None)
@@ -154,38 +152,70 @@ def _dask(jobs: int | None, cluster: str | None) -> Iterator[None]:
             cluster = stack.enter_context(
                 LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
             )
-        stack.enter_context(Client(cluster))
-        try:
-            yield
-        except KilledWorker as error:
-            raise RuntimeError(f"dask gave up a task: {error}") from None
+        client = stack.enter_context(Client(cluster))
+
+        def submit(task: Task) -> Any:
+            return client.submit(_attempt, function, os.getpid(), *task, pure=False)
+
+        def first_of(running: list) -> tuple[Any, list]:
+            done = next(iter(wait(running, return_when="FIRST_COMPLETED").done))
+            return done, [future for future in running if future is not done]
+
+        def room() -> int:
+            return jobs or max(1, sum(client.nthreads().values()))
+
+        for future in _window(submit, first_of, feed(), room):
+            try:
+                outcome = future.result()
+            except KilledWorker as error:
+                outcome = None, None, RuntimeError(f"dask gave up a task: {error}")
+            yield outcome
 
 
 def _ray(
     function: Callable[..., Any],
-    feed: Callable[[], Iterator],
+    feed: Callable[[], Iterator[Task]],
     jobs: int | None,
     cluster: str | None,
     threads: int,
-) -> Iterator[tuple[Hashable, Any, Exception | None]]:
+) -> Iterator[Outcome]:
     import ray
 
     with _connected(ray, cluster):
-        limit = jobs or max(1, int(ray.cluster_resources()["CPU"]) // threads)
         call = ray.remote(num_cpus=threads, max_retries=3)(_attempt)
-        running: list = []
-        waiting = feed()
-        while True:
-            for task in itertools.islice(waiting, limit - len(running)):
-                running.append(call.remote(function, os.getpid(), *task))
-            if not running:
-                return
-            (ready,), running = ray.wait(running, num_returns=1)
+
+        def submit(task: Task) -> Any:
+            return call.remote(function, os.getpid(), *task)
+
+        def first_of(running: list) -> tuple[Any, list]:
+            (done,), running = ray.wait(running, num_returns=1)
+            return done, running
+
+        def room() -> int:
+            return jobs or max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
+
+        for reference in _window(submit, first_of, feed(), room):
             try:
-                outcome = ray.get(ready)
+                outcome = ray.get(reference)
             except ray.exceptions.RayError as error:
                 outcome = None, None, RuntimeError(f"ray gave up a task: {error}")
             yield outcome
+
+
+def _window(
+    submit: Callable[[Task], Any],
+    first_of: Callable[[list], tuple[Any, list]],
+    tasks: Iterator[Task],
+    room: Callable[[], int],
+) -> Iterator[Any]:
+    """Submits tasks while there is room, and yields what `submit` returned as each is done."""
+    running: list = []
+    while True:
+        running += map(submit, itertools.islice(tasks, max(0, room() - len(running))))
+        if not running:
+            return
+        done, running = first_of(running)
+        yield done
 
 
 def _connected(ray, cluster: str | None) -> AbstractContextManager:

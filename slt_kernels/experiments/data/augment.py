@@ -50,7 +50,7 @@ def apply(operation: str, image: "Image", level: float, sign: int) -> "Image":
     if operation == "rotate":
         return image.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GRAY)
     if operation == "posterize":
-        return ImageOps.posterize(image, 4 - int(4 * level))
+        return ImageOps.posterize(image, max(1, 4 - int(4 * level)))  # Pillow keeps at least 1 bit
     if operation == "solarize":
         return ImageOps.solarize(image, 256 - int(256 * level))
     if operation == "solarize_add":
