@@ -92,7 +92,9 @@ def test_a_grid_refuses(changes, message):
 
 
 def test_a_sweep_of_dense_networks_is_refused():
-    with pytest.raises(ValueError, match="algorithm=dense: expected one with masks; trained=True adds the dense one"):
+    with pytest.raises(
+        ValueError, match="algorithm=dense: expected edge_popup or bernoulli, whose source networks a sweep compares"
+    ):
         grid().experiments(BASE.override({"search.algorithm": "dense"}))
 
 

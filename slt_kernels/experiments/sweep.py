@@ -103,7 +103,9 @@ class Grid:
             ValueError: a base with fractions of each layer, or without masks.
         """
         if base.search.algorithm == "dense":
-            raise ValueError("algorithm=dense: expected one with masks; trained=True adds the dense one")
+            raise ValueError(
+                "algorithm=dense: expected edge_popup or bernoulli, whose source networks a sweep compares"
+            )
         if base.source.layers:
             raise ValueError(f"layers={len(base.source.layers)} layers: expected none: a sweep chooses the fractions")
         found = {}
