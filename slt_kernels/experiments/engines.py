@@ -101,9 +101,7 @@ def check(engine: str, jobs: int | None, cluster: str | None) -> None:
         raise ModuleNotFoundError(f'engine={engine} is an extra: pip install "slt_kernels[{extra}]"') from None
 
 
-def _attempt(
-    function: Callable[..., Any], caller: int, key: Hashable, arguments: tuple
-) -> tuple[Hashable, Any, Exception | None]:
+def _attempt(function: Callable[..., Any], caller: int, key: Hashable, arguments: tuple) -> Outcome:
     """A call that returns its error instead of raising it, so that the tasks that run beside it are not lost.
 
     Args:
