@@ -100,7 +100,7 @@ def plan(operation: str, device: torch.device, *arguments: Any) -> Callable[[Ten
     """A forward operation with its arguments but the input converted, for many calls; None where there is none.
 
     It is valid while `choices` and the addresses of the tensors among ``arguments`` stay the same. It takes contiguous
-    inputs of float32, bfloat16 or float16, and checks nothing.
+    inputs of float32, bfloat16 or float16 (an embedding's: int64), and checks nothing but the range of an index.
     """
     backend = name_for(device)
     kernels(backend, operation)  # so that its modules are imported
