@@ -19,7 +19,8 @@ BATCHES = (1, 4, 16, 64, 256, 4096)
 IMAGES = 64
 CALL = 128  # k
 MACHINE = launch.Machine(90, bounds.PROCESSORS, 227 * 1024)
-WARPS = {"product": (8, 4), "grad_input": (8, 0), "grad_scores": (8, 0)}  # that multiply, and that only produce
+WARPS = {"product": (8, 4), "grad_input": (8, 4), "grad_scores": (8, 0)}  # that multiply, and that only produce
+PRODUCED = {"LDG.E.128": 1, "IMAD.WIDE": 18, "SYNCS.ARRIVE": 1}  # of a step, besides copies: a mask, and a Philox call
 
 
 class Precision(NamedTuple):
@@ -103,9 +104,8 @@ def ours(case: Case, codes: dict[str, str]) -> list[tuple[Loop, float]]:
     if case.operation == "grad_input":
         chosen = grad_input.kernel(how.dtype, source, how.digits, case.fan, case.columns, case.fan // CALL, MACHINE)
         done = _tiles(case.rows, CALL) * _tiles(case.fan, chosen.k) * _tiles(case.columns, chosen.columns)
-        copies = chosen.stage_bytes // (16 * 256)
-        wanted = {r"[HI]\w*MMA": 4, "LDGSTS": copies, "IMAD.WIDE": 18}
-        return _turns("grad_input", codes[chosen.name], done * (how.digits or 1), wanted)
+        wanted = PRODUCED | {"LDGSTS": chosen.stage_bytes // (16 * 128)}
+        return _turns("grad_input", codes[chosen.name], done * (how.digits or 1), {r"[HI]\w*MMA": 4}, wanted)
     few = None if case.channels else forward_small.kernel(source, case.batch, digits, MACHINE.capability)
     if few:
         code = sass.read(codes[few.name])
@@ -118,7 +118,7 @@ def ours(case: Case, codes: dict[str, str]) -> list[tuple[Loop, float]]:
     chosen = product.kernel(how.dtype, source, how.digits, images, MACHINE)
     done = _tiles(case.rows, chosen.rows) * _tiles(case.columns, chosen.columns) * _tiles(case.fan, CALL)
     copies = (how.digits or 2) * chosen.columns // 16
-    wanted = {"LDGSTS": copies, "LDG.E.128": 1, "IMAD.WIDE": 18, "SYNCS.ARRIVE": 1}
+    wanted = PRODUCED | {"LDGSTS": copies}
     if case.channels:
         wanted["SHF.R.U64"] = 2 if how.digits else 4  # the divisions that find taps
         if not how.digits and case.channels % CALL:  # half a step each
@@ -135,10 +135,18 @@ def _turns(kernel: str, code: str, done: int, consumers: dict, producers: dict |
     """The loops of warps that multiply, and of those that only produce, with what all tiles together multiply."""
     multiply, produce = WARPS[kernel]
     read = sass.read(code)
-    loop = bounds.loop_of(sass.shortest_turn(read, consumers))
+    loop = _loop(read, consumers)
     turns = done / sum(loop.products.values())
-    made = [(bounds.loop_of(sass.shortest_turn(read, producers)), turns * produce / multiply)] if producers else []
+    made = [(_loop(read, producers), turns * produce / multiply)] if producers else []
     return [(loop, turns), *made]
+
+
+def _loop(code: sass.Code, wanted: dict[str, int]) -> Loop:
+    """The loop that has what is wanted; ValueError if none has: the kernel is another than these cases describe."""
+    turn = sass.shortest_turn(code, wanted)
+    if not turn:
+        raise ValueError(f"no loop has {wanted}")
+    return bounds.loop_of(turn)
 
 
 # Triton's

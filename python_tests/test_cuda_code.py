@@ -102,6 +102,23 @@ def test_bounds(sass):
     assert bounds.bound([(alone, 132 * 4e3)], moved=0, dense=1e-6).pipe == "wide"
 
 
+@pytest.mark.parametrize("operation, file", [("forward", "product_floats"), ("grad_input", "grad_input_floats")])
+def test_the_bounds_find_the_loops_of_the_kernels(sass, operation, file):
+    """Of the warps that multiply, which do all products of the tiles, and of half as many that only produce."""
+    if sass.tool("cuobjdump") is None or not (KERNELS / f"{file}.fatbin").exists():
+        pytest.skip("no cuobjdump, or no kernels are built")
+    if "90a" not in json.loads((KERNELS / "kernels.json").read_text())["architectures"]:
+        pytest.skip("no kernels are built for sm_90a")
+    pytest.importorskip("triton")
+    import cuda_bounds
+    from cuda_sass import code_of
+
+    codes = code_of(KERNELS / f"{file}.fatbin", "90a")
+    (multiply, turns), (produce, others) = cuda_bounds.ours(cuda_bounds.Case(operation, "bfloat16", 4096), codes)
+    assert turns * multiply.products["bf16"] == cuda_bounds.SIZE**2 * 4096
+    assert others == turns / 2 and not produce.products and produce.pipes["wide"] >= 18
+
+
 def test_a_budget_only_tightens(sass):
     from cuda_sass import over_budget, tightened
 
