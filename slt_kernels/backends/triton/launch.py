@@ -16,7 +16,6 @@ _current_device = getattr(torch._C, "_cuda_getDevice", None)  # PyTorch's own, w
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _hooks = triton.knobs.runtime
 
-
 _SHORT_OFFSETS = 2**31 - 1
 """The largest offset that fits in 32 bits."""
 
