@@ -109,7 +109,7 @@ def ours(case: Case, codes: dict[str, str]) -> list[tuple[Loop, float]]:
     few = None if case.channels else forward_small.kernel(source, case.batch, digits, MACHINE.capability)
     if few:
         code = sass.read(codes[few.name])
-        loop = bounds.loop_of(sass.shortest_turn(code, {r"\w*MMA": 1, "LDG": 2}))
+        loop = _loop(code, {r"\w*MMA": 1, "LDG": 2})
         steps = loop.pipes["wide"] / 36  # of 64 rows and 512 k: a thread makes two calls
         return [(loop, 4 * (case.rows / 64) * (case.fan / 512) / steps)]
     images = product.Images(case.columns, (SIZE, 1, 1), Window(1, 1), True)
