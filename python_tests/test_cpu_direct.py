@@ -92,6 +92,17 @@ def test_grad_scores(isa, poisoned, name):
         assert (got.double() - expected).norm() <= few * 5e-7 * expected.norm()
 
 
+def test_grad_scores_of_long_rows_are_as_exact_as_of_short_ones(isa):
+    """Sums in float32 end within a row."""
+    source, window = Source.of(16, 3, seed=1, layer=1), Window(1, 3, padding_w=1, groups=16)
+    dy, x = torch.randn(2, 1, 16, 1, 16_384)
+    args = torch.randn(source.free), SCALE, source, window
+    expected = reference.conv2d_grad_scores(dy.double(), x.double(), *args)
+    for memory_format in FORMATS:
+        got = cpu.conv2d_grad_scores(dy.to(memory_format=memory_format), x.to(memory_format=memory_format), *args)
+        assert (got.double() - expected).norm() <= 3e-7 * expected.norm()
+
+
 def test_the_number_of_threads_does_not_matter(isa):
     for name, memory_format in itertools.product(("3x3", "tall", "few-channels"), FORMATS):
         source, mask, window, x, dy = make(name)

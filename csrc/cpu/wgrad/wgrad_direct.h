@@ -104,21 +104,23 @@ class DirectGradient {
                     x_lanes.write(a.x, sample, c, top * stride_h, height, convert, x.data);
                     for (int64_t i = 0; i < here * width; ++i)
                         store(dy + i * LANES, read_pixel(a.dy, sample, top * width + i, c, a.dy.channels));
-                    for (int64_t t = 0; t < taps; ++t) {
-                        const float *at = x + x_lanes.pixel(down(t), right(t)) * LANES, *of = dy;
-                        F32 sum[4] = {};
-                        for (int64_t i = 0; i < here; ++i, at += stride_h * x_lanes.pitch * LANES) {
-                            const float *from = at;
-                            int64_t j = 0;
-                            for (; j + 4 <= width; j += 4)
-                                SLT_UNROLL for (int p = 0; p < 4; ++p, from += stride_w * LANES, of += LANES)
-                                    sum[p] = multiply_add(load<F32>(of), load<F32>(from), sum[p]);
-                            for (; j < width; ++j, from += stride_w * LANES, of += LANES)
-                                sum[0] = multiply_add(load<F32>(of), load<F32>(from), sum[0]);
+                    for (int64_t t = 0; t < taps; ++t)
+                        for (int64_t left = 0; left < width; left += MOST_VECTORS_ADDED) {  // parts of rows, if long
+                            const int64_t columns = least(width - left, MOST_VECTORS_ADDED);
+                            const float *at = x + (x_lanes.pixel(down(t), right(t)) + left * stride_w) * LANES;
+                            F32 sum[4] = {};
+                            for (int64_t i = 0; i < here; ++i, at += stride_h * x_lanes.pitch * LANES) {
+                                const float *from = at, *of = dy + (i * width + left) * LANES;
+                                int64_t j = 0;
+                                for (; j + 4 <= columns; j += 4)
+                                    SLT_UNROLL for (int p = 0; p < 4; ++p, from += stride_w * LANES, of += LANES)
+                                        sum[p] = multiply_add(load<F32>(of), load<F32>(from), sum[p]);
+                                for (; j < columns; ++j, from += stride_w * LANES, of += LANES)
+                                    sum[0] = multiply_add(load<F32>(of), load<F32>(from), sum[0]);
+                            }
+                            const F32 total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+                            for (int l = 0; l < LANES; ++l) all[t * LANES + l] += total[l];
                         }
-                        const F32 total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-                        for (int l = 0; l < LANES; ++l) all[t * LANES + l] += total[l];
-                    }
                 }
             for (int64_t r = c; r < least(c + LANES, a.source.rows); ++r)
                 for (int64_t i = a.offsets[r]; i < a.offsets[r + 1]; ++i)
@@ -182,9 +184,11 @@ class DirectGradient {
                     const int64_t in_block = (r - first_row) % block;
                     if (in_block == 0)
                         dy_planes.write<float>(sample, r, least(block, end_row - r), top, rows, convert, dy.data);
-                    const int64_t from = a.offsets[r];
-                    add_row(dy + in_block * dy_size, x + (r / group_rows - group) * group_size, count, offsets + from,
-                            a.offsets[r + 1] - from, lanes, sums + from);
+                    const int64_t from = a.offsets[r], free = a.offsets[r + 1] - from;
+                    const float *of = dy + in_block * dy_size, *by = x + (r / group_rows - group) * group_size;
+                    for (int64_t at = 0; at < count; at += MOST_VECTORS_ADDED * LANES)  // parts of a row, if it is long
+                        add_row(of + at, by + at, least(count - at, MOST_VECTORS_ADDED * LANES), offsets + from, free,
+                                lanes, sums + from);
                 }
             }
     }
