@@ -1,5 +1,5 @@
-// Convolutions with few channels and rows per group, and their grad_input. With one of each they are depthwise. A product
-// on tensor cores would compute tiles of 128 rows, of which a group uses few.
+// Convolutions with few channels and rows per group, and their grad_input. With one of each they are depthwise. A
+// product on tensor cores would compute tiles of 128 rows, of which a group uses few.
 //
 // A block has some groups and a tile of output pixels, of some images one after the other. It makes the groups' weights
 // once. Of each image it brings the input that the tile reads into shared memory: in fixed point if it is float32, and

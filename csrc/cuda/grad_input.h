@@ -127,7 +127,7 @@ class GradInputKernel {
             Sum sums[SUMS][SPAN / 2] = {};
             multiply_stages<Weights, STAGE, COLUMNS, SPAN>(
                 ring, stages, int(tile.end_step(a) - tile.first_step(a)),
-                Patches::BYTES + Maker::lane_place(place.word, place.lane), column, sums);
+                Patches::BYTES + Maker::lane_place(place.word, place.lane), column * LINE, sums);
             __syncwarp();
             const uint32_t again = load_4_bytes(kept);
             __syncwarp();

@@ -129,7 +129,8 @@ class Patches {
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
                 const uint32_t column = line_ + i * STRIDE;
-                columns_[i] = {int32_t(column * (a.pitch / PIECE)), tile.first + column < tile.end ? PiecePixel::NONE : ~0u};
+                const bool exists = tile.first + column < tile.end;
+                columns_[i] = {int32_t(column * (a.pitch / PIECE)), exists ? PiecePixel::NONE : ~0u};
             }
             return;
         }
@@ -189,7 +190,8 @@ class Patches {
     }
 
     // From where column 0 has each line; the taps of the first line and of the others.
-    __device__ __forceinline__ void copy_lines(const char *const (&from)[LINES], const uint32_t (&tap)[2], uint32_t to) const {
+    __device__ __forceinline__ void copy_lines(const char *const (&from)[LINES], const uint32_t (&tap)[2],
+                                               uint32_t to) const {
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
 #pragma unroll

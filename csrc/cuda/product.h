@@ -1,8 +1,9 @@
 // Forward of Linear and Conv2d for many columns: y^T = W x^T.
 //
-// A block has a warpgroup of producers, which make the weights of 128 or 64 rows and copy x for a step of 128 k, and two
-// of consumers, which multiply. A block goes through tiles of rows, columns and parts of k. Consumers are warpgroups of
-// 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows; those of the same rows share the columns.
+// A block has a warpgroup of producers, which make the weights of 128 or 64 rows and copy x for a step of 128 k, and
+// two of consumers, which multiply. A block goes through tiles of rows, columns and parts of k. Consumers are
+// warpgroups of 64 rows where products are theirs (wgmma, sm_90a), or else warps of 32 rows; those of the same rows
+// share the columns.
 //
 // They share a ring of stages in shared memory. Producers fill a stage while the copies of the one before are under
 // way, so the ring has at least two; three with wgmma, whose consumers release a stage in the middle of the next.
@@ -11,7 +12,7 @@
 #include "cuda/patches.h"
 #include "cuda/product_output.h"
 #include "cuda/product_weights.h"
-#include "cuda/ring.h"
+#include "cuda/ring_products.h"
 
 #include <utility>
 
@@ -108,7 +109,8 @@ class ProductKernel {
                 commit_copies();
                 uint32_t words[4];
                 row.take(a, call, words);
-                if (ROWS == PRODUCERS || i < ROWS) Weights::make(a, shared.table, row.index(call), words, i, stage + X::BYTES);
+                if (ROWS == PRODUCERS || i < ROWS)
+                    Weights::make(a, shared.table, row.index(call), words, i, stage + X::BYTES);
                 if (filled >= 0) publish<1>(ring, filled);
                 filled = ring.slot;
                 ring.advance();
@@ -164,44 +166,10 @@ class ProductKernel {
     static __device__ __forceinline__ void multiply(Stages &ring, uint32_t stages, int steps,
                                                     Sum (&sums)[SUMS][SPAN / 2]) {
         const Place place;
-        const uint32_t weights_place = X::BYTES + Weights::lane_place(place.row, place.lane);
         // So that it is known to be the same in all lanes.
         const uint32_t columns_place = SPAN == COLUMNS ? 0 : __shfl_sync(0xFFFFFFFF, place.column * LINE, 0);
-        int last = -1;  // the stage before, which products may still read
-#pragma unroll 1
-        for (; steps > 0; --steps) {
-            const uint32_t stage = stages + ring.slot * STAGE;
-            const uint64_t lines = swizzled_descriptor(stage + columns_place);  // the address is its lowest field, in units of 16 bytes
-            ring.wait_until_full();
-            Weights weights;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                weights.load(stage + weights_place, half);
-                uint32_t operand[PRODUCTS][4];
-#pragma unroll
-                for (int n = 0; n < PRODUCTS; ++n) weights.operand(half * PRODUCTS + n, operand[n]);
-#pragma unroll
-                for (int n = 0; n < PRODUCTS; ++n) pin(operand[n]);
-                begin_products();
-#pragma unroll
-                for (int n = 0; n < PRODUCTS; ++n)
-#pragma unroll
-                    for (int s = 0; s < SUMS; ++s) {
-                        const int line = HALVES ? half : s, from = (HALVES ? n : half * PRODUCTS + n) * 32;
-                        Weights::template multiply_async<SPAN>(sums[s], operand[n],
-                                                               lines + ((line * COLUMNS * LINE + from) >> 4));
-                    }
-                commit_products();
-                wait_for_products<1>();
-                if (half == 0) ring.release(last, last >= 0);
-            }
-            last = ring.slot;
-            ring.advance();
-        }
-        wait_for_products<0>();
-        ring.release(last, last >= 0);
-#pragma unroll
-        for (int s = 0; s < SUMS; ++s) pin(sums[s]);
+        multiply_stages<Weights, STAGE, COLUMNS, SPAN>(
+            ring, stages, steps, X::BYTES + Weights::lane_place(place.row, place.lane), columns_place, sums);
     }
 #else
     static __device__ __forceinline__ void multiply(Stages &ring, uint32_t stages, int steps,

@@ -1,7 +1,7 @@
 // Weights of a product as the first operand: made by producers, a row of a tile each, and read by consumers.
 //
-// A step is a call: 128 weights of every row. A tile has 128 rows or 64. The operand's registers a[0..3] of one product are those of rows g and
-// g + 8 in the lower half of k, and of both in the upper half.
+// A step is a call: 128 weights of every row. A tile has 128 rows or 64. The operand's registers a[0..3] of one product
+// are those of rows g and g + 8 in the lower half of k, and of both in the upper half.
 #pragma once
 
 #include "cuda/arguments.h"

@@ -12,20 +12,20 @@ namespace slt::cuda {
 // Weights: what a lane multiplies. `load(address, half)` reads that of half a step, and `operand(number, registers)`
 // makes the registers of one product.
 // STAGE, COLUMNS: bytes and columns of a stage, which begins with the lines of its columns.
-// weights_place, column: where in a stage the lane's weights are, and the number of the first column.
+// weights_place, columns_place: where in a stage the lane's weights are, and the lines of the first column.
 //
 // Products of half a step are under way while the next half's registers are made. So a stage is released in the middle
 // of the next one, and the ring has at least three.
 template <class Weights, int STAGE, int COLUMNS, int SPAN, class Stages, class Sum>
 __device__ __forceinline__ void multiply_stages(Stages &ring, uint32_t stages, int steps, uint32_t weights_place,
-                                                int column, Sum (&sums)[Weights::SUMS][SPAN / 2]) {
+                                                uint32_t columns_place, Sum (&sums)[Weights::SUMS][SPAN / 2]) {
     constexpr int PRODUCTS = Weights::PRODUCTS / 2, LINE = 128;  // of half a step, bytes of a line
     constexpr bool HALVES = Weights::SIZE == 2;                  // whether half a step has lines of its own
     int last = -1;                                               // the stage before, which products may still read
 #pragma unroll 1
     for (; steps > 0; --steps) {
         const uint32_t stage = stages + ring.slot * STAGE;
-        const uint64_t lines = swizzled_descriptor(stage + column * LINE);  // its lowest field is address / 16
+        const uint64_t lines = swizzled_descriptor(stage + columns_place);  // its lowest field is address / 16
         ring.wait_until_full();
         Weights weights;
 #pragma unroll
