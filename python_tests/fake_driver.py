@@ -12,13 +12,14 @@ def build(folder: Path) -> Path:
     """Compiles the library.
 
     Raises:
-        OSError, subprocess.CalledProcessError: there is no working compiler.
+        OSError: there is no compiler.
+        subprocess.CalledProcessError: it does not compile.
     """
     library = folder / "libfake_cuda.so"
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     source = Path(__file__).with_suffix(".cpp")
     command = [*compiler, "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True)
     return library
 
 

@@ -1,11 +1,15 @@
-"""Which objects the build of the CPU backend makes; nothing is compiled here."""
+"""Which objects the build of the CPU backend makes, and that it made them; nothing is compiled but a line."""
 
 import importlib.util
+import os
 import platform
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from slt_kernels.backends import cpu
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem for path in (ROOT / "csrc/cpu/ops").glob("*.cpp")}
@@ -13,12 +17,27 @@ FILES = {path.stem for path in (ROOT / "csrc/cpu/ops").glob("*.cpp")}
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other instruction sets")
 
 
-@pytest.fixture
-def build(monkeypatch) -> ModuleType:
-    """setup.py as a module, with a compiler that knows all instruction sets."""
+def setup() -> ModuleType:
+    """setup.py as a module."""
     spec = importlib.util.spec_from_file_location("build_of_the_cpu_backend", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_a_compiler_has_built_both_extensions():
+    """The build continues without one that does not compile, and its tests would be skipped."""
+    build = setup()
+    if not build.compiles(shlex.split(os.environ.get("CXX", "c++")), [], build.CXX20):
+        pytest.skip("no C++20 compiler")
+    assert cpu.unavailable() is None
+    importlib.import_module("slt_kernels._cuda")
+
+
+@pytest.fixture
+def build(monkeypatch) -> ModuleType:
+    """setup.py with a compiler that knows all instruction sets."""
+    module = setup()
     monkeypatch.delenv("SLT_ISAS", raising=False)
     monkeypatch.setattr(module, "compiles", lambda *_: True)
     return module
