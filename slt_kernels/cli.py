@@ -37,6 +37,7 @@ from .experiments.train import (
     load_data,
     processes,
 )
+from .experiments.train.loop import check_shard
 from .files import write_atomically
 from .nn import drop_scores
 from .tickets import TicketInfo, load_ticket, ticket_info
@@ -309,6 +310,12 @@ def _add_find(commands) -> None:
     run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: one epoch)")
     run.add_argument("--keep-every", type=int, default=0, help="epochs between kept checkpoints (default: none)")
     run.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
+    run.add_argument(
+        "--shard",
+        choices=["fsdp2"],
+        help="divide scores, gradients and optimizer state among the processes; their number may change from one "
+        "start to the next (default: each process has all)",
+    )
     _add_machine(run)
     _add_experiment(parser)
 
@@ -321,12 +328,13 @@ def _find(arguments: argparse.Namespace) -> None:
     if arguments.folder is None and any(needs_folder.values()):
         given = next(f"--{name.replace('_', '-')}" for name, value in needs_folder.items() if value)
         raise ValueError(f"{given}: expected --folder too, the folder of the checkpoints and logs")
-    epochs = experiment.search.epochs
-    with processes.joined(_on_machine(arguments)) as device:
+    epochs, shard = experiment.search.epochs, arguments.shard
+    check_shard(shard, experiment.search)
+    with processes.joined(_on_machine(arguments), alone=shard is not None) as device:
         first = processes.rank() == 0
         run = None
         if arguments.folder is not None:
-            run = Run(arguments.folder, experiment.identity, **needs_folder)
+            run = Run(arguments.folder, experiment.identity, **needs_folder, sharded=shard is not None)
         with _Progress(rich, shown=first) as progress:
 
             def on_step(epoch: int, step: int, steps: int) -> None:
@@ -335,8 +343,8 @@ def _find(arguments: argparse.Namespace) -> None:
             def on_epoch(epoch: int, loss: float, validation: float) -> None:
                 progress.show(f"epoch {epoch} of {epochs}: loss {loss:.3f}, validation {validation:.1%}")
 
-            news = {"on_epoch": on_epoch, "on_step": on_step}
-            report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **news)
+            more = {"on_epoch": on_epoch, "on_step": on_step, "shard": shard}
+            report = find(experiment, arguments.out, device, compress=arguments.compress, run=run, **more)
         if first:
             if arguments.json is not None:
                 write_atomically(arguments.json, (json.dumps(report, indent=1) + "\n").encode())

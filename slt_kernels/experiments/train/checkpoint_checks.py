@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..._text import shown
+from ...nn.sharded_scores import local
 
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 _STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}
@@ -72,7 +73,7 @@ def _check_state(saved: Any, here: Mapping[str, Any], name: str) -> None:
     _check_mapping(saved, name)
     for key in sorted(map(str, saved.keys() & here.keys())):
         _check_like(saved[key], here[key], f"{name}.{key}")
-        if key.endswith(("scores", "weight_scale")) and not saved[key].isfinite().all():
+        if key.endswith(("scores", "weight_scale")) and not local(saved[key]).isfinite().all():
             raise ValueError(f"{name}.{key}: expected finite numbers")
 
 
@@ -99,7 +100,7 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, taken: int) -
                 continue
             here = torch.zeros((), device="cpu") if name == "step" else parameters[number]
             _check_like(value, here, f"optimizer.state.{number}.{name}")
-            if value.isnan().any() or (name == "step" and not 0 <= value <= taken):
+            if local(value).isnan().any() or (name == "step" and not 0 <= value <= taken):
                 raise ValueError(f"optimizer.state.{number}.{name}: expected no NaN, and at most {taken} steps")
 
 

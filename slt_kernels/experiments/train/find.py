@@ -12,7 +12,7 @@ from torch import nn
 
 from ... import backends
 from ...files import write_atomically
-from ...nn import SupermaskLayer
+from ...nn import SupermaskLayer, sharded_scores
 from ...source import Freeze
 from ...tickets import entropy_coder, load_ticket, save_ticket
 from .. import data, models
@@ -75,10 +75,18 @@ def find(
     run: Run | None = None,
     on_epoch: Callable[[int, float, float], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
+    shard: str | None = None,
 ) -> dict[str, Any]:
     """Searches for the experiment's ticket, writes it, reloads it, and tests both.
 
     With ``algorithm: dense`` the weights are trained instead, and ``out`` becomes a safetensors file of the network.
+
+    Args:
+        experiment: what is searched.
+        out: the file of the ticket.
+        device: of this process.
+        compress: entropy-code the ticket's bits. Default False.
+        run, on_epoch, on_step, shard: as in `search`.
 
     Returns:
         A report: test_accuracy, test_bits (cross-entropy of a test target, in bits), reloaded_accuracy,
@@ -98,14 +106,13 @@ def find(
     dataset = load_data(experiment)
     model = build(experiment, dataset, device)
     settings = experiment.search
-    rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step)
+    rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step, shard=shard)
     found, bits = evaluate(model, dataset.test, settings.batch_size, settings.workers)
     metadata = {"network": experiment.network, "test_accuracy": found}
-    if processes.rank() == 0:
-        if settings.algorithm == "dense":
-            _save_dense(model, out, metadata)
-        else:
-            save_ticket(model, out, metadata, compress)
+    if settings.algorithm == "dense":
+        _save_dense(model, out, metadata)
+    elif processes.rank() == 0 or shard:  # of a sharded model every process writes the same ticket
+        save_ticket(model, out, metadata, compress)
     processes.wait()
 
     validated = [row["validation"] for row in rows]
@@ -134,10 +141,11 @@ def find(
 
 
 def _save_dense(model: nn.Module, out: Path, metadata: dict[str, Any]) -> None:
-    """Writes the state of a dense network as safetensors."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    """Writes the state of a dense network as safetensors, in process 0; collective if it is sharded."""
+    tensors = {name: sharded_scores.whole(t.detach()).cpu().contiguous() for name, t in model.state_dict().items()}
     texts = {name: json.dumps(value) for name, value in metadata.items()}
-    write_atomically(out, save(tensors, texts))
+    if processes.rank() == 0:
+        write_atomically(out, save(tensors, texts))
 
 
 def _dense_counts(model: nn.Module, out: Path) -> dict[str, int]:

@@ -17,12 +17,14 @@ from ...bernoulli import BernoulliMasks
 from ...edge_popup import EdgePopup
 from ...nn import SupermaskLayer
 from ...nn.network import supermask_layers
+from ...nn.sharded_scores import is_dtensor, local
 from ..data import UNANSWERED, Batch, Dataset, Loader, Part
 from . import processes
 from .checkpoint_checks import check
 from .run_folder import Interrupted, Run, StopSignals
 from .settings import Search
 
+SHARDS = (None, "fsdp2")
 _DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,6 +37,7 @@ def search(
     seed: int = 0,
     run: Run | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
+    shard: str | None = None,
 ) -> list[dict[str, Any]]:
     """Searches for a ticket in a supermask model, in place, starting from initial scores; or trains a dense model.
 
@@ -51,14 +54,18 @@ def search(
         seed: for the order of examples, mixup, and dropout.
         run: the folder for checkpoints and logs. Without it nothing is written, and signals are not handled.
         on_step: called after each step with the epoch, the step (both from 1), and the steps in an epoch.
+        shard: None (default) if each process holds all scores; "fsdp2" to divide the scores, their gradients and the
+            optimizer's state among the processes of ``torch.distributed``, which may be one. The model stays sharded.
+            Then ``run`` has to be a sharded one.
 
     Returns:
         One row per epoch: epoch, steps so far, learning rate, mean loss, validation accuracy, fraction kept, and test
         accuracy if ``test_each_epoch``.
 
     Raises:
-        ValueError: a sparsity that the model's freezing does not allow; mixup or cutmix of data that are not images; a
-            folder that holds another search or in which one is running.
+        ValueError: a sparsity that the model's freezing does not allow; mixup or cutmix of data that are not images;
+            another ``shard``, or one of sampled masks or without a process group; a folder that holds another search or
+            in which one is running.
         Interrupted: the search was stopped by a signal, after writing a checkpoint.
         RuntimeError: processes with different masks or parameters; or a diverged search, detected at the end of an
             epoch or before a checkpoint.
@@ -66,7 +73,12 @@ def search(
     for name in ("mixup", "cutmix"):
         if getattr(settings, name) and data.kind != "images":
             raise ValueError(f"{name}={getattr(settings, name)}: expected 0 for {data.kind}: only images can be mixed")
-    state = _Search(model, data, settings, seed)
+    check_shard(shard, settings)
+    if shard is not None and not torch.distributed.is_initialized():
+        raise ValueError(f"shard={shard!r}: expected a process group (torch.distributed.init_process_group)")
+    if run is not None and run.sharded != (shard is not None):
+        raise ValueError(f"run: sharded={run.sharded}: expected {not run.sharded} for shard={shard!r}")
+    state = _Search(model, data, settings, seed, shard is not None)
     with ExitStack() as stack:
         stop = None
         if run is not None:
@@ -98,10 +110,18 @@ def search(
     return state.rows
 
 
+def check_shard(shard: str | None, settings: Search) -> None:
+    """Raises ValueError for a ``shard`` that is unknown or that these settings do not allow."""
+    if shard not in SHARDS:
+        raise ValueError(f"shard={shard!r}: expected None or 'fsdp2'")
+    if shard and settings.algorithm == "bernoulli":
+        raise ValueError(f"shard={shard!r}: expected None for algorithm=bernoulli, which samples from whole scores")
+
+
 class _Search:
     """State of a running search."""
 
-    def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int) -> None:
+    def __init__(self, model: nn.Module, data: Dataset, settings: Search, seed: int, sharded: bool) -> None:
         self.model, self.settings, self.seed = model, settings, seed
         self.device = next(model.parameters()).device
         self.data = data.to(self.device)
@@ -115,11 +135,17 @@ class _Search:
         self.masks = _masks(model, settings)
         if settings.algorithm == "bernoulli":
             self.masks.start_at(settings.sparsity)
-        self.parallel = processes.parallel(model)
         self.average: AveragedModel | None = None
         if settings.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
             self.average_masks = _masks(self.average, settings)
+            if sharded:
+                processes.shard(self.average.module)
+        self.parallel = model
+        if sharded:
+            processes.shard(model)
+        else:
+            self.parallel = processes.parallel(model)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.trained, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
@@ -200,15 +226,16 @@ class _Search:
         self.loss.zero_()
         improved = self.best is None or validation > self.best["validation"]
         if improved:
-            state = {name: t.detach().to("cpu", copy=True) for name, t in self.evaluated.state_dict().items()}
+            state = {name: _copied(t) for name, t in self.evaluated.state_dict().items()}
             self.best = {"epoch": row["epoch"], "validation": validation, "model": state}
         return improved
 
     def _finite_loss(self) -> float:
         """The loss summed over processes and the epoch's steps; RuntimeError if it or a score is not finite."""
-        (loss,) = processes.total(self.loss.item())
+        wrong = not all(local(p).isfinite().all() for p in self.trained)
+        loss, wrong = processes.total(self.loss.item(), wrong)
         finite = math.isfinite(loss)
-        if not finite or not all(p.isfinite().all() for p in self.trained):
+        if not finite or wrong:
             what = "the loss" if not finite else "a weight" if self.masks is None else "a score"
             raise RuntimeError(
                 f"diverged in epoch {self.epoch + 1}: {what} is not finite; expected a "
@@ -240,17 +267,18 @@ class _Search:
 
     def resume(self, run: Run) -> None:
         """Continues from the run's checkpoint, if there is one."""
-        checkpoint = run.load()
+        checkpoint = run.load("last", self.device)
         if checkpoint is None:
             return
-        best = run.load("best")
+        best = run.load("best", self.device)
         if best is None and checkpoint.get("rows"):
             raise ValueError(f"folder={run.folder}: has last.pt without best.pt; expected both or neither")
         try:
             rates = [self.settings.rate(i) for i in range(self.settings.epochs)]
             here, evaluated = self.checkpoint(), self.evaluated.state_dict()
             tested = self.settings.test_each_epoch
-            check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps, tested)
+            with processes.raised_together():
+                check(checkpoint, best, here, evaluated, self.optimizer, rates, self.loader.steps, tested)
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scaler.load_state_dict(checkpoint["scaler"])
@@ -265,6 +293,11 @@ class _Search:
         self.loss.fill_(progress["loss"] if processes.rank() == 0 else 0)
         self.rows, self.best = checkpoint["rows"], best
         processes.check_same(self.model)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; of a sharded tensor, this process's part on its device."""
+    return tensor.detach().clone() if is_dtensor(tensor) else tensor.detach().to("cpu", copy=True)
 
 
 def _masks(model: nn.Module, settings: Search) -> EdgePopup | BernoulliMasks | None:
@@ -349,12 +382,16 @@ def evaluate(model: nn.Module, part: Part, batch_size: int = 256, workers: int =
     device = next(chain(model.parameters(), model.buffers())).device
     correct = labelled = 0
     nats = 0.0
-    for batch in Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers).epoch():
+    loader = Loader(part, batch_size, rank=processes.rank(), ranks=processes.world(), workers=workers)
+    for batch in loader.epoch():
         batch = batch.to(device)
         logits = model(*batch.inputs)
         correct += int((logits.argmax(-1) == batch.targets).sum())
         labelled += int((batch.targets != UNANSWERED).sum())
         flat = logits.float().flatten(0, -2), batch.targets.flatten()
         nats += float(F.cross_entropy(*flat, ignore_index=UNANSWERED, reduction="sum"))
+    if processes.is_sharded(model) and loader.steps < -(-len(part) // batch_size):
+        inputs, _ = part.batch(torch.tensor([0]))  # the other processes have one more batch, and gather scores for it
+        model(*(x.to(device) for x in inputs))
     correct, labelled, nats = processes.total(correct, labelled, nats)
     return correct / labelled, nats / labelled / math.log(2)

@@ -1,7 +1,8 @@
-"""Data-parallel search: each process has all scores and a share of every batch.
+"""Data-parallel search: each process has a share of every batch, and all scores or, with FSDP2, a part of them.
 
-Processes exchange the gradients of the scores and the sums of batch normalization. Weights and masks are never sent,
-because every process generates them. A search gives the same scores for any number of processes.
+Processes exchange the gradients of the scores and the sums of batch normalization; with FSDP2 also scores and mask
+bits. Weights are never sent, because every process generates them. A search gives the same scores for any number of
+processes, up to the rounding of these sums.
 """
 
 import hashlib
@@ -15,9 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from ...nn import SupermaskLayer
+from ...nn.sharded_scores import is_dtensor
 
 
 def launched() -> bool:
@@ -26,13 +29,17 @@ def launched() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def joined(device: torch.device, alone: bool = False) -> Iterator[torch.device]:
     """Joins the process group of a launcher and yields this process's device, one GPU per process.
+
+    Args:
+        device: the device, of which "cuda" has no number yet.
+        alone: without a launcher, make a group of this process, as sharding needs. Default False: no group.
 
     Raises:
         ValueError: more processes than GPUs on this machine.
     """
-    if not launched():
+    if not launched() and not alone:
         yield device
         return
     if device.type == "cuda" and device.index is None:
@@ -41,7 +48,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             raise ValueError(f"LOCAL_RANK={local}: PyTorch finds {gpus} GPUs; expected at most one process per GPU")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    single = {} if launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **single)
     try:
         yield device
     finally:
@@ -67,6 +75,18 @@ def total(*numbers: float) -> list[float]:
     return sums.tolist()
 
 
+@contextmanager
+def raised_together() -> Iterator[None]:
+    """A ValueError of one process in a ``with`` block becomes one of all, so that none waits forever; collective."""
+    error = None
+    try:
+        yield
+    except ValueError as raised:
+        error = raised
+    if total(error is not None)[0]:
+        raise error or ValueError("another process says why")
+
+
 def wait() -> None:
     """Waits for all processes."""
     if world() > 1:
@@ -85,12 +105,44 @@ def parallel(model: nn.Module) -> nn.Module:
         return DistributedDataParallel(model, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def mesh(device: torch.device) -> DeviceMesh:
+    """All processes, in one dimension."""
+    return init_device_mesh(device.type, (world(),))
+
+
+def shard(model: nn.Module) -> None:
+    """Shards the parameters of a model over all processes (FSDP2), layer by layer, in place.
+
+    Before each use of a layer the processes gather its parameters, and afterwards drop them.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    check_same(model)
+    if world() > 1:
+        _synchronize_batch_norm(model)
+    over = mesh(next(model.parameters()).device)
+    for m in list(model.modules()):
+        is_layer = isinstance(m, SupermaskLayer) or any(p.dim() >= 2 for p in m.parameters(recurse=False))
+        if is_layer and m is not model:
+            fully_shard(m, mesh=over, reshard_after_forward=True)
+    fully_shard(model, mesh=over, reshard_after_forward=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    return any(is_dtensor(p) for p in model.parameters())
+
+
 def check_same(model: nn.Module) -> None:
-    """Raises RuntimeError unless all processes have the same masks, scores and other parameters."""
+    """Raises RuntimeError unless all processes have the same masks, scores and other parameters.
+
+    Of sharded parameters each process has another part; they are not compared.
+    """
     if world() == 1:
         return
     digest = hashlib.sha256()
-    for t in [m.mask_words for m in model.modules() if isinstance(m, SupermaskLayer)] + list(model.parameters()):
+    whole = [p for p in model.parameters() if not is_dtensor(p)]
+    for t in [m.mask_words for m in model.modules() if isinstance(m, SupermaskLayer)] + whole:
         digest.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     mine = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
     every = [torch.empty_like(mine) for _ in range(world())]

@@ -8,6 +8,7 @@
 ``log.csv``           one row per epoch
 ``tensorboard/``      the same for TensorBoard; optional
 ``lock``              empty; locked by the running search, so that a second one is refused
+``last.TOKEN/``, ...  of a sharded search: the sharded tensors of ``last.pt``, ...; see `sharded_state`
 ====================  =========================================================================================
 
 Files are replaced atomically. A checkpoint is a line of ASCII with the sha256 of the rest, followed by the bytes of
@@ -30,7 +31,7 @@ import torch
 
 from ..._text import shown
 from ...files import read_file, write_atomically
-from . import processes
+from . import processes, sharded_state
 
 try:
     import fcntl
@@ -89,6 +90,8 @@ class Run:
         tensorboard: also log for TensorBoard.
         keep_every: epochs between checkpoints that are kept. Default 0: none. To continue from one, copy it to
             ``last.pt``.
+        sharded: the search is sharded over processes, and so are its checkpoints. Every process must call `load` and
+            `save`. Default False.
 
     Raises:
         ValueError: a folder that is a file, or save_every or keep_every below 0.
@@ -102,6 +105,7 @@ class Run:
         save_every: int = 0,
         tensorboard: bool = False,
         keep_every: int = 0,
+        sharded: bool = False,
     ) -> None:
         for name, value in (("save_every", save_every), ("keep_every", keep_every)):
             if value < 0:
@@ -112,6 +116,7 @@ class Run:
         self.description = dict(description)
         self.save_every = save_every
         self.keep_every = keep_every
+        self.sharded = sharded
         self.writes = processes.rank() == 0
         self._board = _tensorboard(folder / "tensorboard") if tensorboard and self.writes else None
         if self.writes:
@@ -121,13 +126,18 @@ class Run:
         """Locks the folder against other searches; see the function `held`."""
         return held("folder", self.folder) if self.writes else nullcontext()
 
-    def load(self, name: str = "last") -> dict[str, Any] | None:
+    def load(self, name: str = "last", device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The checkpoint of that name, on the CPU; None if there is none.
 
         `checkpoint_checks.check` compares its content with a search.
 
+        Args:
+            name: of the checkpoint.
+            device: for the tensors of a sharded one that are sharded.
+
         Raises:
-            ValueError: a checkpoint of another search (the differences are named), another file, or an altered one.
+            ValueError: a checkpoint of another search (the differences are named), another file, or an altered one; a
+                sharded one of a search that is not, or the reverse.
             OSError: the file cannot be opened.
         """
         path = self.folder / f"{name}.pt"
@@ -152,16 +162,31 @@ class Run:
             raise ValueError(
                 f"folder={self.folder}: holds another search: {'; '.join(different)}; expected another folder"
             )
+        if ("sharded" in state) != self.sharded:
+            kinds = ("without shard", "with shard='fsdp2'")
+            raise ValueError(
+                f"folder={self.folder}: holds a search {kinds['sharded' in state]}, and this is one "
+                f"{kinds[self.sharded]}, which cannot read its checkpoints; expected another folder"
+            )
+        if self.sharded:
+            try:
+                state = sharded_state.read(state, self.folder, torch.device(device))
+            except Exception:
+                raise ValueError(damaged) from None
         return state
 
     def save(self, state: Mapping[str, Any], name: str = "last") -> None:
-        """Writes a checkpoint, in process 0 only."""
+        """Writes a checkpoint, in process 0 only; the sharded tensors of a sharded one in all processes."""
+        if self.sharded:
+            state = sharded_state.write(state, self.folder, name)
         if self.writes:
             buffer = io.BytesIO()
             torch.save({"version": VERSION, "description": self.description, **state}, buffer)
             content = buffer.getvalue()
             line = _LINE.format(hashlib.sha256(content).hexdigest())
             write_atomically(self.folder / f"{name}.pt", line.encode() + content)
+            if self.sharded:
+                sharded_state.remove_others(state, self.folder, name)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Writes ``log.csv`` with the rows of all epochs, and the last row for TensorBoard."""
