@@ -1,7 +1,13 @@
 """FSDP2: two processes with half of the scores each train like one process, and write its ticket."""
 
 import pytest
+import torch
 from processes import run_processes
+from torch import nn
+
+from slt_kernels import Freeze, convert
+from slt_kernels.experiments.train.processes import joined, shard
+from slt_kernels.nn import sharded_scores
 
 NETWORK = """
 import torch.nn.functional as F
@@ -147,3 +153,39 @@ for (name, ours), theirs in zip(layers(made).items(), layers(network()).values()
 @pytest.mark.parametrize("script", (TRAIN, FILES), ids=("train", "files"))
 def test_two_processes_are_as_one(script, tmp_path):
     run_processes(NETWORK + script, 2, tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "make,x",
+    (
+        (lambda: nn.Linear(5, 7), torch.randn(3, 5)),
+        (lambda: nn.Linear(5, 7), torch.randn(2, 3, 5)),
+        (lambda: nn.Embedding(9, 5), torch.arange(6).view(2, 3)),
+        (lambda: nn.Conv1d(2, 4, 3), torch.randn(2, 2, 6)),
+        (lambda: nn.ConvTranspose1d(2, 4, 3, bias=False), torch.randn(2, 2, 6)),
+        (lambda: nn.Conv2d(2, 4, 3), torch.randn(2, 2, 6, 6)),
+    ),
+    ids=("linear", "tokens", "embedding", "conv1d", "transposed", "conv2d"),
+)
+def test_an_output_may_be_changed_in_place(make, x):
+    """FSDP2 frees the scores after the forward, and gathers them again by a hook on the output."""
+    grads = []
+    for sharded in (False, True):
+        torch.manual_seed(0)  # for the bias
+        model = convert(nn.Sequential(make(), nn.ReLU(inplace=True)), Freeze(0.3, 0.2))
+        with joined(torch.device("cpu"), alone=True):
+            if sharded:
+                shard(model)
+            (model(x).sum() + model(x).square().sum()).backward()
+            grads.append(sharded_scores.whole(model[0].scores.grad))
+    assert torch.equal(*grads)
+    assert grads[0].any()
+
+
+def test_scores_that_were_not_gathered_are_an_error():
+    model = convert(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True)))
+    with joined(torch.device("cpu"), alone=True):
+        shard(model)
+        y = model(torch.randn(2, 6, 6))  # of a single image, the output is a view
+        with pytest.raises(RuntimeError, match="scores: their memory was freed before the backward"):
+            y.sum().backward()

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.autograd import reshaped
 from .convolution import SupermaskConvolution
 
 
@@ -29,4 +30,5 @@ class SupermaskConv1d(SupermaskConvolution):
         x = self._padded(input).unsqueeze(-2)
         scores = self._scores_to_grade()
         y = ops.conv2d(x, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
-        return y.squeeze(-2).contiguous()  # of a transposed input it is channels-last
+        y = y.contiguous()  # of a transposed input it is channels-last
+        return reshaped(y, (*y.shape[:-2], y.shape[-1]))

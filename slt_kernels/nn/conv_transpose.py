@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.autograd import reshaped
 from ..source import DENSE, Freeze, Source
 from .convolution import as_kernel, check_channels, check_spatial_input, one_per_dimension, window_of
 from .depth import Depth
@@ -138,8 +139,8 @@ class SupermaskConvTranspose(SupermaskLayer):
         """The output without bias, for an output padding below the stride."""
         layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source, self.window
         if self.dimensions == 1:
-            y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra))
-            return y.squeeze(-2).contiguous()  # of a transposed input it is channels-last
+            y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra)).contiguous()  # of a transposed input it is
+            return reshaped(y, (*y.shape[:-2], y.shape[-1]))  # channels-last
         if self.dimensions == 2:
             return ops.conv_transpose2d(x, *layer, extra)
         volumes = x.unsqueeze(0) if x.dim() == 4 else x

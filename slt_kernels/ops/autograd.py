@@ -30,6 +30,12 @@ def once_differentiable(backward: Callable) -> Callable:
     @functools.wraps(backward)
     def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
+        if any(t is not None and t.numel() and not t.untyped_storage().nbytes() for t in saved):
+            raise RuntimeError(
+                "scores: their memory was freed before the backward; expected FSDP to gather them, which it does not "
+                "do for a module whose output is a view that was changed in place: use an operation that is not in "
+                "place"
+            )
         with torch.no_grad():
             grads = backward(ctx, dy, *saved)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
@@ -42,6 +48,14 @@ def once_differentiable(backward: Callable) -> Callable:
 def differentiates() -> bool:
     """Whether gradients may be asked for, in backward mode or in forward mode (which the operations refuse)."""
     return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
+
+
+def reshaped(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``y.view(shape)`` that is no view to autograd, as outputs of PyTorch's layers are none.
+
+    A change in place would otherwise drop the hook by which FSDP2 gathers the scores again for the backward.
+    """
+    return torch.ops.aten._unsafe_view(y, shape)
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from .autograd import differentiates, once_differentiable
+from .autograd import differentiates, once_differentiable, reshaped
 from .checks import check_floating, check_layer, check_tensor
 from .dispatch import operation
 
@@ -65,4 +65,4 @@ def embedding(
         y = _Embedding.apply(rows, scores, mask, scale, source, dtype, scale_grad_by_freq)
     else:
         y = forward(rows, mask, scale, source, dtype)
-    return y.view(*index.shape, source.fan)
+    return reshaped(y, (*index.shape, source.fan))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..source import Source
-from .autograd import autocast, differentiates, once_differentiable
+from .autograd import autocast, differentiates, once_differentiable, reshaped
 from .checks import check_floating, check_layer, check_tensor
 from .dispatch import operation
 
@@ -62,8 +62,8 @@ def linear(
     if x.dim() == 0 or x.shape[-1] != source.fan:
         raise ValueError(f"x.shape={list(x.shape)}: expected [..., {source.fan}]")
     rows = x.reshape(-1, source.fan)
-    if differentiates():
-        y = _Linear.apply(rows, scores, mask, scale, bias, source)
-    else:  # an autograd.Function is a third of a small call
-        y = forward(rows, mask, scale, bias, source)
-    return y.view(*x.shape[:-1], source.rows)
+    shape = (*x.shape[:-1], source.rows)
+    if not differentiates():  # an autograd.Function is a third of a small call
+        return forward(rows, mask, scale, bias, source).view(shape)
+    y = _Linear.apply(rows, scores, mask, scale, bias, source)
+    return y if x.dim() == 2 else reshaped(y, shape)
