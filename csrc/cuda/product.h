@@ -299,6 +299,7 @@ class ProductKernel {
         Sum sum[SUMS];
 #pragma unroll
         for (int s = 0; s < SUMS; ++s) sum[s] = sums[r / 2 * SUMS + s][2 * (r % 2) + at];
+        if constexpr (BLOCKS == 2 && SUMS == 3) pin(sum);  // nvcc would begin all totals before it stores one
         return Weights::total(sum);
     }
 };
