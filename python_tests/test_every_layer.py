@@ -22,6 +22,8 @@ from slt_kernels import (
     SupermaskLSTM,
     SupermaskLSTMCell,
     SupermaskMultiheadAttention,
+    SupermaskRNN,
+    SupermaskRNNCell,
     TicketError,
     bits,
     convert,
@@ -82,6 +84,11 @@ KINDS = {
         ((8, 8), (8, 6), (8, 3), (8, 8)),
         {"need_weights": False, "attn_mask": torch.ones(5, 4, dtype=torch.bool).triu(1)},
     ),
+    "RNN": Kind(
+        lambda: nn.RNN(5, 7, 2, "relu", bidirectional=True),
+        lambda: (normal(4, 3, 5),),
+        ((7, 5), (7, 7)) * 2 + ((7, 14), (7, 7)) * 2,
+    ),
     "LSTM": Kind(
         lambda: nn.LSTM(5, 7, 2, bidirectional=True, proj_size=3),
         lambda: (normal(4, 3, 5),),
@@ -92,6 +99,7 @@ KINDS = {
         lambda: (normal(4, 3, 5), normal(1, 4, 7)),
         ((21, 5), (21, 7)),
     ),
+    "RNNCell": Kind(lambda: nn.RNNCell(5, 7), lambda: (normal(3, 5), normal(3, 7)), ((7, 5), (7, 7))),
     "LSTMCell": Kind(
         lambda: nn.LSTMCell(5, 7), lambda: (normal(3, 5), (normal(3, 7), normal(3, 7))), ((28, 5), (28, 7))
     ),
@@ -223,6 +231,7 @@ def test_a_search_changes_masks_and_its_ticket_gives_the_same(kind, tmp_path):
         ),
         (lambda: nn.EmbeddingBag(9, 5), lambda: nn.EmbeddingBag(9, 5, mode="max"), "mode=mean, the network mode=max"),
         (lambda: nn.GRU(5, 7), lambda: nn.GRU(5, 7, batch_first=True), "batch_first=0, the network batch_first=1"),
+        (lambda: nn.RNNCell(5, 7), lambda: nn.RNNCell(5, 7, True, "relu"), "nonlinearity=tanh, the network nonlinear"),
         (
             lambda: nn.ConvTranspose1d(2, 2, 3, 2),
             lambda: nn.ConvTranspose1d(2, 2, 3, 2, 0, 1),
@@ -271,13 +280,14 @@ def test_flops_are_the_dense_layers(name):
 # One layer each
 
 
-def test_lstm_and_gru_take_packed_sequences():
+def test_recurrent_layers_take_packed_sequences():
     sequences = [normal(n, 5) for n in (4, 6, 1)]
     packed = pack_sequence(sequences, enforce_sorted=False)
     options = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
     for layer, hx in (
         (SupermaskLSTM(5, 7, **options), (normal(4, 3, 7), normal(4, 3, 7))),
         (SupermaskGRU(5, 7, **options), normal(4, 3, 7)),
+        (SupermaskRNN(5, 7, **options), normal(4, 3, 7)),
     ):
         (ours, last), (theirs, their_last) = layer(packed, hx), layer.to_dense()(packed, hx)
         assert torch.allclose(ours.data, theirs.data, rtol=0, atol=1e-12)
@@ -290,6 +300,26 @@ def test_dropout_between_recurrent_layers():
     dropped, _ = layer(x)
     assert torch.equal(dropped, layer(2 * x)[0])  # the second layer has no input left
     assert not torch.equal(layer.eval()(x)[0], layer(2 * x)[0])
+
+
+@pytest.mark.parametrize(
+    "make,inputs",
+    (
+        (lambda: nn.LSTM(5, 6), lambda: (torch.randn(4, 3, 5), (torch.randn(1, 3, 6),) * 2)),
+        (lambda: nn.LSTM(5, 6, proj_size=2), lambda: (torch.randn(4, 3, 5),)),
+        (lambda: nn.GRU(5, 6), lambda: (torch.randn(4, 3, 5),)),
+        (lambda: nn.RNN(5, 6), lambda: (torch.randn(4, 3, 5), torch.randn(1, 3, 6))),
+        (lambda: nn.LSTMCell(5, 6), lambda: (torch.randn(3, 5),)),
+        (lambda: nn.RNNCell(5, 6), lambda: (torch.randn(3, 5),)),
+        (lambda: nn.MultiheadAttention(8, 2), lambda: (torch.randn(5, 3, 8),) * 3 + (torch.zeros(3, 5, dtype=bool),)),
+    ),
+    ids=("lstm", "projected", "gru", "rnn", "lstm cell", "rnn cell", "attention"),
+)
+def test_autocast_gives_the_dtypes_of_pytorch(make, inputs):
+    dense, inputs = nn.Sequential(make()), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [t.dtype for t in tensors(dense[0](*inputs))]
+        assert [t.dtype for t in tensors(convert(dense)[0](*inputs))] == expected
 
 
 @pytest.mark.parametrize("average", (False, True))
@@ -337,6 +367,8 @@ def test_bags(mode, padding_idx):
         (lambda: SupermaskLSTM(5, 7)(torch.randn(2, 3, 4)), r"expected \[T, B, 5\] or \[T, 5\]"),
         (lambda: SupermaskGRU(5, 7)(torch.randn(0, 3, 5)), "expected at least one time step"),
         (lambda: SupermaskGRU(5, 7)(torch.randn(2, 3, 5), torch.zeros(1, 2, 7)), r"expected \[1, 3, 7\]"),
+        (lambda: SupermaskRNN(5, 7, nonlinearity="gelu"), "nonlinearity='gelu': expected 'tanh' or 'relu'"),
+        (lambda: SupermaskRNNCell(5, 7, nonlinearity=None), "nonlinearity=None: expected 'tanh' or 'relu'"),
         (lambda: SupermaskGRUCell(5, 7)(torch.randn(3, 4)), r"expected \[B, 5\] or \[5\]"),
         (lambda: SupermaskLSTMCell(5, 7)(torch.randn(3, 5), (torch.zeros(3, 7),) * 2 + (1,)), "expected a pair"),
         (lambda: SupermaskBilinear(3, 5, 2)(torch.randn(2, 3), torch.randn(3, 5)), r"\[\.\.\., 3\] and \[\.\.\., 5\]"),

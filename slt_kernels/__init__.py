@@ -29,6 +29,8 @@ from .nn import (
     SupermaskLSTM,
     SupermaskLSTMCell,
     SupermaskMultiheadAttention,
+    SupermaskRNN,
+    SupermaskRNNCell,
     drop_scores,
 )
 from .numbering import number_layers
@@ -58,6 +60,8 @@ __all__ = [
     "SupermaskLSTMCell",
     "SupermaskLinear",
     "SupermaskMultiheadAttention",
+    "SupermaskRNN",
+    "SupermaskRNNCell",
     "TicketError",
     "Window",
     "backends",

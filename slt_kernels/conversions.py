@@ -24,6 +24,8 @@ from .nn import (
     SupermaskLSTM,
     SupermaskLSTMCell,
     SupermaskMultiheadAttention,
+    SupermaskRNN,
+    SupermaskRNNCell,
 )
 
 Build = Callable[..., nn.Module]
@@ -188,20 +190,26 @@ def _attention_matrices(old: nn.MultiheadAttention) -> Matrices:
 
 def _recurrent(new_type: type[nn.Module]) -> Build:
     def build(old: Any, **options: Any) -> nn.Module:
-        if old.proj_size:
-            options["proj_size"] = old.proj_size
-        sizes = (old.input_size, old.hidden_size, old.num_layers)
-        new = new_type(*sizes, old.bias, old.batch_first, old.dropout, old.bidirectional, **options)
-        return _with_biases(new, old)
+        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        options |= {name: getattr(old, name) for name in (*names, *_own_options(old))}
+        return _with_biases(new_type(old.input_size, old.hidden_size, **options), old)
 
     return build
 
 
 def _cell(new_type: type[nn.Module]) -> Build:
     def build(old: Any, **options: Any) -> nn.Module:
-        return _with_biases(new_type(old.input_size, old.hidden_size, old.bias, **options), old)
+        options |= {name: getattr(old, name) for name in ("bias", *_own_options(old))}
+        return _with_biases(new_type(old.input_size, old.hidden_size, **options), old)
 
     return build
+
+
+def _own_options(old: Any) -> list[str]:
+    """Names of the arguments that not all recurrent modules have."""
+    if isinstance(old, nn.RNN | nn.RNNCell):
+        return ["nonlinearity"]
+    return ["proj_size"] if isinstance(old, nn.LSTM) else []
 
 
 def _with_biases(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -261,8 +269,10 @@ for _kind, *_how in (
     (nn.EmbeddingBag, _embedding_bag),
     (nn.Bilinear, _bilinear),
     (nn.MultiheadAttention, _attention, _attention_matrices),
+    (nn.RNN, _recurrent(SupermaskRNN), _recurrent_matrices),
     (nn.LSTM, _recurrent(SupermaskLSTM), _recurrent_matrices),
     (nn.GRU, _recurrent(SupermaskGRU), _recurrent_matrices),
+    (nn.RNNCell, _cell(SupermaskRNNCell), _recurrent_matrices),
     (nn.LSTMCell, _cell(SupermaskLSTMCell), _recurrent_matrices),
     (nn.GRUCell, _cell(SupermaskGRUCell), _recurrent_matrices),
     ("transformers.pytorch_utils.Conv1D", _transposed_linear),

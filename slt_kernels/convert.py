@@ -205,8 +205,9 @@ def convert(
     """Replaces the layers of a model by supermask layers, in place, and returns the model.
 
     Replaced are ``nn.Linear``, ``nn.Bilinear``, ``nn.Embedding``, ``nn.EmbeddingBag``, the convolutions and transposed
-    convolutions of one to three dimensions, ``nn.MultiheadAttention``, ``nn.LSTM``, ``nn.GRU`` and their cells;
-    ``Conv1D`` and stacked experts of Hugging Face; torch-geometric's ``Linear``; and what `register_conversion` adds.
+    convolutions of one to three dimensions, ``nn.MultiheadAttention``, ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and
+    their cells; ``Conv1D`` and stacked experts of Hugging Face; torch-geometric's ``Linear``; and what
+    `register_conversion` adds.
 
     Each new layer takes over the biases (the same parameters), device, training mode and hooks of the old one. The
     trained weights are dropped. A module that occurs in two places is replaced by one layer. Two modules that share one

@@ -12,7 +12,14 @@ from .embedding_bag import SupermaskEmbeddingBag
 from .experts import SupermaskExperts
 from .linear import SupermaskLinear
 from .network import drop_scores
-from .recurrent import SupermaskGRU, SupermaskGRUCell, SupermaskLSTM, SupermaskLSTMCell
+from .recurrent import (
+    SupermaskGRU,
+    SupermaskGRUCell,
+    SupermaskLSTM,
+    SupermaskLSTMCell,
+    SupermaskRNN,
+    SupermaskRNNCell,
+)
 from .supermask import SupermaskLayer
 from .tied import TiedEmbedding, TiedLinear
 
@@ -35,6 +42,8 @@ __all__ = [
     "SupermaskLayer",
     "SupermaskLinear",
     "SupermaskMultiheadAttention",
+    "SupermaskRNN",
+    "SupermaskRNNCell",
     "TiedEmbedding",
     "TiedLinear",
     "drop_scores",

@@ -136,7 +136,7 @@ class SupermaskMultiheadAttention(CompositeLayer):
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask is not None:
-            mask = F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
+            mask = F.pad(mask.to(q.dtype), (0, k.shape[1] - mask.shape[-1]))
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
 
         dropout = self.dropout if self.training else 0.0

@@ -1,10 +1,10 @@
-"""SupermaskLSTM, SupermaskGRU and their cells, in place of PyTorch's.
+"""SupermaskRNN, SupermaskLSTM, SupermaskGRU and their cells, in place of PyTorch's.
 
 Each matrix of a cell, all its gates together, is a `SupermaskLinear`. The products of the inputs of all time steps are
 one product; those of the hidden states run step by step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..ops.autograd import autocast
 from ..ops.checks import check_tensor
 from ..source import DENSE, MAX_ROWS, Freeze, fraction, integer
 from .composite import CompositeLayer, weight_options
@@ -43,9 +44,12 @@ class _Gated(CompositeLayer):
     _gates: ClassVar[int]
     _states: ClassVar[int]
     _dense_type: ClassVar[type[nn.Module]]
+    _step: Callable[[Tensor, Tensor, State], State]
 
-    def _step(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
-        return (_lstm if self._states == 2 else _gru)(from_input, from_hidden, state)
+    @property
+    def _own_options(self) -> dict[str, str]:
+        """Arguments that other recurrent layers do not have."""
+        return {}
 
     def _as_states(self, hx: Any) -> State:
         """``hx`` as a tuple: PyTorch passes the state of a GRU as a tensor."""
@@ -63,6 +67,28 @@ class _Gated(CompositeLayer):
                 if layer.bias is not None:
                     dense.get_parameter(f"bias_{theirs}").copy_(layer.bias).requires_grad_(layer.bias.requires_grad)
         return dense.train(self.training)
+
+
+class _Simple(_Gated):
+    """One gate, and a choice of the nonlinearity."""
+
+    _gates, _states = 1, 1
+    nonlinearity: str
+
+    def _step(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        sum_ = from_input + from_hidden
+        return (sum_.tanh() if self.nonlinearity == "tanh" else sum_.relu(),)
+
+    @property
+    def _own_options(self) -> dict[str, str]:
+        return {"nonlinearity": self.nonlinearity}
+
+    def _take_nonlinearity(self, nonlinearity: str, first: SupermaskLinear) -> None:
+        """Takes the argument, which tickets compare too."""
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity={nonlinearity!r}: expected 'tanh' or 'relu'")
+        self.nonlinearity = nonlinearity
+        first.outer_arguments = {**first.outer_arguments, "nonlinearity": nonlinearity}
 
 
 class _Cell(_Gated):
@@ -104,7 +130,8 @@ class _Cell(_Gated):
     def to_dense(self) -> nn.Module:
         """PyTorch's own cell with copies of the weights and biases."""
         placement = {"device": self.ih.mask_words.device, "dtype": self.ih.dtype}
-        dense = nn.utils.skip_init(self._dense_type, self.input_size, self.hidden_size, self.bias, **placement)
+        sizes = (self.input_size, self.hidden_size, self.bias)
+        dense = nn.utils.skip_init(self._dense_type, *sizes, **self._own_options, **placement)
         return self._copy_to(dense, {"ih": "ih", "hh": "hh"})
 
     def extra_repr(self) -> str:
@@ -127,7 +154,7 @@ class SupermaskLSTMCell(_Cell):
         ValueError, TypeError: an argument outside its range; the message names it.
     """
 
-    _gates, _states, _dense_type = 4, 2, nn.LSTMCell
+    _gates, _states, _dense_type, _step = 4, 2, nn.LSTMCell, staticmethod(_lstm)
 
 
 class SupermaskGRUCell(_Cell):
@@ -137,7 +164,30 @@ class SupermaskGRUCell(_Cell):
     `SupermaskLSTMCell`'s; three gates.
     """
 
-    _gates, _states, _dense_type = 3, 1, nn.GRUCell
+    _gates, _states, _dense_type, _step = 3, 1, nn.GRUCell, staticmethod(_gru)
+
+
+class SupermaskRNNCell(_Simple, _Cell):
+    """``nn.RNNCell`` with random weights and learned masks.
+
+    Input ``[B, input_size]`` or ``[input_size]``, and the state ``h``; output the new state. Arguments as
+    `SupermaskLSTMCell`'s, and ``nonlinearity``, as ``nn.RNNCell``'s: "tanh" (default) or "relu".
+    """
+
+    _dense_type = nn.RNNCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, **options)
+        self._take_nonlinearity(nonlinearity, self.ih)
 
 
 class _Recurrent(_Gated):
@@ -210,6 +260,8 @@ class _Recurrent(_Gated):
         if not sizes:
             raise ValueError(f"input.shape={list(input.shape)}: expected at least one time step")
         states = self._initial_states(data, hx, sizes[0], batched)
+        if data.is_cuda or (self._states == 2 and not self.proj_size):  # PyTorch has a kernel of autocast's dtype
+            data, states = autocast(data), tuple(autocast(s) for s in states)
         if packed and hx is not None and input.sorted_indices is not None:
             states = tuple(s.index_select(1, input.sorted_indices) for s in states)
 
@@ -282,11 +334,12 @@ class _Recurrent(_Gated):
     def to_dense(self) -> nn.Module:
         """PyTorch's own layer with copies of the weights and biases."""
         first = self.get_submodule("ih_l0")
-        options: dict[str, Any] = {"device": "meta", "dtype": first.dtype}  # as skip_init, which refuses these types
+        options = {name: getattr(self, name) for name in ("bias", "batch_first", "dropout", "bidirectional")}
         if self.proj_size:
             options["proj_size"] = self.proj_size
         sizes = (self.input_size, self.hidden_size, self.num_layers)
-        dense = self._dense_type(*sizes, self.bias, self.batch_first, self.dropout, self.bidirectional, **options)
+        placement = {"device": "meta", "dtype": first.dtype}  # as skip_init, which refuses these types
+        dense = self._dense_type(*sizes, **options, **self._own_options, **placement)
         dense = dense.to_empty(device=first.mask_words.device)
         return self._copy_to(dense, {name: name for name, _ in self.named_children()})
 
@@ -319,7 +372,7 @@ class SupermaskLSTM(_Recurrent):
         ValueError, TypeError: an argument outside its range; the message names it.
     """
 
-    _gates, _states, _dense_type = 4, 2, nn.LSTM
+    _gates, _states, _dense_type, _step = 4, 2, nn.LSTM, staticmethod(_lstm)
 
 
 class SupermaskGRU(_Recurrent):
@@ -328,7 +381,7 @@ class SupermaskGRU(_Recurrent):
     As `SupermaskLSTM`, with three gates, no ``proj_size`` and a state ``h``.
     """
 
-    _gates, _states, _dense_type = 3, 1, nn.GRU
+    _gates, _states, _dense_type, _step = 3, 1, nn.GRU, staticmethod(_gru)
 
     def __init__(
         self,
@@ -345,3 +398,31 @@ class SupermaskGRU(_Recurrent):
     ) -> None:
         sizes = (input_size, hidden_size, num_layers)
         super().__init__(*sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype, **options)
+
+
+class SupermaskRNN(_Simple, _Recurrent):
+    """``nn.RNN`` with random weights and learned masks.
+
+    As `SupermaskLSTM`, with one gate, no ``proj_size``, a state ``h``, and ``nonlinearity``, as ``nn.RNN``'s: "tanh"
+    (default) or "relu".
+    """
+
+    _dense_type = nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers)
+        super().__init__(*sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype, **options)
+        self._take_nonlinearity(nonlinearity, self.get_submodule("ih_l0"))
