@@ -252,7 +252,7 @@ def grad_scores_kernel(
         row = group * group_rows + in_group
         rows = tl.load(dy + m.to(tl.int64)[:, None] * all_rows + row[None, :], mask=inside, other=0)  # [BM, BN]
         first = group * group_channels
-        offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False)
+        offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False, True)
         inside = inside & (m < columns)[:, None]
         patch = tl.load(x + offset, mask=inside, other=0)  # [BM, 128]
         if FENCE:  # rows then go through registers, after the fence

@@ -80,13 +80,20 @@ def padded(x: Tensor, length: int) -> tuple[Tensor, int]:
 
 
 @triton.jit
-def pixel_of(image, m):
-    """The image, row and column of output pixel m."""
+def pixel_of(image, m, MOVING: tl.constexpr):
+    """The image, row and column of output pixel m.
+
+    MOVING: m changes in a loop, and two divisions are the least. Otherwise remainders, which LLVM leaves before the
+    loop: a difference it would subtract again in each step.
+    """
     pixels = image.out_height * image.out_width
     b = m // pixels
-    within = m - b * pixels
-    y = within // image.out_width
-    return b, y, within - y * image.out_width
+    if MOVING:
+        within = m - b * pixels
+        y = within // image.out_width
+        return b, y, within - y * image.out_width
+    else:
+        return b, m % pixels // image.out_width, m % image.out_width
 
 
 @triton.jit
@@ -101,15 +108,16 @@ def patches(
     CONV: tl.constexpr,
     ONE_TAP: tl.constexpr,
     FULL: tl.constexpr,
+    MOVING: tl.constexpr = False,
 ):
     """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and a mask of those inside the image.
 
     For a Linear, ``channels`` is the pitch between vectors. ONE_TAP: all k are at one tap of the window, so the tap's
-    terms are scalars. FULL: all k are in [0, fan).
+    terms are scalars. FULL: all k are in [0, fan). MOVING: see `pixel_of`.
     """
     inside = (m >= 0)[:, None]
     if CONV:
-        b, y, x = pixel_of(image, m)
+        b, y, x = pixel_of(image, m, MOVING)
         tap = tl.min(k, axis=0) // group_channels if ONE_TAP else (k // group_channels)[None, :]
         dy = tap // image.kernel_w * image.dilation_h
         dx = tap % image.kernel_w * image.dilation_w
