@@ -1,10 +1,10 @@
-"""Writes the tables of README.md and of the documents, and every report, from the committed results.
+"""Writes the tables of README.md and of the documents, every report, and plots, from the committed results.
 
     python bench/render.py            # after `slt bench full` has written bench/results/
     python bench/render.py --check    # exit 1 if a document's table differs from the results
 
 A table stands between `<!-- name -->` and `<!-- end -->`. It shows the full profile on the machine MACHINE, unless
-its function says otherwise.
+its function says otherwise. The plots of sweeps are drawn again too.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import bounds
 import report
 
 from slt_kernels import sweep
+from slt_kernels.experiments.models import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
+SWEEPS = sorted(path.parent for path in ROOT.glob("docs/sweep_*/sweep.csv"))
 DOCUMENTS = (
     "README.md",
     "docs/cuda.md",
@@ -67,8 +69,14 @@ def ticket_size(_: report.Result) -> str:
     return f"{report.table(head, rows)}\n\nCounted at commit {commit}. Command: `python bench/ticket_size.py`."
 
 
-def sweep_digits(_: report.Result) -> str:
-    return sweep.table(sweep.read(ROOT / "docs/sweep_digits"))
+def in_bits(folder: Path) -> bool:
+    """Whether a sweep is of text."""
+    base = json.loads((folder / "experiment.json").read_text())["experiment"]
+    return MODELS[base["model"]["name"]].kind == "text"
+
+
+def swept(folder: Path, _: report.Result) -> str:
+    return sweep.table(sweep.read(folder), in_bits(folder))
 
 
 def cuda_code(_: report.Result) -> str:
@@ -169,13 +177,12 @@ TABLES = {
     "on": report.on,
     "size": report.by_case("size"),
     "sizes": report.sizes,
-    "sweep_digits": sweep_digits,
     "targets": report.targets,
     "threads": report.by_case("threads"),
     "ticket_size": ticket_size,
     "training_step": report.by_method("training step"),
     "triton_code": triton_code,
-}
+} | {folder.name: functools.partial(swept, folder) for folder in SWEEPS}
 
 
 def render(text: str, result: report.Result) -> str:
@@ -200,6 +207,8 @@ def main() -> int:
     if not check:
         for file in sorted(RESULTS.glob("*/result.json")):
             report.write(json.loads(file.read_text()), file.parent)
+        for folder in SWEEPS:
+            sweep.plot(sweep.read(folder), folder, in_bits(folder))
     return 1 if check and stale else 0
 
 

@@ -365,7 +365,10 @@ def load_matplotlib():
 
 
 def plot(rows: Sequence[Row], folder: Path, bits: bool = False) -> None:
-    """Writes ``sweep.png`` and ``sweep.svg``: mean and range of accuracy against ticket size, one line per source.
+    """Writes ``sweep.png`` and ``sweep.svg``: mean and range of accuracy against ticket size and frozen fraction.
+
+    Each source of each width is a line. The dense source, and trained weights, are one line over all widths on the
+    left. On the right the dense source is where the lines of its width begin.
 
     Args:
         rows, bits: as in `table`.
@@ -378,33 +381,46 @@ def plot(rows: Sequence[Row], folder: Path, bits: bool = False) -> None:
     matplotlib = load_matplotlib()
     from matplotlib import pyplot, ticker
 
+    groups = _groups(rows)
+    sources = list(dict.fromkeys(source for _, source, _ in groups))
     widths = sorted({row["width"] or 0 for row in rows})
-    lines: dict[tuple, list[list[Row]]] = {}
-    for (width, source, _), group in _groups(rows).items():
-        lines.setdefault((source, None if source in (TRAINED, "dense") else width), []).append(group)
+
+    def draw(axes: Any, source: str, width: int | None, line: list[list[Row]], column: str, factor: int = 1) -> None:
+        line = sorted(line, key=lambda group: group[0][column])
+        at = [factor * statistics.mean(row[column] for row in group) for group in line]
+        found = [[measure.of(row) for row in group] for group in line]
+        mean = [statistics.mean(group) for group in found]
+        bars = [[m - min(g) for m, g in zip(mean, found, strict=True)]]
+        bars += [[max(g) - m for m, g in zip(mean, found, strict=True)]]
+        label = source if width is None or len(widths) == 1 else f"{source}, width {width}"
+        style = {
+            "color": f"C{sources.index(source)}",
+            "marker": "osD^vP*X"[widths.index(width or 0) % 8] if width else "o",
+        }
+        axes.errorbar(at, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
+
     # Text as text and fixed identifiers, so that the same rows give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slt_kernels"}):
-        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-        sources = list(dict.fromkeys(source for source, _ in lines))
-        for (source, width), groups in lines.items():
-            groups.sort(key=lambda group: group[0]["ticket_bytes"])
-            size = [statistics.mean(row["ticket_bytes"] for row in group) for group in groups]
-            found = [[measure.of(row) for row in group] for group in groups]
-            mean = [statistics.mean(group) for group in found]
-            bars = [[m - min(g) for m, g in zip(mean, found, strict=True)]]
-            bars += [[max(g) - m for m, g in zip(mean, found, strict=True)]]
-            label = source if width is None or len(widths) == 1 else f"{source}, width {width}"
-            style = {
-                "color": f"C{sources.index(source)}",
-                "marker": "osD^vP*X"[widths.index(width or 0) % 8] if width else "o",
-            }
-            axes.errorbar(size, mean, bars, label=label, capsize=3, linewidth=1.2, **style)
-        axes.set(xscale="log", xlabel="ticket, bytes", ylabel=measure.title)
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-        axes.grid(which="both", alpha=0.3)
-        axes.legend(fontsize="small")
+        figure, (sizes, fractions) = pyplot.subplots(1, 2, sharey=True, figsize=(11, 4.5), layout="constrained")
+        for source in sources:
+            lines: dict[int | None, list[list[Row]]] = {}
+            for (width, name, _), group in groups.items():
+                if name == source:
+                    lines.setdefault(None if source in (TRAINED, "dense") else width, []).append(group)
+            for width, line in lines.items():
+                draw(sizes, source, width, line, "ticket_bytes")
+                if source not in (TRAINED, "dense"):
+                    dense = groups.get((width, "dense", 0.0))
+                    draw(fractions, source, width, [dense] * bool(dense) + line, "ratio", 100)
+        sizes.set(xscale="log", xlabel="ticket, bytes", ylabel=measure.title)
+        sizes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        sizes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        sizes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        sizes.tick_params(axis="x", rotation=30)
+        fractions.set(xlabel="frozen weights, %")
+        for axes in (sizes, fractions):
+            axes.grid(which="both", alpha=0.3)
+        sizes.legend(fontsize="small")
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             image = io.BytesIO()
             figure.savefig(image, format=suffix, dpi=150, metadata=metadata)
