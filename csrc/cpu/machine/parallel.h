@@ -7,20 +7,25 @@
 namespace slt::SLT_ISA {
 namespace {
 
+// Not inlined: with and without threads, a body is compiled once.
+template <class Body>
+__attribute__((noinline)) void piece_of(const void *body, int64_t i) {
+    (*static_cast<const Body *>(body))(i);
+}
+
 // body(i) for i in [0, count), on up to `threads` threads. The calling thread has a `DefaultFloatControl`.
 template <class Body>
 void parallel_for(int threads, int64_t count, const Body &body) {
 #if defined(_OPENMP)
     if (threads > 1 && count > 1) {
-        const auto work = [](const void *context, int64_t i) { (*static_cast<const Body *>(context))(i); };
         bool failed = false;
 #pragma omp parallel for num_threads(int(count < threads ? count : threads)) schedule(dynamic) reduction(|| : failed)
-        for (int64_t i = 0; i < count; ++i) failed = failed || !run_piece(work, &body, i);
+        for (int64_t i = 0; i < count; ++i) failed = failed || !run_piece(piece_of<Body>, &body, i);
         if (failed) out_of_memory();
         return;
     }
 #endif
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) piece_of<Body>(&body, i);
 }
 
 }  // namespace
