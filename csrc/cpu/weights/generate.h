@@ -355,23 +355,16 @@ class Weights {
     // Calls use(p, w, quads) with the eight quads of word w at each place p. SIGNS: the weight is signed_constant.
     template <bool SIGNS, int PLACES, class Use>
     SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
+        if constexpr (!SIGNS) return each_of_bytes(places, use);
         Index index[PLACES];
-        U32 sign[PLACES][4];
-        if constexpr (SIGNS) {
-            SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
-            generator(index, sign);
-        }
+        U32 sign[PLACES][WORDS_PER_CALL];
+        SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
+        generator(index, sign);
         SLT_UNROLL for (int p = 0; p < PLACES; ++p) {
-            const int64_t row = places[p].row, word = places[p].call * WORDS_PER_CALL;
-            U32 keep[4], quads[8];
-            load_words(mask + row * words, words, source.rows - row, word - frame.skipped, keep);
+            U32 keep[WORDS_PER_CALL], quads[8];
+            load_mask(places[p], keep);
             SLT_UNROLL for (int w = 0; w < WORDS_PER_CALL; ++w) {
-                if constexpr (SIGNS) {
-                    sign_quads(keep[w], sign[p][w], quads);
-                } else {
-                    eight_words(generator, word_index(source, row, frame, word + w), quads);
-                    byte_quads(source.weight, keep[w], quads);
-                }
+                sign_quads(keep[w], sign[p][w], quads);
                 use(p, w, quads);
             }
         }
@@ -412,7 +405,28 @@ class Weights {
     const uint32_t *mask;
     const int64_t words;
 
-    // Not inlined: byte weights are 20 KB of instructions, and the instruction cache has room for one copy.
+    // The mask of one call of LANES rows.
+    SLT_INLINE void load_mask(const Place &place, U32 keep[WORDS_PER_CALL]) const {
+        load_words(mask + place.row * words, words, source.rows - place.row,
+                   place.call * WORDS_PER_CALL - frame.skipped, keep);
+    }
+
+    // `each` of byte weights. Not unrolled: the weights of a word are up to 8 KB of instructions.
+    template <int PLACES, class Use>
+    SLT_INLINE void each_of_bytes(const Place (&places)[PLACES], const Use &use) const {
+        for (int p = 0; p < PLACES; ++p) {
+            U32 keep[WORDS_PER_CALL], quads[8];
+            load_mask(places[p], keep);
+            for (int w = 0; w < WORDS_PER_CALL; ++w) {
+                const int64_t word = places[p].call * WORDS_PER_CALL + w;
+                eight_words(generator, word_index(source, places[p].row, frame, word), quads);
+                byte_quads(source.weight, keep[w], quads);
+                use(p, w, quads);
+            }
+        }
+    }
+
+    // Not inlined: the instruction cache has room for one copy.
     template <bool SIGNS>
     __attribute__((noinline)) void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
         int64_t i = 0;
