@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 OBJECTS = sorted(Path(__file__).parent.parent.glob("build/objects.*/*.o"))
-KERNELS = [o for o in OBJECTS if o.stem.count(".") == 1]  # <operation>.<instruction set>.o
+KERNELS = [o for o in OBJECTS if o.stem.count(".") == 1]  # <kernels>.<instruction set>.o
 
 pytestmark = [
     pytest.mark.skipif(not OBJECTS, reason="no objects of a build in build/objects.*"),

@@ -90,9 +90,27 @@ struct PositionOutputs {
     }
 };
 
-// `make_panel(group, lane, lanes, from, depth, panel)` makes the weights of outputs [lane, lane + lanes) of a group,
-// for the part [from, from + depth) of the depth.
-template <class Planes, class MakePanel>
+// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. It refers
+// to a function of an operation without its type, so that both operations have one `convolve`.
+class MakePanel {
+  public:
+    template <class Function>
+    MakePanel(const Function &function)
+        : function(&function), call([](const void *f, int64_t group, int64_t lane, int64_t lanes, int64_t from,
+                                       int64_t depth, uint32_t *panel) {
+              (*static_cast<const Function *>(f))(group, lane, lanes, from, depth, panel);
+          }) {}
+
+    void operator()(int64_t group, int64_t lane, int64_t lanes, int64_t from, int64_t depth, uint32_t *panel) const {
+        call(function, group, lane, lanes, from, depth, panel);
+    }
+
+  private:
+    const void *const function;
+    void (*const call)(const void *, int64_t, int64_t, int64_t, int64_t, int64_t, uint32_t *);
+};
+
+template <class Planes>
 void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_panel) {
     typedef typename Planes::Product Product;
     typedef NchwWriter<typename Product::Number> Results;

@@ -9,7 +9,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int64_t PIECE = 1 << 12;  // words of a compact mask per piece of work
+constexpr int64_t WORDS_PER_PIECE = 1 << 12;  // of a compact mask
 
 // `Kept` of the contract, moved by 2^31 for comparisons of signed integers.
 struct Above {
@@ -65,13 +65,13 @@ void pack(const Pack &a, int threads) {
     const Source &s = a.source;
     const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
     const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_per_piece(s);
-    const int64_t pieces = a.compact ? ceil_div(words, PIECE) : ceil_div(s.rows, rows);
+    const int64_t pieces = a.compact ? ceil_div(words, WORDS_PER_PIECE) : ceil_div(s.rows, rows);
     *a.kept = a.compact ? a.locked : 0;
     parallel_for(threads, pieces, [&](int64_t piece) {
         int64_t kept = 0;
         if (a.compact) {
-            const int64_t end = least((piece + 1) * PIECE, words);
-            for (int64_t w = piece * PIECE; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
+            const int64_t end = least((piece + 1) * WORDS_PER_PIECE, words);
+            for (int64_t w = piece * WORDS_PER_PIECE; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
         } else {
             const int64_t row = piece * rows, left = s.rows - row;
             kept = resolve_rows(s, a.offsets, row, least(left, rows), a.out + row * words, bits);
