@@ -54,6 +54,7 @@ def test_find_freezes_70_percent(found):
     assert info.free_bits / info.weights == pytest.approx(0.3, abs=0.03)
     assert info.kept / info.weights == pytest.approx(0.3, abs=0.001)
     assert info.metadata["network"]["model"]["width"] == 8
+    assert info.metadata["dimensions"] == {"classes": 10, "channels": 1, "size": 8}
 
 
 def test_json_report(found):

@@ -120,9 +120,9 @@ def test_only_the_given_types_are_converted():
     "types,error,message",
     (
         (
-            [nn.RNN],
+            [nn.RNNBase],
             ValueError,
-            r"types: torch.nn.modules.rnn.RNN \(1.rnn\) has no .*register_conversion\(RNN",
+            r"types: torch.nn.modules.rnn.RNNBase \(1.rnn\) has no .*register_conversion\(RNNBase",
         ),
         ([nn.Linear, Own], ValueError, r"types: .*Own has no conversion"),
         ([nn.Embedding], ValueError, r"expected at least one module to convert.*of types=\[Embedding\]"),
@@ -131,7 +131,7 @@ def test_only_the_given_types_are_converted():
     ),
 )
 def test_types_that_cannot_be_converted(types, error, message):
-    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"rnn": nn.RNN(3, 4)}))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"rnn": nn.RNNBase("GRU", 3, 4)}))
     with pytest.raises(error, match=message):
         convert(model, types=types)
     assert type(model[0]) is nn.Linear

@@ -30,6 +30,7 @@ from slt_kernels import (
     SupermaskLinear,
     SupermaskLSTMCell,
     SupermaskMultiheadAttention,
+    SupermaskRNNCell,
     cli,
     convert,
 )
@@ -316,6 +317,7 @@ def test_arguments_of_the_layers_are_pytorch_s():
         (SupermaskBilinear, nn.Bilinear),
         (SupermaskMultiheadAttention, nn.MultiheadAttention),
         (SupermaskLSTMCell, nn.LSTMCell),
+        (SupermaskRNNCell, nn.RNNCell),
     ):
         names = [name for name in inspect.signature(theirs).parameters if not name.startswith("_")]
         assert list(inspect.signature(ours).parameters)[: len(names)] == names
@@ -326,7 +328,7 @@ def test_arguments_of_the_layers_are_pytorch_s():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_convert_leaves_dense_trains():
-    model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.RNNCell(1, 1, bias=False)))
+    model = convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.RNNCellBase(1, 1, False, 1)))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"0.scores", "0.bias", "1.weight", "1.bias", "2.weight_ih", "2.weight_hh"}
 

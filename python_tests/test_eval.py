@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from slt_kernels import cli, save_ticket
+from slt_kernels import models, save_ticket
 from slt_kernels.cli import main
-from slt_kernels.train import Experiment, build, load_data
+from slt_kernels.experiments.train import reload
+from slt_kernels.train import Experiment, build, load_data, load_network
 
 EXPERIMENT = Experiment(model={"name": "convnet", "width": 4})
 GRAPH = Experiment(model={"name": "gin", "width": 8}, data={"name": "karate"})
@@ -24,7 +25,7 @@ def evaluate(networks, tmp_path, capsys, monkeypatch):
     def run(metadata: dict, *arguments: str, name: str = "convnet", builds: bool = False) -> tuple[int, str]:
         save_ticket(networks[name], tmp_path / "net.slt", metadata)
         if not builds:
-            monkeypatch.setattr(cli, "build", None)
+            monkeypatch.setattr(reload, "build", None)
         status = main(["eval", str(tmp_path / "net.slt"), *arguments])
         return status, capsys.readouterr().err
 
@@ -38,6 +39,37 @@ def named(experiment: Experiment = EXPERIMENT, **changes) -> dict:
 @pytest.mark.parametrize("experiment", (EXPERIMENT, GRAPH), ids=("digits", "karate"))
 def test_a_ticket_of_its_network_is_tested(experiment, evaluate):
     assert evaluate(named(experiment), name=experiment.model["name"], builds=True) == (0, "")
+
+
+@pytest.mark.parametrize("experiment", (EXPERIMENT, GRAPH), ids=("digits", "karate"))
+def test_a_network_is_built_from_its_ticket_alone(experiment, networks, monkeypatch, tmp_path):
+    data, model = load_data(experiment), networks[experiment.model["name"]].eval()
+    save_ticket(model, tmp_path / "net.slt", named(experiment) | {"dimensions": data.dimensions})
+    monkeypatch.setattr("slt_kernels.experiments.data.load", None)
+    again = load_network(tmp_path / "net.slt")
+    (inputs, _), layer = data.test.batch(torch.arange(1)), next(m for m in again.modules() if hasattr(m, "scores"))
+    assert torch.equal(again(*inputs), model(*inputs))
+    assert layer.scores is None and not again.training
+    assert any(p.requires_grad for p in load_network(tmp_path / "net.slt", scores=True).parameters())
+
+
+@pytest.mark.parametrize(
+    "dimensions,message",
+    (
+        (None, "of an older release, without the dimensions of its data: expected load_ticket, with a network of"),
+        ([10], r"dimensions=\[10\]: expected some of classes, channels"),
+        ({"classes": 10, "channels": 1, "depth": 10**9}, "dimensions=.*: expected some of classes, channels"),
+        ({"classes": "10"}, "classes='10': expected an integer"),
+        ({"classes": 10**9, "channels": 1}, "has shape"),
+    ),
+    ids=("older", "list", "depth", "text", "huge"),
+)
+def test_dimensions_that_do_not_fit_are_refused(dimensions, message, networks, monkeypatch, tmp_path):
+    metadata = named() if dimensions is None else named() | {"dimensions": dimensions}
+    save_ticket(networks["convnet"], tmp_path / "net.slt", metadata)
+    monkeypatch.setattr(reload, "build", None)
+    with pytest.raises(ValueError, match=message):
+        load_network(tmp_path / "net.slt")
 
 
 def test_the_path_in_the_ticket_is_not_opened(evaluate, monkeypatch, tmp_path):
@@ -104,7 +136,7 @@ def test_metadata_without_a_network(metadata, evaluate):
 def test_info_escapes_control_characters(tmp_path, capsys):
     """Escapes keep each name on its line."""
     model = nn.Module()
-    model.add_module("a\x1b[31m\nb", cli.models.build("convnet", width=4, supermask={}))
+    model.add_module("a\x1b[31m\nb", models.build("convnet", width=4, supermask={}))
     model.register_buffer("\u202e", torch.zeros(1))
     file = tmp_path / "net.slt"
     save_ticket(model, file, {"k\r": "v\x07", "deep": [[[[[[1]]]]]], "long": "x" * 10**6})
@@ -117,13 +149,13 @@ def test_info_escapes_control_characters(tmp_path, capsys):
 
 def test_eval_bounds_the_depth_by_the_layers():
     """Networks of arbitrary depth have at least one layer per unit of depth."""
-    for name, (_, kind, _) in cli.models.MODELS.items():
+    for name, (_, kind, _) in models.MODELS.items():
         if kind != "images" or name.startswith(("vit", "cifar_vit")):
             needed = {"gin": {"features": 3, "classes": 2}}.get(
                 name, {"classes": 7, "context": 8} if kind == "text" else {}
             )
             layers = {
-                depth: len(list(cli.models.build(name, **needed, depth=depth, device="meta").parameters()))
+                depth: len(list(models.build(name, **needed, depth=depth, device="meta").parameters()))
                 for depth in (2, 4)
             }
             assert all(count >= depth for depth, count in layers.items()), name

@@ -206,9 +206,11 @@ INSIDE = {
     "experiments": (("data", "engines"), ("models",), ("train",), ("paper", "sweep")),
     "experiments/train": (
         ("checkpoint_checks", "processes", "settings"),
+        ("sharded_state",),
         ("run_folder",),
         ("loop",),
         ("find",),
+        ("reload",),
     ),
 }
 

@@ -19,8 +19,8 @@ import torch
 
 from . import backends
 from ._text import printable, shown
-from .experiments import models, sweep
-from .experiments.data import DATASETS, DEFAULTS, Dataset, is_function
+from .experiments import sweep
+from .experiments.data import DATASETS, DEFAULTS, is_function
 from .experiments.engines import ENGINES
 from .experiments.models import MODELS
 from .experiments.paper import from_paper
@@ -31,16 +31,15 @@ from .experiments.train import (
     Search,
     SourceNetwork,
     accuracy,
-    build,
     check_experiments,
     find,
     load_data,
     processes,
 )
 from .experiments.train.loop import check_shard
+from .experiments.train.reload import described, rebuilt
 from .files import write_atomically
-from .nn import drop_scores
-from .tickets import TicketInfo, load_ticket, ticket_info
+from .tickets import ticket_info
 
 _STOPPED = 130  # exit status of a program that SIGINT ends
 _PATHS = (Path, os.fspath)  # types of arguments that are files or folders; `os.fspath` keeps a string unchanged
@@ -473,13 +472,7 @@ def _add_eval(commands) -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     device = _on_machine(arguments)
     info = ticket_info(arguments.file)
-    network, found = info.metadata.get("network"), info.metadata.get("test_accuracy")
-    if not isinstance(network, dict) or type(found) not in (int, float):
-        raise ValueError(f"{arguments.file}: not written by slt find: it does not describe how to build its network")
-    try:
-        experiment = Experiment.from_dict(network)
-    except ValueError as error:
-        raise ValueError(f"{arguments.file}: {error}") from None
+    experiment, found = described(info, arguments.file)
     name, named = experiment.data["name"], experiment.data.get("path")
     if is_function(name) and arguments.data != name:  # a ticket must not decide what runs here
         raise ValueError(f"data: expected --data {name}, which runs that function, to test a ticket of its data")
@@ -489,36 +482,10 @@ def _eval(arguments: argparse.Namespace) -> None:
         experiment = experiment.override({"data.path": arguments.path})
     elif named is not None:  # the ticket has the path on its author's machine
         raise ValueError(f"path: expected --path, the folder or file of {name} (path in the ticket: {shown(named)})")
-    _check_depth(experiment, info, arguments.file)
     data = load_data(experiment)
-    _check_shapes(experiment, data, info, arguments.file)
-    model = drop_scores(build(experiment, data, device))
-    load_ticket(arguments.file, model)
+    model = rebuilt(experiment, data, info, arguments.file, device)
     result = accuracy(model, data.test)
     print(f"test accuracy {result:.2%} (in the ticket: {found:.2%})")
-
-
-def _check_depth(experiment: Experiment, info: TicketInfo, file: Path) -> None:
-    """Raises ValueError for more blocks than the ticket has layers; such a network could take forever to build."""
-    depth = experiment.model.get("depth", 0)
-    names = ("resnet", "conv_n")  # builders with a short list of depths
-    if depth > len(info.layers) and MODELS[experiment.model["name"]].builder.__name__ not in names:
-        raise ValueError(f"{file}: model.depth={depth}: expected at most {len(info.layers)}, the number of its layers")
-
-
-def _check_shapes(experiment: Experiment, data: Dataset, info: TicketInfo, file: Path) -> None:
-    """Raises ValueError unless the network described by a ticket has the ticket's shapes; allocates neither."""
-    try:
-        dense = models.build(**experiment.model, data=data, device="meta")
-    except RuntimeError as error:  # sizes that overflow
-        raise ValueError(f"{file}: its network cannot be built ({str(error)[:200]})") from None
-    named = {name: tuple(t.shape) for name, t in dense.state_dict().items()}
-    held = {f"{layer.name}.weight": layer.shape for layer in info.layers} | {t.name: t.shape for t in info.tensors}
-    different = sorted(name for name in named.keys() | held.keys() if named.get(name) != held.get(name))
-    if different:
-        name = different[0]
-        there, here = (shape and list(shape) for shape in (held.get(name), named.get(name)))
-        raise ValueError(f"{file}: {printable(name)} has shape {there}, in the network that it describes {here}")
 
 
 # import

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..._text import shown
 from ...source import integer
 from .cifar import cifar10, cifar100
-from .dataset import UNANSWERED, Dataset, Part
+from .dataset import DIMENSIONS, UNANSWERED, Dataset, Part
 from .digits import digits
 from .folder import image_folder
 from .graph import digits_graph, karate, ogbn_arxiv
@@ -74,5 +74,5 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
     return loaded
 
 
-__all__ = ["DATASETS", "DEFAULTS", "UNANSWERED", "Batch", "Dataset", "Loader", "Part"]
+__all__ = ["DATASETS", "DEFAULTS", "DIMENSIONS", "UNANSWERED", "Batch", "Dataset", "Loader", "Part"]
 __all__ += ["from_datasets", "is_function", "load", *DATASETS]

@@ -10,6 +10,9 @@ from torch import Tensor
 UNANSWERED = -100
 """Target of an example without a label in this part (``ignore_index`` of ``F.cross_entropy``)."""
 
+DIMENSIONS = ("classes", "channels", "size", "features", "context")
+"""Arguments of networks that follow from the data."""
+
 
 def read_bytes(file: Path, missing: str) -> np.ndarray:
     """A file's content, uint8 ``[bytes]``.
@@ -57,8 +60,8 @@ class Part:
 class Dataset(NamedTuple):
     """Three disjoint parts: to train, to choose an epoch, and to report.
 
-    ``kind`` is "images", "nodes" or "text". ``dimensions`` holds the arguments of a network that follow from the data:
-    ``classes``, and ``channels`` and ``size``, ``features``, or ``context``.
+    ``kind`` is "images", "nodes" or "text". ``dimensions`` holds some of `DIMENSIONS`: ``classes``, and ``channels``
+    and ``size``, ``features``, or ``context``.
     """
 
     train: Part

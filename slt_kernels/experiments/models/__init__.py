@@ -56,7 +56,7 @@ MODELS: dict[str, Architecture] = {
 
 def build(
     name: str,
-    data: Dataset | None = None,
+    data: Dataset | Mapping[str, int] | None = None,
     *,
     supermask: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
@@ -66,7 +66,8 @@ def build(
 
     Args:
         name: one of `MODELS`.
-        data: a data set, whose `Dataset.dimensions` (classes, channels and so on) become arguments of the builder.
+        data: a data set, whose `Dataset.dimensions` (classes, channels and so on) become arguments of the builder; or
+            these dimensions.
         supermask: arguments of `convert`, for a network of supermask layers. No dense weight is allocated, except for
             layers in ``exclude``, in which "first" and "last" stand for the first and the last layer with a weight.
             Default None, a dense network.
@@ -93,9 +94,10 @@ def build(
     if unknown:
         raise ValueError(f"{unknown[0]}={shown(options[unknown[0]])}: {name} has only {', '.join(arguments)}")
     if data is not None:
-        if data.kind != kind:
+        if isinstance(data, Dataset) and data.kind != kind:
             raise ValueError(f"model={name!r}: expected data of kind {kind}, got {data.kind}")
-        options = {n: v for n, v in data.dimensions.items() if n in arguments} | options
+        dimensions = data.dimensions if isinstance(data, Dataset) else data
+        options = {n: v for n, v in dimensions.items() if n in arguments} | options
     options = {**preset, **options}
     for n, value in options.items():
         if arguments[n].annotation is int:

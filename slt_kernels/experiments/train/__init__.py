@@ -2,6 +2,7 @@
 
 from .find import build, check_experiments, find, load_data
 from .loop import accuracy, search
+from .reload import load_network
 from .run_folder import Interrupted, Run
 from .settings import Experiment, Search, SourceNetwork
 
@@ -16,5 +17,6 @@ __all__ = [
     "check_experiments",
     "find",
     "load_data",
+    "load_network",
     "search",
 ]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ def load_data(experiment: Experiment) -> Dataset:
     return data.load(**experiment.data, seed=experiment.seed)
 
 
-def build(experiment: Experiment, dataset: Dataset, device: torch.device | str = "cpu") -> nn.Module:
-    """The experiment's random network of supermask layers for a data set; the same in every process.
+def build(
+    experiment: Experiment, dataset: Dataset | Mapping[str, int], device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The experiment's random network of supermask layers for a data set, or its dimensions; the same in every process.
 
     With ``algorithm: dense`` it is a network of PyTorch's layers, whose weights begin as those of the unfrozen random
     network.
@@ -108,7 +110,7 @@ def find(
     settings = experiment.search
     rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step, shard=shard)
     found, bits = evaluate(model, dataset.test, settings.batch_size, settings.workers)
-    metadata = {"network": experiment.network, "test_accuracy": found}
+    metadata = {"network": experiment.network, "dimensions": dataset.dimensions, "test_accuracy": found}
     if settings.algorithm == "dense":
         _save_dense(model, out, metadata)
     elif processes.rank() == 0 or shard:  # of a sharded model every process writes the same ticket
