@@ -1,9 +1,12 @@
 """Training loops of other libraries, and programs that leave PyTorch's eager mode. See docs/ecosystem.md."""
 
+import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
+from processes import run_processes
 from test_documents import ROOT, python
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -77,6 +80,60 @@ def test_accelerate(examples, batches):
         accelerator.backward(torch.nn.functional.cross_entropy(model(x), labels))
         optimizer.step()
     check_new_masks(before, model)
+
+
+SHARDED = """
+import accelerate
+from torch import nn
+from torch.distributed.tensor import DTensor
+from slt_kernels import EdgePopup, Freeze, convert
+
+place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+os.environ.update({name: str(value) for name, value in place.items()})
+
+
+class OnCpu(accelerate.Accelerator):
+    def __init__(self, fsdp_plugin):
+        super().__init__(cpu=True, fsdp_plugin=fsdp_plugin)
+        self.state.distributed_type, self.state.fsdp_plugin = accelerate.DistributedType.FSDP, fsdp_plugin
+
+
+accelerate.Accelerator = OnCpu
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Linear(16, 128), nn.ReLU(inplace=True), nn.Linear(128, 4)
+    return convert(nn.Sequential(*layers), Freeze(0.3, 0.2), None, scale="dynamic")
+
+
+def train(model, optimizer, backward, part):
+    data = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x, y = (t[part] for t in (torch.randn(8, 16, generator=data), torch.arange(8) % 4))
+        optimizer.zero_grad()
+        backward(nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+
+
+single = network()
+optimizer = torch.optim.SGD(single.parameters(), lr=0.1)
+EdgePopup(single, 0.6).attach(optimizer)
+train(single, optimizer, torch.Tensor.backward, slice(None))
+model = network()
+EXAMPLE
+train(model, optimizer, accelerator.backward, slice(rank, None, world))
+for ours, theirs in zip((model[0], model[2]), (single[0], single[2])):
+    assert isinstance(ours.scores, DTensor)
+    assert torch.allclose(ours.scores.full_tensor(), theirs.scores, rtol=0, atol=1e-6)
+    assert torch.equal(ours.mask_words, theirs.mask_words)
+"""
+
+
+def test_accelerate_with_fsdp2(tmp_path):
+    text = (ROOT / "docs/ecosystem.md").read_text()
+    (example,) = re.findall(r"So too with FSDP2:\n\n((?:    .*\n|\n)+)", text)
+    run_processes(SHARDED.replace("EXAMPLE", dedent(example)), 2, tmp_path)
 
 
 def test_an_exported_program_gives_the_same_bits(examples):
