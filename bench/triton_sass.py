@@ -254,9 +254,11 @@ def _embedding_grad_scores(split: bool) -> MakeCase:
     return _small(embedding_grad_scores_kernel, pointers, WEIGHT=0, FREEZE_CALLS=2, LONG=False, SPLIT=split, N=16, L=64)
 
 
-def _add_parts(n: int) -> MakeCase:
+def _add_parts(rows: int) -> MakeCase:
     flags = {"WEIGHT": 0, "FREEZE_CALLS": 2, "LONG": False}
-    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, **flags, N=n, TOGETHER=max(1, 32 // n))
+    meta = grad_scores.sum_meta(rows)
+    options = {"num_warps": 4, **{key: meta.pop(key) for key in meta.keys() & {"maxnreg"}}}
+    return lambda machine: Case(grad_scores.sum_grads_kernel, flags | meta, {"out": _FP32}, options)
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -421,37 +423,38 @@ def _main_loop(code: str) -> tuple[list[str], list[str]]:
     return instructions, min((loop for loop in loops if any(map(sass.is_tensor, loop))), key=len, default=[])
 
 
+LIMITS = {  # of a budget: the better of two results
+    "spills": min,
+    "spills_in_loop": min,
+    "programs": max,
+    "from_registers": max,
+    "waits": min,
+    "per_weight": min,
+    **dict.fromkeys(bounds.PIPES, min),
+    "cycles": min,
+    "outside": min,
+}
+
+
 def over_budget(name: str, result: dict, budget: dict) -> list[str]:
     """The results that exceed the budget. Registers and shared memory have none; spills and instructions do."""
     limits = budget.get(name)
     if limits is None:
         return ["is not in the budget"]
-    worse = [
-        f"{key} {result[key]}, budget {limits[key]}"
-        for key in ("spills", "spills_in_loop", "waits", "per_weight", "cycles", "outside")
-        if key in limits and result.get(key, 0) > limits[key]
-    ]
-    worse += [
+    return [
         f"{key} {result.get(key, 0)}, budget {limits[key]}"
-        for key in ("from_registers", "programs")
-        if result.get(key, 0) < limits.get(key, 0)
+        for key, better in LIMITS.items()
+        if key in limits and better(result.get(key, 0), limits[key]) != limits[key]
     ]
-    return worse
 
 
 def tightened(limits: dict, result: dict) -> dict:
-    """A kernel's budget, tightened to the result. It never loosens: delete an entry to measure it anew."""
-    best = {
-        "spills": min,
-        "spills_in_loop": min,
-        "programs": max,
-        "from_registers": max,
-        "waits": min,
-        "per_weight": min,
-        "cycles": min,
-        "outside": min,
-    }
-    return {key: of(result[key], limits.get(key, result[key])) for key, of in best.items() if key in result}
+    """A kernel's budget, tightened to the result. It never loosens: delete an entry to measure it anew.
+
+    An entry that has no limit per weight gets none: its instructions are limited by the pipes that execute them.
+    """
+    keys = [key for key in LIMITS if key in result and (key != "per_weight" or key in limits or not limits)]
+    return {key: LIMITS[key](result[key], limits.get(key, result[key])) for key in keys}
 
 
 FLOPS = {0: bounds.FLOPS["bf16"], 3: bounds.FLOPS["int8"]}  # of D

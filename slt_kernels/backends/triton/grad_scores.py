@@ -33,7 +33,7 @@ from .launch import (
 )
 from .magnitudes import is_negative
 from .split_k import split
-from .tiles import Tile
+from .tiles import Tile, register_limit
 from .weights import integer_weight
 from .words import (
     SIGNED_CONSTANT,
@@ -160,9 +160,14 @@ def _sum_launch(source, parts, scores_dtype, machine, device) -> Launch:
         WEIGHT=source.weight,
         FREEZE_CALLS=freeze_calls(source),
         LONG=has_long_offsets(source),
-        N=n,
-        TOGETHER=max(1, 32 // n),
+        **sum_meta(n),
     )
+
+
+def sum_meta(rows: int) -> dict[str, int]:
+    """The compile-time arguments of `sum_grads_kernel` for so many rows."""
+    limit = register_limit(4, 9) if rows == 16 else {}  # Triton 3.6 would take registers that it does not need
+    return {"N": rows, "TOGETHER": max(1, 32 // rows), **limit}
 
 
 @lru_cache(maxsize=4096)
