@@ -56,7 +56,7 @@ from slt_kernels.backends.triton.images import Image
 from slt_kernels.backends.triton.launch import Machine, count_kernel
 from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
-from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
+from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel, histogram_options
 from slt_kernels.backends.triton.tiles import REGISTERS, Tile
 from slt_kernels.backends.triton.words import KernelSource
 
@@ -239,14 +239,18 @@ def _product(
 
 
 def _small(
-    kernel: triton.JITFunction, pointers: dict[str, str | tuple[str, ...]], warps: int = 4, **constants: object
+    kernel: triton.JITFunction,
+    pointers: dict[str, str | tuple[str, ...]],
+    options: dict[str, int] | None = None,
+    **constants: object,
 ) -> MakeCase:
-    return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
+    return lambda machine: Case(kernel, constants, pointers, options or {"num_warps": 4})
 
 
-def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
+def _count(dtype: torch.dtype, **constants: int) -> MakeCase:
     """The scores of some layers, and their sizes."""
-    return {"scores": (pointer,) * count, "sizes": ("i32",) * count}
+    pointers = {"scores": (_FP32 if dtype == torch.float32 else "*fp64",) * 54, "sizes": ("i32",) * 54}
+    return _small(histogram_kernel, pointers, histogram_options(dtype), BITS=8, BLOCK=4096, **constants)
 
 
 def _embedding_grad_scores(split: bool) -> MakeCase:
@@ -258,7 +262,7 @@ def _add_parts(rows: int) -> MakeCase:
     flags = {"WEIGHT": 0, "FREEZE_CALLS": 2, "LONG": False}
     meta = grad_scores.sum_meta(rows)
     options = {"num_warps": 4, **{key: meta.pop(key) for key in meta.keys() & {"maxnreg"}}}
-    return lambda machine: Case(grad_scores.sum_grads_kernel, flags | meta, {"out": _FP32}, options)
+    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, options, **flags, **meta)
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -320,7 +324,9 @@ CASES: dict[str, MakeCase] = {
     "grad_scores fp32": _grad_scores(_FP32),
     "add parts of grad_scores": _add_parts(16),
     "add parts of grad_scores, 64 rows": _add_parts(64),
-    "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
+    "to digits": _small(
+        to_digits_kernel, {"x": _FP32}, {"num_warps": 16}, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192
+    ),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
     "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, FREEZE_CALLS=0, N=32),
@@ -334,8 +340,8 @@ CASES: dict[str, MakeCase] = {
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
-    "select, count": _small(histogram_kernel, _tensors(_FP32, 54), SHIFT=23, BITS=8, BLOCK=4096),
-    "select, count, float64": _small(histogram_kernel, _tensors("*fp64", 54), 8, SHIFT=55, BITS=8, BLOCK=4096),
+    "select, count": _count(torch.float32, SHIFT=23),
+    "select, count, float64": _count(torch.float64, SHIFT=55),
     "select, descend": _small(descend_kernel, {}, BITS=8),
 }
 
@@ -423,7 +429,7 @@ def _main_loop(code: str) -> tuple[list[str], list[str]]:
     return instructions, min((loop for loop in loops if any(map(sass.is_tensor, loop))), key=len, default=[])
 
 
-LIMITS = {  # of a budget: the better of two results
+LIMITS = {  # the keys of a budget, and which of two results is the better
     "spills": min,
     "spills_in_loop": min,
     "programs": max,
@@ -444,7 +450,7 @@ def over_budget(name: str, result: dict, budget: dict) -> list[str]:
     return [
         f"{key} {result.get(key, 0)}, budget {limits[key]}"
         for key, better in LIMITS.items()
-        if key in limits and better(result.get(key, 0), limits[key]) != limits[key]
+        if key in limits and better(result.get(key, 0), limits[key]) != result.get(key, 0)
     ]
 
 

@@ -31,6 +31,21 @@ def test_machine_code_is_within_its_budget():
 
 
 @installed
+def test_a_budget_only_tightens():
+    script = """if True:
+        from triton_sass import over_budget, tightened
+        limits = {"spills": 4, "programs": 2, "alu": 9}
+        assert over_budget("a", {}, {}) == ["is not in the budget"]
+        assert over_budget("a", limits, {"a": limits}) == []
+        result = {"spills": 5, "programs": 1, "alu": 8, "per_weight": 2.5}
+        assert over_budget("a", result, {"a": limits}) == ["spills 5, budget 4", "programs 1, budget 2"]
+        assert tightened(limits, result) == limits | {"alu": 8}, "and no limit per weight, which it had not"
+        assert tightened({}, result) == result
+    """
+    run_in_bench("-c", script)
+
+
+@installed
 def test_partial_sums_are_stored_before_they_are_counted_on_amd():
     """A barrier does not wait for stores there. Shared memory is 64 KiB. Compiled as on ROCm."""
     script = """if True:
