@@ -269,6 +269,9 @@ def test_build_takes_dimensions_of_the_data(tmp_path):
         ("conv6", {"widht": 4}, "widht=4: conv6 has only depth, classes, width, channels, size"),
         ("conv6", {"width": 0}, "width=0: expected an integer from 1 to"),
         ("conv6", {"classes": 2.5}, r"classes=2\.5: expected an integer from 1 to"),
+        ("conv6", {"width": 0.01}, r"width=0\.01: expected a factor on 64 that gives from 1 to"),
+        ("conv6", {"width": math.nan}, "width=nan: expected a factor on 64"),
+        ("vit_tiny", {"drop_path": 1.0}, r"drop_path=1\.0: expected a probability in \[0, 1\)"),
         ("conv6", {"width": True}, "width=True: expected an integer from 1 to"),
         ("conv6", {"depth": 5}, "depth=5: expected 2, 4, 6 or 8"),
         ("conv8", {"size": 8}, "size=8: expected at least 16, for 4 poolings"),
@@ -381,6 +384,29 @@ def test_a_block_is_its_definition():
     hidden = F.layer_norm(attended, (8,)) @ block.mlp[1].weight.T
     expected = attended + 6**-0.5 * hidden.relu() @ block.mlp[3].weight.T
     assert torch.allclose(block(x), expected, rtol=0, atol=1e-5)
+
+
+def test_drop_path_drops_branches_of_examples():
+    torch.manual_seed(0)
+    vit = build("cifar_vit_tiny", width=8, head_width=8, depth=3, drop_path=0.6, supermask=FROZEN)
+    rates = [block.drop_path.p for block in vit.blocks]
+    assert rates == pytest.approx([0, 0.3, 0.6])
+    drop, branches = vit.blocks[2].drop_path, torch.ones(2000, 3, 8)
+    factors = drop(branches).flatten(1)
+    assert torch.equal(factors, factors[:, :1].expand_as(factors))  # all of an example, or nothing
+    kept = factors[:, 0] > 0
+    assert torch.allclose(factors[kept], torch.tensor(2.5))
+    assert kept.float().mean().item() == pytest.approx(0.4, abs=0.05)
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(vit(x), vit(x))
+    vit.eval()
+    assert torch.equal(drop(branches), branches) and torch.equal(vit(x), vit(x))
+
+
+def test_a_float_multiplies_the_default_width():
+    for name, width in (("conv4", 32), ("lenet_300_100", 150), ("cifar_resnet18", 32), ("gpt_mini", 256)):
+        first = next(m for m in build(name, width=0.5, device="meta").modules() if hasattr(m, "weight"))
+        assert width in first.weight.shape, name
 
 
 @pytest.mark.parametrize("name", ("gpt_mini", "cifar_vit_tiny"))

@@ -209,6 +209,7 @@ def test_the_learning_rate_of_a_warmup_and_of_cosine():
 
 def test_override():
     base = Experiment(model={"name": "resnet18", "width": 32}, data={"name": "image_folder", "path": "here"})
+    assert base.override({"model.width": 0.5}).model["width"] == 32
     changed = base.override({"seed": 2, "search.lr": 0.3, "source.prune": 0.2, "data.path": "there", "model.width": 8})
     assert (changed.seed, changed.search.lr, changed.source.prune) == (2, 0.3, 0.2)
     assert changed.data["path"] == "there"

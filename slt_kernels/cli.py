@@ -148,7 +148,12 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
     )
     what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
     what.add_argument(
-        "--width", dest="model.width", type=int, metavar="N", help="width of the network's first layer", **given
+        "--width",
+        dest="model.width",
+        type=_width,
+        metavar="N",
+        help="width of the network's first layer; with a decimal point (0.5) a factor on its default",
+        **given,
     )
     what.add_argument(
         "--set",
@@ -167,6 +172,13 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
         for f in dataclasses.fields(kind):
             if f.metadata and f.name not in (*leave_out, "layers"):  # too many numbers for a flag
                 _add_setting(group, section, f, hints[f.name])
+
+
+def _width(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+_width.__name__ = "width"  # in argparse's error
 
 
 def _add_setting(group, section: str, f: dataclasses.Field, hint: Any) -> None:

@@ -72,7 +72,8 @@ def build(
             layers in ``exclude``, in which "first" and "last" stand for the first and the last layer with a weight.
             Default None, a dense network.
         device: the device of the network. Default: PyTorch's default device.
-        options: arguments of the builder; they override those of ``data`` and of the name.
+        options: arguments of the builder; they override those of ``data`` and of the name. A ``width`` that is a float
+            multiplies the network's default width, as 0.5 does (`scaled_width`).
 
     Returns:
         A module; ``model(*batch.inputs)`` returns logits ``[..., classes]``.
@@ -99,6 +100,8 @@ def build(
         dimensions = data.dimensions if isinstance(data, Dataset) else data
         options = {n: v for n, v in dimensions.items() if n in arguments} | options
     options = {**preset, **options}
+    if isinstance(options.get("width"), float):
+        options["width"] = scaled_width(name, options["width"])
     for n, value in options.items():
         if arguments[n].annotation is int:
             options[n] = integer(n, value, 1, MAX_ROWS)
@@ -125,6 +128,19 @@ def build(
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return network
+
+
+def scaled_width(name: str, factor: float) -> int:
+    """The default width of a network times a factor, rounded down.
+
+    Raises:
+        ValueError: the result is not at least 1.
+    """
+    builder, _, preset = MODELS[name]
+    width = preset.get("width", inspect.signature(builder).parameters["width"].default)
+    if not 1 <= width * factor <= MAX_ROWS:
+        raise ValueError(f"width={factor}: expected a factor on {width} that gives from 1 to {MAX_ROWS}")
+    return int(width * factor)
 
 
 def _excluded(network: nn.Module, names: Collection[str]) -> Collection[str]:

@@ -73,12 +73,32 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, drops a branch of an example with probability ``p``.
+
+    Branches that are kept are divided by ``1 - p``.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return branch
+        kept = branch.new_empty(len(branch), *[1] * (branch.dim() - 1)).bernoulli_(1 - self.p)
+        return branch * (kept / (1 - self.p))
+
+
 class Block(nn.Module):
     """Attention and an MLP with ReLU, each a residual branch times ``branch_scale``."""
 
-    def __init__(self, width: int, head_width: int, branch_scale: float, causal: bool, qk_scaling: bool) -> None:
+    def __init__(
+        self, width: int, head_width: int, branch_scale: float, causal: bool, qk_scaling: bool, drop_path: float
+    ) -> None:
         super().__init__()
         self.branch_scale = branch_scale
+        self.drop_path = DropPath(drop_path)
         self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = Attention(width, head_width, causal, qk_scaling)
         self.mlp = nn.Sequential(
@@ -89,13 +109,18 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, cache: KeyValues | None = None) -> Tensor:
-        x = x + self.branch_scale * self.attention(self.attention_norm(x), cache)
-        return x + self.branch_scale * self.mlp(x)
+        x = x + self.branch_scale * self.drop_path(self.attention(self.attention_norm(x), cache))
+        return x + self.branch_scale * self.drop_path(self.mlp(x))
 
 
-def blocks(depth: int, width: int, head_width: int, causal: bool, qk_scaling: bool) -> nn.ModuleList:
-    """``depth`` blocks, at least 1."""
+def blocks(
+    depth: int, width: int, head_width: int, causal: bool, qk_scaling: bool, drop_path: float = 0.0
+) -> nn.ModuleList:
+    """``depth`` blocks, at least 1. ``drop_path`` is the last one's; it rises from 0 in the first, in equal steps."""
     if depth < 1:
         raise ValueError(f"depth={depth}: expected at least 1")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path={drop_path}: expected a probability in [0, 1)")
     scale = (2 * depth) ** -0.5
-    return nn.ModuleList(Block(width, head_width, scale, causal, qk_scaling) for _ in range(depth))
+    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+    return nn.ModuleList(Block(width, head_width, scale, causal, qk_scaling, rate) for rate in rates)

@@ -20,10 +20,12 @@ class ViT(nn.Module):
         depth: blocks. Default 12.
         head_width: features of a head, a divisor of ``width``. Default 64.
         qk_scaling: see `transformer.Attention`. Default False.
+        drop_path: probability with which the branches of the last block are dropped for an example in training; that
+            of the blocks before falls to 0 in equal steps (`transformer.DropPath`). Default 0.
 
     Raises:
         ValueError: a size that is not a multiple of ``patch``; a width that is not a multiple of ``head_width``; a
-            depth below 1.
+            depth below 1; a ``drop_path`` outside [0, 1).
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class ViT(nn.Module):
         depth: int = 12,
         head_width: int = 64,
         qk_scaling: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if patch < 1 or size < 1 or size % patch:
             raise ValueError(f"patch={patch}: expected a divisor of size={size}")
         self.patches = nn.Conv2d(channels, width, patch, patch, bias=False)
         self.positions = nn.Embedding((size // patch) ** 2, width)
-        self.blocks = blocks(depth, width, head_width, causal=False, qk_scaling=qk_scaling)
+        self.blocks = blocks(depth, width, head_width, causal=False, qk_scaling=qk_scaling, drop_path=drop_path)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, classes, bias=False)
 

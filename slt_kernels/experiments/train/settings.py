@@ -21,7 +21,7 @@ from ...nn.state import SCALES
 from ...nn.supermask import INITIAL_SCORES
 from ...source import WEIGHTS, Freeze, python_number
 from ..data import DATASETS, is_function
-from ..models import MODELS
+from ..models import MODELS, scaled_width
 
 ALGORITHMS = ("edge_popup", "bernoulli", "dense")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -182,7 +182,8 @@ class Experiment(Settings):
 
     Args:
         seed: for the network, the split of the data, and everything that is sampled.
-        model: ``{"name": ..., **options}``, arguments of `models.build`; or the name alone.
+        model: ``{"name": ..., **options}``, arguments of `models.build`; or the name alone. A ``width`` that is a float
+            becomes the integer that it stands for.
         data: ``{"name": ..., **options}``, arguments of `data.load`; or the name alone. The options of a function
             ``package.module:function`` are checked when it is called.
         source, search: see `SourceNetwork` and `Search`.
@@ -343,6 +344,8 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
         where = _join(section, key)
         if key not in hints and where != "data.path":  # `data.load` explains a wrong path better
             raise ValueError(f"{where}={shown(value)}: {name} has only {', '.join(['name', *hints])}")
+        if section == "model" and key == "width" and isinstance(value, float):
+            value = scaled_width(name, value)
         checked[key] = _typed(value, hints.get(key, str), where)
         if hints.get(key) is int:
             _check(where, checked[key], "", (), 1, math.inf)
