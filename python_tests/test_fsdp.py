@@ -1,13 +1,16 @@
 """FSDP2: two processes with half of the scores each train like one process, and write its ticket."""
 
+import copy
+
 import pytest
 import torch
 from processes import run_processes
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from slt_kernels import Freeze, convert
 from slt_kernels.experiments.train.processes import joined, shard
-from slt_kernels.nn import sharded_scores
+from slt_kernels.nn import TiedLinear, sharded_scores
 
 NETWORK = """
 import torch.nn.functional as F
@@ -180,6 +183,22 @@ def test_an_output_may_be_changed_in_place(make, x):
             grads.append(sharded_scores.whole(model[0].scores.grad))
     assert torch.equal(*grads)
     assert grads[0].any()
+
+
+def test_a_shared_weight_is_sharded_with_its_users():
+    model = convert(nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 9, False)), tie=False)
+    model[1] = TiedLinear(model[0])
+    index, grads = torch.arange(9), []
+    model(index).square().sum().backward()
+    grads.append(model[0].scores.grad)
+    model[0].scores.grad = None
+    with joined(torch.device("cpu"), alone=True):
+        whole, parts = fully_shard(copy.deepcopy(model)), copy.deepcopy(model)
+        whole(index).square().sum().backward()
+        assert torch.equal(whole[0].scores.grad.full_tensor(), grads[0])
+        shard(parts)
+        with pytest.raises(RuntimeError, match="expected fully_shard on a module that holds both"):
+            parts(index)
 
 
 def test_scores_that_were_not_gathered_are_an_error():

@@ -159,7 +159,16 @@ class SupermaskLayer(LayerState):
         return None
 
     def _scores_to_grade(self) -> Tensor | None:
-        """The scores as a forward passes them to the operations."""
+        """The scores as a forward passes them to the operations.
+
+        Raises:
+            RuntimeError: they are sharded by FSDP2 and not gathered, and gradients are recorded.
+        """
+        if sharded_scores.is_dtensor(self.scores) and torch.is_grad_enabled():
+            raise RuntimeError(
+                "scores: FSDP2 has not gathered them, because the layer is sharded by itself and another module uses "
+                "its weight: expected fully_shard on a module that holds both"
+            )
         self._warn_of_ignored_steps()
         return self.scores if self.graded_scores is None or self.scores is None else self.graded_scores(self.scores)
 
