@@ -1,6 +1,7 @@
 """convert: which modules are replaced, what a replacement takes over, and errors."""
 
 import copy
+import functools
 import logging
 import warnings
 
@@ -459,6 +460,40 @@ def test_a_shared_dense_weight_counts_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(model, exclude=["2"], strict=True)
+
+
+class Keeps(nn.Module):
+    """Uses its layers by what `keep` makes of them."""
+
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.kept = keep(self.inside)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    (
+        list,
+        lambda inside: {"a": [(inside[0], "relu")]},
+        lambda inside: inside[0].forward,
+        lambda inside: functools.partial(inside[0]),
+    ),
+    ids=("list", "nested", "method", "partial"),
+)
+def test_modules_that_stay_in_use_are_warned_of(keep):
+    """An attribute that is no submodule goes on holding the dense layer."""
+    with pytest.warns(UserWarning, match=r"whose trained weights go on being used there: 0\.kept \(0\.inside\.0\);"):
+        convert(nn.Sequential(Keeps(keep)))
+
+
+@pytest.mark.parametrize(
+    "keep", (lambda inside: [inside[1]], lambda inside: inside[0].in_features), ids=("relu", "int")
+)
+def test_other_attributes_are_not(keep):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(nn.Sequential(Keeps(keep)))
 
 
 def test_a_warning_that_is_an_error_leaves_the_model_alone():

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 _LAZY_WEIGHTS = (nn.LazyLinear, nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d)
 _LAZY_WEIGHTS += (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # their scale and bias may have several dimensions
+_NESTED = 3  # containers in containers that are searched for references
 _NAMED = 3  # most parameters that a summary, a warning or an error names
 
 
@@ -242,7 +245,8 @@ def convert(
         strict: raise an error for dense weights that would train, instead of a warning. Default False.
 
     Warns:
-        UserWarning: dense weights that train, outside ``exclude``; weights that two modules share.
+        UserWarning: dense weights that train, outside ``exclude``; weights that two modules share; modules that are
+            replaced, but stay in use because an attribute that is no submodule keeps them.
 
     Raises:
         TypeError: ``model`` is not a module; ``freeze`` is not a `Freeze` or a list of them; ``exclude`` is a string
@@ -355,6 +359,15 @@ def convert(
             stacklevel=2,
         )
 
+    kept = _references(modules, names)
+    if kept:
+        warnings.warn(
+            "attributes that are no submodules keep modules that convert replaces, whose trained weights go on being "
+            f"used there: {'; '.join(kept[:_NAMED])}{'; ...' if len(kept) > _NAMED else ''}; use nn.ModuleList or "
+            "nn.ModuleDict, or set them again",
+            stacklevel=2,
+        )
+
     for old in replaced:
         take_hooks(replacements[id(old)], old)
     _put_in_places(modules, places, replacements)
@@ -363,6 +376,41 @@ def convert(
     converted = replacements.get(id(model), model)
     _log.info("converted:\n%s", _summary(converted))
     return converted
+
+
+def _references(modules: Mapping[str, nn.Module], replaced: Mapping[int, str]) -> list[str]:
+    """Attributes that refer to replaced modules other than as submodules: in containers, bound methods and partials.
+
+    Args:
+        modules: of the model, by name.
+        replaced: names of those that are replaced, by id.
+
+    Returns:
+        For each, its name and that of the module: ``blocks (conv1)``.
+    """
+    own = nn.Module().__dict__.keys()
+
+    def found(value: Any, depth: int) -> str | None:
+        if isinstance(value, nn.Module):
+            return replaced.get(id(value))
+        inside: Any = ()
+        if isinstance(value, Mapping):
+            inside = value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            inside = value
+        elif isinstance(value, partial):
+            inside = (value.func, *value.args, *value.keywords.values())
+        elif isinstance(value, MethodType):
+            inside = (value.__self__,)
+        return next((name for v in inside if depth and (name := found(v, depth - 1))), None)
+
+    seen: dict[str, str] = {}
+    for name, m in {id(m): (n, m) for n, m in reversed(modules.items())}.values():
+        if id(m) not in replaced:
+            for key, value in vars(m).items():
+                if key not in own and (of := found(value, _NESTED)):
+                    seen[f"{name}.{key}".lstrip(".")] = of
+    return [f"{name} ({of})" for name, of in seen.items()]
 
 
 @contextmanager
