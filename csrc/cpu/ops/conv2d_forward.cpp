@@ -6,6 +6,7 @@
 #include "cpu/conv/direct.h"
 #include "cpu/conv/image_bf16.h"
 #include "cpu/conv/image_int8.h"
+#include "cpu/conv/winograd.h"
 #include "operations.h"
 
 namespace slt::SLT_ISA {
@@ -103,12 +104,36 @@ bool direct(const Conv2dForward &a, int threads) {
     return true;
 }
 
+// Computes it by Winograd's method if that is faster; returns whether it did.
+bool winograd([[maybe_unused]] const Conv2dForward &a, [[maybe_unused]] int threads) {
+#if SLT_WINOGRAD
+    const Window &w = a.window;
+    const Winograd convolution = {.x = a.x,
+                                  .y = a.y,
+                                  .groups = w.groups,
+                                  .inputs = a.source.fan / taps_of(w),
+                                  .outputs = a.source.rows / w.groups,
+                                  .padding_h = w.padding_h,
+                                  .padding_w = w.padding_w,
+                                  .turned = false,
+                                  .scale = a.scale,
+                                  .bias = a.bias,
+                                  .digits = a.digits,
+                                  .threads = threads};
+    if (is_plain_3x3(w) && a.source.weight == SIGNED_CONSTANT && winograd_pays(convolution)) {
+        winograd_convolution(convolution, a.source, a.mask);
+        return true;
+    }
+#endif
+    return false;
+}
+
 }  // namespace
 
 void conv2d_forward(const Conv2dForward &a, int threads) {
     if (a.y.bytes() == 0) return;
     advise_huge_pages(a.y.data.data, a.y.bytes());
-    if (direct(a, threads)) return;
+    if (winograd(a, threads) || direct(a, threads)) return;
 #if defined(SLT_AMX)
     const Frame frame = frame_of(a.source);
     if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&

@@ -8,6 +8,7 @@
 #include "cpu/conv/direct.h"
 #include "cpu/conv/image_bf16.h"
 #include "cpu/conv/image_int8.h"
+#include "cpu/conv/winograd.h"
 #include "operations.h"
 
 namespace slt::SLT_ISA {
@@ -174,13 +175,37 @@ bool direct(const Conv2dGradInput &a, int threads) {
     return true;
 }
 
+// Computes it by Winograd's method if that is faster; returns whether it did.
+bool winograd([[maybe_unused]] const Conv2dGradInput &a, [[maybe_unused]] int threads) {
+#if SLT_WINOGRAD
+    const Window &w = a.window;
+    const Winograd convolution = {.x = a.dy,
+                                  .y = a.dx,
+                                  .groups = w.groups,
+                                  .inputs = a.source.rows / w.groups,
+                                  .outputs = a.source.fan / taps_of(w),
+                                  .padding_h = w.kernel_h - 1 - w.padding_h,
+                                  .padding_w = w.kernel_w - 1 - w.padding_w,
+                                  .turned = true,
+                                  .scale = a.scale,
+                                  .bias = nullptr,
+                                  .digits = a.digits,
+                                  .threads = threads};
+    if (is_plain_3x3(w) && a.source.weight == SIGNED_CONSTANT && winograd_pays(convolution)) {
+        winograd_convolution(convolution, a.source, a.mask);
+        return true;
+    }
+#endif
+    return false;
+}
+
 }  // namespace
 
 void conv2d_grad_input(const Conv2dGradInput &a, int threads) {
     const int64_t taps = taps_of(a.window);
     if (a.dx.bytes() == 0) return;
     advise_huge_pages(a.dx.data.data, a.dx.bytes());
-    if (direct(a, threads)) return;
+    if (winograd(a, threads) || direct(a, threads)) return;
 #if defined(SLT_AMX)
     const int64_t most_depth = taps * (a.source.rows / a.window.groups + TAP_ROWS);
     if (a.dy.data.type == Type::BFLOAT16 && a.dx.data.type == a.dy.data.type &&
