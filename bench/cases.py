@@ -22,7 +22,7 @@ from slt_kernels import backends, bits
 from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
 from slt_kernels.conv_geometry import Window
-from slt_kernels.models import GPT, convnet, resnet
+from slt_kernels.models import GPT, convnet, convnext, mobilenet_v2, resnet
 from slt_kernels.source import Freeze, Source
 
 cpu, reference = backends.on("cpu"), backends.on("reference")
@@ -300,6 +300,8 @@ NETWORKS = {f"Linear {size} x {size}": linear(size) for size in (1024, 2048, 409
     "ImageNet ResNet-50": Network(
         lambda: resnet(50, classes=1000, imagenet=True), lambda batch: torch.randn(batch, 3, 224, 224), classify
     ),
+    "CIFAR MobileNetV2": Network(mobilenet_v2, lambda batch: torch.randn(batch, 3, 32, 32), classify),
+    "CIFAR ConvNeXt-T": Network(lambda: convnext(patch=2), lambda batch: torch.randn(batch, 3, 32, 32), classify),
     "decoder, 12 layers of 2048": decoder(),
 }
 for width in (32, 96):
@@ -442,6 +444,9 @@ def targets() -> Iterator[Entry]:
             case = f"a training step of {name}, batch 64{', bfloat16 autocast' if autocast else ''}"
             make = lambda n=name, a=autocast: training(n, 64, ("ours, 70 % frozen", "dense float32"), a)  # noqa: E731
             yield entry(case, 1, make)
+    case = "a training step of CIFAR ResNet-18, batch 32, bfloat16 autocast"
+    make = lambda: training("CIFAR ResNet-18", 32, ("ours, 70 % frozen", "dense float32"), True)  # noqa: E731
+    yield entry(case, 1.2, make)
     bf16 = {"dtype": torch.bfloat16}
     yield entry("grad_input bfloat16, batch 256", None, lambda: linear_grad_input(256, **bf16))
     yield entry("grad_scores bfloat16, batch 256", None, lambda: linear_grad_scores(256, **bf16))
@@ -497,6 +502,10 @@ def networks() -> Iterator[Entry]:
             make = lambda n=name, b=batch: inference(n, b, END_TO_END)  # noqa: E731
             quick = name == "CIFAR ResNet-18"
             yield Entry("network", f"{name}, batch {batch}", make, quick=quick, at={"batch": batch})
+    for name in ("CIFAR MobileNetV2", "CIFAR ConvNeXt-T"):
+        for batch in (1, 32):
+            make = lambda n=name, b=batch: inference(n, b, END_TO_END[:-1])  # noqa: E731
+            yield Entry("network", f"{name}, batch {batch}", make, 1, at={"batch": batch})
     name = "decoder, 12 layers of 2048"
     yield Entry("network", f"{name}, one token", lambda: inference(name, 1, DECODER), at={"batch": 1})
 

@@ -26,13 +26,14 @@ def tiny(name: str, **supermask) -> tuple[nn.Module, tuple[torch.Tensor, ...], t
     kind, options = MODELS[name].kind, {"width": 4}
     if kind == "images":
         options |= {"channels": 2, "classes": 5}
-        if (name.startswith("conv") and name != "convnet") or name == "lenet_300_100":
-            options["size"] = 16
+        side = 32 if "convnext" in name else 16
+        if re.fullmatch(r"conv\d|lenet_300_100", name):
+            options["size"] = side
         if name == "lenet_300_100":
             options["width"] = 24
         if "vit" in name:
             options |= {"width": 16, "head_width": 8, "depth": 2, "size": 16, "patch": 8}
-        inputs, targets = (torch.randn(3, 2, 16, 16),), torch.tensor([0, 4, 2])
+        inputs, targets = (torch.randn(3, 2, side, side),), torch.tensor([0, 4, 2])
     elif kind == "nodes":
         options |= {"features": 6, "classes": 5}
         edges = torch.tensor([[0, 1, 2, 5], [1, 2, 3, 0]])
@@ -171,6 +172,9 @@ def test_tickets(name, tmp_path):
         ("resnet101", {}, 44_549_160 - 1000 - 105_344),  # parameters of torchvision without biases and BatchNorm
         ("wide_resnet50_2", {}, 68_814_016),
         ("wide_resnet101_2", {}, 126_886_696 - 1000 - 2 * 68_928),
+        ("mobilenet_v2", {}, 3_504_872 - 1000 - 2 * 17_056),
+        # torchvision's without the vectors of its blocks, norms and biases
+        ("convnext_tiny", {}, 28_589_128 - 9 * 6624 - 4 * 672 - 3 * 96 - 2 * 768 - 1000),
         ("lenet_300_100", {}, 784 * 300 + 300 * 100 + 100 * 10),
         ("gin", {"features": 128, "classes": 40}, 128 * 386 + 2 * 386 * 386 + 2 * 386 * 40),
         ("vit_tiny", {}, 3 * 256 * 192 + 196 * 192 + 12 * 12 * 192**2 + 192 * 1000),
@@ -216,7 +220,7 @@ def test_layers_without_bias_and_batch_norm_without_affine():
             assert not isinstance(module, nn.BatchNorm2d) or name.startswith("conv") is (name == "convnet")
 
 
-@pytest.mark.parametrize("name", ("convnet", "cifar_resnet18", "resnet50", "gin"))
+@pytest.mark.parametrize("name", ("convnet", "cifar_resnet18", "resnet50", "mobilenet_v2", "gin"))
 def test_affine_batch_norm_is_learned(name):
     options = {"features": 6, "classes": 5} if name == "gin" else {}
     model = build(name, supermask=FROZEN | {"strict": True}, width=4, affine=True, **options)

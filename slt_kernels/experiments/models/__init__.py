@@ -13,9 +13,11 @@ from ...source import MAX_ROWS, integer
 from ..data import Dataset
 from .conv_n import conv_n
 from .convnet import convnet
+from .convnext import convnext
 from .gin import GIN
 from .gpt import GPT
 from .lenet import lenet
+from .mobilenet import mobilenet_v2
 from .resnet import resnet
 from .vit import ViT
 
@@ -43,6 +45,10 @@ MODELS: dict[str, Architecture] = {
     **{f"resnet{depth}": _images(resnet, depth=depth, **_IMAGENET) for depth in (18, 34, 50, 101)},
     "wide_resnet50_2": _images(resnet, depth=50, bottleneck_width=2, **_IMAGENET),
     "wide_resnet101_2": _images(resnet, depth=101, bottleneck_width=2, **_IMAGENET),
+    "mobilenet_v2": _images(mobilenet_v2, **_IMAGENET),
+    "cifar_mobilenet_v2": _images(mobilenet_v2),
+    "convnext_tiny": _images(convnext, classes=1000),
+    "cifar_convnext_tiny": _images(convnext, patch=2),
     "vit_tiny": _images(ViT, width=192, **_VIT_IMAGENET),
     "vit_small": _images(ViT, width=384, **_VIT_IMAGENET),
     "vit_base": _images(ViT, width=768, **_VIT_IMAGENET),
@@ -152,4 +158,17 @@ def _excluded(network: nn.Module, names: Collection[str]) -> Collection[str]:
     return {known.get(name, name) for name in names}
 
 
-__all__ = ["GIN", "GPT", "MODELS", "Architecture", "ViT", "build", "conv_n", "convnet", "lenet", "resnet"]
+__all__ = [
+    "GIN",
+    "GPT",
+    "MODELS",
+    "Architecture",
+    "ViT",
+    "build",
+    "conv_n",
+    "convnet",
+    "convnext",
+    "lenet",
+    "mobilenet_v2",
+    "resnet",
+]
