@@ -11,7 +11,7 @@ namespace {
 
 #if defined(SLT_AMX)
 constexpr int GROUPS = 6;
-#elif defined(__AVX512F__)
+#elif defined(__AVX512F__) || defined(__aarch64__)
 constexpr int GROUPS = 4;
 #else
 constexpr int GROUPS = 2;

@@ -1,7 +1,7 @@
 // Inputs as fixed point (contract/fixed_point.h): a vector that shares a power of two becomes integers X, and each X a
 // few balanced digits, so that products with int8 weights are exact integer sums.
 //
-// With a dot product of bytes (VNNI, AMX) a digit is a byte: three for "highest", two for "high". Without one it is 12
+// With a dot product of bytes (VNNI, AMX, AArch64's) a digit is a byte: three for "highest", two for "high". Without one it is 12
 // bits in an int16, for multiply-add of pairs, and two of them hold the same X. The digits of a vector are in the order
 // of the quads of its weights (`Order`), so that a quad of x is one broadcast.
 #pragma once
@@ -13,7 +13,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
 #define SLT_BYTE_DIGITS 1
 typedef int8_t Digit;
 constexpr int DIGIT_BITS = 8;
@@ -55,6 +55,8 @@ SLT_INLINE S32 round_to_int(F32 v) {
     return (S32)_mm256_cvtps_epi32((__m256)v);
 #elif defined(__SSE2__)
     return (S32)_mm_cvtps_epi32((__m128)v);
+#elif defined(__aarch64__)
+    return (S32)vcvtnq_s32_f32((float32x4_t)v);
 #else
     S32 r;
     for (int i = 0; i < LANES; ++i) r[i] = int32_t(__builtin_lrintf(v[i]));
@@ -148,6 +150,23 @@ SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, typenam
     if (Form::PLANES == 3)
         store(out + 2 * pitch,
               _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, load<__m512i>(order.third), b)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    uint8x16x2_t bytes[3];  // of each digit, in the order of k
+    SLT_UNROLL for (int h = 0; h < 2; ++h) {
+        uint8x16_t low[2], high[2];  // halves of eight integers
+        SLT_UNROLL for (int i = 0; i < 2; ++i) {
+            const uint16x8_t a = (uint16x8_t)balanced_digits<Form::PLANES>(load<U32>(x + 16 * h + 8 * i));
+            const uint16x8_t b = (uint16x8_t)balanced_digits<Form::PLANES>(load<U32>(x + 16 * h + 8 * i + 4));
+            low[i] = (uint8x16_t)vuzp1q_u16(a, b);
+            high[i] = (uint8x16_t)vuzp2q_u16(a, b);
+        }
+        bytes[0].val[h] = vuzp1q_u8(low[0], low[1]);
+        bytes[1].val[h] = vuzp2q_u8(low[0], low[1]);
+        bytes[2].val[h] = vuzp1q_u8(high[0], high[1]);
+    }
+    for (int d = 0; d < Form::PLANES; ++d)
+        SLT_UNROLL for (int p = 0; p < WORD; p += 16)
+            store(out + d * pitch + p, vqtbl2q_u8(bytes[d], load<uint8x16_t>(order.k + p)));
 #else
     constexpr int32_t half = 1 << (DIGIT_BITS - 1);
     for (int p = 0; p < WORD; ++p) {

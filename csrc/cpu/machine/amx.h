@@ -3,6 +3,8 @@
 
 #include "cpu/machine/simd.h"
 
+#if defined(SLT_AMX)
+
 namespace slt::SLT_ISA {
 namespace {
 
@@ -45,3 +47,5 @@ class Tiles {
 
 }  // namespace
 }  // namespace slt::SLT_ISA
+
+#endif

@@ -15,6 +15,8 @@ SLT_INLINE F32 of_float16(U16 v) {
     return (F32)_mm512_cvtph_ps((__m256i)v);
 #elif defined(__F16C__)
     return (F32)_mm256_cvtph_ps((__m128i)v);
+#elif defined(__aarch64__)
+    return (F32)vcvt_f32_f16((float16x4_t)v);
 #else
     // Read with float32's exponent bias, a float16 is 2^-112 times its value, denormal or not; infinity and NaN need a
     // different exponent.
@@ -30,6 +32,8 @@ SLT_INLINE U16 to_float16(F32 v) {
     return (U16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
     return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (U16)vcvt_f16_f32((float32x4_t)v);
 #else
     const U32 size = (U32)v & 0x7FFFFFFF;
     const U32 normal = (size + 0xC8000FFF + (size >> 13 & 1)) >> 13;  // changes the bias, adds half a last place

@@ -11,6 +11,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // The matrix unit, for int8 and bfloat16; clang 14 spells the macro in its own way.
@@ -49,6 +51,7 @@ typedef int32_t S32 __attribute__((vector_size(4 * LANES)));
 typedef int16_t S16 __attribute__((vector_size(4 * LANES)));  // 2 * LANES lanes
 typedef uint64_t U64 __attribute__((vector_size(4 * LANES)));  // LANES / 2 lanes
 typedef uint8_t U8 __attribute__((vector_size(4 * LANES)));
+typedef int8_t S8 __attribute__((vector_size(4 * LANES)));
 
 SLT_INLINE U32 splat(uint32_t v) { return v - U32{}; }
 SLT_INLINE U64 splat64(uint64_t v) { return v - U64{}; }
@@ -73,6 +76,8 @@ SLT_INLINE U64 multiply_low(U64 a, uint32_t b) {
     return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #elif defined(__SSE2__)
     return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#elif defined(__aarch64__)
+    return (U64)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
 #else
     return (a & 0xFFFFFFFF) * b;
 #endif
@@ -82,6 +87,8 @@ SLT_INLINE U64 multiply_low(U64 a, uint32_t b) {
 SLT_INLINE U32 interleave(U64 even, U64 odd) {
 #if defined(__AVX512F__)
     return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
+#elif defined(__aarch64__)
+    return (U32)vtrn1q_u32((uint32x4_t)even, (uint32x4_t)odd);
 #else
     return (U32)((even & 0xFFFFFFFF) | odd << 32);
 #endif
@@ -91,6 +98,8 @@ SLT_INLINE U32 interleave(U64 even, U64 odd) {
 SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
 #if defined(__AVX512F__)
     return (U32)_mm512_ternarylogic_epi32((__m512i)m, (__m512i)a, (__m512i)b, 0xCA);
+#elif defined(__aarch64__)
+    return (U32)vbslq_u32((uint32x4_t)m, (uint32x4_t)a, (uint32x4_t)b);
 #else
     return (a & m) | (b & ~m);
 #endif
@@ -118,6 +127,8 @@ SLT_INLINE U32 majority_not(U32 a, U32 b, U32 c) {
 SLT_INLINE U32 count_bits(U32 v) {
 #if defined(__AVX512VPOPCNTDQ__)
     return (U32)_mm512_popcnt_epi32((__m512i)v);
+#elif defined(__aarch64__)
+    return (U32)vpaddlq_u16(vpaddlq_u8(vcntq_u8((uint8x16_t)v)));
 #else
     for (int i = 0; i < LANES; ++i) v[i] = uint32_t(__builtin_popcount(v[i]));
     return v;
@@ -164,6 +175,15 @@ SLT_INLINE void transpose(S32 r[LANES]) {
         r[j] = (S32)_mm256_permute2x128_si256(b[j], b[j + 4], 0x20);
         r[j + 4] = (S32)_mm256_permute2x128_si256(b[j], b[j + 4], 0x31);
     }
+#elif defined(__aarch64__)
+    const int64x2_t a = (int64x2_t)vtrn1q_s32((int32x4_t)r[0], (int32x4_t)r[1]);  // columns 0 and 2 of two rows
+    const int64x2_t b = (int64x2_t)vtrn2q_s32((int32x4_t)r[0], (int32x4_t)r[1]);
+    const int64x2_t c = (int64x2_t)vtrn1q_s32((int32x4_t)r[2], (int32x4_t)r[3]);
+    const int64x2_t d = (int64x2_t)vtrn2q_s32((int32x4_t)r[2], (int32x4_t)r[3]);
+    r[0] = (S32)vzip1q_s64(a, c);
+    r[1] = (S32)vzip1q_s64(b, d);
+    r[2] = (S32)vzip2q_s64(a, c);
+    r[3] = (S32)vzip2q_s64(b, d);
 #else
     int32_t square[LANES][LANES];
     for (int i = 0; i < LANES; ++i)

@@ -4,8 +4,8 @@
 // and one word of each row is one register. The unit of work is one call, 128 k, of LANES rows. Calls are counted from
 // the start of the whole layer's row; a shard's first word may be inside a call (`Frame`).
 //
-// The supermask is applied here, before the product: a dropped weight becomes the byte of 0. With AMX, whose tile
-// products take signed bytes, the byte of a weight is v. Elsewhere it is the unsigned byte v + zero, where zero is 1
+// The supermask is applied here, before the product: a dropped weight becomes the byte of 0. With AMX and with the dot
+// products of AArch64, which take signed bytes, the byte of a weight is v. Elsewhere it is the unsigned byte v + zero, where zero is 1
 // for signed_constant and 128 for the byte weights; the product is corrected once, by zero * sum(x).
 //
 // A quad is four bytes of a lane: one operand of vpdpbusd; 16 registers of quads of 16 rows are one operand of an AMX
@@ -27,7 +27,7 @@ namespace {
 constexpr int QUADS = 32;          // per call
 constexpr int CALLS_PER_LINE = 4;  // calls of a row of the mask per cache line
 
-#if defined(SLT_AMX)
+#if defined(SLT_AMX) || defined(__ARM_FEATURE_DOTPROD)
 constexpr bool SIGNED_BYTES = true;
 #else
 constexpr bool SIGNED_BYTES = false;
@@ -87,6 +87,10 @@ class Generator {
     // the rounds of the first calls.
     template <int CALLS, class Between = Nothing>
     SLT_INLINE void operator()(const Index (&index)[CALLS], U32 (&out)[CALLS][4], const Between &between = {}) const {
+#if defined(__aarch64__)
+        SLT_UNROLL for (int i = 0; i < CALLS; ++i)
+            i == 0 ? rounds_of_words(index[i], out[i], between) : rounds_of_words(index[i], out[i], Nothing());
+#else
         constexpr int together = CALLS % TOGETHER ? 1 : TOGETHER;
         SLT_UNROLL for (int i = 0; i < CALLS; i += together) {
             U64 c[2 * together][4];
@@ -98,6 +102,7 @@ class Generator {
             SLT_UNROLL for (int j = 0; j < together; ++j)
                 SLT_UNROLL for (int w = 0; w < 4; ++w) out[i + j][w] = interleave(c[2 * j][w], c[2 * j + 1][w]);
         }
+#endif
     }
 
     static constexpr int BETWEEN = PHILOX_ROUNDS - 2;
@@ -107,6 +112,40 @@ class Generator {
 
     uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
     uint64_t c1, a_high, a_low;  // state after the constant part of the first rounds
+
+#if defined(__aarch64__)
+    // The rounds on 32-bit lanes: two multiplications make the 64-bit products of four lanes, and two shuffles separate
+    // their halves.
+    template <class Between>
+    SLT_INLINE void rounds_of_words(const Index &index, U32 c[4], const Between &between) const {
+        U32 high, low;
+        products(interleave(index.even, index.odd), PHILOX_MULTIPLIER_0, high, low);
+        c[2] = low ^ uint32_t(a_high);
+        c[3] = splat(uint32_t(a_low));
+        products(high ^ interleave(index.even >> 32, index.odd >> 32) ^ uint32_t(key1[0]), PHILOX_MULTIPLIER_1, high,
+                 c[1]);
+        c[0] = high ^ uint32_t(c1 ^ key0[1]);
+        SLT_UNROLL for (int i = 2; i < PHILOX_ROUNDS; ++i) {
+            between(i - 2);
+            U32 other_high, other_low;
+            products(c[0], PHILOX_MULTIPLIER_0, high, low);
+            products(c[2], PHILOX_MULTIPLIER_1, other_high, other_low);
+            c[0] = other_high ^ c[1] ^ uint32_t(key0[i]);
+            c[1] = other_low;
+            c[2] = high ^ c[3] ^ uint32_t(key1[i]);
+            c[3] = low;
+        }
+    }
+
+    // The halves of the 64-bit products of each lane.
+    static SLT_INLINE void products(U32 a, uint32_t b, U32 &high, U32 &low) {
+        const uint32x4_t factor = vdupq_n_u32(b);
+        const uint32x4_t first = (uint32x4_t)vmull_u32(vget_low_u32((uint32x4_t)a), vget_low_u32(factor));
+        const uint32x4_t second = (uint32x4_t)vmull_high_u32((uint32x4_t)a, factor);
+        high = (U32)vuzp2q_u32(first, second);
+        low = (U32)vuzp1q_u32(first, second);
+    }
+#endif
 
     // From the index in c[h][0] to the words in c[h].
     template <int HALVES, class Between>
@@ -241,6 +280,11 @@ SLT_INLINE void load_words(const uint32_t *matrix, int64_t words, int64_t rows, 
     out[1] = (U32)_mm512_unpackhi_epi64(a, c);
     out[2] = (U32)_mm512_unpacklo_epi64(b, d);
     out[3] = (U32)_mm512_unpackhi_epi64(b, d);
+#elif defined(__aarch64__)
+    S32 square[LANES];
+    for (int l = 0; l < LANES; ++l) square[l] = load<S32>(at + l * words);
+    transpose(square);
+    for (int i = 0; i < 4; ++i) out[i] = (U32)square[i];
 #else
     for (int l = 0; l < LANES; ++l)
         for (int i = 0; i < 4; ++i) out[i][l] = at[l * words + i];
@@ -254,7 +298,7 @@ SLT_INLINE U32 field(U32 v, int f) {
     const uint64_t matrix = (1ull << 56 | (SIGNED_BYTES ? 0x0002020202020202 : 2ull << 48)) << (2 * f);
     return (U32)_mm512_gf2p8affine_epi64_epi8((__m512i)v, _mm512_set1_epi64(int64_t(matrix)), 0);
 #else
-    static_assert(!SIGNED_BYTES);
+    if (SIGNED_BYTES) return (U32)((S8)v << (6 - 2 * f) >> 6);
     return v >> (2 * f) & 0x03030303;
 #endif
 }
@@ -284,6 +328,16 @@ SLT_INLINE U32 normal_bytes(U32 u) {
     const __m512i low = load<__m512i>(NORMAL_HALF), high = load<__m512i>(NORMAL_HALF + 64);
     const __m512i half = _mm512_permutex2var_epi8(low, lookup, high), zero = _mm512_set1_epi8(-128);
     return (U32)_mm512_mask_add_epi8(_mm512_sub_epi8(zero, half), upper, zero, half);
+#elif defined(__aarch64__)
+    // The low seven bits are the index, mirrored if the top bit is clear. An index past a table of 64 bytes gives 0, or
+    // leaves the byte as it is.
+    const uint8x16_t upper = (uint8x16_t)((S8)u < 0), bytes = (uint8x16_t)u;
+    const uint8x16_t index = vandq_u8(vbslq_u8(upper, bytes, vmvnq_u8(bytes)), vdupq_n_u8(0x7F));
+    const uint8_t *at = reinterpret_cast<const uint8_t *>(NORMAL_HALF);
+    const uint8x16_t low = vqtbl4q_u8(vld1q_u8_x4(at), index);
+    const uint8x16_t half = vqtbx4q_u8(low, vld1q_u8_x4(at + 64), vsubq_u8(index, vdupq_n_u8(64)));
+    const uint8x16_t zero = vdupq_n_u8(128);
+    return (U32)vbslq_u8(upper, vaddq_u8(zero, half), vsubq_u8(zero, half));
 #else
     U8 bytes = (U8)u;
     for (int i = 0; i < 4 * LANES; ++i)
@@ -319,6 +373,10 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
     const __m512i first = _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200);  // bytes 0, 2, 0, 2
     const __m512i second = _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301);
     const __m512i halves[2] = {_mm512_shuffle_epi8((__m512i)keep, first), _mm512_shuffle_epi8((__m512i)keep, second)};
+#elif defined(__aarch64__)
+    const U8 first = {0, 2, 0, 2, 4, 6, 4, 6, 8, 10, 8, 10, 12, 14, 12, 14};
+    const uint8x16_t bytes = (uint8x16_t)keep;
+    const uint8x16_t halves[2] = {vqtbl1q_u8(bytes, (uint8x16_t)first), vqtbl1q_u8(bytes, (uint8x16_t)(first + 1))};
 #endif
     SLT_UNROLL for (int j = 0; j < 8; ++j) {
         const U32 v = value_bytes(weight, out[j]) ^ (SIGNED_BYTES ? 0x80808080 : 0);
@@ -326,6 +384,9 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
         const __m512i bits = _mm512_set1_epi32(0x02020101 << (2 * j % 8));
         const __mmask64 kept = _mm512_test_epi8_mask(halves[j / 4], bits);
         out[j] = (U32)_mm512_mask_mov_epi8(_mm512_set1_epi8(SIGNED_BYTES ? 0 : -128), kept, (__m512i)v);
+#elif defined(__aarch64__)
+        const uint8x16_t kept = vtstq_u8(halves[j / 4], (uint8x16_t)splat(0x02020101u << (2 * j % 8)));
+        out[j] = where((U32)kept, v, splat(SIGNED_BYTES ? 0 : 0x80808080));
 #else
         const U32 pair = keep >> (2 * j);
         const U32 kept = (pair & 1) | (pair >> 8 & 0x100) | (pair << 15 & 0x10000) | (pair << 7 & 0x1000000);

@@ -40,6 +40,25 @@ inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out)
         store(to + 2 * CALL, _mm512_shuffle_i32x4(a, c, 0xDD));
         store(to + 3 * CALL, _mm512_shuffle_i32x4(b, d, 0xDD));
     }
+#elif defined(__aarch64__)
+    // A register is 4 rows x 4 k. Signs are in the order k = 2s, 2s + 16, 2s + 1, 2s + 17, so two k of a register are
+    // joined with two of the next.
+    const U8 transpose = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const U8 pairs = {0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15};
+    const auto shuffle = [&](int q, U8 order) {
+        return (uint64x2_t)vqtbl1q_u8((uint8x16_t)load<U32>(quads + q * LANES), (uint8x16_t)order);
+    };
+    for (int q = 0; q < QUADS; q += 2) {
+        if (shuffled) {
+            const uint64x2_t a = shuffle(q, pairs), b = shuffle(q + 1, pairs);
+            uint32_t *to = out + q / 8 * WORD + q % 8 * 2;
+            store(to, vzip1q_u64(a, b));
+            store(to + WORD / 2, vzip2q_u64(a, b));
+        } else {
+            store(out + 4 * q, shuffle(q, transpose));
+            store(out + 4 * q + 4, shuffle(q + 1, transpose));
+        }
+    }
 #else
     const uint8_t *from = reinterpret_cast<const uint8_t *>(quads);
     uint8_t *to = reinterpret_cast<uint8_t *>(out);
