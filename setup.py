@@ -46,6 +46,10 @@ FLAGS = (
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
 
+INTRINSICS = (
+    "#if defined(__x86_64__)\n#include <immintrin.h>\n#elif defined(__aarch64__)\n#include <arm_neon.h>\n#endif"
+)
+
 # Features of C++20 that the sources use.
 CXX20 = "struct { int a, b; } pair = {.a = 1, .b = __builtin_bit_cast(int, 1.0f)};"
 
@@ -53,23 +57,30 @@ AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 AVX512VNNI = f"{AVX512} -mavx512vnni -mavx512vbmi -mavx512vpopcntdq -mgfni"
 AVX512BF16 = f"{AVX512VNNI} -mavx512bf16"
-INSTRUCTION_SETS = {"scalar": ""}  # in order of preference, the best last
-if platform.machine().lower() in ("x86_64", "amd64"):
-    INSTRUCTION_SETS = {
-        "scalar": "-O2",  # -O3 takes five times as long, for processors of before 2013
-        "avx2": AVX2,
-        "avx2vnni": f"{AVX2} -mavxvnni",
-        "avx512": AVX512,
-        "avx512vnni": AVX512VNNI,
-        "avx512bf16": AVX512BF16,
-        "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
-    }
+X86_SETS = {  # in order of preference, the best last
+    "scalar": "-O2",  # -O3 takes five times as long, for processors of before 2013
+    "avx2": AVX2,
+    "avx2vnni": f"{AVX2} -mavxvnni",
+    "avx512": AVX512,
+    "avx512vnni": AVX512VNNI,
+    "avx512bf16": AVX512BF16,
+    "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
+}
+ARM_SETS = {
+    "neon": "",
+    "neondot": "-march=armv8.2-a+dotprod",
+    "neoni8mm": "-march=armv8.2-a+dotprod+i8mm",
+}
+SETS = {"x86_64": X86_SETS, "amd64": X86_SETS, "aarch64": ARM_SETS, "arm64": ARM_SETS}
+INSTRUCTION_SETS = SETS.get(platform.machine().lower(), {"scalar": ""})
 # The sets that differ from another in some files of csrc/cpu/ops alone: they have all other kernels of that one.
 PRODUCTS = ("conv2d_forward", "conv2d_grad_input", "linear_forward", "linear_grad_input")
 OWN_KERNELS = {
     "avx2vnni": ("avx2", PRODUCTS),
     "avx512bf16": ("avx512vnni", ("grad_scores",)),
     "amx": ("avx512vnni", (*PRODUCTS, "grad_scores", "materialize")),
+    "neondot": ("neon", (*PRODUCTS, "materialize")),
+    "neoni8mm": ("neon", (*PRODUCTS, "materialize")),
 }
 
 
@@ -110,12 +121,19 @@ class NinjaBuild(build_ext):
 
 def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> None:
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
-    sets = {
-        name: flags
-        for name, flags in chosen_sets().items()
-        if compiles(compiler, flags.split(), "#include <immintrin.h>" if flags else "")
-    }
-    kernels: dict[str, set[str]] = {name: set() for name in INSTRUCTION_SETS}  # files to compile, by instruction set
+    sets = {name: flags for name, flags in chosen_sets().items() if compiles(compiler, flags.split(), INTRINSICS)}
+    objects = [*cpu_objects(sets, INSTRUCTION_SETS), (CSRC / "module.cpp", "module", python)]
+    link(compiler, openmp, library, objects, folder)
+
+
+def cpu_objects(sets: dict[str, str], all_sets: dict[str, str]) -> list[tuple[Path, str, str]]:
+    """The objects of the CPU kernels: a source, a name and flags of its own each.
+
+    Args:
+        sets: flags of the instruction sets to build, by name.
+        all_sets: of the processor; a set may have kernels of another that is not built.
+    """
+    kernels: dict[str, set[str]] = {name: set() for name in all_sets}  # files to compile, by instruction set
     objects = []
     for name, flags in sets.items():
         base, own = OWN_KERNELS.get(name, (name, ()))
@@ -130,13 +148,12 @@ def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> 
         for together, files in (("products", compiled & {*PRODUCTS}), ("others", compiled - {*PRODUCTS})):
             if files:
                 *before, last = sorted(files)
-                flags = f"{INSTRUCTION_SETS[name]} -DSLT_ISA={name}"
+                flags = f"{all_sets[name]} -DSLT_ISA={name}"
                 flags += "".join(f" -include cpu/ops/{kernel}.cpp" for kernel in before)
                 objects.append((CSRC / f"cpu/ops/{last}.cpp", f"{together}.{name}", flags))
     have = " ".join(f"X({name})" for name in sets)
     objects.append((CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'"))
-    objects.append((CSRC / "module.cpp", "module", python))
-    link(compiler, openmp, library, objects, folder)
+    return objects
 
 
 def chosen_sets() -> dict[str, str]:
@@ -156,18 +173,18 @@ def build_cuda(compiler: list[str], library: Path, python: str, folder: Path) ->
     source = f"'-DSLT_CUDA_SOURCE=\"{cuda_source()}\"'"
     sources = [CSRC / "cuda_module.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
     objects = [(path, path.stem, f"{python} {source if path.stem == 'driver' else ''}") for path in sources]
-    link(compiler, [], library, objects, folder, libraries="-ldl")
+    link(compiler, [], library, objects, folder, "-shared -ldl")
 
 
 def link(
     compiler: list[str],
     flags: list[str],
-    library: Path,
+    product: Path,
     objects: list[tuple[Path, str, str]],
     folder: Path,
-    libraries: str = "",
+    link_flags: str = "-shared",
 ) -> None:
-    """Makes a library of objects: a source, a name and flags of its own each."""
+    """Makes a library or a program of objects: a source, a name and flags of its own each."""
     lines = [
         f"flags = {FLAGS} {shlex.quote(f'-I{CSRC}')} {' '.join(flags)} {os.environ.get('CXXFLAGS', '')}",
         "rule compile",
@@ -175,11 +192,11 @@ def link(
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {shlex.join(compiler)} $flags -shared $in {libraries} -o $out",
+        f"  command = {shlex.join(compiler)} $flags $in {link_flags} -o $out",
     ]
     for source, name, extra in objects:
         lines.extend((f"build {name}.o: compile {escape(source)}", f"  extra = {extra}"))
-    lines.append(f"build {escape(library)}: link {' '.join(f'{name}.o' for _, name, _ in objects)}\n")
+    lines.append(f"build {escape(product)}: link {' '.join(f'{name}.o' for _, name, _ in objects)}\n")
     try:
         run_ninja(lines, folder)
     except subprocess.CalledProcessError as error:

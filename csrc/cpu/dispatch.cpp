@@ -9,6 +9,10 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace slt {
@@ -23,7 +27,9 @@ SLT_HAVE(SLT_DECLARE)
 namespace {
 
 struct Features {
-    bool scalar = true, avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false,
+    bool scalar = true, neon = true;  // every processor has those of its architecture
+    bool neondot = false, neoni8mm = false;
+    bool avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false,
          amx = false;
 };
 
@@ -62,6 +68,27 @@ Features detect() {
     f.avx512bf16 = f.avx512vnni && (a1 >> 5 & 1);
     const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
     f.amx = f.avx512bf16 && tiles && units && tiles_permitted();
+    return f;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+Features detect() {
+    constexpr unsigned long DOTPROD = 1 << 20, I8MM = 1 << 13;  // of the kernel's HWCAP and HWCAP2
+    Features f;
+    f.neondot = getauxval(AT_HWCAP) & DOTPROD;
+    f.neoni8mm = f.neondot && (getauxval(AT_HWCAP2) & I8MM);
+    return f;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value;
+}
+
+Features detect() {
+    Features f;
+    f.neondot = has("hw.optional.arm.FEAT_DotProd");
+    f.neoni8mm = f.neondot && has("hw.optional.arm.FEAT_I8MM");
     return f;
 }
 #else

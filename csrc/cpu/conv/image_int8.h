@@ -184,6 +184,13 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
                 store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(later_order.k), load<__m256i>(digits + at)));
                 continue;
             }
+#elif defined(__aarch64__)
+            if constexpr (sizeof(Element) == 1) {
+                const uint8x16x2_t word = load<uint8x16x2_t>(digits + at);
+                SLT_UNROLL for (int p = 0; p < WORD; p += 16)
+                    store(digits + at + p, vqtbl2q_u8(word, load<uint8x16_t>(later_order.k + p)));
+                continue;
+            }
 #endif
             Element word[WORD];
             memcpy(word, digits + at, sizeof word);

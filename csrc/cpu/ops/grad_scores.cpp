@@ -107,14 +107,25 @@ SLT_INLINE int64_t write_free(const F32 grads[WORD / LANES], uint32_t free, cons
     }
     return written;
 #else
-    alignas(64) float all[WORD], chosen[WORD + 1];
+    alignas(64) float all[WORD], some[WORD + 1];
     memcpy(all, grads, sizeof all);
-    int64_t count = 0;
-    for (int b = 0; b < WORD; ++b) {
-        chosen[count] = all[b];
-        count += free >> b & 1;
+    const float *chosen = all;
+    int64_t count = WORD;
+    if (free != ~0u) {
+        chosen = some;
+        count = 0;
+        for (int b = 0; b < WORD; ++b) {
+            some[count] = all[b];
+            count += free >> b & 1;
+        }
     }
-    for (int64_t i = 0; i < count; ++i) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const U32 negative = (U32)(load<F32>(scores + i) < 0) & 0x80000000;
+        const F32 grad = (F32)(load<U32>(chosen + i) ^ negative);
+        store(out + i, add ? load<F32>(out + i) + grad : grad);
+    }
+    for (; i < count; ++i) {
         const float grad = scores[i] < 0 ? -chosen[i] : chosen[i];
         out[i] = add ? out[i] + grad : grad;
     }

@@ -39,7 +39,13 @@ struct Above {
             bits |= uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(above))) << 8 * i;
         }
 #else
-        for (int i = 0; i < WORD; ++i) bits |= uint32_t(int32_t((scores[i] & MAGNITUDE) - first) < end) << i;
+        U32 lane, all = {};
+        for (int l = 0; l < LANES; ++l) lane[l] = 1u << l;
+        SLT_UNROLL for (int i = 0; i < WORD; i += LANES) {
+            const S32 v = (S32)((load<U32>(scores + i) & MAGNITUDE) - first);
+            all |= (U32)(v < end) & lane << i;
+        }
+        for (int l = 0; l < LANES; ++l) bits |= all[l];
 #endif
         return bits;
     }

@@ -16,6 +16,7 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 #if defined(__BMI2__)
     return _pdep_u32(bits, at);
 #else
+    if (at == ~0u) return bits;
     uint32_t word = 0;
     for (; at; at &= at - 1, bits >>= 1)
         if (bits & 1) word |= at & -at;
