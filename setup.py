@@ -46,6 +46,7 @@ FLAGS = (
     "-Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 )
 
+# The header of intrinsics that the sources use.
 INTRINSICS = (
     "#if defined(__x86_64__)\n#include <immintrin.h>\n#elif defined(__aarch64__)\n#include <arm_neon.h>\n#endif"
 )

@@ -1,10 +1,11 @@
 // Runs one operation a number of times, for bench/arm_instructions.py: <case> <instruction set> <times>. Without
-// arguments it prints the cases: a name, and what its instructions are divided by. One thread; all numbers are 0.5.
+// arguments it prints the cases: a name, and what its instructions are divided by. One thread; inputs are 0.5.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "contract/scores.h"
 #include "cpu/dispatch.h"
 
 namespace {
@@ -23,7 +24,9 @@ struct Run {
     std::vector<int64_t> offsets = std::vector<int64_t>(ROWS + 1);
 
     Run(const Operations &operations, Weight weight, bool frozen, int64_t batch)
-        : operations(operations), source(layer(ROWS, FAN, weight, frozen)), batch(batch) {}
+        : operations(operations), source(layer(ROWS, FAN, weight, frozen)), batch(batch) {
+        for (size_t i = 0; i < scores.size(); ++i) scores[i] = initial_score(1, 0, i);
+    }
 
     static Source layer(int64_t rows, int64_t fan, Weight weight, bool frozen) {
         return {rows, fan, 1, 0, weight, frozen ? 64 : 0, frozen ? 192 : 256, 0, 0, ceil_div(fan, CALL)};

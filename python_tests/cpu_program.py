@@ -1,12 +1,13 @@
-"""The test program of the CPU kernels, csrc/cpu/test: built for AArch64, or of the objects that setup.py has left.
+"""Programs of the CPU kernels, without Python: for AArch64, or of the objects that setup.py has left.
 
-Run as a script, it builds the program for this processor and runs it. It honours ``CXX`` and ``CXXFLAGS``, which must be
-those of the objects.
+Run as a script, it builds the test program (csrc/cpu/test) for this processor and runs it. ``CXX`` and ``CXXFLAGS``
+must be those that the objects were built with.
 """
 
 import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "csrc/cpu/test/operations_test.cpp"
+TEST = ROOT / "csrc/cpu/test/operations_test.cpp"
 OBJECTS = sorted(path for path in ROOT.glob("build/objects.*/*.o") if path.stem != "module")
+ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
 def setup() -> ModuleType:
@@ -27,19 +29,30 @@ def setup() -> ModuleType:
 
 
 def build_here(folder: Path) -> Path:
-    """The program for this processor, of the objects of the last build."""
-    program, compiler = folder / "operations_test", shlex.split(os.environ.get("CXX", "c++"))
+    """The test program for this processor, of the objects of the last build."""
+    program, compiler = folder / TEST.stem, shlex.split(os.environ.get("CXX", "c++"))
     flags = [*shlex.split(setup().FLAGS), "-O1", *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    subprocess.run([*compiler, *flags, f"-I{ROOT / 'csrc'}", "-fopenmp", SOURCE, *OBJECTS, "-o", program], check=True)
+    subprocess.run([*compiler, *flags, f"-I{ROOT / 'csrc'}", "-fopenmp", TEST, *OBJECTS, "-o", program], check=True)
     return program
 
 
-def build_for_arm(compiler: str, folder: Path) -> Path:
-    """The program for AArch64, of all its instruction sets. -O1 compiles faster; CXXFLAGS may name another level."""
-    build, program = setup(), folder / "operations_test"
-    objects = [*build.cpu_objects(build.ARM_SETS, build.ARM_SETS), (SOURCE, SOURCE.stem, "-O1")]
-    build.link([compiler], ["-fopenmp", "-O1"], program, objects, folder, link_flags="")
+def no_arm() -> str | None:
+    """Why programs for AArch64 cannot be built and run here, or None."""
+    missing = [tool for tool in (ARM_COMPILER, EMULATOR) if not shutil.which(tool)]
+    return f"no {' and no '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user)" if missing else None
+
+
+def build_for_arm(folder: Path, source: Path = TEST, optimization: str = "-O1") -> Path:
+    """A program for AArch64 of one source and the kernels of all its instruction sets."""
+    build, program = setup(), folder / source.stem
+    objects = [*build.cpu_objects(build.ARM_SETS, build.ARM_SETS), (source, source.stem, "-O1")]
+    build.link([ARM_COMPILER], ["-fopenmp", optimization], program, objects, folder, link_flags="")
     return program
+
+
+def emulated(core: str, program: Path, *options: object) -> list[object]:
+    """The command that runs a program for AArch64 on a core."""
+    return [EMULATOR, *options, "-cpu", core, "-L", "/usr/aarch64-linux-gnu", program]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which objects the build of the CPU backend makes, and that it made them; nothing is compiled but a line."""
 
-import importlib.util
+import importlib
 import os
 import platform
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cpu_program import setup
 
 from slt_kernels.backends import cpu
 
@@ -16,14 +17,6 @@ ROOT = Path(__file__).parents[1]
 FILES = {path.stem for path in (ROOT / "csrc/cpu/ops").glob("*.cpp")}
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other instruction sets")
-
-
-def setup() -> ModuleType:
-    """setup.py as a module."""
-    spec = importlib.util.spec_from_file_location("build_of_the_cpu_backend", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_compiler_has_built_both_extensions():
