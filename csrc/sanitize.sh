@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs the CPU backend's tests under the address and undefined-behaviour sanitizers, in a copy of the package.
+# Runs the CPU backend's tests under the address and undefined-behaviour sanitizers, in a copy of the package: first the
+# program without Python (csrc/cpu/test), then those of PyTorch.
 #
 #     csrc/sanitize.sh [pytest arguments]
 #
@@ -16,6 +17,7 @@ for other in README.md LICENSE; do [ ! -e "$root/$other" ] || cp "$root/$other" 
 rm -f "$copy"/slt_kernels/_cpu*.so
 cd "$copy"
 CXX=$cxx CXXFLAGS=$sanitize python setup.py --quiet build_ext --inplace
+CXX=$cxx CXXFLAGS=$sanitize python python_tests/cpu_program.py
 if [ -n "$sanitize" ]; then
     # The interpreter is not instrumented: the run-time library must be loaded first, and leaks are not checked.
     LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so.6)"
