@@ -30,7 +30,7 @@ def once_differentiable(backward: Callable) -> Callable:
     @functools.wraps(backward)
     def wrapper(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
-        if any(t is not None and t.numel() and not t.untyped_storage().nbytes() for t in saved):
+        if not torch.compiler.is_compiling() and any(map(_is_freed, saved)):
             raise RuntimeError(
                 "scores: their memory was freed before the backward; expected FSDP to gather them, which it does not "
                 "do for a module whose output is a view that was changed in place: use an operation that is not in "
@@ -43,6 +43,10 @@ def once_differentiable(backward: Callable) -> Callable:
         return _NoSecondDerivative.apply(grads, dy, *(t for t in saved if t is not None))
 
     return wrapper
+
+
+def _is_freed(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 def differentiates() -> bool:
