@@ -19,6 +19,8 @@ from slt_kernels.huggingface import (  # noqa: E402
     supermask,
 )
 
+OPTIONS = {"scale": "dynamic", "seed": 3}
+CONFIG = SupermaskConfig(Freeze(0.3, 0.2), **OPTIONS)
 WORDS = 100
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = {"vocab_size": WORDS, **SMALL, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -217,3 +219,32 @@ def test_folders_that_hold_no_ticket_are_refused(tmp_path):
     ticket.write_bytes(ticket.read_bytes()[:-5])
     with pytest.raises(TicketError):
         load_pretrained_ticket(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_the_checkpoint_lacks_is_initialized(tmp_path):
+    """A model of another task takes the layers that it shares, and its own are as new."""
+    saved = supermask(bert(), CONFIG)
+    EdgePopup(saved, 0.6)
+    saved.save_pretrained(tmp_path)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3).eval()
+    saved.eval()
+    states = [m.bert(input_ids=IDS).last_hidden_state for m in (model, saved)]
+    assert torch.equal(*states)
+    head = model.classifier
+    new = type(head)(32, 3, sparsity=None, freeze=head.freeze, layer=head.source.layer, **OPTIONS)
+    assert torch.equal(head.scores, new.scores) and torch.equal(head.mask_words, new.mask_words)
+    assert head.bias.abs().max() <= 32**-0.5 and head.bias.any()
+    assert model(input_ids=IDS).logits.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_dense_weights_gives_its_biases(tmp_path):
+    dense = bert()
+    torch.nn.init.normal_(dense.bert.encoder.layer[0].output.dense.bias)
+    dense.save_pretrained(tmp_path)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, quantization_config=CONFIG)
+    layer, old = (m.bert.encoder.layer[0].output.dense for m in (model, dense))
+    assert torch.equal(layer.bias, old.bias)
+    assert layer.is_initialized() and layer.scores.isfinite().all()
+    assert model(input_ids=IDS).logits.isfinite().all()

@@ -27,7 +27,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .convert import convert
 from .edge_popup import EdgePopup
-from .nn import drop_scores
+from .nn import SupermaskLayer, drop_scores
 from .source import DENSE, Freeze
 from .ticket import load_ticket, save_ticket
 
@@ -81,6 +81,17 @@ class SupermaskQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         return _convert(model, self.quantization_config)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        """Initializes the layers that the checkpoint does not have, such as a new head, as transformers does others."""
+        for m in model.modules():
+            if isinstance(m, SupermaskLayer) and not m.mask_words.is_meta and not m.is_initialized():
+                loaded = getattr(m.bias, "_is_hf_initialized", False)  # by a checkpoint of dense weights
+                bias = m.bias.detach().clone() if loaded else None
+                m.reset_parameters()
+                if bias is not None:
+                    m.bias.data.copy_(bias)
+        return model
 
     def is_serializable(self, **_: Any) -> bool:
         return True
