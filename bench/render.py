@@ -104,6 +104,46 @@ def triton_code(_: report.Result) -> str:
     return f"{report.table(head, rows)}\n\nsm_90, Triton {version}. Command: `python bench/triton_sass.py --write`."
 
 
+def triton_progress(_: report.Result) -> str:
+    """Measures of the Triton backend at two commits."""
+    versions = json.loads((ROOT / "bench/triton_progress.json").read_text())
+    before, after = versions["before"], versions["after"]
+
+    def row(what: str, value: Callable[[dict], object]) -> list[str]:
+        return [what, *(str(value(version)) for version in (before, after))]
+
+    def cycles(kernel: str) -> Callable[[dict], str]:
+        return lambda version: " / ".join(map(str, version["cycles"][kernel].values()))
+
+    def compiled(kernel: str) -> Callable[[dict], str]:
+        return lambda version: "{} kernels, {} s".format(*version["compiled"].get(kernel, (0, 0)))
+
+    def all_compiled(version: dict) -> str:
+        count, seconds = (sum(each) for each in zip(*version["compiled"].values(), strict=True))
+        return f"{count} kernels, {seconds:.1f} s"
+
+    kernels = sorted({*before["compiled"], *after["compiled"]})
+    rows = [
+        *(
+            row(f"{kernel}: cycles per weight, of {' / '.join(found)}", cycles(kernel))
+            for kernel, found in after["cycles"].items()
+        ),
+        *(
+            row(f"{name}: microseconds of Python", lambda version, name=name: version["host"][name])
+            for name in after["host"]
+        ),
+        *(
+            row(f"ResNet-50's {part}: launches per step", lambda version, part=part: version["launches"][part])
+            for part in after["launches"]
+        ),
+        *(row(f"ResNet-50: compiling {kernel}", compiled(kernel)) for kernel in kernels),
+        row("ResNet-50: compiling all", all_compiled),
+    ]
+    head = ["", f"before ({before['commit']})", f"after ({after['commit']})"]
+    command = "Command: `python bench/triton_progress.py --write after`."
+    return f"{report.table(head, rows)}\n\nsm_90, Triton {after['triton']}. {command}"
+
+
 def cuda_bounds(_: report.Result) -> str:
     """What the machine code of both GPU backends allows on an H200, relative to dense products."""
     counted = json.loads((ROOT / "bench/cuda_bounds.json").read_text())
@@ -182,6 +222,7 @@ TABLES = {
     "ticket_size": ticket_size,
     "training_step": report.by_method("training step"),
     "triton_code": triton_code,
+    "triton_progress": triton_progress,
 } | {folder.name: functools.partial(swept, folder) for folder in SWEEPS}
 
 

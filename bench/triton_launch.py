@@ -24,7 +24,6 @@ from triton.backends.nvidia.compiler import CUDABackend
 from slt_kernels import backends
 from slt_kernels.backends.registry import run
 from slt_kernels.backends.triton import forward, grad_input, grad_scores
-from slt_kernels.backends.triton.launch import Launch, Machine
 from slt_kernels.conv_geometry import Window
 from slt_kernels.source import Freeze, Source
 
@@ -115,6 +114,8 @@ def resnet50_step(batch: int) -> None:
 
 
 def print_resnet50(batch: int) -> None:
+    from slt_kernels.backends.triton.launch import Launch, Machine
+
     launches: Counter[str] = Counter()
     Launch.__call__ = lambda self, *tensors: launches.update([self._kernel.__name__])
     for module in (forward, grad_input, grad_scores):

@@ -73,7 +73,13 @@ def _check(name: str, value: Any, what: str, choices: tuple, least: float, most:
 class SourceNetwork(Settings):
     """The random network in which the ticket is searched; see `convert`."""
 
-    prune: float = setting(0.6, "fraction of the weights that are pruned: never in the ticket", least=0, most=1)
+    prune: float = setting(
+        0.6,
+        "fraction of the weights that are pruned: never in the ticket. Sixteenths of pruned and of locked weights are "
+        "twice as fast to regenerate",
+        least=0,
+        most=1,
+    )
     lock: float = setting(0.1, "fraction of the weights that are locked: always in the ticket", least=0, most=1)
     spread: str = setting("uniform", "how pruned and locked weights are distributed over layers", SPREADS)
     weight: str = setting("signed_constant", "distribution of the weights", WEIGHTS)
