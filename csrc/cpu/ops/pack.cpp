@@ -69,11 +69,12 @@ struct Comparison {
 
 void pack(const Pack &a, int threads) {
     const Source &s = a.source;
-    const Comparison bits{a.scores, a.offsets[s.rows], Above(a.threshold)};
-    const int64_t words = a.compact ? ceil_div(bits.count, WORD) : words_of(s), rows = rows_per_piece(s);
+    const Comparison comparison{a.scores, a.offsets[s.rows], Above(a.threshold)};
+    const int64_t words = a.compact ? ceil_div(comparison.count, WORD) : words_of(s), rows = rows_per_piece(s);
     const int64_t pieces = a.compact ? ceil_div(words, WORDS_PER_PIECE) : ceil_div(s.rows, rows);
     *a.kept = a.compact ? a.locked : 0;
     parallel_for(threads, pieces, [&](int64_t piece) {
+        const Comparison bits = comparison;  // a copy, which stays in registers while words are written
         int64_t kept = 0;
         if (a.compact) {
             const int64_t end = least((piece + 1) * WORDS_PER_PIECE, words);

@@ -56,7 +56,7 @@ struct PatternTile {
     static constexpr int WORDS = 64;
     alignas(64) uint32_t free[WORDS][LANES], locked[WORDS][LANES];
 
-    void fill(const Pattern &pattern, int64_t row, int64_t word, int count) {
+    SLT_INLINE void fill(const Pattern &pattern, int64_t row, int64_t word, int count) {
         for (int i = 0; i < count; ++i) {
             U32 f, l;
             pattern(row, word + i, f, l);
