@@ -138,9 +138,10 @@ class Function {
 // linear_forward with the arguments that stay the same from call to call.
 class LinearPlan {
   public:
-    LinearPlan(py::tuple source, Pointer mask, Pointer scale, Pointer bias)
+    LinearPlan(py::tuple source, Pointer mask, Pointer signs, Pointer scale, Pointer bias)
         : arguments{.source = From<Source>::python(source.ptr()),
                     .mask = reinterpret_cast<const uint32_t *>(mask),
+                    .signs = reinterpret_cast<const uint32_t *>(signs),
                     .x = {},
                     .batch = 0,
                     .scale = 0,
@@ -204,7 +205,7 @@ PYBIND11_MODULE(_cpu, m) {
     {
         typedef LinearForward A;
         Function<A>::add_to(m, "linear_forward", &Operations::linear_forward, {SLT_FIELD(source), SLT_FIELD(mask),
-            SLT_FIELD(x), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits)});
+            SLT_FIELD(signs), SLT_FIELD(x), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits)});
     }
     {
         typedef LinearGradInput A;
@@ -271,7 +272,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::kw_only(), py::arg("scores"), py::arg("counts"), py::arg("rank"), py::arg("out"), py::arg("threads"));
 
     py::class_<LinearPlan>(m, "LinearPlan", "linear_forward of one layer, prepared. The tensors must outlive it.")
-        .def(py::init<py::tuple, Pointer, Pointer, Pointer>(), py::kw_only(), py::arg("source"),
-             py::arg("mask"), py::arg("scale"), py::arg("bias"))
+        .def(py::init<py::tuple, Pointer, Pointer, Pointer, Pointer>(), py::kw_only(), py::arg("source"),
+             py::arg("mask"), py::arg("signs"), py::arg("scale"), py::arg("bias"))
         .def("forward", &LinearPlan::forward, "forward(x, batch, y, type, digits, threads): y from x, by pointers");
 }

@@ -57,12 +57,13 @@ struct Materialize {
 struct LinearForward {
     Source source;
     const uint32_t *mask;
+    const uint32_t *signs;  // [rows, words], 1 for -1: the SIGN words of signed_constant; null to generate them
     Input x;
     int64_t batch;
     float scale;
     const float *bias;  // [rows] or null
     Result y;
-    int digits;  // of fixed point, base 256: 3 for "highest", 2 for "high"; here and below
+    int digits;  // of fixed point, base 256: 3 for "highest", 2 for "high"; here and below. Forward: 1 for int8 x
 };
 
 // dx = dy W: dy [batch, rows], dx [batch, fan].

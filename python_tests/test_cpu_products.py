@@ -81,6 +81,31 @@ def test_linear_forward(isa, precision, rows, fan, batch):
         assert torch.equal(y, reference.linear_forward(x, mask, scale, b, source))
 
 
+@pytest.mark.parametrize("batch", (0, 1, 2, 3, 4, 5, 7, 11, 14, 17, 35))
+@pytest.mark.parametrize("rows,fan", SHAPES)
+def test_linear_forward_int8(isa, rows, fan, batch):
+    x, scale, bias = inputs(batch, fan), torch.tensor(0.37), torch.randn(rows)
+    for i, source in enumerate(sources(rows, fan, freeze=Freeze(0.25, 0.25))):
+        mask, b = random_mask(source, compact=batch == 3), bias if (i + batch) % 2 else None
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            arguments = x.clamp(-6e4, 6e4).to(dtype), mask, scale, b, source
+            assert torch.equal(cpu.linear_forward_int8(*arguments), reference.linear_forward_int8(*arguments))
+
+
+@pytest.mark.parametrize("batch", (0, 1, 2, 3, 4, 5, 17))
+@pytest.mark.parametrize("rows,fan", (*SHAPES, (70, 4100)))
+def test_linear_forward_of_stored_signs(isa, precision, rows, fan, batch):
+    """Signs that are not the source's show that they are read; and garbage in their padding, that it is not."""
+    x, scale, bias = inputs(batch, fan), torch.tensor(0.37), torch.randn(rows)
+    source = Source.of(rows, fan, seed=1, freeze=Freeze(0.25, 0.25))
+    mask, signs = random_mask(source, compact=batch == 3), random_mask(source)
+    for int8 in (False, True):
+        arguments = x, mask, signs, scale, bias, source, int8
+        assert torch.equal(cpu.linear_forward_stored(*arguments), reference.linear_forward_stored(*arguments))
+    y = cpu.linear_forward_stored(x, mask, source.signs(), scale, bias, source, False)
+    assert torch.equal(y, cpu.linear_forward(x, mask, scale, bias, source))
+
+
 @pytest.mark.parametrize("batch", (0, 1, 3, 17, 35))
 @pytest.mark.parametrize("rows,fan", SHAPES)
 def test_linear_grad_input(isa, precision, rows, fan, batch):
@@ -101,6 +126,8 @@ def test_linear_of_many(isa, rows, fan, batch):
         assert torch.equal(y, reference.linear_forward(x, mask, scale, bias, source))
         dx = cpu.linear_grad_input(dy, mask, scale, source)
         assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))
+        arguments = x, mask, scale, bias, source
+        assert torch.equal(cpu.linear_forward_int8(*arguments), reference.linear_forward_int8(*arguments))
 
 
 def test_largest_sums(isa):
@@ -176,6 +203,15 @@ def test_conv2d_forward(isa, precision, convolution, memory_format):
         mask, b = random_mask(source, compact=i == 0), bias if i else None
         y = cpu.conv2d_forward(x, mask, scale, b, source, window)
         assert same_format(y, reference.conv2d_forward(x, mask, scale, b, source, window))
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_conv2d_forward_int8(isa, convolution, memory_format):
+    window, x_shape, y_shape, layer = convolution
+    x, scale, bias = inputs(*x_shape).to(memory_format=memory_format), torch.tensor(0.37), torch.randn(y_shape[1])
+    for i, (source, dtype) in enumerate(zip(layer, (torch.float32, torch.bfloat16, torch.float32), strict=True)):
+        arguments = x.to(dtype), random_mask(source, compact=i == 0), scale, bias if i else None, source, window
+        assert same_format(cpu.conv2d_forward_int8(*arguments), reference.conv2d_forward_int8(*arguments))
 
 
 @pytest.mark.parametrize("kernel", (150, 230))
@@ -273,9 +309,12 @@ def test_sums_in_parts(isa, precision, batch):
     scale, bias = torch.tensor(0.37), torch.randn(17)
     for source in sources(17, 8500) + sources(17, 66000):
         mask, x = random_mask(source), inputs(batch, source.fan).sign() * 1e30
-        assert torch.equal(
-            cpu.linear_forward(x, mask, scale, bias, source), reference.linear_forward(x, mask, scale, bias, source)
-        )
+        arguments = x, mask, scale, bias, source
+        assert torch.equal(cpu.linear_forward(*arguments), reference.linear_forward(*arguments))
+        assert torch.equal(cpu.linear_forward_int8(*arguments), reference.linear_forward_int8(*arguments))
+        if source.weight == 0:
+            y = cpu.linear_forward_stored(x, mask, source.signs(), scale, bias, source, False)
+            assert torch.equal(y, reference.linear_forward(*arguments))
     for source in sources(4200, 33) + sources(4200, 257):
         mask, dy = random_mask(source), inputs(batch, 4200)
         assert torch.equal(
@@ -297,6 +336,11 @@ def test_shard(isa):
     whole = Source.of(40, 1031, seed=3)
     shard = whole.shard((3, 40), (6, 31))
     mask, scale, x, dy = random_mask(shard), torch.tensor(2.0), inputs(9, shard.fan), inputs(9, 37)
+    for few in (x, x[:2]):
+        arguments = few, mask, scale, None, shard
+        assert torch.equal(cpu.linear_forward_int8(*arguments), reference.linear_forward_int8(*arguments))
+        arguments = few, mask, random_mask(shard), scale, None, shard, True
+        assert torch.equal(cpu.linear_forward_stored(*arguments), reference.linear_forward_stored(*arguments))
     assert torch.equal(
         cpu.linear_forward(x, mask, scale, None, shard), reference.linear_forward(x, mask, scale, None, shard)
     )

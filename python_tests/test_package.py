@@ -323,6 +323,11 @@ def test_a_new_backend_is_preferred_and_gets_every_operation(recording):
     slt_kernels.SupermaskEmbedding(4, 3)(torch.tensor([2, 0])).sum().backward()
     linear.dense_weight()
     ops.expand(conv.compact_mask(), conv.source)
+    model = slt_kernels.prepare_inference(torch.nn.Sequential(conv, linear), activations="int8")
+    conv(torch.randn(2, 2, 5, 5))
+    linear(torch.randn(2, 9))
+    slt_kernels.prepare_inference(model, signs="stored")
+    linear(torch.randn(2, 9))
     assert {name for name, _ in calls} == set(SCHEMAS)
     sources = [a for _, arguments in calls for a in arguments if isinstance(a, tuple)]
     assert any(isinstance(a, Source) for a in sources)

@@ -32,6 +32,7 @@ from .nn import (
     SupermaskRNN,
     SupermaskRNNCell,
     drop_scores,
+    prepare_inference,
 )
 from .numbering import number_layers
 from .source import Freeze, Source
@@ -72,6 +73,7 @@ __all__ = [
     "load_ticket",
     "number_layers",
     "ops",
+    "prepare_inference",
     "register_conversion",
     "save_ticket",
     "summary",

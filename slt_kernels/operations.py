@@ -40,6 +40,18 @@ def linear_forward(x, mask, scale, bias, source):
     return x.new_empty(x.shape[0], source.rows)
 
 
+@_operation("Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source) -> Tensor")
+def linear_forward_int8(x, mask, scale, bias, source):
+    """As `linear_forward`, of each row of ``x`` rounded to int8: see `reference.fixed_point.int8_sums`."""
+    return linear_forward(x, mask, scale, bias, source)
+
+
+@_operation("Tensor x, Tensor mask, Tensor signs, Tensor scale, Tensor? bias, int[] source, bool int8) -> Tensor")
+def linear_forward_stored(x, mask, signs, scale, bias, source, int8):
+    """As `linear_forward` or `linear_forward_int8`, with the sign words of ``signed_constant``: `Source.signs`."""
+    return linear_forward(x, mask, scale, bias, source)
+
+
 @_operation("Tensor dy, Tensor mask, Tensor scale, int[] source) -> Tensor")
 def linear_grad_input(dy, mask, scale, source):
     """``dx [batch, fan]``: ``dy W``."""
@@ -59,6 +71,12 @@ def linear_grad_scores(dy, x, scores, scale, source):
 def conv2d_forward(x, mask, scale, bias, source, window):
     """``y [batch, rows, H', W']``, channels-last where ``x`` is."""
     return _empty_images(x, source.rows, window.output_size(*x.shape[2:]))
+
+
+@_operation("Tensor x, Tensor mask, Tensor scale, Tensor? bias, int[] source, int[] window) -> Tensor")
+def conv2d_forward_int8(x, mask, scale, bias, source, window):
+    """As `conv2d_forward`, of each sample of ``x`` rounded to int8."""
+    return conv2d_forward(x, mask, scale, bias, source, window)
 
 
 @_operation("Tensor dy, Tensor mask, Tensor scale, int[] source, int[] window, SymInt[] size) -> Tensor")

@@ -11,7 +11,7 @@ from .embedding import SupermaskEmbedding
 from .embedding_bag import SupermaskEmbeddingBag
 from .experts import SupermaskExperts
 from .linear import SupermaskLinear
-from .network import drop_scores
+from .network import drop_scores, prepare_inference
 from .recurrent import (
     SupermaskGRU,
     SupermaskGRUCell,
@@ -47,4 +47,5 @@ __all__ = [
     "TiedEmbedding",
     "TiedLinear",
     "drop_scores",
+    "prepare_inference",
 ]

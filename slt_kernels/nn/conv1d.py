@@ -13,7 +13,7 @@ class SupermaskConv1d(SupermaskConvolution):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as ``nn.Conv1d``'s, "same" and "valid" padding and all four padding modes included.
-        freeze, sparsity, weight, scale, gain, seed, layer, compact: as `SupermaskLinear`'s. ``fan`` is
+        freeze, sparsity, weight, scale, gain, seed, layer, compact, activations: as `SupermaskLinear`'s. ``fan`` is
             ``in_channels / groups * kernel_size``, in the order ``(k, c)``.
 
     Input ``[B, in_channels, W]`` or ``[in_channels, W]``, output alike.
@@ -28,7 +28,7 @@ class SupermaskConv1d(SupermaskConvolution):
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_mask()
         x = self._padded(input).unsqueeze(-2)
-        scores = self._scores_to_grade()
-        y = ops.conv2d(x, scores, self.mask_words, self.weight_scale, self.bias, self.source, self.window)
+        layer = self.mask_words, self.weight_scale, self.bias, self.source, self.window
+        y = ops.conv2d(x, self._scores_to_grade(), *layer, self.activations)
         y = y.contiguous()  # of a transposed input it is channels-last
         return reshaped(y, (*y.shape[:-2], y.shape[-1]))

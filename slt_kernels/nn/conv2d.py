@@ -14,7 +14,7 @@ class SupermaskConv2d(SupermaskConvolution):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as ``nn.Conv2d``'s, "same" and "valid" padding and all four padding modes included.
-        freeze, sparsity, weight, scale, gain, seed, layer, compact: as `SupermaskLinear`'s.
+        freeze, sparsity, weight, scale, gain, seed, layer, compact, activations: as `SupermaskLinear`'s.
 
     Input ``[B, in_channels, H, W]`` or ``[in_channels, H, W]``, output alike; channels-last inputs give
     channels-last outputs.
@@ -32,6 +32,7 @@ class SupermaskConv2d(SupermaskConvolution):
         y = self._forward_by_plan(ops.Conv2dPlan, input)
         return ops.conv2d(input, self._scores_to_grade(), *self._operands()) if y is None else y
 
-    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source, Window]:
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Source, Window, str | None]:
         buffers = self._buffers
-        return buffers["mask_words"], buffers["weight_scale"], self._bias(), self.source, self.window
+        layer = buffers["mask_words"], buffers["weight_scale"], self._bias(), self.source, self.window
+        return *layer, self._activations

@@ -24,12 +24,13 @@ class SupermaskConvolution(SupermaskLayer):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as PyTorch's, "same" and "valid" padding and all four padding modes included. A size is an integer, or one
             per dimension.
-        freeze, sparsity, weight, scale, gain, seed, layer, compact: as `SupermaskLinear`'s.
+        freeze, sparsity, weight, scale, gain, seed, layer, compact, activations: as `SupermaskLinear`'s.
 
     Raises:
         ValueError, TypeError: an argument outside its range; the message names it.
     """
 
+    takes_int8 = True
     dimensions: ClassVar[int]
     _dense_type: ClassVar[type[nn.Module]]
 
@@ -55,6 +56,7 @@ class SupermaskConvolution(SupermaskLayer):
         seed: int = 0,
         layer: int = 0,
         compact: bool = False,
+        activations: str | None = None,
     ) -> None:
         in_channels, out_channels, groups = check_channels(in_channels, out_channels, groups)
         kernel = one_per_dimension("kernel_size", kernel_size, 1, self.dimensions)
@@ -77,6 +79,7 @@ class SupermaskConvolution(SupermaskLayer):
         self.dilation = dilation
         self.groups = groups
         self.padding_mode = padding_mode
+        self.activations = activations
 
         product = [(0, 0)] * self.dimensions  # what the product itself pads: height and width with zeros, symmetrically
         if padding_mode == "zeros" and all(before == after for before, after in sides):

@@ -27,6 +27,8 @@ class LayerState(InspectedLayer):
     """The part of `SupermaskLayer` that overrides ``nn.Module``: attributes, copies, moves, ``state_dict``."""
 
     _plan: ops.Plan | None = None  # of calls without gradients
+    _activations: str | None = None
+    _signs: Tensor | None = None  # sign words of the source; no buffer, because they follow from it
 
     def _identity(self, source: Source) -> list[int]:
         """The numbers that a state of this layer has in ``source_id``."""
@@ -88,6 +90,8 @@ class LayerState(InspectedLayer):
             )
         if name == "sparsity" and value is not None:
             value = fraction(name, value)  # once, so that a rank is computed in Python floats
+        if name == "source":
+            self._signs = None
         if name != "scores":
             super().__setattr__(name, value)
             return
@@ -123,6 +127,9 @@ class LayerState(InspectedLayer):
             return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
 
         super()._apply(keep_precision, recurse)
+        if self._signs is not None:
+            device = self.mask_words.device
+            self._signs = None if device.type == "meta" else self._signs.to(device)
         if fresh and self.is_initialized():  # moving is no change; ``to_empty`` is
             self._accept_state()
         return self

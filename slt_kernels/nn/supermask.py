@@ -42,6 +42,10 @@ class SupermaskLayer(LayerState):
             `EdgePopup`, a ticket or `update_mask` makes another.
         mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores for
             which it is valid, 0 where none is recorded.
+        activations: how the product takes its input: None (default), or "int8", of a Linear or a convolution. It may be
+            set, and is part of no state and no ticket, as PyTorch's matmul precision is not.
+        takes_int8: whether this kind of layer has such a product.
+        stored_signs: whether the layer holds its sign words (`store_signs`).
         dtype: of the weight, as ``.to(dtype)`` leaves it; products take inputs of any.
         graded_scores: an identity function of the scores with a backward of its own, for another gradient than
             Edge-Popup's (`BernoulliMasks` has one); None for Edge-Popup's.
@@ -51,6 +55,7 @@ class SupermaskLayer(LayerState):
     Moving a layer, or casting it to another dtype, never changes a score or a mask bit: scores stay float32.
     """
 
+    takes_int8 = False
     graded_scores: Callable[[Tensor], Tensor] | None = None
     outer_arguments: Mapping[str, int | str] = {}
 
@@ -128,6 +133,23 @@ class SupermaskLayer(LayerState):
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return dense.train(self.training)
+
+    @property
+    def activations(self) -> str | None:
+        """See `SupermaskLayer`."""
+        return self._activations
+
+    @activations.setter
+    def activations(self, value: str | None) -> None:
+        ops.check_activations(value)
+        if value is not None and not self.takes_int8:
+            raise ValueError(f"activations={value!r}: expected None, since a {type(self).__name__} has no int8 product")
+        self._activations = value
+
+    @property
+    def stored_signs(self) -> bool:
+        """See `SupermaskLayer`."""
+        return self._signs is not None
 
     @property
     def score_gain(self) -> float:
@@ -274,8 +296,13 @@ class SupermaskLayer(LayerState):
             raise RuntimeError("this layer's scores were dropped: expected a layer that has them")
 
     def train(self, mode: bool = True):
-        """As ``nn.Module``'s; evaluation starts with the mask of the scores where `auto_mask` is on."""
-        if not mode and not self._is_fresh() and self.is_initialized():
+        """As ``nn.Module``'s; evaluation starts with the mask of the scores where `auto_mask` is on.
+
+        Training drops stored signs.
+        """
+        if mode:
+            self._signs = None
+        elif not self._is_fresh() and self.is_initialized():
             self._refresh_mask()
         return super().train(mode)
 

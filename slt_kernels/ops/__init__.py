@@ -1,6 +1,7 @@
 """The operations as functions of tensors, one file each: checks, autograd, dispatch to a kernel."""
 
 from .autograd import differentiates
+from .checks import check_activations
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
 from .dispatch import is_plain
@@ -17,6 +18,7 @@ __all__ = [
     "EmbeddingPlan",
     "LinearPlan",
     "Plan",
+    "check_activations",
     "conv2d",
     "conv_transpose2d",
     "dense_weight",

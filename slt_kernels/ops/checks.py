@@ -83,6 +83,28 @@ def check_floating(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}={dtype}: expected float32, float64, bfloat16 or float16")
 
 
+def check_activations(activations: str | None, x: Tensor | None = None) -> None:
+    """Raises ValueError unless it is None or "int8", and TypeError if ``x`` is then float64."""
+    if activations not in (None, "int8"):
+        raise ValueError(f"activations={activations!r}: expected None or 'int8'")
+    if activations is not None and x is not None and x.dtype == torch.float64:
+        raise TypeError("x.dtype=torch.float64 with activations='int8': expected float32, bfloat16 or float16")
+
+
+def check_signs(signs: Tensor, x: Tensor, source: Source) -> None:
+    """Raises TypeError or ValueError unless they are sign words of that source, where the input is."""
+    check_tensor("signs", signs)
+    if WEIGHTS[source.weight] != "signed_constant":
+        raise ValueError(f"signs: expected None, since the weight is {WEIGHTS[source.weight]}, not signed_constant")
+    if signs.dtype != torch.int32 or signs.shape != (source.rows, source.words) or signs.device != x.device:
+        raise ValueError(
+            f"signs: expected int32 [{source.rows}, {source.words}] on {x.device}, got {signs.dtype} "
+            f"{list(signs.shape)} on {signs.device}"
+        )
+    if not signs.is_contiguous():
+        raise ValueError("signs: expected contiguous words")
+
+
 def check_layer(
     x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
 ) -> None:

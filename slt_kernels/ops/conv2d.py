@@ -7,22 +7,23 @@ from ..backends import copies_images
 from ..conv_geometry import Window
 from ..source import Source
 from .autograd import autocast, differentiates, once_differentiable
-from .checks import check_floating, check_images, check_layer, check_tensor, check_window
+from .checks import check_activations, check_floating, check_images, check_layer, check_tensor, check_window
 from .dispatch import operation
 
 forward = operation("conv2d_forward")
+forward_int8 = operation("conv2d_forward_int8")
 grad_input = operation("conv2d_grad_input")
 grad_scores = operation("conv2d_grad_scores")
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scores, mask, scale, bias, source, window):
+    def forward(ctx, x, scores, mask, scale, bias, source, window, activations):
         images = _laid_out(x) if ctx.needs_input_grad[1] else x
         ctx.save_for_backward(images if ctx.needs_input_grad[1] else None, scores, mask, scale)
         ctx.source, ctx.window, ctx.size = source, window, x.shape[2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
-        y = forward(images, mask, scale, bias, source, window)
+        y = _product(images, mask, scale, bias, source, window, activations)
         return y if images is x else y.contiguous()
 
     @staticmethod
@@ -37,7 +38,11 @@ class _Conv2d(torch.autograd.Function):
             dscores = grad_scores(images, x, scores, scale, ctx.source, ctx.window).to(scores.dtype)
         if ctx.needs_input_grad[4]:
             dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)).to(ctx.bias_dtype)
-        return dx, dscores, None, None, dbias, None, None
+        return dx, dscores, None, None, dbias, None, None, None
+
+
+def _product(x, mask, scale, bias, source, window, activations):
+    return (forward if activations is None else forward_int8)(x, mask, scale, bias, source, window)
 
 
 def _laid_out(images: Tensor) -> Tensor:
@@ -52,7 +57,14 @@ def _laid_out(images: Tensor) -> Tensor:
 
 
 def conv2d(
-    x: Tensor, scores: Tensor | None, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+    x: Tensor,
+    scores: Tensor | None,
+    mask: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    source: Source,
+    window: Window,
+    activations: str | None = None,
 ) -> Tensor:
     """A supermask Conv2d as a function, with gradients for ``x``, ``scores`` and ``bias``.
 
@@ -61,6 +73,7 @@ def conv2d(
         scores, mask, scale, bias, source: as for `linear`; a row of the source is an output channel, and its fan is
             ``(kh, kw, c)``, the channel fastest.
         window: kernel, stride, padding, dilation and groups.
+        activations: as for `linear`; ``m`` is the largest magnitude of a whole sample.
 
     Returns:
         ``[B, rows, H', W']`` or ``[rows, H', W']`` in the dtype of ``x``, channels-last where ``x`` is channels-last
@@ -73,11 +86,12 @@ def conv2d(
     x = autocast(x)
     check_floating("x.dtype", x.dtype)
     check_layer(x, scores, mask, scale, bias, source)
+    check_activations(activations, x)
     check_window(window, source)
     check_images(x, source, window)
     images = x.unsqueeze(0) if x.dim() == 3 else x
     if differentiates():
-        y = _Conv2d.apply(images, scores, mask, scale, bias, source, window)
+        y = _Conv2d.apply(images, scores, mask, scale, bias, source, window, activations)
     else:
-        y = forward(images, mask, scale, bias, source, window)
+        y = _product(images, mask, scale, bias, source, window, activations)
     return y.squeeze(0) if x.dim() == 3 else y

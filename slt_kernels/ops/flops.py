@@ -22,6 +22,12 @@ def _linear_forward(x: Any, mask: Any, scale: Any, bias: Any, source: Any, **_: 
     return _product(x[0], source)
 
 
+def _linear_forward_stored(
+    x: Any, mask: Any, signs: Any, scale: Any, bias: Any, source: Any, *_: Any, **__: Any
+) -> int:
+    return _product(x[0], source)
+
+
 def _linear_grad_input(dy: Any, mask: Any, scale: Any, source: Any, **_: Any) -> int:
     return _product(dy[0], source)
 
@@ -49,9 +55,12 @@ def _conv2d_grad_scores(dy: Any, x: Any, scores: Any, scale: Any, source: Any, w
 
 _FORMULAS = {
     "linear_forward": _linear_forward,
+    "linear_forward_int8": _linear_forward,
+    "linear_forward_stored": _linear_forward_stored,
     "linear_grad_input": _linear_grad_input,
     "linear_grad_scores": _linear_grad_scores,
     "conv2d_forward": _conv2d_forward,
+    "conv2d_forward_int8": _conv2d_forward,
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_scores": _conv2d_grad_scores,
 }

@@ -477,7 +477,7 @@ inline void direct_convolution(const Direct &d, const Source &s, const uint32_t 
     const Weights weights(s, mask);
     parallel_for(d.threads, ceil_div(s.rows, LANES),
                  [&](int64_t piece) { materialize_rows(weights, piece * LANES, values); });
-    const bool signs = s.weight == SIGNED_CONSTANT, narrow = d.x.data.type != Type::FLOAT32;
+    const bool signs = s.weight == SIGNED_CONSTANT, narrow = d.x.data.type != Type::FLOAT32 && d.digits != 1;
     if (d.x.channels_last && d.y.channels_last && d.inputs == 1 && d.outputs == 1) {
         if (narrow ? run_depthwise_lanes<float>(d, values)
                    : signs && small_sums(d.most_taps(), s.weight, d.digits) && run_depthwise_lanes<int32_t>(d, values))

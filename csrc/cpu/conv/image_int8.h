@@ -83,7 +83,7 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
                 const uint32_t found = largest[sample * parts + p];
                 most = found > most ? found : most;
             }
-            const FixedPoint fixed = fixed_point(most, digits);
+            const FixedPoint fixed = point_of(most, digits);
             powers[sample] = fixed.power;
             write_rows(sample, x.height * part / parts, x.height * (part + 1) / parts, fixed);
         };

@@ -25,7 +25,7 @@ inline uint32_t largest_of_rows(const Images &x, int64_t sample, int64_t first, 
 // Writes the fixed point of each sample.
 inline void fixed_points(const Images &x, int digits, int threads, FixedPoint *out) {
     parallel_for(threads, x.samples,
-                 [&](int64_t i) { out[i] = fixed_point(largest_of_rows(x, i, 0, x.height), digits); });
+                 [&](int64_t i) { out[i] = point_of(largest_of_rows(x, i, 0, x.height), digits); });
 }
 
 }  // namespace

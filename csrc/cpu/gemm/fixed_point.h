@@ -1,9 +1,9 @@
 // Inputs as fixed point (contract/fixed_point.h): a vector that shares a power of two becomes integers X, and each X a
 // few balanced digits, so that products with int8 weights are exact integer sums.
 //
-// With a dot product of bytes (VNNI, AMX, AArch64's) a digit is a byte: three for "highest", two for "high". Without one it is 12
-// bits in an int16, for multiply-add of pairs, and two of them hold the same X. The digits of a vector are in the order
-// of the quads of its weights (`Order`), so that a quad of x is one broadcast.
+// With a dot product of bytes (VNNI, AMX, AArch64's) a digit is a byte: three for "highest", two for "high". Without one
+// it is 12 bits in an int16, for multiply-add of pairs, and two of them hold the same X. Int8 activations have one digit.
+// The digits of a vector are in the order of the quads of its weights (`Order`), so that a quad of x is one broadcast.
 #pragma once
 
 #include "contract/fixed_point.h"
@@ -88,6 +88,21 @@ inline uint32_t largest_bits(const Input x, int64_t count) {
     return ((U32)v)[0];
 }
 
+// The fixed point of int8 activations: X = rint(x * (127 / m)), and `power` is m / 127. Both quotients are rounded to
+// float32, as if its exponent had no limit.
+inline FixedPoint int8_point(uint32_t largest) {
+    const bool finite = largest < INFINITE;
+    const int e = finite ? exponent_above(largest) : 0;
+    const float m = finite && largest ? float(__builtin_bit_cast(float, largest) * power_of_two(-e)) : 1;
+    return {finite ? float(power_of_two(-e / 2)) : 0, float(power_of_two(-e / 2 - e % 2)) * (127 / m),
+            finite ? power_of_two(e) * (m / 127) : __builtin_nan("")};
+}
+
+// Of a vector whose largest |x| has these bits: `digits` of the contract, or one of int8 activations.
+inline FixedPoint point_of(uint32_t largest, int digits) {
+    return digits == 1 ? int8_point(largest) : fixed_point(largest, digits);
+}
+
 SLT_INLINE S32 fixed_integers(const FixedPoint &fixed, F32 x) { return round_to_int(x * fixed.up * fixed.up_again); }
 
 // The order of the digits of a word: of k, of the quads of byte weights, or of the quads of signed_constant.
@@ -142,11 +157,14 @@ SLT_INLINE int64_t write_word(const int32_t x[WORD], const Order &order, typenam
     if constexpr (!SIGNED_BYTES)
         for (int i = 0; i < WORD; ++i) sum += x[i];
 #if defined(__AVX512VBMI__)
-    const __m512i a = (__m512i)balanced_digits<Form::PLANES>(load<U32>(x));
-    const __m512i b = (__m512i)balanced_digits<Form::PLANES>(load<U32>(x + 16));
+    const auto digits = [x](int at) {
+        const U32 integers = load<U32>(x + at);
+        return (__m512i)(Form::PLANES == 1 ? integers : balanced_digits<Form::PLANES>(integers));
+    };
+    const __m512i a = digits(0), b = digits(16);
     const __m512i low = _mm512_permutex2var_epi8(a, load<__m512i>(order.two), b);
     store(out, _mm512_castsi512_si256(low));
-    store(out + pitch, _mm512_extracti64x4_epi64(low, 1));
+    if (Form::PLANES > 1) store(out + pitch, _mm512_extracti64x4_epi64(low, 1));
     if (Form::PLANES == 3)
         store(out + 2 * pitch,
               _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, load<__m512i>(order.third), b)));

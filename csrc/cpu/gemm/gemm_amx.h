@@ -18,15 +18,15 @@ namespace {
 
 constexpr int STEP_WORDS = 16 * LANES;  // of a panel per step
 
-// All digits of a few vectors in one tile, by three groups: rows of x are plane_pitch apart.
-inline void all_digits(const Vectors &x, const uint32_t *panel, int64_t quads, int32_t *tile) {
+// All digits of a few vectors in one tile, by three groups: rows of x are `pitch` apart.
+inline void all_digits(const Vectors &x, int64_t pitch, const uint32_t *panel, int64_t quads, int32_t *tile) {
     const int64_t group = quads * LANES;
     tile_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
-    for (int64_t q = 0; q < quads; q += 16, panel += STEP_WORDS) {
-        _tile_loadd(6, x.at + q * 4, x.plane_pitch);
+    for (int64_t s = 0; s < quads / 16; ++s, panel += STEP_WORDS) {
+        _tile_loadd(6, x.step(s, 64), pitch);
         _tile_loadd(7, panel, 64);
         _tile_dpbssd(0, 6, 7);
         _tile_loadd(7, panel + group, 64);
@@ -144,7 +144,8 @@ template <int DIGITS>
 void multiply(Workspace &tiles, const Vectors &x, int64_t vectors, const uint32_t *panel, int used, int64_t quads,
               const Output &out) {
     alignas(64) int32_t tile[MOST_VECTORS * DIGITS * BLOCK];
-    const bool together = !x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.plane_pitch;
+    const bool together =
+        DIGITS == 1 || (!x.chosen && vectors * DIGITS <= 16 && x.vector_pitch == DIGITS * x.plane_pitch);
     for (int64_t v = 0; v < vectors; v += MOST_VECTORS) {
         const int count = int(least(vectors - v, MOST_VECTORS));
         tiles.configure(x.chosen ? MOST_VECTORS : together ? count * DIGITS : count, 1 << 7);
@@ -154,14 +155,16 @@ void multiply(Workspace &tiles, const Vectors &x, int64_t vectors, const uint32_
             const uint32_t *weights = panel + g * quads * LANES;
             const bool three = together || (DIGITS == 2 && used - g != 2 && used - g != 4 && !x.steps);
             groups = DIGITS == 3 && x.overlap ? 1 : three ? 3 : 2;
-            if (groups == 1)
-                overlapping(here, weights, quads, tile + g * LANES);
-            else if (together)
-                all_digits(here, weights, quads, tile + g * LANES);
-            else if (groups == 2)
-                many<DIGITS, 2>(here, weights, quads, tile + g * LANES);
-            else if constexpr (DIGITS == 2)
-                many<2, 3>(here, weights, quads, tile + g * LANES);
+            if (together) {
+                all_digits(here, DIGITS == 1 ? x.vector_pitch : x.plane_pitch, weights, quads, tile + g * LANES);
+            } else if constexpr (DIGITS > 1) {
+                if (groups == 1)
+                    overlapping(here, weights, quads, tile + g * LANES);
+                else if (groups == 2)
+                    many<DIGITS, 2>(here, weights, quads, tile + g * LANES);
+                else if constexpr (DIGITS == 2)
+                    many<2, 3>(here, weights, quads, tile + g * LANES);
+            }
         }
         for (int i = 0; i < count; ++i)
             finish<DIGITS>(tile + (x.chosen ? x.chosen[i] : i) * DIGITS * BLOCK, v + i, out);

@@ -172,16 +172,28 @@ __attribute__((noinline)) void register_tile(const Vectors &x, const uint32_t *p
 
 #endif
 
-// Vectors of one tile: six digits in all, or the two vectors that sixteen registers hold.
+// Vectors of one tile: six digits in all, or the four that sixteen registers hold.
 template <int DIGITS>
-constexpr int TILE_VECTORS = SLT_BYTE_DIGITS ? 6 / DIGITS : 2;
+constexpr int TILE_VECTORS = (SLT_BYTE_DIGITS ? 6 : 4) / DIGITS;
 
 template <int DIGITS, int USED>
 inline void register_tiles(int vectors, const Vectors &x, const uint32_t *panel, int64_t group, int64_t quads,
                            int32_t *tile) {
-    if (vectors == 1) return register_tile<1, DIGITS, USED>(x, panel, group, quads, tile);
-    if (vectors == 2) return register_tile<2, DIGITS, USED>(x, panel, group, quads, tile);
-    if constexpr (TILE_VECTORS<DIGITS> == 3) register_tile<3, DIGITS, USED>(x, panel, group, quads, tile);
+    if constexpr (DIGITS == 1) {
+        // Vectors of one digit are as far apart as digits of a vector: 4 and 6 are two vectors of 2 or 3 digits.
+        const int each = vectors == 4 ? 2 : vectors == 6 ? 3 : vectors;
+        const Vectors digits = {x.at, each * x.vector_pitch, x.vector_pitch};
+        if (vectors == 1) return register_tile<1, 1, USED>(x, panel, group, quads, tile);
+        if (vectors == 2) return register_tile<1, 2, USED>(digits, panel, group, quads, tile);
+        if (vectors == 3) return register_tile<1, 3, USED>(digits, panel, group, quads, tile);
+        if (vectors == 4) return register_tile<2, 2, USED>(digits, panel, group, quads, tile);
+        if (vectors == 5) return register_tile<5, 1, USED>(x, panel, group, quads, tile);
+        if constexpr (SLT_BYTE_DIGITS) register_tile<2, 3, USED>(digits, panel, group, quads, tile);
+    } else {
+        if (vectors == 1) return register_tile<1, DIGITS, USED>(x, panel, group, quads, tile);
+        if (vectors == 2) return register_tile<2, DIGITS, USED>(x, panel, group, quads, tile);
+        if constexpr (TILE_VECTORS<DIGITS> == 3) register_tile<3, DIGITS, USED>(x, panel, group, quads, tile);
+    }
 }
 
 // Multiplies every vector by the panel, of which `used` groups exist.

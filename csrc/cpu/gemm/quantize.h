@@ -30,7 +30,7 @@ class Quantized {
         const int64_t rows = ceil_div(16384, padded);  // per piece of work
         parallel_for(threads, ceil_div(batch, rows), [&](int64_t piece) {
             for (int64_t b = piece * rows; b < batch && b < (piece + 1) * rows; ++b) {
-                const FixedPoint fixed = fixed_point(largest_bits(x + b * count, count), digits);
+                const FixedPoint fixed = point_of(largest_bits(x + b * count, count), digits);
                 powers[b] = fixed.power;
                 corrections[b] = zero * write_vector<Form>(x + b * count, count, skipped, padded, fixed, order,
                                                            row(b), pitch);

@@ -20,6 +20,9 @@ namespace {
 
 constexpr int FEW_DIGITS = 48;
 
+// As below; here no more than there are.
+constexpr int digits_read(int digits) { return digits; }
+
 // Sums T += digits of x (register 6) times weights (register 7).
 template <int T>
 SLT_INLINE void add_product() {
@@ -53,7 +56,7 @@ SLT_INLINE void store_sums(int32_t *to) {
 // TALL tiles of digits by two groups of outputs for each P, from `row` on, over `count` calls; digit r of x is row r of
 // `sums`. The last tile of digits may share rows with the one before. The two groups alternate: the last tile of digits
 // serves both, and consecutive products have different registers of sums.
-template <bool SIGNS, int TALL, int... P>
+template <Origin ORIGIN, int TALL, int... P>
 void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                int digits, int32_t *sums /* [digits][BLOCK] */, std::integer_sequence<int, P...>) {
     constexpr int TILE = 16 * LANES;  // words
@@ -61,8 +64,9 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
     const int first_digit[3] = {0, TALL == 2 ? digits - 16 : 16, digits - 16};
     const auto multiply = [&](auto pair, int64_t call) {
         constexpr int p = decltype(pair)::value, a = 2 * p * TALL, b = a + TALL;  // sums of the two groups
-        if (call % CALLS_PER_LINE == 0) weights.prefetch<2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_PER_LINE);
-        weights.write_pair<SIGNS>(row + 2 * p * LANES, call, quads);
+        if (call % CALLS_PER_LINE == 0)
+            weights.prefetch<ORIGIN, 2 * LANES>(row + 2 * p * LANES, call + 2 * CALLS_PER_LINE);
+        weights.write_pair<ORIGIN>(row + 2 * p * LANES, call, quads);
         tile_memory();
         for (int s = 0; s < 2; ++s) {
             const Digit *at = x + call * CALL + s * 64;
@@ -97,39 +101,44 @@ void few_tiles(const Weights &weights, int64_t row, int64_t first, int64_t count
         if constexpr (TALL > 2) store_sums<TALL * g + 2>(sums + first_digit[2] * BLOCK + g * LANES);
     };
     for (int line = 0; line < 2; ++line)
-        (weights.prefetch<2 * LANES>(row + 2 * P * LANES, first + line * CALLS_PER_LINE), ...);
+        (weights.prefetch<ORIGIN, 2 * LANES>(row + 2 * P * LANES, first + line * CALLS_PER_LINE), ...);
     zero_sums();
     for (int64_t call = first; call < first + count; ++call) (multiply(std::integral_constant<int, P>(), call), ...);
     ((store_group(std::integral_constant<int, 2 * P>()), store_group(std::integral_constant<int, 2 * P + 1>())), ...);
 }
 
-template <bool SIGNS, int TALL, int PAIRS>
+template <Origin ORIGIN, int TALL, int PAIRS>
 void few_pairs(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
                int64_t pitch, int digits, int32_t *sums) {
     tiles.configure(TALL == 1 ? digits : 16, 1 << 7);
     for (int g = 0; g < GROUPS; g += 2 * PAIRS)
-        few_tiles<SIGNS, TALL>(weights, row + g * LANES, first, count, x, pitch, digits, sums + g * LANES,
-                               std::make_integer_sequence<int, PAIRS>());
+        few_tiles<ORIGIN, TALL>(weights, row + g * LANES, first, count, x, pitch, digits, sums + g * LANES,
+                                std::make_integer_sequence<int, PAIRS>());
 }
 
-template <bool SIGNS>
+template <Origin ORIGIN>
 void few_sums(Workspace &tiles, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
-    if (digits <= 16) return few_pairs<SIGNS, 1, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
-    if (digits <= 32) return few_pairs<SIGNS, 2, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
-    few_pairs<SIGNS, 3, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 16) return few_pairs<ORIGIN, 1, 3>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    if (digits <= 32) return few_pairs<ORIGIN, 2, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
+    few_pairs<ORIGIN, 3, 1>(tiles, weights, row, first, count, x, pitch, digits, sums);
 }
 
 #else
 
-constexpr int FEW_DIGITS = 12;
+constexpr int FEW_DIGITS = 16;
+
+// Digits that are multiplied where there are `digits`: those after the last may be anything.
+constexpr int digits_read(int digits) {
+    return digits > 12 ? 16 : digits == 5 || digits == 7 || digits == 11 ? digits + 1 : digits;
+}
 
 // The digits of x by one group of outputs. A dot product has a latency of 5 cycles: a few digits alternate between two
 // registers of sums each.
-template <bool SIGNS, int ROWS>
+template <Origin ORIGIN, int ROWS>
 void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                    int32_t *sums) {
-    constexpr int TURNS = ROWS > 3 ? 1 : 2;
+    constexpr int TURNS = ROWS == 1 ? 4 : ROWS > 4 ? 1 : 2;
     S32 sums_so_far[ROWS][TURNS] = {};
     const auto multiply = [&, pitch](const Digit *at, const U32 quads[8]) {
         S32 sum[ROWS][TURNS];  // a copy: gcc would store sums_so_far after each product
@@ -142,34 +151,38 @@ void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t c
     int64_t call = first;
     for (; call + 1 < first + count; call += 2) {
         if (const int64_t ahead = call + 2 * CALLS_PER_LINE; (call - first) % CALLS_PER_LINE == 0)
-            ahead < first + count ? weights.prefetch<LANES>(row, ahead)
-                                  : weights.prefetch<LANES>(row + LANES, ahead - count);
-        weights.each<SIGNS>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
+            ahead < first + count ? weights.prefetch<ORIGIN, LANES>(row, ahead)
+                                  : weights.prefetch<ORIGIN, LANES>(row + LANES, ahead - count);
+        weights.each<ORIGIN>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
             multiply(x + (call + p) * CALL + w * WORD, quads);
         });
     }
     if (call < first + count)
-        weights.each<SIGNS>({{row, call}}, [&](int, int w, const U32 quads[8]) {
+        weights.each<ORIGIN>({{row, call}}, [&](int, int w, const U32 quads[8]) {
             multiply(x + call * CALL + w * WORD, quads);
         });
     SLT_UNROLL for (int r = 0; r < ROWS; ++r) {
-        const S32 *turns = sums_so_far[r];
-        store(sums + r * BLOCK, TURNS == 1 ? turns[0] : turns[0] + turns[1]);
+        S32 sum = sums_so_far[r][0];
+        SLT_UNROLL for (int t = 1; t < TURNS; ++t) sum += sums_so_far[r][t];
+        store(sums + r * BLOCK, sum);
     }
 }
 
-template <bool SIGNS>
+template <Origin ORIGIN>
 void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x,
               int64_t pitch, int digits, int32_t *sums) {
+    digits = digits_read(digits);
     for (int g = 0; g < GROUPS; ++g, row += LANES, sums += LANES) {
-        if (digits == 2) few_registers<SIGNS, 2>(weights, row, first, count, x, pitch, sums);
-        if (digits == 3) few_registers<SIGNS, 3>(weights, row, first, count, x, pitch, sums);
-        if (digits == 4) few_registers<SIGNS, 4>(weights, row, first, count, x, pitch, sums);
-        if (digits == 6) few_registers<SIGNS, 6>(weights, row, first, count, x, pitch, sums);
-        if (digits == 8) few_registers<SIGNS, 8>(weights, row, first, count, x, pitch, sums);
-        if (digits == 9) few_registers<SIGNS, 9>(weights, row, first, count, x, pitch, sums);
-        if (digits == 10) few_registers<SIGNS, 10>(weights, row, first, count, x, pitch, sums);
-        if (digits == 12) few_registers<SIGNS, 12>(weights, row, first, count, x, pitch, sums);
+        if (digits == 1) few_registers<ORIGIN, 1>(weights, row, first, count, x, pitch, sums);
+        if (digits == 2) few_registers<ORIGIN, 2>(weights, row, first, count, x, pitch, sums);
+        if (digits == 3) few_registers<ORIGIN, 3>(weights, row, first, count, x, pitch, sums);
+        if (digits == 4) few_registers<ORIGIN, 4>(weights, row, first, count, x, pitch, sums);
+        if (digits == 6) few_registers<ORIGIN, 6>(weights, row, first, count, x, pitch, sums);
+        if (digits == 8) few_registers<ORIGIN, 8>(weights, row, first, count, x, pitch, sums);
+        if (digits == 9) few_registers<ORIGIN, 9>(weights, row, first, count, x, pitch, sums);
+        if (digits == 10) few_registers<ORIGIN, 10>(weights, row, first, count, x, pitch, sums);
+        if (digits == 12) few_registers<ORIGIN, 12>(weights, row, first, count, x, pitch, sums);
+        if (digits == 16) few_registers<ORIGIN, 16>(weights, row, first, count, x, pitch, sums);
     }
 }
 
@@ -187,8 +200,10 @@ void multiply_few(Workspace &tiles, const Weights &weights, int64_t row, const D
     for (int64_t first = 0; first < calls; first += most) {
         const int64_t count = least(calls - first, most);
         const int digits = int(vectors * DIGITS);
-        weights.signs() ? few_sums<true>(tiles, weights, row, first, count, x, pitch, digits, sums)
-                        : few_sums<false>(tiles, weights, row, first, count, x, pitch, digits, sums);
+        weights.with_origin([&](auto origin) {
+            if constexpr (SIGNED_BYTES || origin != Origin::STORED_SIGNS)  // otherwise stored_signs.h
+                few_sums<origin>(tiles, weights, row, first, count, x, pitch, digits, sums);
+        });
         out.first = first == 0;
         out.last = first + count == calls;
         for (int64_t v = 0; v < vectors; ++v) finish<DIGITS>(sums + v * DIGITS * BLOCK, v, out);

@@ -136,12 +136,13 @@ void conv2d_forward(const Conv2dForward &a, int threads) {
     if (winograd(a, threads) || direct(a, threads)) return;
 #if defined(SLT_AMX)
     const Frame frame = frame_of(a.source);
-    if (a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
+    if (a.digits != 1 && a.x.data.type == Type::BFLOAT16 && a.y.data.type == a.x.data.type &&
         (frame.skipped + words_of(a.source)) * WORD <= Bfloat16Product::LONGEST_DEPTH)
         return forward<Bfloat16Planes>(a, threads);
 #endif
-    with_form(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits,
-                [&](auto form) { forward<DigitPlanes<decltype(form)>>(a, threads); });
+    const auto run = [&](auto form) { forward<DigitPlanes<decltype(form)>>(a, threads); };
+    if (a.digits == 1) return run(InDigits<1>());
+    with_form(a.source.weight, a.source.rows / a.window.groups, a.y.samples * a.y.pixels(), a.digits, run);
 }
 
 }  // namespace slt::SLT_ISA

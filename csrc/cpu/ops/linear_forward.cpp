@@ -6,6 +6,7 @@
 // Otherwise its panel has 256 k at a time and stays in L1, because making the weights takes most of the time.
 #include "cpu/gemm/quantize.h"
 #include "cpu/gemm/small_batch.h"
+#include "cpu/gemm/stored_signs.h"
 #include "cpu/gemm/work_split.h"
 #include "cpu/machine/parallel.h"
 #include "operations.h"
@@ -34,9 +35,18 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
 
 #if defined(__AVX512VNNI__)
     if constexpr (!Form::TABLES) {
+#if !defined(SLT_AMX)
+        if (const int64_t digits = a.batch * Form::PLANES; a.signs && digits <= STORED_DIGITS) {
+            const Strips strips(x.row(0) + frame.skipped * WORD, pitch, digits, words_of(s));
+            return parallel_for(threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
+                multiply_stored<Form::PLANES>(s, a.mask, a.signs, piece * BLOCK, strips, a.batch,
+                                              all.part(0, piece * BLOCK, BLOCK));
+            });
+        }
+#endif
         if (a.batch * Form::PLANES <= FEW_DIGITS) {
             return parallel_for(threads, ceil_div(s.rows, BLOCK), [&](int64_t piece) {
-                const Weights weights(s, a.mask);
+                const Weights weights(s, a.mask, a.signs);
                 Workspace workspace;
                 multiply_few<Form::PLANES>(workspace, weights, piece * BLOCK, x.row(0), pitch, a.batch,
                                      all.part(0, piece * BLOCK, BLOCK));
@@ -62,7 +72,7 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
     parallel_for(threads, split.pieces, [&](int64_t piece) {
         const int64_t row = split.lane(piece), rows = split.lanes(piece);
         const int64_t b = split.vector(piece), batch = split.vectors(piece);
-        const Weights weights(s, a.mask);
+        const Weights weights(s, a.mask, a.signs);
         Scratch<uint32_t> panel(split.most_lanes / LANES * group_words);
         Scratch<uint32_t> quads(tables ? LANES * QUADS * calls : 0);
         Scratch<int64_t> sums(parts ? split.most_lanes * batch : 0);
@@ -87,7 +97,12 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
 template <class Form>
 void forward(const LinearForward &a, int threads) {
     const int64_t padded = frame_of(a.source).k, step = Quantized<Form>::rows_at_once(a.batch, padded);
-    Quantized<Form> x(step, padded);
+    int64_t unused = 0;  // vectors after the last that may be read
+#if defined(__AVX512VNNI__)
+    if (const int64_t digits = a.batch * Form::PLANES; digits <= FEW_DIGITS)
+        unused = ceil_div(digits_read(int(digits)) - digits, Form::PLANES);
+#endif
+    Quantized<Form> x(step + unused, padded);
     for (int64_t first = 0; first < a.batch; first += step) {
         LinearForward some = a;
         some.x = a.x + first * a.source.fan;
@@ -102,8 +117,9 @@ void forward(const LinearForward &a, int threads) {
 void linear_forward(const LinearForward &a, int threads) {
     if (a.source.rows * a.source.fan < SMALL / greatest(a.batch, 1)) threads = 1;
     advise_huge_pages(a.y.data, a.batch * a.source.rows * a.y.size());
-    with_form(a.source.weight, a.source.rows, a.batch, a.digits,
-              [&](auto form) { forward<decltype(form)>(a, threads); });
+    const auto run = [&](auto form) { forward<decltype(form)>(a, threads); };
+    if (a.digits == 1) return run(InDigits<1>());
+    with_form(a.source.weight, a.source.rows, a.batch, a.digits, run);
 }
 
 }  // namespace slt::SLT_ISA

@@ -17,6 +17,8 @@
 // gathering and transposing the mask 20; codes and bytes of signed_constant 4 x 13. That is 0.09 per weight.
 #pragma once
 
+#include <type_traits>
+
 #include "contract/frame.h"
 #include "contract/weights.h"
 #include "cpu/machine/simd.h"
@@ -303,14 +305,19 @@ SLT_INLINE U32 field(U32 v, int f) {
 #endif
 }
 
-// The eight quads of one word of signed_constant. A weight is coded in two bits: the codes of the even bits are in one
-// register, of the odd bits in another. Every field of a register then takes one shift and one AND, or with GFNI one
-// product of bit matrices. The code of v + 1 is high = keep & ~sign, low = ~keep; of the signed v, high = keep & sign,
-// low = keep.
-SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
+// Codes of two bits for the weights of one word of signed_constant: of the even bits in one register, of the odd bits in
+// another. Every field of a register then takes one shift and one AND, or with GFNI one product of bit matrices. The code
+// of v + 1 is high = keep & ~sign, low = ~keep; of the signed v, high = keep & sign, low = keep.
+SLT_INLINE void sign_codes(U32 keep, U32 sign, U32 &even, U32 &odd) {
     const U32 high = keep & (SIGNED_BYTES ? sign : ~sign), high_bits = splat(0xAAAAAAAA);
-    const U32 even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);
-    const U32 odd = SIGNED_BYTES ? where(high_bits, high, keep >> 1) : where_not(high_bits, high, keep >> 1);
+    even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);
+    odd = SIGNED_BYTES ? where(high_bits, high, keep >> 1) : where_not(high_bits, high, keep >> 1);
+}
+
+// The eight quads of one word of signed_constant.
+SLT_INLINE void sign_quads(U32 keep, U32 sign, U32 out[8]) {
+    U32 even, odd;
+    sign_codes(keep, sign, even, odd);
     SLT_UNROLL for (int f = 0; f < 4; ++f) {
         out[2 * f] = field(even, f);
         out[2 * f + 1] = field(odd, f);
@@ -395,6 +402,9 @@ SLT_INLINE void byte_quads(int64_t weight, U32 keep, U32 out[8]) {
     }
 }
 
+// Where the weights before their mask come from: SIGN or VALUE of the generator, or stored words of SIGN.
+enum class Origin { SIGNS, STORED_SIGNS, BYTES };
+
 // Makes the masked weights of LANES rows, one or two calls at a time.
 class Weights {
   public:
@@ -406,24 +416,38 @@ class Weights {
         int64_t row, call;
     };
 
-    // `mask`: resolved words.
-    Weights(const Source &s, const uint32_t *mask)
+    // `mask`: resolved words. `stored`: words of SIGN for signed_constant, or null to generate them.
+    Weights(const Source &s, const uint32_t *mask, const uint32_t *stored = nullptr)
         : source(s), frame(frame_of(s)), generator(s, s.weight == SIGNED_CONSTANT ? SIGN : VALUE), mask(mask),
-          words(words_of(s)) {}
+          stored(stored), words(words_of(s)) {}
 
     bool signs() const { return source.weight == SIGNED_CONSTANT; }
 
-    // Calls use(p, w, quads) with the eight quads of word w at each place p. SIGNS: the weight is signed_constant.
-    template <bool SIGNS, int PLACES, class Use>
+    // Calls run(origin) with the origin of the weights as a type.
+    template <class Run>
+    void with_origin(const Run &run) const {
+        if (!signs())
+            run(std::integral_constant<Origin, Origin::BYTES>());
+        else if (stored)
+            run(std::integral_constant<Origin, Origin::STORED_SIGNS>());
+        else
+            run(std::integral_constant<Origin, Origin::SIGNS>());
+    }
+
+    // Calls use(p, w, quads) with the eight quads of word w at each place p.
+    template <Origin ORIGIN, int PLACES, class Use>
     SLT_INLINE void each(const Place (&places)[PLACES], const Use &use) const {
-        if constexpr (!SIGNS) return each_of_bytes(places, use);
+        if constexpr (ORIGIN == Origin::BYTES) return each_of_bytes(places, use);
         Index index[PLACES];
         U32 sign[PLACES][WORDS_PER_CALL];
-        SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
-        generator(index, sign);
+        if constexpr (ORIGIN == Origin::SIGNS) {
+            SLT_UNROLL for (int p = 0; p < PLACES; ++p) index[p] = sign_index(source, places[p].row, places[p].call);
+            generator(index, sign);
+        }
         SLT_UNROLL for (int p = 0; p < PLACES; ++p) {
             U32 keep[WORDS_PER_CALL], quads[8];
-            load_mask(places[p], keep);
+            load_call(mask, places[p], keep);
+            if constexpr (ORIGIN == Origin::STORED_SIGNS) load_call(stored, places[p], sign[p]);
             SLT_UNROLL for (int w = 0; w < WORDS_PER_CALL; ++w) {
                 sign_quads(keep[w], sign[p][w], quads);
                 use(p, w, quads);
@@ -432,9 +456,9 @@ class Weights {
     }
 
     // Stores the quads, [PLACES][QUADS][LANES].
-    template <bool SIGNS, int PLACES>
+    template <Origin ORIGIN, int PLACES>
     SLT_INLINE void write(const Place (&places)[PLACES], uint32_t *out) const {
-        each<SIGNS>(places, [&](int p, int w, const U32 quads[8]) {
+        each<ORIGIN>(places, [&](int p, int w, const U32 quads[8]) {
             uint32_t *at = out + (p * QUADS + 8 * w) * LANES;
             SLT_UNROLL for (int s = 0; s < 8; ++s) store(at + s * LANES, quads[s]);
         });
@@ -442,34 +466,37 @@ class Weights {
 
     // Stores `count` calls of the rows from `row` on.
     void write(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
-        signs() ? write_calls<true>(row, call, count, out) : write_calls<false>(row, call, count, out);
+        with_origin([&](auto origin) { write_calls<origin>(row, call, count, out); });
     }
 
     // Stores one call of two groups of LANES rows, from `row` on.
-    template <bool SIGNS>
+    template <Origin ORIGIN>
     SLT_INLINE void write_pair(int64_t row, int64_t call, uint32_t *out) const {
-        if constexpr (SIGNS) return write<true>({{row, call}, {row + LANES, call}}, out);
-        write_calls<false>(row, call, 1, out);
-        write_calls<false>(row + LANES, call, 1, out + QUADS * LANES);
+        if constexpr (ORIGIN != Origin::BYTES) return write<ORIGIN>({{row, call}, {row + LANES, call}}, out);
+        write_calls<Origin::BYTES>(row, call, 1, out);
+        write_calls<Origin::BYTES>(row + LANES, call, 1, out + QUADS * LANES);
     }
 
-    // Prefetches the mask at this call of ROWS rows. The rows are too far apart, and too many, for the hardware
-    // prefetcher.
-    template <int ROWS>
+    // Prefetches the mask, and stored signs, at this call of ROWS rows. The rows are too far apart, and too many, for
+    // the hardware prefetcher.
+    template <Origin ORIGIN, int ROWS>
     SLT_INLINE void prefetch(int64_t row, int64_t call) const {
-        const uint32_t *at = mask + row * words + call * WORDS_PER_CALL;
-        SLT_UNROLL for (int l = 0; l < ROWS; ++l) __builtin_prefetch(at + l * words);
+        const int64_t at = row * words + call * WORDS_PER_CALL;
+        SLT_UNROLL for (int l = 0; l < ROWS; ++l) {
+            __builtin_prefetch(mask + (at + l * words));
+            if constexpr (ORIGIN == Origin::STORED_SIGNS) __builtin_prefetch(stored + (at + l * words));
+        }
     }
 
   private:
     const Generator generator;
-    const uint32_t *mask;
+    const uint32_t *mask, *stored;
     const int64_t words;
 
-    // The mask of one call of LANES rows.
-    SLT_INLINE void load_mask(const Place &place, U32 keep[WORDS_PER_CALL]) const {
-        load_words(mask + place.row * words, words, source.rows - place.row,
-                   place.call * WORDS_PER_CALL - frame.skipped, keep);
+    // One call of LANES rows of a mask or of stored signs.
+    SLT_INLINE void load_call(const uint32_t *from, const Place &place, U32 out[WORDS_PER_CALL]) const {
+        load_words(from + place.row * words, words, source.rows - place.row,
+                   place.call * WORDS_PER_CALL - frame.skipped, out);
     }
 
     // `each` of byte weights. Not unrolled: the weights of a word are up to 8 KB of instructions.
@@ -477,7 +504,7 @@ class Weights {
     SLT_INLINE void each_of_bytes(const Place (&places)[PLACES], const Use &use) const {
         for (int p = 0; p < PLACES; ++p) {
             U32 keep[WORDS_PER_CALL], quads[8];
-            load_mask(places[p], keep);
+            load_call(mask, places[p], keep);
             for (int w = 0; w < WORDS_PER_CALL; ++w) {
                 const int64_t word = places[p].call * WORDS_PER_CALL + w;
                 eight_words(generator, word_index(source, places[p].row, frame, word), quads);
@@ -488,12 +515,12 @@ class Weights {
     }
 
     // Not inlined: the instruction cache has room for one copy.
-    template <bool SIGNS>
+    template <Origin ORIGIN>
     __attribute__((noinline)) void write_calls(int64_t row, int64_t call, int64_t count, uint32_t *out) const {
         int64_t i = 0;
         for (; i + 1 < count; i += 2)
-            write<SIGNS>({{row, call + i}, {row, call + i + 1}}, out + i * QUADS * LANES);
-        if (i < count) write<SIGNS>({{row, call + i}}, out + i * QUADS * LANES);
+            write<ORIGIN>({{row, call + i}, {row, call + i + 1}}, out + i * QUADS * LANES);
+        if (i < count) write<ORIGIN>({{row, call + i}}, out + i * QUADS * LANES);
     }
 };
 

@@ -49,6 +49,11 @@ def digit_count(x: Tensor) -> int:
     return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 
+def int8_digits(_: Tensor) -> int:
+    """`digit_count` of int8 activations: an int8 is one digit."""
+    return 1
+
+
 def resolved(mask: Tensor, source: Source) -> Tensor:
     """Contiguous resolved words of a mask of either form."""
     return (registry.run("expand", mask, source) if mask.dim() == 1 else mask).contiguous()

@@ -9,13 +9,45 @@ from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
 from . import _cpu, threads
-from .arguments import TYPES, dense, digit_count, floats, images, kernel, narrow, pointer, resolved, used_as_they_are
+from .arguments import (
+    TYPES,
+    dense,
+    digit_count,
+    floats,
+    images,
+    int8_digits,
+    kernel,
+    narrow,
+    pointer,
+    resolved,
+    used_as_they_are,
+)
 from .grad_scores import write_grad_scores
 
 
 @kernel("conv2d_forward", when=lambda x, *_: narrow(x))
 def conv2d_forward(
     y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> None:
+    _forward(y, x, mask, scale, bias, source, window, digit_count(x))
+
+
+@kernel("conv2d_forward_int8", when=lambda x, *_: narrow(x))
+def conv2d_forward_int8(
+    y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> None:
+    _forward(y, x, mask, scale, bias, source, window, int8_digits(x))
+
+
+def _forward(
+    y: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    source: Source,
+    window: Window,
+    digits: int,
 ) -> None:
     x, mask, bias = dense(x), resolved(mask, source), floats(bias)
     _cpu.conv2d_forward(
@@ -26,7 +58,7 @@ def conv2d_forward(
         scale=scale.data_ptr(),
         bias=pointer(bias),
         y=images(y),
-        digits=digit_count(x),
+        digits=digits,
         threads=threads(),
     )
 
@@ -34,6 +66,24 @@ def conv2d_forward(
 @registry.planner("conv2d_forward", backend="cpu")
 def plan_conv2d_forward(
     mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Callable[[Tensor], Tensor] | None:
+    return _plan(mask, scale, bias, source, window, digit_count)
+
+
+@registry.planner("conv2d_forward_int8", backend="cpu")
+def plan_conv2d_forward_int8(
+    mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Callable[[Tensor], Tensor] | None:
+    return _plan(mask, scale, bias, source, window, int8_digits)
+
+
+def _plan(
+    mask: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    source: Source,
+    window: Window,
+    digits_of: Callable[[Tensor], int],
 ) -> Callable[[Tensor], Tensor] | None:
     if not used_as_they_are(mask, bias):
         return None
@@ -63,7 +113,7 @@ def plan_conv2d_forward(
             scale=factor,
             bias=added,
             y=((y.data_ptr(), kind), (batch, rows, out_height, out_width, last)),
-            digits=digit_count(x),
+            digits=digits_of(x),
             threads=threads(),
         )
         return y

@@ -9,22 +9,59 @@ from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
 from . import _cpu, threads
-from .arguments import TYPES, digit_count, floats, kernel, narrow, pointer, resolved, typed, used_as_they_are
+from .arguments import (
+    TYPES,
+    digit_count,
+    floats,
+    int8_digits,
+    kernel,
+    narrow,
+    pointer,
+    resolved,
+    typed,
+    used_as_they_are,
+)
 from .grad_scores import write_grad_scores
 
 
 @kernel("linear_forward", when=lambda x, *_: narrow(x))
 def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    _forward(y, x, mask, None, scale, bias, source, digit_count(x))
+
+
+@kernel("linear_forward_int8", when=lambda x, *_: narrow(x))
+def linear_forward_int8(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
+    _forward(y, x, mask, None, scale, bias, source, int8_digits(x))
+
+
+@kernel("linear_forward_stored", when=lambda x, *_: narrow(x))
+def linear_forward_stored(
+    y: Tensor, x: Tensor, mask: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, source: Source, int8: bool
+) -> None:
+    _forward(y, x, mask, signs.contiguous(), scale, bias, source, (int8_digits if int8 else digit_count)(x))
+
+
+def _forward(
+    y: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    signs: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    source: Source,
+    digits: int,
+) -> None:
     x, mask, bias = x.detach().contiguous(), resolved(mask, source), floats(bias)
     _cpu.linear_forward(
         source=source,
         mask=mask.data_ptr(),
+        signs=pointer(signs),
         x=typed(x),
         batch=len(x),
         scale=scale.data_ptr(),
         bias=pointer(bias),
         y=typed(y),
-        digits=digit_count(x),
+        digits=digits,
         threads=threads(),
     )
 
@@ -33,14 +70,41 @@ def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tens
 def plan_linear_forward(
     mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
 ) -> Callable[[Tensor], Tensor] | None:
+    return _plan(mask, None, scale, bias, source, digit_count)
+
+
+@registry.planner("linear_forward_int8", backend="cpu")
+def plan_linear_forward_int8(
+    mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source
+) -> Callable[[Tensor], Tensor] | None:
+    return _plan(mask, None, scale, bias, source, int8_digits)
+
+
+@registry.planner("linear_forward_stored", backend="cpu")
+def plan_linear_forward_stored(
+    mask: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, source: Source, int8: bool
+) -> Callable[[Tensor], Tensor] | None:
+    return _plan(mask, signs, scale, bias, source, int8_digits if int8 else digit_count)
+
+
+def _plan(
+    mask: Tensor,
+    signs: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    source: Source,
+    digits_of: Callable[[Tensor], int],
+) -> Callable[[Tensor], Tensor] | None:
     if not used_as_they_are(mask, bias):
         return None
-    plan = _cpu.LinearPlan(source=source, mask=mask.data_ptr(), scale=scale.data_ptr(), bias=pointer(bias))
+    plan = _cpu.LinearPlan(
+        source=source, mask=mask.data_ptr(), signs=pointer(signs), scale=scale.data_ptr(), bias=pointer(bias)
+    )
     forward, rows, fan = plan.forward, source.rows, source.fan
 
     def call(x: Tensor) -> Tensor:
         y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device="cpu")
-        forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], digit_count(x), threads())
+        forward(x.data_ptr(), x.numel() // fan, y.data_ptr(), TYPES[x.dtype], digits_of(x), threads())
         return y
 
     return call

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
-from .. import registry
+from .. import exact_products, registry
 from . import forward_small, launch, product
 from .arguments import aligned, digit_count, floats
 from .free_starts import starts_for
+
+exact_products.register("cuda")
 
 
 def _vectors(x: Tensor) -> product.Images:

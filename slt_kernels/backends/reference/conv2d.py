@@ -7,7 +7,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ...conv_geometry import Window
 from ...source import Source
-from .fixed_point import integer_sums, runs, with_bias
+from .fixed_point import int8_sums, integer_sums, runs, with_bias
 from .grad_scores import grad_scores
 from .materialize import materialize
 from .numbers import wide
@@ -21,6 +21,16 @@ def conv2d_forward(
     weight = to_kernel(materialize(mask, source), window).double()
     geometry = (window.stride, window.padding, window.dilation, window.groups)
     sums = integer_sums(lambda images, _: F.conv2d(images, weight, None, *geometry), x, scale)
+    return with_bias(sums, None if bias is None else bias.view(-1, 1, 1)).to(x.dtype)
+
+
+@oracle
+def conv2d_forward_int8(
+    x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
+) -> Tensor:
+    weight = to_kernel(materialize(mask, source), window).double()
+    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    sums = int8_sums(lambda images: F.conv2d(images, weight, None, *geometry), x, scale)
     return with_bias(sums, None if bias is None else bias.view(-1, 1, 1)).to(x.dtype)
 
 

@@ -37,6 +37,27 @@ def integer_sums(
     return torch.where(finite.view(outer), narrow(wide(y) * wide(scale)), torch.nan)
 
 
+def int8_sums(product: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> Tensor:
+    """``S * (m / 127) * scale``, float32, where S is ``product`` of the integers ``rint(x * (127 / m))``.
+
+    ``m`` is the largest magnitude of each ``x[i]``; 0 counts as 1. Both quotients are rounded to float32, as if its
+    exponent had no limit, and so is their product with ``x``. ``product`` is linear with integer weights and exact.
+    Narrower inputs than float64 alone.
+    """
+    exact = wide(x)
+    if x.numel() == 0:
+        return product(exact).float()
+    m = exact.abs().amax(tuple(range(1, x.dim())), keepdim=True)
+    finite = m.isfinite()
+    fraction, e = torch.frexp(torch.where(finite & (m > 0), m, 1))
+    up, down = (127 / fraction).float().double(), (fraction / 127).float().double()
+    integers = (torch.where(finite, exact, 0) * power_of_two(-e) * up).float().double().round()
+    sums = product(integers).long().float()  # has no -0
+    outer = (-1, *[1] * (sums.dim() - 1))
+    y = narrow(sums.double() * (down * power_of_two(e)).view(outer))
+    return torch.where(finite.view(outer), narrow(wide(y) * wide(scale)), torch.nan)
+
+
 def runs(rows: int, terms: int = 1) -> list[slice]:
     """Runs of rows with fewer than 2**23 terms each, of ``terms`` per row."""
     step = max(1, MAX_FAN // terms)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from .. import exact_products
 from .arguments import kernel, takes
 from .assembly import fenced, needs_fences
 from .autotuning import choose
@@ -40,6 +41,8 @@ from .words import (
 COMPACT_COLUMNS = 64
 """Up to this many columns the kernel takes a compact mask and generates each weight's frozen pattern once. Each further
 block of columns would generate it again, at several times the cost of a weight: the mask is expanded first."""
+
+exact_products.register("triton")
 
 
 @kernel("linear_forward", when=takes)
