@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from . import version
 from .arguments import kernel, takes
 from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
@@ -166,7 +167,8 @@ def _sum_launch(source, parts, scores_dtype, machine, device) -> Launch:
 
 def sum_meta(rows: int) -> dict[str, int]:
     """The compile-time arguments of `sum_grads_kernel` for so many rows."""
-    limit = register_limit(4, 9) if rows == 16 else {}  # Triton 3.6 would take registers that it does not need
+    # Triton 3.6 would take registers that it does not need.
+    limit = register_limit(4, 9) if rows == 16 and version() < (3, 9) else {}
     return {"N": rows, "TOGETHER": max(1, 32 // rows), **limit}
 
 
