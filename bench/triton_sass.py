@@ -56,7 +56,7 @@ from slt_kernels.backends.triton.images import Image
 from slt_kernels.backends.triton.launch import Machine, count_kernel
 from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
-from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel, histogram_options
+from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
 from slt_kernels.backends.triton.tiles import REGISTERS, Tile
 from slt_kernels.backends.triton.words import KernelSource
 
@@ -247,10 +247,10 @@ def _small(
     return lambda machine: Case(kernel, constants, pointers, options or {"num_warps": 4})
 
 
-def _count(dtype: torch.dtype, **constants: int) -> MakeCase:
+def _count(pointer: str, warps: int, **constants: int) -> MakeCase:
     """The scores of some layers, and their sizes."""
-    pointers = {"scores": (_FP32 if dtype == torch.float32 else "*fp64",) * 54, "sizes": ("i32",) * 54}
-    return _small(histogram_kernel, pointers, histogram_options(dtype), BITS=8, BLOCK=4096, **constants)
+    pointers = {"scores": (pointer,) * 54, "sizes": ("i32",) * 54}
+    return _small(histogram_kernel, pointers, {"num_warps": warps}, BITS=8, BLOCK=4096, **constants)
 
 
 def _embedding_grad_scores(split: bool) -> MakeCase:
@@ -340,8 +340,8 @@ CASES: dict[str, MakeCase] = {
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
-    "select, count": _count(torch.float32, SHIFT=23),
-    "select, count, float64": _count(torch.float64, SHIFT=55),
+    "select, count": _count(_FP32, 4, SHIFT=23),
+    "select, count, float64": _count("*fp64", 8, SHIFT=55),
     "select, descend": _small(descend_kernel, {}, BITS=8),
 }
 

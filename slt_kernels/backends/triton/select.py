@@ -13,7 +13,6 @@ from torch import Tensor
 from .arguments import kernel
 from .launch import Launch, at_16_bytes, blocks, prepared
 from .magnitudes import magnitude
-from .tiles import register_limit
 
 _SCORES_PER_PROGRAM = 4096
 _TENSORS_PER_LAUNCH = 64
@@ -47,13 +46,9 @@ def _histogram_launch(
     sizes: tuple[int, ...], shift: int, bits: int, dtype: torch.dtype, device: torch.device
 ) -> Launch:
     programs = sum(blocks(size, _SCORES_PER_PROGRAM) for size in sizes)
-    meta = {"SHIFT": shift, "BITS": bits, "BLOCK": _SCORES_PER_PROGRAM}
-    return Launch(histogram_kernel, programs, device, sizes, **meta, **histogram_options(dtype))
-
-
-def histogram_options(dtype: torch.dtype) -> dict[str, int]:
-    """Options of a launch of `histogram_kernel`: a float64 score takes twice the registers."""
-    return {"num_warps": 8} if dtype == torch.float64 else {"num_warps": 4, **register_limit(4, 8)}
+    warps = 8 if dtype == torch.float64 else 4  # a float64 score takes twice the registers
+    meta = {"SHIFT": shift, "BITS": bits, "BLOCK": _SCORES_PER_PROGRAM, "num_warps": warps}
+    return Launch(histogram_kernel, programs, device, sizes, **meta)
 
 
 @prepared
