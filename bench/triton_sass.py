@@ -239,18 +239,14 @@ def _product(
 
 
 def _small(
-    kernel: triton.JITFunction,
-    pointers: dict[str, str | tuple[str, ...]],
-    options: dict[str, int] | None = None,
-    **constants: object,
+    kernel: triton.JITFunction, pointers: dict[str, str | tuple[str, ...]], warps: int = 4, **constants: object
 ) -> MakeCase:
-    return lambda machine: Case(kernel, constants, pointers, options or {"num_warps": 4})
+    return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
 
 
-def _count(pointer: str, warps: int, **constants: int) -> MakeCase:
+def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
     """The scores of some layers, and their sizes."""
-    pointers = {"scores": (pointer,) * 54, "sizes": ("i32",) * 54}
-    return _small(histogram_kernel, pointers, {"num_warps": warps}, BITS=8, BLOCK=4096, **constants)
+    return {"scores": (pointer,) * count, "sizes": ("i32",) * count}
 
 
 def _embedding_grad_scores(split: bool) -> MakeCase:
@@ -258,11 +254,9 @@ def _embedding_grad_scores(split: bool) -> MakeCase:
     return _small(embedding_grad_scores_kernel, pointers, WEIGHT=0, FREEZE_CALLS=2, LONG=False, SPLIT=split, N=16, L=64)
 
 
-def _add_parts(rows: int) -> MakeCase:
+def _add_parts(n: int) -> MakeCase:
     flags = {"WEIGHT": 0, "FREEZE_CALLS": 2, "LONG": False}
-    meta = grad_scores.sum_meta(rows)
-    options = {"num_warps": 4, **{key: meta.pop(key) for key in meta.keys() & {"maxnreg"}}}
-    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, options, **flags, **meta)
+    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, **flags, N=n, TOGETHER=max(1, 32 // n))
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -324,9 +318,7 @@ CASES: dict[str, MakeCase] = {
     "grad_scores fp32": _grad_scores(_FP32),
     "add parts of grad_scores": _add_parts(16),
     "add parts of grad_scores, 64 rows": _add_parts(64),
-    "to digits": _small(
-        to_digits_kernel, {"x": _FP32}, {"num_warps": 16}, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192
-    ),
+    "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),
     "materialize": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=0, N=32),
     "materialize, normal": _small(materialize_kernel, {"out": "*i8"}, WEIGHT=2, N=32),
     "embedding": _small(embedding_forward_kernel, {"y": _FP32}, WEIGHT=0, COMPACT=False, FREEZE_CALLS=0, N=32),
@@ -340,8 +332,8 @@ CASES: dict[str, MakeCase] = {
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
     "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
-    "select, count": _count(_FP32, 4, SHIFT=23),
-    "select, count, float64": _count("*fp64", 8, SHIFT=55),
+    "select, count": _small(histogram_kernel, _tensors(_FP32, 54), SHIFT=23, BITS=8, BLOCK=4096),
+    "select, count, float64": _small(histogram_kernel, _tensors("*fp64", 54), 8, SHIFT=55, BITS=8, BLOCK=4096),
     "select, descend": _small(descend_kernel, {}, BITS=8),
 }
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
-from . import version
 from .arguments import kernel, takes
 from .assembly import fenced, needs_fences, rounded_to_tf32
 from .autotuning import choose
@@ -34,7 +33,7 @@ from .launch import (
 )
 from .magnitudes import is_negative
 from .split_k import split
-from .tiles import Tile, register_limit
+from .tiles import Tile
 from .weights import integer_weight
 from .words import (
     SIGNED_CONSTANT,
@@ -161,15 +160,9 @@ def _sum_launch(source, parts, scores_dtype, machine, device) -> Launch:
         WEIGHT=source.weight,
         FREEZE_CALLS=freeze_calls(source),
         LONG=has_long_offsets(source),
-        **sum_meta(n),
+        N=n,
+        TOGETHER=max(1, 32 // n),
     )
-
-
-def sum_meta(rows: int) -> dict[str, int]:
-    """The compile-time arguments of `sum_grads_kernel` for so many rows."""
-    # Triton 3.6 would take registers that it does not need.
-    limit = register_limit(4, 9) if rows == 16 and version() < (3, 9) else {}
-    return {"N": rows, "TOGETHER": max(1, 32 // rows), **limit}
 
 
 @lru_cache(maxsize=4096)

@@ -14,14 +14,6 @@ REGISTERS = 65536
 """Of a multiprocessor, from Volta to Blackwell."""
 
 
-def register_limit(warps: int, programs: int) -> dict[str, int]:
-    """The option of a launch by which a multiprocessor has registers for so many programs."""
-    registers = REGISTERS // (32 * warps * programs) // 8 * 8
-    if registers >= 255 or torch.version.hip is not None:  # the most per thread; AMD's compiler takes no limit
-        return {}
-    return {"maxnreg": registers}
-
-
 class Tile(NamedTuple):
     """What one program computes: BN rows of the weight (one call each) by BM columns; and how it runs."""
 
@@ -35,7 +27,10 @@ class Tile(NamedTuple):
     def meta(self) -> dict[str, int]:
         """The launch's compile-time arguments."""
         meta = {"BN": self.BN, "BM": self.BM, "num_warps": self.num_warps, "num_stages": self.num_stages}
-        return meta | register_limit(self.num_warps, self.programs)
+        registers = REGISTERS // (32 * self.num_warps * self.programs) // 8 * 8
+        if registers < 255 and torch.version.hip is None:  # the most per thread; AMD's compiler takes no limit
+            meta["maxnreg"] = registers
+        return meta
 
     def with_more_registers(self) -> "Tile":
         return self._replace(programs=max(1, self.programs - 1))
