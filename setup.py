@@ -112,7 +112,13 @@ class NinjaBuild(build_ext):
             raise CompileError(f"{shlex.join(compiler)} is no working C++20 compiler: gcc 11 or clang 14, or later")
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        includes = [sysconfig.get_path("include"), pybind11.get_include()]
+        # By one name in every build: ninja compiles a file again if its command has changed, and pip's own pybind11 is
+        # in a temporary folder.
+        headers = self.objects / "pybind11"
+        headers.parent.mkdir(parents=True, exist_ok=True)
+        headers.unlink(missing_ok=True)
+        headers.symlink_to(pybind11.get_include())
+        includes = [sysconfig.get_path("include"), str(headers)]
         python = " ".join(shlex.quote(f"-isystem{i}") for i in includes)
         if ext.name == "slt_kernels._cpu":
             build_cpu(compiler, library, python, self.objects)
