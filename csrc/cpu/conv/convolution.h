@@ -90,8 +90,8 @@ struct PositionOutputs {
     }
 };
 
-// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. It refers
-// to a function of an operation without its type, so that both operations have one `convolve`.
+// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. Refers
+// to an operation's function without its type, so that both operations have one `convolve`.
 class MakePanel {
   public:
     template <class Function>

@@ -77,8 +77,8 @@ void pack(const Pack &a, int threads) {
         const Comparison bits = comparison;  // a copy, which stays in registers while words are written
         int64_t kept = 0;
         if (a.compact) {
-            const int64_t end = least((piece + 1) * WORDS_PER_PIECE, words);
-            for (int64_t w = piece * WORDS_PER_PIECE; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
+            const int64_t first = piece * WORDS_PER_PIECE, end = least(first + WORDS_PER_PIECE, words);
+            for (int64_t w = first; w < end; ++w) kept += __builtin_popcount(a.out[w] = bits(w * WORD));
         } else {
             const int64_t row = piece * rows, left = s.rows - row;
             kept = resolve_rows(s, a.offsets, row, least(left, rows), a.out + row * words, bits);

@@ -499,7 +499,7 @@ class Weights {
                    place.call * WORDS_PER_CALL - frame.skipped, out);
     }
 
-    // `each` of byte weights. Not unrolled: the weights of a word are up to 8 KB of instructions.
+    // `each` of byte weights. Not unrolled: the weights of a word are up to 5 KB of instructions.
     template <int PLACES, class Use>
     SLT_INLINE void each_of_bytes(const Place (&places)[PLACES], const Use &use) const {
         for (int p = 0; p < PLACES; ++p) {
