@@ -160,7 +160,7 @@ def test_subclasses_are_left_alone(caplog):
         pass
 
     model = nn.ModuleDict({"a": Special(4, 4), "c": nn.Linear(4, 4)})
-    with caplog.at_level(logging.INFO, "slt_kernels.convert"):
+    with caplog.at_level(logging.INFO, "slt_kernels.convert"), pytest.warns(UserWarning, match="1 Special"):
         convert(model)
     assert type(model["a"]) is Special
     assert type(model["c"]) is SupermaskLinear
