@@ -12,6 +12,9 @@ namespace {
 // One word of LANES rows: its pattern, and where the bits of its free weights begin.
 struct Places {
     alignas(64) uint32_t free[LANES], locked[LANES], byte[LANES], bit[LANES];
+#if !defined(__BMI2__)
+    alignas(64) uint32_t bits[LANES] = {};
+#endif
 };
 
 // Writes the words of rows [row, row + lanes). INSIDE: reads of 8 bytes stay inside the mask.
@@ -34,7 +37,17 @@ void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes
         } else {
             bits = compact_bits(a.compact, free_weights, first + 8 * int64_t(places.byte[l]) + places.bit[l]);
         }
+#if defined(__BMI2__)
         out[l * words] = deposit(bits, places.free[l]) | places.locked[l];
+#else
+        places.bits[l] = bits;
+#endif
+    };
+    const auto write_together = [&] {  // what `write` has left
+#if !defined(__BMI2__)
+        const U32 word = deposit(load<U32>(places.bits), load<U32>(places.free)) | load<U32>(places.locked);
+        for (int l = 0; l < lanes; ++l) out[l * words] = word[l];
+#endif
     };
     const auto keep = [&](U32 free, U32 locked) {
         store(places.free, free);
@@ -51,9 +64,11 @@ void expand_rows(const Expand &a, const Pattern &pattern, int64_t row, int lanes
             constexpr int parts = Generator::BETWEEN;
             for (int l = i * LANES / parts; l < (i + 1) * LANES / parts; ++l) write(l);
         });
+        write_together();
         keep(free, locked);
     }
     for (int l = 0; l < LANES; ++l) write(l);
+    write_together();
 }
 
 }  // namespace

@@ -16,13 +16,30 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 #if defined(__BMI2__)
     return _pdep_u32(bits, at);
 #else
-    if (at == ~0u) return bits;
     uint32_t word = 0;
     for (; at; at &= at - 1, bits >>= 1)
         if (bits & 1) word |= at & -at;
     return word;
 #endif
 }
+
+#if !defined(__BMI2__)
+// The same in each lane: each bit moves left by the number of zeros of `at` on its right, one binary digit of the number
+// per step (Warren, "Hacker's Delight", section 7-5).
+SLT_INLINE U32 deposit(U32 bits, U32 at) {
+    constexpr int STEPS = 5;
+    U32 moves[STEPS], left = at, zeros = ~at << 1;
+    SLT_UNROLL for (int i = 0; i < STEPS; ++i) {
+        U32 odd = zeros;  // whether the number of zeros is odd
+        SLT_UNROLL for (int j = 0; j < STEPS; ++j) odd ^= odd << (1 << j);
+        moves[i] = odd & left;
+        left = (left ^ moves[i]) | moves[i] >> (1 << i);
+        zeros &= ~odd;
+    }
+    SLT_UNROLL for (int i = STEPS - 1; i >= 0; --i) bits = where(moves[i], bits << (1 << i), bits);
+    return bits & at;
+}
+#endif
 
 // The free and the locked weights of LANES rows.
 class Pattern {
@@ -83,6 +100,23 @@ SLT_INLINE int64_t resolve_rows(const Source &s, const int64_t *offsets, int64_t
         for (int64_t w = 0; w < words; w += PatternTile::WORDS) {
             const int count = int(least(words - w, PatternTile::WORDS));
             tile.fill(pattern, row0 + n, w, count);
+#if !defined(__BMI2__)
+            for (int i = 0; i < count; ++i) {
+                const U32 free = load<U32>(tile.free[i]);
+                U32 word = {};
+                for (int l = 0; l < lanes; ++l) {
+                    word[l] = bits(next[l]);
+                    next[l] += __builtin_popcount(free[l]);
+                }
+                const bool in_place = nothing_frozen(s) && valid_bits(s, w + i) == ~0u;
+                word = (in_place ? word : deposit(word, free)) | load<U32>(tile.locked[i]);
+                for (int l = 0; l < lanes; ++l) {
+                    out[(n + l) * words + w + i] = word[l];
+                    kept += __builtin_popcount(word[l]);
+                }
+            }
+            continue;
+#endif
             for (int l = 0; l < lanes; ++l) {
                 uint32_t *at = out + (n + l) * words + w;
                 for (int i = 0; i < count; ++i) {
