@@ -139,8 +139,9 @@ class SupermaskConvTranspose(SupermaskLayer):
         """The output without bias, for an output padding below the stride."""
         layer = self._scores_to_grade(), self.mask_words, self.weight_scale, self.source, self.window
         if self.dimensions == 1:
-            y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra)).contiguous()  # of a transposed input it is
-            return reshaped(y, (*y.shape[:-2], y.shape[-1]))  # channels-last
+            y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra))
+            y = y.contiguous()  # of a transposed input it is channels-last
+            return reshaped(y, (*y.shape[:-2], y.shape[-1]))
         if self.dimensions == 2:
             return ops.conv_transpose2d(x, *layer, extra)
         volumes = x.unsqueeze(0) if x.dim() == 4 else x

@@ -76,8 +76,8 @@ class _Simple(_Gated):
     nonlinearity: str
 
     def _step(self, from_input: Tensor, from_hidden: Tensor, state: State) -> State:
-        sum_ = from_input + from_hidden
-        return (sum_.tanh() if self.nonlinearity == "tanh" else sum_.relu(),)
+        h = from_input + from_hidden
+        return (h.tanh() if self.nonlinearity == "tanh" else h.relu(),)
 
     @property
     def _own_options(self) -> dict[str, str]:

@@ -61,8 +61,7 @@ def embedding(
     check_floating("dtype", dtype)
     check_layer(index, scores, mask, scale, None, source)
     rows = index.reshape(-1)
-    if differentiates():
-        y = _Embedding.apply(rows, scores, mask, scale, source, dtype, scale_grad_by_freq)
-    else:
-        y = forward(rows, mask, scale, source, dtype)
-    return reshaped(y, (*index.shape, source.fan))
+    shape = (*index.shape, source.fan)
+    if not differentiates():
+        return forward(rows, mask, scale, source, dtype).view(shape)
+    return reshaped(_Embedding.apply(rows, scores, mask, scale, source, dtype, scale_grad_by_freq), shape)
