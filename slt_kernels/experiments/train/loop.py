@@ -64,8 +64,8 @@ def search(
 
     Raises:
         ValueError: a sparsity that the model's freezing does not allow; mixup or cutmix of data that are not images;
-            another ``shard``, or one of sampled masks or without a process group; a folder that holds another search or
-            in which one is running.
+            another ``shard``, or one of sampled masks, without a process group or with a ``run`` of the other kind; a
+            folder that holds another search or in which one is running.
         Interrupted: the search was stopped by a signal, after writing a checkpoint.
         RuntimeError: processes with different masks or parameters; or a diverged search, detected at the end of an
             epoch or before a checkpoint.
