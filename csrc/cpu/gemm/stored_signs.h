@@ -17,6 +17,7 @@ namespace {
 constexpr int STORED_DIGITS = 16;  // more are faster with a panel
 constexpr int QUADS_PER_WORD = 8;
 constexpr int MOST_TOGETHER = 6;           // digits whose sums fit the registers
+constexpr int64_t PREFETCHED = 1024;       // words ahead, in each of the two matrices
 constexpr int64_t STRIPS_BYTES = 24 << 10;  // of x for all rows of a block before the next: they stay in L1
 
 // Calls run with the least number of digits, not below `digits`, for which there is a kernel.
@@ -66,19 +67,20 @@ template <int DIGITS>
 __attribute__((noinline)) void add_strips(const Source &s, const uint32_t *mask, const uint32_t *signs, int64_t row,
                                           const uint32_t *x, int64_t first, int64_t end,
                                           int32_t *sums /* [DIGITS][BLOCK] */) {
-    constexpr int ROWS = DIGITS == 1 ? 8 : DIGITS <= 4 ? 4 : 2;  // which share loads of x
+    // Two rows share loads of x. One digit alternates between two sums, because a dot product has a latency of 5 cycles.
+    constexpr int ROWS = 2, TURNS = DIGITS == 1 ? 2 : 1;
     const int64_t words = words_of(s);
     for (int group = 0; group < BLOCK && row + group < s.rows; group += ROWS) {
         int64_t start[ROWS];
         SLT_UNROLL for (int r = 0; r < ROWS; ++r) start[r] = least(row + group + r, s.rows - 1) * words;
-        S32 sum[ROWS][DIGITS] = {};
+        S32 sum[ROWS][DIGITS][TURNS] = {};
         for (int64_t strip = first; strip < end; ++strip) {
             const __mmask16 exist = __mmask16(0xFFFF >> (LANES - least(words - strip * LANES, LANES)));
             U32 even[ROWS], odd[ROWS];
             SLT_UNROLL for (int r = 0; r < ROWS; ++r) {
                 const auto load_strip = [&](const uint32_t *from) {
                     from += start[r] + strip * LANES;
-                    __builtin_prefetch(from + ROWS * words);
+                    __builtin_prefetch(from + PREFETCHED);
                     return (U32)_mm512_maskz_loadu_epi32(exist, from);
                 };
                 sign_codes(load_strip(mask), load_strip(signs), even[r], odd[r]);
@@ -91,13 +93,14 @@ __attribute__((noinline)) void add_strips(const Source &s, const uint32_t *mask,
                     weights[r] = (q % 2 ? odd[r] : even[r]) >> (q / 2 * 2) & 0x03030303;
                 SLT_UNROLL for (int d = 0; d < DIGITS; ++d) {
                     const S32 digits = load<S32>(quad + d * LANES);
-                    SLT_UNROLL for (int r = 0; r < ROWS; ++r) dot(sum[r][d], weights[r], digits);
+                    SLT_UNROLL for (int r = 0; r < ROWS; ++r) dot(sum[r][d][q % TURNS], weights[r], digits);
                 }
             }
         }
         for (int r = 0; r < ROWS; ++r)
             for (int d = 0; d < DIGITS; ++d)
-                sums[d * BLOCK + group + r] += _mm512_reduce_add_epi32((__m512i)sum[r][d]);
+                sums[d * BLOCK + group + r] +=
+                    _mm512_reduce_add_epi32((__m512i)(TURNS == 1 ? sum[r][d][0] : sum[r][d][0] + sum[r][d][TURNS - 1]));
     }
 }
 
