@@ -7,14 +7,16 @@ whole reference would take minutes).
 """
 
 import copy
+import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from peers import FROZEN, METHODS, Method, supermask, training_step
 from rounds import Case, Entry
+from ternary import installed
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -530,6 +532,55 @@ def scaling() -> Iterator[Entry]:
         yield Entry("billion", name, make, at={"weights": side * side, "compact": compact})
 
 
+def ternary(batch: int, hot: bool) -> Case:
+    """Products of the same ternary weights by engines that hold them in 2 bits; errors are against float64.
+
+    Hot: each timed call follows 5 ms of its own, which also wake its threads. Cold: 128 MB of other memory are read and
+    written before it.
+    """
+    source = Source.of(SIZE, SIZE)
+    mask, x = mask_of(source), torch.randn(batch, SIZE)
+    weight, signs = cpu.materialize(mask, source), source.signs()
+    methods = {
+        "ours, int8, stored signs": lambda: cpu.linear_forward_stored(x, mask, signs, SCALE, None, source, True),
+        "ours, int8": lambda: cpu.linear_forward_int8(x, mask, SCALE, None, source),
+        "ours, highest, stored signs": lambda: cpu.linear_forward_stored(x, mask, signs, SCALE, None, source, False),
+        "ours, highest": lambda: cpu.linear_forward(x, mask, SCALE, None, source),
+    }
+    bits = dict(zip(methods, (2, 1, 2, 1), strict=True))
+    for name, engine in installed():
+        product = engine.make(weight, float(SCALE), torch.get_num_threads())
+        methods[name], bits[name] = partial(product, x), engine.bits
+    other = torch.zeros(32 << 20)
+
+    def repeat(call: Callable[[], Tensor]) -> None:
+        end = time.perf_counter() + 5e-3
+        call()
+        while time.perf_counter() < end:
+            call()
+
+    def check() -> dict[str, dict[str, float]]:
+        expected = x.double() @ weight.double().T * SCALE.double()
+        facts = {}
+        for name, call in methods.items():
+            close(call(), expected, 3e-2)
+            error = float((call().double() - expected).norm() / expected.norm())
+            facts[name] = {"error": error, "bits": bits[name]}
+        return facts
+
+    return Case(methods, check, before=repeat if hot else (lambda _: other.add_(1)))
+
+
+def ternary_engines() -> Iterator[Entry]:
+    """Against engines for ternary weights; only where one of them is installed (`ternary.py`)."""
+    if any("torch" not in engine.needs for _, engine in installed()):
+        for hot in (True, False):
+            for batch in (1, 4, 16, 64, 256, 1024):
+                at = {"batch": batch, "hot": hot}
+                name = f"batch {batch}, {'hot' if hot else 'cold'}"
+                yield Entry("ternary", name, lambda b=batch, h=hot: ternary(b, h), at=at)
+
+
 def entries() -> Iterator[Entry]:
-    for cases in (targets, batches, training_steps, networks, scaling):
+    for cases in (targets, batches, training_steps, networks, scaling, ternary_engines):
         yield from cases()

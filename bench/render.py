@@ -34,6 +34,7 @@ DOCUMENTS = (
 MACHINE = "intel-xeon-amx-2threads"
 PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
 LOWER = "amd-epyc-avx2-2threads"  # the same, restricted to AVX2
+TERNARY = "amd-epyc-avx512bf16-2threads-ternary"  # the group of that name on the machine PLAIN
 README_CASES = (
     "forward float32 highest, batch 1",
     "forward float32 highest, batch 16",
@@ -175,6 +176,11 @@ def lower(_: report.Result) -> str:
     return measured(functools.partial(report.targets, only=names))(result)
 
 
+def ternary(_: report.Result) -> str:
+    """Against engines for ternary weights, from a run of its own."""
+    return measured(report.ternary)(read(TERNARY))
+
+
 def cpu(result: report.Result) -> str:
     """Some cases on both machines: ours, the fastest peer, and the median of the rounds' ratios."""
     results = result, read(f"{PLAIN}-full")
@@ -218,6 +224,7 @@ TABLES = {
     "size": report.by_case("size"),
     "sizes": report.sizes,
     "targets": report.targets,
+    "ternary": ternary,
     "threads": report.by_case("threads"),
     "ticket_size": ticket_size,
     "training_step": report.by_method("training step"),

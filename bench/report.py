@@ -101,6 +101,26 @@ def by_case(*groups: str) -> Callable[[Result], str]:
     return render
 
 
+def ternary(result: Result) -> str:
+    """Medians of engines for ternary weights, hot and cold, one row per method, one column per batch."""
+    found = list(in_groups(result, "ternary"))
+    cases = {(c["at"]["hot"], c["at"]["batch"]): c["methods"] for c in found}
+    batches = sorted({batch for _, batch in cases})
+    methods = list(dict.fromkeys(m for case in found for m in case["methods"]))
+    tables = []
+    for hot in (True, False):
+        rows = []
+        for method in methods:
+            at = [cases[hot, batch][method] for batch in batches if (hot, batch) in cases]
+            error = statistics.median(spread["error"] for spread in at)
+            times = [f"{spread['median_ms']:.3g}" for spread in at]
+            rows.append([method, f"{at[0]['bits']:.3g}", f"{error:.1e}", *times])
+        head = [f"{'hot' if hot else 'cold'}, ms", "bits per weight", "error", *(f"batch {b}" for b in batches)]
+        tables.append(table(head, rows))
+    tables.append(", ".join(f"{name} {version}" for name, version in result["engines"].items()) + ".")
+    return "\n\n".join(tables) if found else NOTHING
+
+
 def counted(result: Result) -> str:
     """Bytes per weight, by purpose."""
     rows = []
@@ -272,10 +292,11 @@ def failures(result: Result) -> list[str]:
 def on(result: Result) -> str:
     """The machine of a result, in one sentence."""
     m = result["machine"]
+    only = f" --only {result['only']}" if "only" in result else ""
     limits = "".join(f"{name}={value} " for name, value in m.get("limits", {}).items())
     return (
         f"Measured on {m['cpu']}, {m['threads']} threads, PyTorch {m['torch']}, commit {m['commit']}, "
-        f"{result['date']}. Command: `{limits}slt bench {result['profile']}`."
+        f"{result['date']}. Command: `{limits}slt bench {result['profile']}{only}`."
     )
 
 
@@ -470,6 +491,9 @@ MOVED = """What a simulated last level of 1 MB, empty at the start, fetches: its
 64 bytes. Valgrind runs neither AVX-512 nor AMX, so every method runs its AVX2 code here, on one thread. Batch 8."""
 BOUNDS = "How far the kernels are from what bounds them, by the figures above:"
 BILLION = "A layer of a billion weights; its dense float32 weight is 4 GB, and its dense scores as much:"
+TERNARY = """4096 x 4096, the same ternary weights in all engines, which round inputs to 8 bits; errors are against
+float64, in relative norm. *Hot*: each timed call follows 5 ms of its own. *Cold*: 128 MB of other memory are read and
+written before it."""
 TRAINING = "A training step: forward, backward, SGD with momentum, new masks:"
 
 # Title (none: goes on with the one before), text, table, plot.
@@ -490,6 +514,7 @@ _SECTIONS = (
     ("Scaling", "Square layers.", by_case("size"), "scaling"),
     (None, "Threads, 4096 x 4096:", by_case("threads"), None),
     (None, BILLION, by_case("billion"), None),
+    ("Against ternary engines", TERNARY, ternary, None),
     ("Sizes", "Files of random networks, whatever their accuracy.", sizes, None),
     ("Tickets found", "`slt find` on the digits.", find, None),
 )

@@ -15,11 +15,15 @@ MOST_ROUNDS = 300
 class Case(NamedTuple):
     """Methods that compute the same, ours first (names that begin with "ours" are not peers), and a check.
 
-    The check raises if a result is wrong; the case is then not timed.
+    Attributes:
+        check: raises if a result is wrong; the case is then not timed. It may return facts about each method, by name,
+            which are kept beside its times.
+        before: what runs before each timed call of a method, which it is given.
     """
 
     methods: dict[str, Callable[[], Any]]
-    check: Callable[[], None]
+    check: Callable[[], dict[str, dict[str, float]] | None]
+    before: Callable[[Callable[[], Any]], Any] | None = None
 
 
 def least_microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
@@ -80,14 +84,20 @@ def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
     A round calls each method once: all run under the same conditions, and the others evict a method's data from the
     caches.
     """
-    case.check()
+    facts = case.check() or {}
     calls = case.methods
     for call in calls.values():
         call()
+
+    def prepared(call: Callable[[], Any]) -> float:
+        if case.before is not None:
+            case.before(call)
+        return timed(call)
+
     rounds, end = [], time.perf_counter() + seconds
     while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
-        rounds.append({name: timed(call) for name, call in calls.items()})
-    methods = {name: _spread([1e3 * r[name] for r in rounds], "ms") for name in calls}
+        rounds.append({name: prepared(call) for name, call in calls.items()})
+    methods = {name: _spread([1e3 * r[name] for r in rounds], "ms") | facts.get(name, {}) for name in calls}
     result = {"methods": methods, "rounds": len(rounds)}
     peers = [name for name in calls if not name.startswith("ours")]
     if peers:

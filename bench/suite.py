@@ -26,6 +26,7 @@ import memory
 import report
 import rounds
 import sizes
+import ternary
 import torch
 import traffic
 from machine import machine, slug
@@ -97,6 +98,10 @@ def run(name: str, out: Path, only: str = "") -> Path:
     profile, started = PROFILES[name], time.perf_counter()
     groups = {entry.group for entry in cases.entries()}
     result = {"profile": name, "date": datetime.date.today().isoformat(), "machine": machine()}
+    if only:
+        result["only"] = only
+    if re.search(only, "ternary"):
+        result["engines"] = ternary.versions()
     for section, measure in sections(profile, only):
         wanted = any(re.search(only, group) for group in groups) if section == "cases" else re.search(only, section)
         if wanted:

@@ -52,6 +52,37 @@ def test_medians_quartiles_and_the_fastest_peer(monkeypatch):
     assert result["ratio"] == pytest.approx(2)
 
 
+def test_what_runs_before_a_timed_call_is_given_it():
+    rounds, order = module("rounds"), []
+    ours = lambda: order.append("ours")  # noqa: E731 (it is compared)
+    before = lambda call: order.append("before" if call is ours else call)  # noqa: E731
+    result = rounds.measure(rounds.Case({"ours": ours}, lambda: {"ours": {"error": 0.5}}, before), 0, 2)
+    assert order == ["ours", "before", "ours", "before", "ours"]
+    assert result["methods"]["ours"]["error"] == 0.5
+
+
+@needs_cpu
+def test_ternary_engines_compute_our_product(monkeypatch):
+    """Those that are installed, PyTorch's at least; and the table of their times."""
+    cases, rounds, report = module("cases"), module("rounds"), module("report")
+    monkeypatch.setattr(cases, "SIZE", 256)
+    found = rounds.measure(cases.ternary(2, True), 0, 2)["methods"]
+    assert {"ours, int8, stored signs", "ours, highest", "PyTorch int8, x86"} <= found.keys()
+    assert found["ours, highest"]["error"] < 1e-6 < 5e-3 < found["ours, int8"]["error"] < 1e-2
+    timed = [{"group": "ternary", "at": {"batch": 2, "hot": hot}, "methods": found} for hot in (True, False)]
+    table = report.ternary({"cases": timed, "engines": module("ternary").versions()})
+    assert table.count("| PyTorch int8, x86 | 8 | ") == 2
+    assert f"torch {torch.__version__}" in table
+
+
+def test_without_another_engine_there_is_no_comparison(monkeypatch):
+    cases, ternary = module("cases"), module("ternary")
+    monkeypatch.setattr(ternary, "ENGINES", {k: e for k, e in ternary.ENGINES.items() if e.needs == ("torch",)})
+    assert list(cases.ternary_engines()) == []
+    monkeypatch.setitem(ternary.ENGINES, "another", ternary.Engine(2, ("json",), None))
+    assert len(list(cases.ternary_engines())) == 12
+
+
 @needs_cpu
 def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch):
     cases, peers = module("cases"), module("peers")
