@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from slt_kernels import backends, bits
+from slt_kernels.backends import registry
 from slt_kernels.backends.cpu.arguments import free_offsets
 from slt_kernels.bits import words_for
 from slt_kernels.conv_geometry import Window
@@ -535,18 +536,20 @@ def scaling() -> Iterator[Entry]:
 def ternary(batch: int, hot: bool) -> Case:
     """Products of the same ternary weights by engines that hold them in 2 bits; errors are against float64.
 
-    Hot: each timed call follows 5 ms of its own, which also wake its threads. Cold: 128 MB of other memory are read and
-    written before it.
+    Ours are the plans that layers keep, since the other engines are prepared too. Hot: each timed call follows 5 ms of
+    its own, which also wake its threads. Cold: 128 MB of other memory are read and written before it.
     """
     source = Source.of(SIZE, SIZE)
     mask, x = mask_of(source), torch.randn(batch, SIZE)
-    weight, signs = cpu.materialize(mask, source), source.signs()
-    methods = {
-        "ours, int8, stored signs": lambda: cpu.linear_forward_stored(x, mask, signs, SCALE, None, source, True),
-        "ours, int8": lambda: cpu.linear_forward_int8(x, mask, SCALE, None, source),
-        "ours, highest, stored signs": lambda: cpu.linear_forward_stored(x, mask, signs, SCALE, None, source, False),
-        "ours, highest": lambda: cpu.linear_forward(x, mask, SCALE, None, source),
+    weight, signs = cpu.materialize(mask, source), source.signs().contiguous()
+    stored, layer = (mask, signs, SCALE, None, source), (mask, SCALE, None, source)
+    plans = {
+        "ours, int8, stored signs": registry.plan("linear_forward_stored", x.device, *stored, True),
+        "ours, int8": registry.plan("linear_forward_int8", x.device, *layer),
+        "ours, highest, stored signs": registry.plan("linear_forward_stored", x.device, *stored, False),
+        "ours, highest": registry.plan("linear_forward", x.device, *layer),
     }
+    methods = {name: lambda plan=plan, held=stored: plan(x) for name, plan in plans.items()}  # plans hold addresses
     bits = dict(zip(methods, (2, 1, 2, 1), strict=True))
     for name, engine in installed():
         product = engine.make(weight, float(SCALE), torch.get_num_threads())
