@@ -1,9 +1,10 @@
 // Inputs as fixed point (contract/fixed_point.h): a vector that shares a power of two becomes integers X, and each X a
 // few balanced digits, so that products with int8 weights are exact integer sums.
 //
-// With a dot product of bytes (VNNI, AMX, AArch64's) a digit is a byte: three for "highest", two for "high". Without one
-// it is 12 bits in an int16, for multiply-add of pairs, and two of them hold the same X. Int8 activations have one digit.
-// The digits of a vector are in the order of the quads of its weights (`Order`), so that a quad of x is one broadcast.
+// With a dot product of bytes (VNNI, AMX, AArch64's) a digit is a byte: three for "highest", two for "high". Without
+// one it is 12 bits in an int16, for multiply-add of pairs, and two of them hold the same X. Int8 activations have one
+// digit. The digits of a vector are in the order of the quads of its weights (`Order`), so that a quad of x is one
+// broadcast.
 #pragma once
 
 #include "contract/fixed_point.h"

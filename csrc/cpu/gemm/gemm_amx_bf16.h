@@ -85,9 +85,10 @@ class Bfloat16Product {
   private:
     template <bool SIGNS>
     static void make_rows(const Weights &weights, int64_t row, int64_t words, uint32_t *panel) {
+        constexpr Origin ORIGIN = SIGNS ? Origin::SIGNS : Origin::BYTES;
         for (int64_t first = 0; first < words; first += 2 * WORDS_PER_CALL) {
             const int64_t call = first / WORDS_PER_CALL;
-            weights.each<SIGNS ? Origin::SIGNS : Origin::BYTES, 2>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
+            weights.each<ORIGIN, 2>({{row, call}, {row, call + 1}}, [&](int p, int w, const U32 quads[8]) {
                 const int64_t word = first + p * WORDS_PER_CALL + w;
                 if (word >= words) return;
                 uint32_t *out = panel + word * 16 * LANES;
