@@ -104,6 +104,8 @@ def by_case(*groups: str) -> Callable[[Result], str]:
 def ternary(result: Result) -> str:
     """Medians of engines for ternary weights, hot and cold, one row per method, one column per batch."""
     found = list(in_groups(result, "ternary"))
+    if not found:
+        return NOTHING
     cases = {(c["at"]["hot"], c["at"]["batch"]): c["methods"] for c in found}
     batches = sorted({batch for _, batch in cases})
     methods = list(dict.fromkeys(m for case in found for m in case["methods"]))
@@ -118,7 +120,7 @@ def ternary(result: Result) -> str:
         head = [f"{'hot' if hot else 'cold'}, ms", "bits per weight", "error", *(f"batch {b}" for b in batches)]
         tables.append(table(head, rows))
     tables.append(", ".join(f"{name} {version}" for name, version in result["engines"].items()) + ".")
-    return "\n\n".join(tables) if found else NOTHING
+    return "\n\n".join(tables)
 
 
 def counted(result: Result) -> str:
