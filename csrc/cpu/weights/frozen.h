@@ -24,8 +24,8 @@ SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
 }
 
 #if !defined(__BMI2__)
-// The same in each lane: each bit moves left by the number of zeros of `at` on its right, one binary digit of the number
-// per step (Warren, "Hacker's Delight", section 7-5).
+// The same in each lane: each bit moves left by the number of zeros of `at` on its right, one binary digit of that
+// number per step (Warren, "Hacker's Delight", section 7-5).
 SLT_INLINE U32 deposit(U32 bits, U32 at) {
     constexpr int STEPS = 5;
     U32 moves[STEPS], left = at, zeros = ~at << 1;

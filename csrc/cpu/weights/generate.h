@@ -5,8 +5,8 @@
 // the start of the whole layer's row; a shard's first word may be inside a call (`Frame`).
 //
 // The supermask is applied here, before the product: a dropped weight becomes the byte of 0. With AMX and with the dot
-// products of AArch64, which take signed bytes, the byte of a weight is v. Elsewhere it is the unsigned byte v + zero, where zero is 1
-// for signed_constant and 128 for the byte weights; the product is corrected once, by zero * sum(x).
+// products of AArch64, which take signed bytes, the byte of a weight is v. Elsewhere it is the unsigned byte v + zero,
+// where zero is 1 for signed_constant and 128 for the byte weights; the product is corrected once, by zero * sum(x).
 //
 // A quad is four bytes of a lane: one operand of vpdpbusd; 16 registers of quads of 16 rows are one operand of an AMX
 // tile product. A word is eight quads. Quad s of a word of signed_constant holds the k of bits s, s + 8, s + 16 and s +

@@ -7,8 +7,8 @@
 // channels, a pixel of x has all its channels together, and a block first copies its panel of x.
 //
 // Register blocking: MR rows by two registers, 12 x 32 in 24 of AVX-512's 32 registers, 6 x 16 in 12 of AVX2's 16, and
-// 8 x 8 in 16 of AArch64's 32, where gcc keeps broadcasts in registers too. A step is 2 loads and MR broadcasts for 2 MR
-// multiply-adds. With AVX-512, DEPTH steps of a word of x (32 KB) serve all
+// 8 x 8 in 16 of AArch64's 32, where gcc keeps broadcasts in registers too. A step is 2 loads and MR broadcasts for 2
+// MR multiply-adds. With AVX-512, DEPTH steps of a word of x (32 KB) serve all
 // rows of a block; their dy (96 KB), the sums (192 KB), and the scores and gradients that are read and written after
 // them (384 KB) stay in L2. Sums of DEPTH steps are added in float32, so the error grows with the square root of DEPTH
 // and of the number of such sums: 2e-7 at 256 pixels of float32, 4e-7 at 10^5.
