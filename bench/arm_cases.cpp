@@ -50,9 +50,8 @@ struct Run {
     }
     void pack() {
         int64_t kept;
-        operations.pack({source, reinterpret_cast<const uint32_t *>(scores.data()), 0x3E800000, offsets.data(), 0, false,
-                         mask.data(), &kept},
-                        1);
+        const uint32_t *bits = reinterpret_cast<const uint32_t *>(scores.data()), quarter = 0x3E800000;
+        operations.pack({source, bits, quarter, offsets.data(), 0, false, mask.data(), &kept}, 1);
     }
     void expand() {
         std::vector<uint32_t> compact(ROWS * FAN / WORD, 0x5A5A5A5A);
@@ -81,7 +80,7 @@ struct Case {
     void (*run)(Run &);
 };
 
-constexpr int64_t WEIGHTS = ROWS * FAN, POSITIONS = SAMPLES * SIDE * SIDE;
+constexpr int64_t WEIGHTS = ROWS * FAN, DEPTHWISE = SAMPLES * SIDE * SIDE * CHANNELS * 9;
 const Case CASES[] = {
     {"forward, 1 vector", SIGNED_CONSTANT, false, 1, WEIGHTS, [](Run &r) { r.forward(); }},
     {"forward, 1 vector, uniform", UNIFORM, false, 1, WEIGHTS, [](Run &r) { r.forward(); }},
@@ -91,8 +90,8 @@ const Case CASES[] = {
     {"grad_input, 1 vector", SIGNED_CONSTANT, false, 1, WEIGHTS, [](Run &r) { r.grad_input(); }},
     {"grad_input, 64 vectors", SIGNED_CONSTANT, false, 64, WEIGHTS * 64, [](Run &r) { r.grad_input(); }},
     {"grad_scores, 64 vectors", SIGNED_CONSTANT, false, 64, WEIGHTS * 64, [](Run &r) { r.grad_scores(); }},
-    {"conv2d 3x3", SIGNED_CONSTANT, false, 1, POSITIONS * CHANNELS * CHANNELS * 9, [](Run &r) { r.convolution(false); }},
-    {"conv2d 3x3, depthwise", SIGNED_CONSTANT, false, 1, POSITIONS * CHANNELS * 9, [](Run &r) { r.convolution(true); }},
+    {"conv2d 3x3", SIGNED_CONSTANT, false, 1, DEPTHWISE * CHANNELS, [](Run &r) { r.convolution(false); }},
+    {"conv2d 3x3, depthwise", SIGNED_CONSTANT, false, 1, DEPTHWISE, [](Run &r) { r.convolution(true); }},
     {"expand, sixteenths frozen", SIGNED_CONSTANT, true, 1, WEIGHTS, [](Run &r) { r.expand(); }},
     {"pack", SIGNED_CONSTANT, false, 1, WEIGHTS, [](Run &r) { r.pack(); }},
     {"pack, sixteenths frozen", SIGNED_CONSTANT, true, 1, WEIGHTS, [](Run &r) { r.pack(); }},

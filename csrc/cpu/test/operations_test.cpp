@@ -59,8 +59,8 @@ uint16_t narrow(float v, Type type) {
 float widened(uint16_t bits, Type type) {
     if (type == Type::BFLOAT16) return __builtin_bit_cast(float, uint32_t(bits) << 16);
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const double size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                                       : std::ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25);
+    double size = std::ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25);
+    if (exponent == 31) size = fraction ? NAN : INFINITY;
     return float(bits >> 15 ? -size : size);
 }
 
@@ -199,7 +199,8 @@ class Checks {
         const Source &s = layer.source;
         if (!right)
             std::printf("%s: %s is wrong: %ld x %ld, weight %ld, frozen %ld %ld%s%s\n", set, what, long(s.rows),
-                        long(s.fan), long(s.weight), long(s.prune_below), long(s.lock_from), *detail ? ", " : "", detail);
+                        long(s.fan), long(s.weight), long(s.prune_below), long(s.lock_from), *detail ? ", " : "",
+                        detail);
     }
 
     // Results that have the same bits on every machine.
@@ -338,14 +339,11 @@ class Checks {
         const Tensor x(in, numbers(batch * s.fan)), dy(in, numbers(batch * s.rows));
         const float scale = 0.7f;
         const Shape shape = {ONE_PIXEL, batch, s.fan, 1, 1};
-        const bool biased = batch % 2;
+        const float *added = batch % 2 ? bias.data() : nullptr;
 
         Tensor y(out, batch * s.rows);
-        run.linear_forward({s, mask.data(), x.input(), batch, scale, biased ? bias.data() : nullptr, y.result(), digits},
-                           threads());
-        check_bits(y,
-                   plain::convolution(layer, kept, shape, x.values(), false, digits, scale,
-                                      biased ? bias.data() : nullptr),
+        run.linear_forward({s, mask.data(), x.input(), batch, scale, added, y.result(), digits}, threads());
+        check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, scale, added),
                    "linear_forward", layer);
 
         Tensor dx(out, batch * s.fan);
@@ -394,7 +392,8 @@ class Checks {
         };
         const Tensor x_in = tensor(x, shape.channels, pixels), dy_in = tensor(dy, s.rows, y_pixels);
         const bool exact = type == Type::FLOAT32;  // 16-bit inputs may be added in float
-        const auto compare = [&](const Tensor &got, int64_t channels, int64_t of, const Values &right, const char *what) {
+        const auto compare = [&](const Tensor &got, int64_t channels, int64_t of, const Values &right,
+                                 const char *what) {
             const Values all = values(got, channels, of);
             if (exact)
                 check_bits(Tensor(type, all), right, what, layer);
@@ -459,20 +458,22 @@ class Checks {
         const double special[] = {0, 1e-42, 1e38, INFINITY, NAN, 0x1p-126, -0.0, 1};
         for (const Type type : {Type::FLOAT32, Type::BFLOAT16, Type::FLOAT16}) {
             Values v = numbers(8 * 40);
-            for (int64_t i = 0; i < 8 * 40; ++i) v[i] = i % 40 == 11 || i % 3 == 0 ? special[i / 40] : v[i] * special[i / 40];
+            for (int64_t i = 0; i < 8 * 40; ++i)
+                v[i] = special[i / 40] * (i % 40 == 11 || i % 3 == 0 ? 1 : v[i]);
             const Tensor x(type, v);
             Tensor y(type, 8 * 20);
             const int digits = type == Type::FLOAT32 ? 3 : 2;
             run.linear_forward({layer.source, mask.data(), x.input(), 8, 1, nullptr, y.result(), digits}, threads());
-            check_bits(y, plain::convolution(layer, kept, {ONE_PIXEL, 8, 40, 1, 1}, x.values(), false, digits, 1, nullptr),
+            const Shape shape = {ONE_PIXEL, 8, 40, 1, 1};
+            check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr),
                        "linear_forward of rare numbers", layer);
         }
     }
 };
 
-// Reads "rows fan seed layer weight prune_below lock_from batch scale x..." (scale and x as the bits of a float32); prints
-// per instruction set its name, all weights as bytes, then y for three digits and for two of the mask that drops pruned
-// weights.
+// Reads "rows fan seed layer weight prune_below lock_from batch scale x..." (scale and x as the bits of a float32).
+// Prints per instruction set its name, all weights as bytes, then y for three digits and for two of the mask that drops
+// pruned weights.
 void answers() {
     Source s = {};
     uint64_t seed;

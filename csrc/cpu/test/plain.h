@@ -112,8 +112,12 @@ struct Shape {
     Window window;
     int64_t samples, channels, height, width;
 
-    int64_t y_height() const { return out(height, window.kernel_h, window.stride_h, window.padding_h, window.dilation_h); }
-    int64_t y_width() const { return out(width, window.kernel_w, window.stride_w, window.padding_w, window.dilation_w); }
+    int64_t y_height() const {
+        return out(height, window.kernel_h, window.stride_h, window.padding_h, window.dilation_h);
+    }
+    int64_t y_width() const {
+        return out(width, window.kernel_w, window.stride_w, window.padding_w, window.dilation_w);
+    }
 
   private:
     static int64_t out(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -147,7 +151,8 @@ inline Values convolution(const Layer &layer, const std::vector<bool> &kept, con
     const int64_t in = shape.channels * shape.height * shape.width, out = s.rows * shape.y_height() * shape.y_width();
     const int64_t read = transposed ? out : in, written = transposed ? in : out;
     std::vector<Integers> integers;
-    for (int64_t n = 0; n < shape.samples; ++n) integers.emplace_back(from.data() + n * read, read, digits ? digits : 3);
+    for (int64_t n = 0; n < shape.samples; ++n)
+        integers.emplace_back(from.data() + n * read, read, digits ? digits : 3);
     std::vector<int64_t> sums(shape.samples * written);
     Values result(shape.samples * written);
     each_product(s, shape, [&](int64_t n, int64_t x, int64_t y, int64_t weight) {
