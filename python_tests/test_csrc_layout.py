@@ -5,6 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = {
@@ -59,3 +60,8 @@ def test_only_the_contract_states_its_constants(number):
         ["contract/fixed_point.h"],
         ["contract/weights.h"],
     )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_line_of_a_mutant_is_there(mutant):
+    assert FILES[f"cpu/{mutant.file}"].count(mutant.right) == 1
