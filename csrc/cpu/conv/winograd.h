@@ -7,8 +7,8 @@
 // twice in each dimension, so that it has no fractions: sums are four times the contract's, exactly, and have its bits.
 //
 // Products are dot products of pairs of int16. The transformed weights are at most 9. A transformed integer has two
-// bits more than X: it is split into a high part and LOW_BITS of a low part. bfloat16 images have 14 bits of fixed
-// point, relative to the largest element of their sample, and one part.
+// bits more than X: it is split into a high part and LOW_BITS of a low part. bfloat16 images have one part: the largest
+// element of a sample becomes NARROW_LIMIT, so the others are rounded to 2^-14 of it.
 #pragma once
 
 #include "cpu/conv/direct.h"
@@ -46,6 +46,7 @@ struct Winograd {
     }
 
     static constexpr int PLACES = 16, TAPS = 9, LOW_BITS = 13;
+    static constexpr int NARROW_LIMIT = 8190;              // four times that fits an int16
     static constexpr int64_t MOST_GROUPS = 4;              // of outputs, whose sums are kept at a time
     static constexpr int64_t MOST_INPUTS = 2048;           // 9 places of 8191 * 9 per input fit an int32
     static constexpr int64_t MOST_WEIGHTS = 4 << 20;       // of all layers' weights; bytes transformed at a time
@@ -67,6 +68,18 @@ inline bool winograd_pays(const Winograd &w) {
            (w.bfloat16() || w.inputs * w.outputs > LANES * LANES) && w.padding_h >= 0 && w.padding_w >= 0 &&
            w.padding_h <= 2 && w.padding_w <= 2 && tiles >= 64 &&
            w.tile_columns() * w.bytes_of_tile(2) <= 4 * Winograd::PIECE_BYTES;
+}
+
+// The fixed point of a sample of bfloat16. Not a power of two, which would lose up to one bit.
+inline FixedPoint narrow_fixed_point(uint32_t largest) {
+    FixedPoint fixed = fixed_point(largest, 2);
+    const double m = __builtin_bit_cast(float, largest);
+    if (largest == 0 || largest >= INFINITE) return fixed;
+    const double up = Winograd::NARROW_LIMIT / m;  // may exceed a float
+    fixed.up = up < 0x1p100 ? float(up) : 0x1p100f;
+    fixed.up_again = float(up / fixed.up);
+    fixed.power = 1 / up;
+    return fixed;
 }
 
 // sum += two weights times two numbers, in each lane. gcc 12 spills the sums of the intrinsic.
@@ -220,10 +233,8 @@ class WinogradPiece {
         const int64_t group = weights.group;
         for (int64_t c = 0; c < w.input_pitch(); c += LANES)
             for (int64_t q = first; q < end; ++q) {
-                FixedPoint point = fixed[q / w.tile_rows()];
-                if (PARTS == 1) point.up *= 0.25f;
                 const bool follows = q > first && q % w.tile_rows() != 0;
-                read_pixels_of(q, follows, group * w.inputs + c, (group + 1) * w.inputs, point);
+                read_pixels_of(q, follows, group * w.inputs + c, (group + 1) * w.inputs, fixed[q / w.tile_rows()]);
                 transform_row(q, (q - first) * columns, c);
             }
         for (int64_t lanes = weights.first; lanes < weights.end; lanes += Winograd::MOST_GROUPS) {
@@ -355,8 +366,7 @@ class WinogradPiece {
 
     // Outputs of one group of lanes of a tile row: group `lane_group` of all, number `g` of those whose sums there are.
     void write_row(int64_t q, int64_t tile, int64_t lane_group, int64_t g, double power) const {
-        // Sums are four times the contract's; X of one part is a quarter.
-        const DirectEpilogue epilogue(PARTS == 1 ? power : power / 4, w.scale);
+        const DirectEpilogue epilogue(power / 4, w.scale);  // sums are four times the contract's
         const int64_t lanes = least(w.outputs - lane_group * LANES, LANES);
         const int64_t c = weights.group * w.outputs + lane_group * LANES;
         const F32 bias =
@@ -413,7 +423,11 @@ void run_winograd(const Winograd &w, const int8_t *values) {
             const WinogradWeights weights(w, values, group, lane, least(lane + lanes, w.lane_groups()));
             for (int64_t from = 0; from < w.x.samples; from += step) {
                 const int64_t samples = least(step, w.x.samples - from);
-                if (group == 0 && lane == 0) fixed_points(w.x.part(from, samples), w.digits, w.threads, fixed + from);
+                if (group == 0 && lane == 0)
+                    parallel_for(w.threads, samples, [&](int64_t i) {
+                        const uint32_t largest = largest_of_rows(w.x, from + i, 0, w.x.height);
+                        fixed[from + i] = PARTS == 1 ? narrow_fixed_point(largest) : fixed_point(largest, w.digits);
+                    });
                 const int64_t tile_rows = samples * w.tile_rows(), first = from * w.tile_rows();
                 const int64_t rows =
                     greatest(least(Winograd::PIECE_BYTES / row_bytes, ceil_div(tile_rows, wanted)), 1);
