@@ -416,7 +416,11 @@ bool run_depthwise_lanes(const Direct &d, const int8_t *weights) {
     const int64_t row_bytes = lanes.pitch * int64_t(sizeof(U32));
     int64_t rows = all_rows;
     while (rows > 4 && lanes.height(rows, d.stride_h) * row_bytes > DIRECT_L1_BYTES) rows = (rows + 1) / 2;
-    const int64_t bands = ceil_div(all_rows, rows), pieces = blocks * bands;
+    // Channels that are read together: pixels are then read in order.
+    const int64_t block_size = lanes.height(rows, d.stride_h) * lanes.pitch * LANES;
+    const int64_t most = greatest(DIRECT_BYTES / 2 / (block_size * int64_t(sizeof(T))), 1);
+    const int64_t parts = ceil_div(blocks, least(most, blocks)), together = ceil_div(blocks, parts);
+    const int64_t bands = ceil_div(all_rows, rows), pieces = parts * bands;
     const int64_t sample_bytes = d.x.channels * d.x.pixels() * d.x.data.size();
     const int64_t step = EXACT ? greatest((1 << 20) / (sample_bytes + 1), 2 * d.threads) : greatest(d.x.samples, 1);
     const Scratch<FixedPoint> fixed(EXACT ? least(step, d.x.samples) : 0);
@@ -425,15 +429,19 @@ bool run_depthwise_lanes(const Direct &d, const int8_t *weights) {
         if (EXACT) fixed_points(d.x.part(from, samples), d.digits, d.threads, fixed);
         parallel_for(d.threads, samples * pieces, [&](int64_t piece) {
             const int64_t in_step = piece / pieces, sample = from + in_step;
-            const int64_t b = piece % pieces / bands, first = piece % bands * rows, c = b * LANES;
-            const int64_t channels = least(d.groups - c, LANES), row = lanes.pitch * LANES;
+            const int64_t first_block = piece % pieces / bands * together, first = piece % bands * rows;
+            const int64_t here = least(together, blocks - first_block), row = lanes.pitch * LANES;
             const ToDirect convert = {EXACT ? fixed[in_step] : FixedPoint{1, 1, 1}};
             const DirectEpilogue epilogue(convert.fixed.power, d.scale);
-            const F32 bias = d.bias ? read_part({reinterpret_cast<const char *>(d.bias + c), Type::FLOAT32}, channels) : F32{};
-            const int64_t height = lanes.height(rows, d.stride_h);
-            const Scratch<T> x(height * row);
-            lanes.write(d.x, sample, c, first * d.stride_h, height, convert, x.data);
-            for (int64_t g = 0; g < d.grids; ++g) {
+            const Scratch<T> numbers(here * block_size);
+            lanes.write(d.x, sample, first_block * LANES, here, first * d.stride_h, lanes.height(rows, d.stride_h),
+                        convert, numbers.data);
+            for (int64_t each = 0; each < here * d.grids; ++each) {
+                const int64_t b = first_block + each / d.grids, g = each % d.grids, c = b * LANES;
+                const T *x = numbers + (b - first_block) * block_size;
+                const int64_t channels = least(d.groups - c, LANES);
+                const F32 bias =
+                    d.bias ? read_part({reinterpret_cast<const char *>(d.bias + c), Type::FLOAT32}, channels) : F32{};
                 const DirectGrid &grid = d.grid[g];
                 const LaneWeights<T> *w = of + grid.first_tap * blocks + b;
                 const auto start = LaneWeights<T>::start(subtracted[g * blocks + b]);

@@ -33,19 +33,23 @@ struct ChannelLanes {
     // The pixel that a tap reads for the first position of a grid.
     int64_t pixel(int64_t down, int64_t right) const { return (down - top) * pitch + left + right; }
 
-    // Writes `rows` rows from row h + top on, for channels [c, c + LANES). `convert(v, at)` stores a register.
+    // Writes `rows` rows from row h + top on, for channels [c, c + blocks * LANES): [block][row][pixel][LANES].
+    // `convert(v, at)` stores a register.
     template <class T, class Convert>
-    void write(const Images &x, int64_t sample, int64_t c, int64_t h, int64_t rows, const Convert &convert,
-               T *out) const {
+    void write(const Images &x, int64_t sample, int64_t c, int64_t blocks, int64_t h, int64_t rows,
+               const Convert &convert, T *out) const {
+        const int64_t block = rows * pitch * LANES;
         for (int64_t r = h + top; r < h + top + rows; ++r) {
             const bool exists = r >= 0 && r < x.height;
-            for (int64_t w = -left; w < pitch - left; ++w, out += LANES) {
-                // Pixels are too far apart for the hardware prefetcher.
-                const int64_t ahead = sample * x.pixels() + r * x.width + w + AHEAD;
-                if (exists) __builtin_prefetch((x.data + (ahead * x.channels + c)).data);
-                convert(exists && w >= 0 && w < x.width ? read_pixel(x, sample, r * x.width + w, c, x.channels) : F32{},
-                        out);
-            }
+            for (int64_t w = -left; w < pitch - left; ++w, out += LANES)
+                for (int64_t b = 0; b < blocks; ++b) {
+                    // Pixels are too far apart for the hardware prefetcher.
+                    const int64_t ahead = sample * x.pixels() + r * x.width + w + AHEAD, at = c + b * LANES;
+                    if (exists) __builtin_prefetch((x.data + (ahead * x.channels + at)).data);
+                    convert(exists && w >= 0 && w < x.width ? read_pixel(x, sample, r * x.width + w, at, x.channels)
+                                                            : F32{},
+                            out + b * block);
+                }
         }
     }
 

@@ -101,7 +101,7 @@ class DirectGradient {
             for (int64_t sample = first; sample < first + samples; ++sample)
                 for (int64_t top = 0; top < a.dy.height; top += rows) {
                     const int64_t here = least(rows, a.dy.height - top);
-                    x_lanes.write(a.x, sample, c, top * stride_h, height, convert, x.data);
+                    x_lanes.write(a.x, sample, c, 1, top * stride_h, height, convert, x.data);
                     for (int64_t i = 0; i < here * width; ++i)
                         store(dy + i * LANES, read_pixel(a.dy, sample, top * width + i, c, a.dy.channels));
                     for (int64_t t = 0; t < taps; ++t)
