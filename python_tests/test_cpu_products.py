@@ -116,7 +116,11 @@ def test_linear_grad_input(isa, precision, rows, fan, batch):
         assert torch.equal(dx, reference.linear_grad_input(dy, mask, scale, source))
 
 
-@pytest.mark.parametrize("rows,fan,batch", ((150, 700, 37), (40, 530, 5), (35, 9000, 131), (8250, 40, 131)))
+@pytest.mark.parametrize(
+    "rows,fan,batch",
+    # Tables take sixteen vectors at a time, where there are 256 outputs.
+    ((150, 700, 37), (40, 530, 5), (35, 9000, 131), (8250, 40, 131), (300, 200, 12), (300, 200, 13), (300, 200, 24)),
+)
 def test_linear_of_many(isa, rows, fan, batch):
     """Outputs and vectors enough for tables of sums, and sums in several parts."""
     x, dy, scale, bias = inputs(batch, fan), inputs(batch, rows), torch.tensor(0.37), torch.randn(rows)

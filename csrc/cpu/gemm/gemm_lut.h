@@ -27,7 +27,7 @@ static_assert(STEP_K * EXACT_STEPS <= 256);  // sums of 256 integers of three by
 
 // Whether tables are faster. Dot products of bytes are as fast with two digits, or with too few outputs for a table.
 inline bool tables_pay(int64_t weight, int64_t outputs, int64_t vectors, int digits) {
-    if (weight != SIGNED_CONSTANT || vectors <= LINE / 2) return false;
+    if (weight != SIGNED_CONSTANT || vectors <= (SLT_BYTE_DIGITS ? 12 : LINE / 2)) return false;
     return SLT_BYTE_DIGITS ? digits == 3 && outputs >= 2 * TABLE_OUTPUTS : outputs >= 32;
 }
 

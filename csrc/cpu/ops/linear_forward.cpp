@@ -115,6 +115,19 @@ void forward(const LinearForward &a, int threads) {
 }  // namespace
 
 void linear_forward(const LinearForward &a, int threads) {
+#if SLT_TABLES && SLT_BYTE_DIGITS
+    // Tables take sixteen vectors in the time of one: a few beyond the sixteens are faster by dot products.
+    const int64_t rest = a.batch % MOST_VECTORS, whole = a.batch - rest;
+    if (whole > 0 && rest > 0 && rest <= FEW_VECTORS && tables_pay(a.source.weight, a.source.rows, whole, a.digits)) {
+        LinearForward some = a;
+        some.batch = whole;
+        linear_forward(some, threads);
+        some.batch = rest;
+        some.x = a.x + whole * a.source.fan;
+        some.y = a.y + whole * a.source.rows;
+        return linear_forward(some, threads);
+    }
+#endif
     if (a.source.rows * a.source.fan < SMALL / greatest(a.batch, 1)) threads = 1;
     advise_huge_pages(a.y.data, a.batch * a.source.rows * a.y.size());
     const auto run = [&](auto form) { forward<decltype(form)>(a, threads); };
