@@ -40,7 +40,7 @@ struct Run {
     }
 
     void forward() {
-        operations.linear_forward({source, mask.data(), in(x), batch, 1, nullptr, out(y), 3}, 1);
+        operations.linear_forward({source, mask.data(), nullptr, in(x), batch, 1, nullptr, out(y), 3}, 1);
     }
     void grad_input() { operations.linear_grad_input({source, mask.data(), in(x), batch, 1, out(y), 3}, 1); }
     void grad_scores() {

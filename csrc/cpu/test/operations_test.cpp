@@ -342,7 +342,7 @@ class Checks {
         const float *added = batch % 2 ? bias.data() : nullptr;
 
         Tensor y(out, batch * s.rows);
-        run.linear_forward({s, mask.data(), x.input(), batch, scale, added, y.result(), digits}, threads());
+        run.linear_forward({s, mask.data(), nullptr, x.input(), batch, scale, added, y.result(), digits}, threads());
         check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, scale, added),
                    "linear_forward", layer);
 
@@ -463,7 +463,8 @@ class Checks {
             const Tensor x(type, v);
             Tensor y(type, 8 * 20);
             const int digits = type == Type::FLOAT32 ? 3 : 2;
-            run.linear_forward({layer.source, mask.data(), x.input(), 8, 1, nullptr, y.result(), digits}, threads());
+            run.linear_forward({layer.source, mask.data(), nullptr, x.input(), 8, 1, nullptr, y.result(), digits},
+                               threads());
             const Shape shape = {ONE_PIXEL, 8, 40, 1, 1};
             check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr),
                        "linear_forward of rare numbers", layer);
@@ -500,8 +501,9 @@ void answers() {
             set.operations->materialize({s, ones.data(), weights.data()}, 1);
             for (const int8_t v : weights) std::printf("%02x", uint8_t(v));
             for (const int digits : {3, 2}) {
-                set.operations->linear_forward({s, mask.data(), {reinterpret_cast<char *>(x.data()), Type::FLOAT32},
-                                                batch, scale, nullptr,
+                set.operations->linear_forward({s, mask.data(), nullptr,
+                                                {reinterpret_cast<char *>(x.data()), Type::FLOAT32}, batch, scale,
+                                                nullptr,
                                                 {reinterpret_cast<char *>(y.data()), Type::FLOAT32}, digits},
                                                1);
                 for (const float v : y) std::printf(" %08x", bits_of(v));
