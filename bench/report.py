@@ -294,11 +294,13 @@ def failures(result: Result) -> list[str]:
 def on(result: Result) -> str:
     """The machine of a result, in one sentence."""
     m = result["machine"]
-    only = f" --only {result['only']}" if "only" in result else ""
+    command = f"slt bench {result['profile']}"
+    if "only" in result:
+        command = f"python bench/suite.py {result['profile']} --only {result['only']} --out FOLDER"
     limits = "".join(f"{name}={value} " for name, value in m.get("limits", {}).items())
     return (
         f"Measured on {m['cpu']}, {m['threads']} threads, PyTorch {m['torch']}, commit {m['commit']}, "
-        f"{result['date']}. Command: `{limits}slt bench {result['profile']}{only}`."
+        f"{result['date']}. Command: `{limits}{command}`."
     )
 
 

@@ -1,6 +1,6 @@
 """Other engines' products of ternary weights, for those that are installed: optional peers of `slt bench`.
 
-    pip install ggml-python onnx onnxruntime openvino
+    pip install -e ".[ternary]"
 
 All of them round the inputs to 8 bits in each call, and hold weights of 2 bits or fewer, except PyTorch's int8.
 """

@@ -183,7 +183,13 @@ ORDER = (
 )
 # The same inside a folder
 INSIDE = {
-    "backends": (("registry", "tables"), ("cpu", "cuda", "reference", "triton"), ("__init__",)),
+    "backends": (
+        ("registry", "tables"),
+        ("reference",),
+        ("exact_products",),
+        ("cpu", "cuda", "triton"),
+        ("__init__",),
+    ),
     "ops": (
         ("autograd", "checks", "flops"),
         ("dispatch",),
@@ -199,7 +205,7 @@ INSIDE = {
         ("state",),
         ("supermask",),
         ("network", "linear", "bilinear", "convolution", "depth", "embedding"),
-        ("composite", "conv1d", "conv2d", "conv3d", "conv_transpose", "parallel"),
+        ("composite", "conv1d", "conv2d", "conv3d", "conv_transpose", "inference", "parallel"),
         ("attention", "embedding_bag", "experts", "recurrent", "tied"),
         ("__init__",),
     ),

@@ -10,8 +10,9 @@ from .conv_transpose import SupermaskConvTranspose1d, SupermaskConvTranspose2d, 
 from .embedding import SupermaskEmbedding
 from .embedding_bag import SupermaskEmbeddingBag
 from .experts import SupermaskExperts
+from .inference import prepare_inference
 from .linear import SupermaskLinear
-from .network import drop_scores, prepare_inference
+from .network import drop_scores
 from .recurrent import (
     SupermaskGRU,
     SupermaskGRUCell,
