@@ -73,8 +73,8 @@ def count_kernels() -> None:
             compact=False, out=pointer(mask), kept=pointer(kept), threads=1,
         ),
         "linear_forward": lambda: cpu.linear_forward(
-            source=SOURCE, mask=pointer(mask), x=float32(x), batch=BATCH, scale=pointer(scale), bias=0, y=float32(y),
-            digits=3, threads=1,
+            source=SOURCE, mask=pointer(mask), signs=0, x=float32(x), batch=BATCH, scale=pointer(scale), bias=0,
+            y=float32(y), digits=3, threads=1,
         ),
         "grad_scores": lambda: cpu.grad_scores(
             source=SOURCE, window=one_pixel, dy=images(dy, ROWS), x=images(x, FAN), scores=pointer(scores),
