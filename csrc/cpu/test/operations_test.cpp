@@ -171,6 +171,7 @@ class Checks {
             {{{3, 3, 1, 1, 1, 1, 1, 1, 1}, 1, 64, 3, 4}, 33},
             {{{7, 7, 2, 2, 3, 3, 1, 1, 1}, 1, 5, 7, 8}, 80},
             {{{1, 2, 1, 1, 0, 1, 1, 2, 1}, 2, 70, 1, 3}, 34},
+            {{{3, 3, 1, 1, 1, 1, 1, 1, 1}, 1, 17, 17, 15}, 18},  // by Winograd's method, of signed constants
         };
         for (const auto &c : convolutions)
             for (const int64_t weight : {SIGNED_CONSTANT, UNIFORM, NORMAL}) {
@@ -341,10 +342,16 @@ class Checks {
         const Shape shape = {ONE_PIXEL, batch, s.fan, 1, 1};
         const float *added = batch % 2 ? bias.data() : nullptr;
 
-        Tensor y(out, batch * s.rows);
-        run.linear_forward({s, mask.data(), nullptr, x.input(), batch, scale, added, y.result(), digits}, threads());
-        check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, scale, added),
-                   "linear_forward", layer);
+        for (const int of : {digits, 1}) {
+            const Values right = plain::convolution(layer, kept, shape, x.values(), false, of, scale, added);
+            for (const bool stored : {false, true}) {
+                if (stored && s.weight != SIGNED_CONSTANT) continue;
+                const uint32_t *signs = stored ? layer.signs.data() : nullptr;
+                Tensor y(out, batch * s.rows);
+                run.linear_forward({s, mask.data(), signs, x.input(), batch, scale, added, y.result(), of}, threads());
+                check_bits(y, right, stored ? "linear_forward of stored signs" : "linear_forward", layer);
+            }
+        }
 
         Tensor dx(out, batch * s.fan);
         run.linear_grad_input({s, mask.data(), dy.input(), batch, scale, dx.result(), digits}, threads());
@@ -401,15 +408,18 @@ class Checks {
                 check_near(all, right, type == Type::BFLOAT16 ? 4e-3 : 5e-4, what, layer, name_of(type));
         };
 
-        Tensor y(type, shape.samples * s.rows * y_pixels);
-        run.conv2d_forward({s, shape.window, mask.data(),
-                            {x_in.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last},
-                            scale, bias.data(), {y.result(), shape.samples, s.rows, y_height, y_width, channels_last},
-                            digits},
-                           threads());
-        compare(y, s.rows, y_pixels,
-                plain::convolution(layer, kept, shape, x, false, exact ? digits : 0, scale, bias.data()),
-                "conv2d_forward");
+        for (const int of : {digits, 1}) {
+            if (of == 1 && digits == 2) continue;
+            Tensor y(type, shape.samples * s.rows * y_pixels);
+            run.conv2d_forward(
+                {s, shape.window, mask.data(),
+                 {x_in.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last}, scale,
+                 bias.data(), {y.result(), shape.samples, s.rows, y_height, y_width, channels_last}, of},
+                threads());
+            compare(y, s.rows, y_pixels,
+                    plain::convolution(layer, kept, shape, x, false, exact ? of : 0, scale, bias.data()),
+                    "conv2d_forward");
+        }
 
         Tensor dx(type, shape.samples * shape.channels * pixels);
         run.conv2d_grad_input({s, shape.window, mask.data(),
@@ -462,12 +472,13 @@ class Checks {
                 v[i] = special[i / 40] * (i % 40 == 11 || i % 3 == 0 ? 1 : v[i]);
             const Tensor x(type, v);
             Tensor y(type, 8 * 20);
-            const int digits = type == Type::FLOAT32 ? 3 : 2;
-            run.linear_forward({layer.source, mask.data(), nullptr, x.input(), 8, 1, nullptr, y.result(), digits},
-                               threads());
             const Shape shape = {ONE_PIXEL, 8, 40, 1, 1};
-            check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr),
-                       "linear_forward of rare numbers", layer);
+            for (const int digits : {type == Type::FLOAT32 ? 3 : 2, 1}) {
+                run.linear_forward({layer.source, mask.data(), nullptr, x.input(), 8, 1, nullptr, y.result(), digits},
+                                   threads());
+                check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr),
+                           "linear_forward of rare numbers", layer);
+            }
         }
     }
 };

@@ -17,6 +17,7 @@ typedef std::vector<double> Values;
 struct Layer {
     Source source;
     std::vector<int> value, state;
+    std::vector<uint32_t> signs;   // the SIGN words, [rows][words]
     std::vector<int64_t> offsets;  // of the free weights, as CountFrozen makes them
     int64_t locked = 0;
 
@@ -25,6 +26,7 @@ struct Layer {
             int64_t free = 0;
             for (int64_t w = 0; w < words_of(s); ++w) {
                 const uint32_t sign = sign_word(s, row, w);
+                signs.push_back(sign);
                 const Words8 bytes = eight_words(s, VALUE, row, w);
                 const FrozenWord frozen = frozen_word(s, row, w);
                 for (int k = 0; k < least(s.fan - w * WORD, WORD); ++k) {
@@ -72,7 +74,7 @@ struct Layer {
     }
 };
 
-// Values that share a scale as the integers X of the contract.
+// Values that share a scale as the integers X of the contract, or of int8 activations (docs/kernels.md) for one digit.
 struct Integers {
     std::vector<int64_t> x;
     double power;
@@ -83,6 +85,10 @@ struct Integers {
             const uint32_t bits = __builtin_bit_cast(uint32_t, float(values[i])) & MAGNITUDE;
             largest = bits > largest ? bits : largest;
         }
+        if (digits == 1) {
+            to_int8(values, largest ? __builtin_bit_cast(float, largest) : 1);
+            return;
+        }
         const FixedPoint fixed = fixed_point(largest, digits);
         power = fixed.power;
         for (int64_t i = 0; i < count && largest < INFINITE; ++i) x[i] = fixed_integer(fixed, float(values[i]));
@@ -91,6 +97,17 @@ struct Integers {
     double result(int64_t sum, float scale, const float *bias) const {
         const float y = rounded_sum(sum, power, scale);
         return bias ? y + *bias : y;
+    }
+
+  private:
+    void to_int8(const double *values, float largest) {
+        power = NAN;
+        if (!std::isfinite(largest)) return;
+        int e;
+        const float m = std::frexp(largest, &e);
+        power = std::ldexp(double(m / 127), e);
+        for (size_t i = 0; i < x.size(); ++i)
+            x[i] = int64_t(std::nearbyint(float(std::ldexp(values[i], -e) * double(127 / m))));
     }
 };
 
