@@ -57,9 +57,13 @@ def frozen_source(rows: int, fan: int, freeze: Freeze) -> Source:
 
 
 def garbled_scores(count: int) -> torch.Tensor:
-    """Ties, zeros of both signs, NaN of both signs, infinities and subnormals among ordinary scores."""
+    """Ties, zeros of both signs, NaN of both signs, infinities and subnormals among ordinary scores.
+
+    Of NaN also the first one after infinity, where the magnitudes end that are kept.
+    """
     scores = torch.randn(count)
     odd = torch.tensor([0.5, -0.5, 0.0, -0.0, NAN, -NAN, INF, -INF, 1e-40, -1e-40, 0.5])
+    odd = torch.cat([odd, torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)])
     at = torch.rand(count) < 0.3
     scores[at] = odd[torch.randint(len(odd), (int(at.sum()),))]
     return scores
