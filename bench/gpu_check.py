@@ -511,15 +511,19 @@ class Worker:
 
     def __init__(self, command: list[str]) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            start_new_session=True,  # so that its children can be killed with it
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # there is a worker for each core
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                start_new_session=True,  # so that its children can be killed with it
+                env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # there is a worker for each core
+            )
+        except OSError:
+            self.errors.close()
+            raise
 
     def ask(self, number: int, until: float) -> Result:
         with suppress(BrokenPipeError):  # the process has exited; `answer` reports it
@@ -541,7 +545,7 @@ class Worker:
             if not more:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(1)  # it may be exiting by itself
-                self.end()
+                self.kill()
                 cut = f" in the middle of {said[-100:]}" if said else ""
                 raise RuntimeError(f"the process ended with {self.process.returncode}{cut}: {self.last_words()}")
             said += more
@@ -556,6 +560,11 @@ class Worker:
         return os.pread(errors, 1000, max(0, os.fstat(errors).st_size - 1000)).decode(errors="replace")
 
     def end(self) -> None:
+        self.kill()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            file.close()
+
+    def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # a process blocked in a driver survives SIGKILL
