@@ -181,6 +181,7 @@ def test_every_freezing_threshold(threshold, other):
         (0.501953125, 0.498046875, 129, 129),  # both round up: nothing is free, and no byte is both
     ),
 )
+@pytest.mark.filterwarnings("ignore:.* fractions come in steps of 1/256")
 def test_thresholds(prune, lock, prune_below, lock_from):
     freeze = Freeze(prune, lock)
     assert (freeze.prune_below, freeze.lock_from) == (prune_below, lock_from)

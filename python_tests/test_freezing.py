@@ -115,6 +115,7 @@ def test_rule_for_prune_and_lock(name, prune, lock):
 
 
 @given(shapes=shapes, name=st.sampled_from(sorted(SPREADS)), prune=densities, share=densities)
+@pytest.mark.filterwarnings("ignore:.* fractions come in steps of 1/256")
 def test_any_spread_is_a_freeze(shapes, name, prune, share):
     for freeze in spread_freeze(Freeze(prune, share * (1 - prune)), shapes, name):
         assert 0 <= freeze.prune <= 1

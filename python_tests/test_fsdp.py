@@ -201,6 +201,7 @@ def test_a_shared_weight_is_sharded_with_its_users():
             parts(index)
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 def test_scores_that_were_not_gathered_are_an_error():
     model = convert(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True)))
     with joined(torch.device("cpu"), alone=True):

@@ -114,6 +114,7 @@ def test_models_are_saved_and_loaded_with_their_masks(make, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*dense weights stay in the model and train")
+@pytest.mark.filterwarnings("ignore:.* no weight is left in")
 def test_an_auto_class_and_a_lower_precision(tmp_path):
     model = supermask(gpt2(), SupermaskConfig(scale="dynamic")).eval()
     EdgePopup(model, 0.8)

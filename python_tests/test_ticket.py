@@ -986,11 +986,15 @@ def test_a_pipe_is_not_replaced(file):
 
 
 def test_a_default_device_is_ignored(file):
+    def network(**device):
+        convolution = SupermaskConv2d(5, 4, 3, compact=True, layer=1, **device)
+        return nn.Sequential(SupermaskLinear(9, 5, **device), convolution)
+
     with torch.device("meta"):
-        model = nn.Sequential(SupermaskLinear(9, 5, device="cpu"), SupermaskConv2d(5, 4, 3, device="cpu", compact=True))
+        model = network(device="cpu")
         save_ticket(model, file)
         load_ticket(file, model)
-    expected = nn.Sequential(SupermaskLinear(9, 5), SupermaskConv2d(5, 4, 3, compact=True))
+    expected = network()
     assert torch.equal(model[0].dense_weight(), expected[0].dense_weight())
     assert torch.equal(model[1].dense_weight(), expected[1].dense_weight())
 
