@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -42,10 +43,13 @@ def no_arm() -> str | None:
     return f"no {' and no '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user)" if missing else None
 
 
-def build_for_arm(folder: Path, source: Path = TEST, optimization: str = "-O1") -> Path:
-    """A program for AArch64 of one source and the kernels of all its instruction sets."""
+def build_for_arm(
+    folder: Path, source: Path = TEST, optimization: str = "-O1", sets: Collection[str] | None = None
+) -> Path:
+    """A program for AArch64 of one source and the kernels of these instruction sets, by default all."""
     build, program = setup(), folder / source.stem
-    objects = [*build.cpu_objects(build.ARM_SETS, build.ARM_SETS), (source, source.stem, "-O1")]
+    chosen = {name: flags for name, flags in build.ARM_SETS.items() if sets is None or name in sets}
+    objects = [*build.cpu_objects(chosen, build.ARM_SETS), (source, source.stem, "-O1")]
     build.link([ARM_COMPILER], ["-fopenmp", optimization], program, objects, folder, link_flags="")
     return program
 
