@@ -731,6 +731,13 @@ def samples() -> dict[str, list[tuple]]:
         for t, dt in ((images, dimages), (images.contiguous(**last), dimages.contiguous(**last))):
             found["conv2d_forward"].append((t, mask, scale, bias, source, window))
             found["conv2d_grad_input"].append((dt, mask, scale, source, window, [5, 6]))
+    found["linear_forward_int8"] = [a for a in found["linear_forward"] if a[0].dtype != torch.float64]
+    found["linear_forward_stored"] = [
+        (t, case.mask(), case.source.signs(), scale, bias, source, int8)
+        for t in (x, x.bfloat16())
+        for int8 in (False, True)
+    ]
+    found["conv2d_forward_int8"] = found["conv2d_forward"]
     found["linear_grad_scores"] = [
         (dy.to(d), x.to(d), scores, scale, source) for d in (torch.float32, torch.float64, torch.bfloat16)
     ]
