@@ -71,10 +71,12 @@ def histogram_kernel(scores, counts, state, sizes, SHIFT: tl.constexpr, BITS: tl
         size = tl.where(here, tl.cast(sizes[i], tl.int64), size)
         first = tl.where(here, end, first)
         end += tl.cdiv(tl.cast(sizes[i], tl.int64), BLOCK).to(tl.int32)
-    at = (block - first).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    score = tl.load(tl.multiple_of(tensor, 16) + at, mask=at < size, other=0)
+    start = (block - first).to(tl.int64) * BLOCK
+    at = tl.arange(0, BLOCK)
+    inside = at < tl.minimum(size - start, BLOCK).to(tl.int32)
+    score = tl.load(tl.multiple_of(tensor + start, 16) + at, mask=inside, other=0)
     digit = magnitude(score) >> SHIFT
-    inside = (at < size) & (digit >> BITS == tl.load(state))
+    inside &= digit >> BITS == tl.load(state).to(digit.dtype)
     found = tl.histogram((digit & (1 << BITS) - 1).to(tl.int32), 1 << BITS, mask=inside).to(tl.int64)
     tl.atomic_add(counts + tl.arange(0, 1 << BITS), found, mask=found > 0, sem="relaxed")
 
