@@ -120,7 +120,8 @@ bool winograd([[maybe_unused]] const Conv2dForward &a, [[maybe_unused]] int thre
                                   .bias = a.bias,
                                   .digits = a.digits,
                                   .threads = threads};
-    if (is_plain_3x3(w) && a.source.weight == SIGNED_CONSTANT && winograd_pays(convolution)) {
+    // Int8 activations have another fixed point.
+    if (a.digits != 1 && is_plain_3x3(w) && a.source.weight == SIGNED_CONSTANT && winograd_pays(convolution)) {
         winograd_convolution(convolution, a.source, a.mask);
         return true;
     }
