@@ -4,18 +4,13 @@ import itertools
 
 import pytest
 import torch
-from computed_once import ComputedOnce
+from cpu_convolutions import FORMATS, SCALE, check_bits, check_rounding, cpu, reference
 
-from slt_kernels import backends
 from slt_kernels.conv_geometry import Window
 from slt_kernels.source import WEIGHTS, Freeze, Source
 
-cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
-
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
-SCALE = torch.tensor(0.37)
-FORMATS = (torch.contiguous_format, torch.channels_last)
 GEOMETRIES = {  # batch, groups, channels and rows of a group, (h, w), and Window's arguments
     "3x3": (3, 37, 1, 1, (9, 21), {"padding_h": 1, "padding_w": 1}),
     "7x7": (1, 17, 1, 1, (7, 7), {"kernel_h": 7, "kernel_w": 7, "padding_h": 3, "padding_w": 3}),
@@ -45,37 +40,15 @@ def make(name: str, weight: str = "signed_constant", freeze: Freeze = Freeze(0.2
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_float32_has_the_bits_of_the_reference(isa, poisoned, name):
-    for weight, memory_format in itertools.product(WEIGHTS, FORMATS):
-        source, mask, window, x, dy = make(name, weight)
-        size, bias = list(x.shape[2:]), torch.randn(source.rows)
-        x, dy = x.to(memory_format=memory_format), dy.to(memory_format=memory_format)
-        y = cpu.conv2d_forward(x, mask, SCALE, bias, source, window)
-        assert torch.equal(y, reference.conv2d_forward(x, mask, SCALE, bias, source, window))
-        dx = cpu.conv2d_grad_input(dy, mask, SCALE, source, window, size)
-        assert torch.equal(dx, reference.conv2d_grad_input(dy, mask, SCALE, source, window, size))
+    for weight in WEIGHTS:
+        check_bits(*make(name, weight))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_16_bits_are_within_their_rounding(isa, poisoned, name, dtype):
-    bound = 1.01 * torch.finfo(dtype).eps / 2
-    for memory_format in FORMATS:
-        source, mask, window, x, dy = make(name)
-        size = list(x.shape[2:])
-        x = torch.randn_like(x).to(dtype, memory_format=memory_format)
-        dy = dy.to(dtype, memory_format=memory_format)
-        for got, expected in (
-            (
-                cpu.conv2d_forward(x, mask, SCALE, None, source, window),
-                reference.conv2d_forward(x.double(), mask, SCALE, None, source, window),
-            ),
-            (
-                cpu.conv2d_grad_input(dy, mask, SCALE, source, window, size),
-                reference.conv2d_grad_input(dy.double(), mask, SCALE, source, window, size),
-            ),
-        ):
-            assert got.dtype == dtype
-            assert (got.double() - expected).norm() <= bound * expected.norm()
+    *layer, x, dy = make(name)
+    check_rounding(*layer, torch.randn_like(x).to(dtype), dy.to(dtype))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -2,18 +2,13 @@
 
 import pytest
 import torch
-from computed_once import ComputedOnce
+from cpu_convolutions import FORMATS, SCALE, check_bits, check_rounding, cpu, reference
 
-from slt_kernels import backends
 from slt_kernels.conv_geometry import Window
 from slt_kernels.source import Freeze, Source
 
-cpu, reference = backends.on("cpu"), ComputedOnce(backends.on("reference"))
-
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
-SCALE = torch.tensor(0.37)
-FORMATS = (torch.contiguous_format, torch.channels_last)
 GEOMETRIES = {  # batch, groups, channels and rows of a group, (h, w), padding of each dimension
     "whole-tiles": (2, 1, 32, 48, (16, 20), (1, 1)),
     "half-tiles": (3, 1, 17, 33, (13, 15), (1, 1)),
@@ -45,31 +40,13 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> tuple:
 @pytest.mark.parametrize("precision", ("highest", "high"))
 def test_float32_has_the_bits_of_the_reference(isa, poisoned, precision, name):
     torch.set_float32_matmul_precision(precision)
-    source, mask, window, x, dy = make(name)
-    size, bias = list(x.shape[2:]), torch.randn(source.rows)
-    for memory_format in FORMATS:
-        x, dy = x.to(memory_format=memory_format), dy.to(memory_format=memory_format)
-        y = cpu.conv2d_forward(x, mask, SCALE, bias, source, window)
-        assert torch.equal(y, reference.conv2d_forward(x, mask, SCALE, bias, source, window))
-        dx = cpu.conv2d_grad_input(dy, mask, SCALE, source, window, size)
-        assert torch.equal(dx, reference.conv2d_grad_input(dy, mask, SCALE, source, window, size))
+    check_bits(*make(name))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_16_bits_are_within_their_rounding(isa, poisoned, name, dtype):
-    bound = 1.01 * torch.finfo(dtype).eps / 2
-    source, mask, window, x, dy = make(name, dtype)
-    y = reference.conv2d_forward(x.double(), mask, SCALE, None, source, window)
-    dx = reference.conv2d_grad_input(dy.double(), mask, SCALE, source, window, list(x.shape[2:]))
-    for memory_format in FORMATS:
-        x, dy = x.to(memory_format=memory_format), dy.to(memory_format=memory_format)
-        for got, expected in (
-            (cpu.conv2d_forward(x, mask, SCALE, None, source, window), y),
-            (cpu.conv2d_grad_input(dy, mask, SCALE, source, window, list(x.shape[2:])), dx),
-        ):
-            assert got.dtype == dtype
-            assert (got.double() - expected).norm() <= bound * expected.norm()
+    check_rounding(*make(name, dtype))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
