@@ -23,4 +23,5 @@ if [ -n "$sanitize" ]; then
     LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so.6)"
     export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}
 fi
-PYTHONPATH=$copy python -m pytest -q -p no:cacheprovider python_tests/test_cpu_*.py python_tests/test_embedding.py "$@"
+PYTHONPATH=$copy python -m pytest -q -p no:cacheprovider python_tests/test_cpu_*.py python_tests/test_embedding.py \
+    python_tests/test_int8.py python_tests/test_stored_signs.py "$@"
