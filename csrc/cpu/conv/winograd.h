@@ -106,8 +106,9 @@ SLT_INLINE void transform_weights(const S16 w[Winograd::TAPS], S16 out[Winograd:
     }
 }
 
-// One dimension of B^T d B.
-SLT_INLINE void transform_pixels(S32 a, S32 b, S32 c, S32 d, S32 out[4]) {
+// One dimension of B^T d B. Here and in `transform_sums` integers are unsigned: those of a sample that is not finite, the
+// result of which is NaN, may overflow.
+SLT_INLINE void transform_pixels(U32 a, U32 b, U32 c, U32 d, U32 out[4]) {
     out[0] = a - c;
     out[1] = b + c;
     out[2] = c - b;
@@ -116,21 +117,21 @@ SLT_INLINE void transform_pixels(S32 a, S32 b, S32 c, S32 d, S32 out[4]) {
 
 // A^T m A: the outputs of a tile, [row][column].
 SLT_INLINE void transform_sums(const int32_t *sums, int64_t place, S32 out[4]) {
-    S32 rows[2][4];
+    U32 rows[2][4];
     SLT_UNROLL for (int j = 0; j < 4; ++j) {
-        const S32 a = load<S32>(sums + j * place), b = load<S32>(sums + (4 + j) * place);
-        const S32 c = load<S32>(sums + (8 + j) * place), d = load<S32>(sums + (12 + j) * place);
+        const U32 a = load<U32>(sums + j * place), b = load<U32>(sums + (4 + j) * place);
+        const U32 c = load<U32>(sums + (8 + j) * place), d = load<U32>(sums + (12 + j) * place);
         rows[0][j] = a + b + c;
         rows[1][j] = b - c - d;
     }
     SLT_UNROLL for (int i = 0; i < 2; ++i) {
-        out[2 * i] = rows[i][0] + rows[i][1] + rows[i][2];
-        out[2 * i + 1] = rows[i][1] - rows[i][2] - rows[i][3];
+        out[2 * i] = (S32)(rows[i][0] + rows[i][1] + rows[i][2]);
+        out[2 * i + 1] = (S32)(rows[i][1] - rows[i][2] - rows[i][3]);
     }
 }
 
-typedef int8_t S8Half __attribute__((vector_size(2 * LANES)));     // 2 * LANES lanes
-typedef int8_t S8Quarter __attribute__((vector_size(LANES)));  // LANES lanes
+typedef int8_t S8Half __attribute__((vector_size(2 * LANES)));  // 2 * LANES lanes
+typedef int8_t S8Quarter __attribute__((vector_size(LANES)));   // LANES lanes
 
 // Bytes as wider integers; those past `count` are zeros.
 template <class Wide, class Bytes>
@@ -287,11 +288,11 @@ class WinogradPiece {
         const int64_t row = q % w.tile_rows() * 2;
         const int32_t *rows[4];
         for (int i = 0; i < 4; ++i) rows[i] = pixels + (row + i) % 4 * pitch * LANES;
-        S32 column[4][4];
-        const auto read = [&](int64_t j, S32 out[4]) {
+        U32 column[4][4];
+        const auto read = [&](int64_t j, U32 out[4]) {
             const int64_t at = j * LANES;
-            transform_pixels(load<S32>(rows[0] + at), load<S32>(rows[1] + at), load<S32>(rows[2] + at),
-                             load<S32>(rows[3] + at), out);
+            transform_pixels(load<U32>(rows[0] + at), load<U32>(rows[1] + at), load<U32>(rows[2] + at),
+                             load<U32>(rows[3] + at), out);
         };
         read(0, column[2]);
         read(1, column[3]);
@@ -304,10 +305,10 @@ class WinogradPiece {
             read(2 * j + 3, column[3]);
             int16_t *out = numbers + (tile + j) * PARTS * w.input_pitch() + c;
             SLT_UNROLL for (int i = 0; i < 4; ++i) {
-                S32 numbers_of_row[4];
+                U32 numbers_of_row[4];
                 transform_pixels(column[0][i], column[1][i], column[2][i], column[3][i], numbers_of_row);
                 SLT_UNROLL for (int p = 0; p < 4; ++p)
-                    write_number(numbers_of_row[p], out + (4 * i + p) * number_place);
+                    write_number((S32)numbers_of_row[p], out + (4 * i + p) * number_place);
             }
         }
     }
