@@ -6,6 +6,7 @@ must be those that the objects were built with.
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,13 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 TEST = ROOT / "csrc/cpu/test/operations_test.cpp"
-OBJECTS = sorted(path for path in ROOT.glob("build/objects.*/*.o") if path.stem != "module")
+# Of the last build alone: an older one may have left others.
+OBJECTS = [
+    file.parent / name
+    for file in sorted(ROOT.glob("build/objects.*/build.ninja"))
+    for name in re.findall(r"^build (\S+\.o): compile", file.read_text(), re.MULTILINE)
+    if name != "module.o"
+]
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
