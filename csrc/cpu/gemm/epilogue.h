@@ -146,10 +146,11 @@ inline void finish_sums(double sum[BLOCK], int64_t v, const Output &out) {
     int64_t correction = SIGNED_BYTES ? 0 : out.corrections[v];
     if (out.sums) {
         int64_t *total = out.sums + v * BLOCK;
-        for (int l = 0; l < BLOCK; ++l) total[l] = int64_t(sum[l]) + (out.first ? 0 : total[l]);
+        // Lanes past the last output hold anything, and over many parts their totals would overflow.
+        for (int l = 0; l < out.lanes; ++l) total[l] = int64_t(sum[l]) + (out.first ? 0 : total[l]);
         if (!out.last) return;
         // The one rounding is here: above 2^53 a double would round too.
-        for (int l = 0; l < BLOCK; ++l) sum[l] = float(total[l] - correction);
+        for (int l = 0; l < out.lanes; ++l) sum[l] = float(total[l] - correction);
         correction = 0;
     }
     round_sums(sum, double(correction), out.powers[v], out.scale, y);
