@@ -28,11 +28,8 @@ const Layout &layout_of(const std::string &name) {
 class Launch {
   public:
     Launch(std::string file, std::string kernel, const std::string &arguments, unsigned blocks, unsigned threads,
-           unsigned shared, unsigned cluster, bool programmatic, const py::dict &values,
-           const std::vector<std::string> &later)
-        : kernel_(kernel_of(file, kernel)),
-          grid_{blocks, threads, shared, cluster, programmatic},
-          bytes_(layout_of(arguments).size) {
+           unsigned shared, unsigned cluster, const py::dict &values, const std::vector<std::string> &later)
+        : kernel_(kernel_of(file, kernel)), grid_{blocks, threads, shared, cluster}, bytes_(layout_of(arguments).size) {
         const Layout &layout = layout_of(arguments);
         if (layout.size > MOST_BYTES) throw std::invalid_argument(arguments + " is larger than a kernel's parameters");
         if (cluster == 0 || blocks % cluster) throw std::invalid_argument(kernel + ": blocks do not fill the clusters");
@@ -54,7 +51,6 @@ class Launch {
         result["threads"] = grid_.threads;
         result["shared"] = grid_.shared;
         result["cluster"] = grid_.cluster;
-        result["programmatic"] = grid_.programmatic;
         result["arguments"] = py::bytes(filled.data(), filled.size());
         return result;
     }
@@ -143,11 +139,10 @@ PYBIND11_MODULE(_cuda, m) {
         "Of each argument struct, its size, and the offset and size of each member.");
 
     py::class_<Launch>(m, "Launch")
-        .def(py::init<std::string, std::string, const std::string &, unsigned, unsigned, unsigned, unsigned, bool,
+        .def(py::init<std::string, std::string, const std::string &, unsigned, unsigned, unsigned, unsigned,
                       const py::dict &, const std::vector<std::string> &>(),
              py::kw_only(), py::arg("file"), py::arg("kernel"), py::arg("arguments"), py::arg("blocks"),
-             py::arg("threads"), py::arg("shared") = 0, py::arg("cluster") = 1, py::arg("programmatic") = false,
-             py::arg("values"), py::arg("later"))
+             py::arg("threads"), py::arg("shared") = 0, py::arg("cluster") = 1, py::arg("values"), py::arg("later"))
         .def("describe", &Launch::describe);
     m.add_object("run", py::reinterpret_steal<py::object>(PyCFunction_NewEx(&run_method, nullptr, nullptr)));
 

@@ -81,7 +81,7 @@ def test_a_launch_is_what_describe_says(run):
     run(
         LAUNCHING
         + """
-one = made(shared=60000, cluster=2, programmatic=True)
+one = made(shared=60000, cluster=2)
 launch.enqueue(one, cuda[1], mask, out)
 launch.enqueue(made(), cuda[0], mask.data_ptr(), out)
 first, second = driver.launches
@@ -90,7 +90,7 @@ for launched, launched_as, device in ((first, one, 1), (second, made(), 0)):
     assert launched.kernel == told["kernel"] and launched.arguments == told["arguments"]
     assert launched.grid == (told["blocks"], 1, 1) and launched.block == (told["threads"], 1, 1)
     assert (launched.shared, launched.stream, launched.device) == (told["shared"], 4096 + device, device)
-assert first.attributes == {4: (2, 1, 1), 6: (1, 0, 0)}  # cluster dimension, programmatic stream serialization
+assert first.attributes == {4: (2, 1, 1)}  # cluster dimension
 assert second.attributes == {}
 assert driver.attributes == [("slt_materialize", "8", "60000", "1")]  # dynamic shared memory
 """

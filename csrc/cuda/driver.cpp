@@ -30,7 +30,7 @@ typedef struct StreamObject *Stream;
 constexpr Status SUCCESS = 0;
 enum { SHARED_OPTIN = 97, PROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };  // of a device
 enum { MAX_DYNAMIC_SHARED = 8 };                                                            // of a kernel
-enum { CLUSTER_DIMENSION = 4, PROGRAMMATIC_STREAM_SERIALIZATION = 6 };                      // of a launch
+enum { CLUSTER_DIMENSION = 4 };                                                             // of a launch
 enum { CAPTURE_RELAXED = 2 };
 
 struct Attribute {
@@ -39,7 +39,6 @@ struct Attribute {
     union {
         char bytes[64];
         unsigned cluster[3];
-        int programmatic;
     };
 };
 static_assert(sizeof(Attribute) == 72);
@@ -254,21 +253,11 @@ void enqueue(Kernel &kernel, const Grid &grid, int device, uintptr_t stream_hand
     const Current current(device);
     if (size_t(device) >= kernel.shared.size() || kernel.shared[device] < grid.shared)
         prepare(kernel, grid, device, stream);
-    Attribute attributes[2];
-    unsigned count = 0;
-    if (grid.cluster > 1) {
-        attributes[count] = {.id = CLUSTER_DIMENSION, .pad = {}, .bytes = {}};
-        attributes[count].cluster[0] = grid.cluster;
-        attributes[count].cluster[1] = attributes[count].cluster[2] = 1;
-        ++count;
-    }
-    if (grid.programmatic) {
-        attributes[count] = {.id = PROGRAMMATIC_STREAM_SERIALIZATION, .pad = {}, .bytes = {}};
-        attributes[count].programmatic = 1;
-        ++count;
-    }
-    const Configuration configuration{
-        {grid.blocks, 1, 1}, {grid.threads, 1, 1}, grid.shared, stream, attributes, count};
+    Attribute cluster{.id = CLUSTER_DIMENSION, .pad = {}, .bytes = {}};
+    cluster.cluster[0] = grid.cluster;
+    cluster.cluster[1] = cluster.cluster[2] = 1;
+    const Configuration configuration{{grid.blocks, 1, 1}, {grid.threads, 1, 1}, grid.shared, stream, &cluster,
+                                      grid.cluster > 1};
     void *parameters[] = {arguments};
     Status status = driver().LaunchKernelEx(&configuration, kernel.handle, parameters, nullptr);
     if (status == SUCCESS && checked() && !capturing(stream)) status = driver().StreamSynchronize(stream);

@@ -29,9 +29,8 @@ void use_kernels(const std::string &folder);
 
 struct Grid {
     unsigned blocks, threads;
-    unsigned shared;    // bytes of dynamic shared memory per block
-    unsigned cluster;   // blocks per cluster
-    bool programmatic;  // may begin before the kernel before it in the stream has ended
+    unsigned shared;   // bytes of dynamic shared memory per block
+    unsigned cluster;  // blocks per cluster
 };
 
 struct Kernel {
