@@ -12,6 +12,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/machine/float_control.h"
+#include "cpu/useful_threads.h"
 #include "python_arguments.h"
 
 namespace py = pybind11;
@@ -69,7 +70,7 @@ using Operation = void (*Operations::*)(const Arguments &, int threads);
 template <class Arguments>
 void run(Operation<Arguments> operation, const Arguments &arguments, int threads) {
     const DefaultFloatControl control;
-    (chosen.operations->*operation)(arguments, threads);
+    (chosen.operations->*operation)(arguments, useful_threads(arguments, threads));
 }
 
 // The Python function of an operation. It takes one argument for each field, and `threads`, all by name.
@@ -188,6 +189,9 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
     });
     m.def("use_instruction_set", use_instruction_set);
+    m.def(
+        "divide_work_from", [](int64_t least) { least_divided_work = least; }, py::arg("work"),
+        "Products of less work (useful_threads.h) run on one thread.");
     m.def("instruction_set", [] { return std::string(chosen.name); });
     m.def(
         "first_outside",

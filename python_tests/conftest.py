@@ -17,8 +17,11 @@ from cuda_simulator import simulated
 
 from slt_kernels import backends
 from slt_kernels.backends import registry
+from slt_kernels.backends.cpu import _cpu
 
 cpu = backends.on("cpu")
+if _cpu:
+    _cpu.divide_work_from(0)  # the smallest products too, or tests of threads would need large ones
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from computed_once import ComputedOnce
+from processes import run_forked
 from torch.nn import grad
 
 from slt_kernels import backends
@@ -287,6 +288,24 @@ print(sorted(map(str, outcomes)))
     }
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert run.stdout == "['True', 'none left']\n", run.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of this process's threads")
+def test_a_small_product_starts_no_thread():
+    code = """
+import os, torch
+from slt_kernels import backends
+from slt_kernels.source import Source
+cpu = backends.on("cpu")
+torch.set_num_threads(2)
+for rows in (64, 1024):
+    source, mask = Source.of(rows, 512), torch.zeros(rows, 16, dtype=torch.int32)
+    before = len(os.listdir("/proc/self/task"))
+    cpu.linear_forward(torch.randn(16, 512), mask, torch.tensor(1.0), None, source)
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = run_forked(code, os.environ | {"OMP_NUM_THREADS": "2"})
+    assert done.stdout == "0\n1\n", done.stderr
 
 
 def test_more_samples_than_at_once():

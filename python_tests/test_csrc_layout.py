@@ -26,7 +26,7 @@ FLOORS = (
     ("cpu/gemm",),
     ("cpu/conv", "cpu/wgrad"),
     ("cpu/ops",),
-    ("cpu/dispatch.h",),
+    ("cpu/dispatch.h", "cpu/useful_threads.h"),
     ("cpu/dispatch.cpp", "cpu/isa_table.cpp", "cpu/test", "module.cpp", "cuda_module.cpp"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -15,7 +15,6 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int64_t FEW_CALLS = 2, MOST_CALLS = 64;
-constexpr int64_t SMALL = 1 << 15;  // weights times vectors: less is done before another thread would begin
 
 template <class Form>
 void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
@@ -128,7 +127,6 @@ void linear_forward(const LinearForward &a, int threads) {
         return linear_forward(some, threads);
     }
 #endif
-    if (a.source.rows * a.source.fan < SMALL / greatest(a.batch, 1)) threads = 1;
     advise_huge_pages(a.y.data, a.batch * a.source.rows * a.y.size());
     const auto run = [&](auto form) { forward<decltype(form)>(a, threads); };
     if (a.digits == 1) return run(InDigits<1>());

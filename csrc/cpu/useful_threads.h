@@ -1,0 +1,31 @@
+// How many threads a product is worth: where the second one would cost more than it brings, one.
+//
+// Measured by `bench/crossings.py --divide-all`: a product of less than some 40 us is up to a quarter slower on two threads than on
+// one, though both are awake; where other programs hold a core, it may wait for milliseconds.
+#pragma once
+
+#include "operations.h"
+
+namespace slt {
+
+// Products are as dear as so many multiplications. To make a weight takes the time of sixteen.
+inline int64_t work_of(const Source &s, int64_t vectors) { return s.rows * s.fan * (vectors + 16); }
+inline int64_t work_of(const LinearForward &a) { return work_of(a.source, a.batch); }
+inline int64_t work_of(const LinearGradInput &a) { return work_of(a.source, a.batch); }
+inline int64_t work_of(const Conv2dForward &a) { return work_of(a.source, a.y.samples * a.y.pixels()); }
+inline int64_t work_of(const Conv2dGradInput &a) { return work_of(a.source, a.dy.samples * a.dy.pixels()); }
+inline int64_t work_of(const GradScores &a) { return work_of(a.source, a.dy.samples * a.dy.pixels()); }
+
+template <class Arguments>
+int64_t work_of(const Arguments &) {  // other operations divide their work into pieces that are large enough
+    return INT64_MAX;
+}
+
+inline int64_t least_divided_work = 3 << 20;  // tests divide less
+
+template <class Arguments>
+int useful_threads(const Arguments &a, int threads) {
+    return threads > 1 && work_of(a) < least_divided_work ? 1 : threads;
+}
+
+}  // namespace slt
