@@ -16,7 +16,8 @@ the same sources.
 Whatever cannot be built, the package installs without it, and ``slt doctor`` says why. ``CXX`` and ``CXXFLAGS`` are
 honoured. For development there are two that build less, and so faster: ``SLT_ISAS="avx2 avx512vnni"`` builds these
 instruction sets only, and scalar, which every processor runs; ``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA
-kernels for these architectures only.
+kernels for these architectures only. And ``SLT_EMULATE=1`` builds the sets `amx` and `avx2vnni` so that tests run them
+on a processor with AVX-512's VNNI and BF16 that has neither: functions take the place of AMX's instructions.
 """
 
 import hashlib
@@ -67,6 +68,12 @@ X86_SETS = {  # in order of preference, the best last
     "avx512bf16": AVX512BF16,
     "amx": f"{AVX512BF16} -mamx-tile -mamx-int8 -mamx-bf16",
 }
+EMULATED = {  # for tests on a processor that has the sets before them alone
+    "avx2vnni": f"{AVX2} -DSLT_EMULATE -D__AVXVNNI__",
+    "amx": f"{AVX512BF16} -DSLT_EMULATE -DSLT_AMX -include {shlex.quote(str(CSRC / 'cpu/test/emulated_amx.h'))}",
+}
+if os.environ.get("SLT_EMULATE") == "1":
+    X86_SETS |= EMULATED
 ARM_SETS = {
     "neon": "",
     "neondot": "-march=armv8.2-a+dotprod",
@@ -159,7 +166,8 @@ def cpu_objects(sets: dict[str, str], all_sets: dict[str, str]) -> list[tuple[Pa
                 flags += "".join(f" -include cpu/ops/{kernel}.cpp" for kernel in before)
                 objects.append((CSRC / f"cpu/ops/{last}.cpp", f"{together}.{name}", flags))
     have = " ".join(f"X({name})" for name in sets)
-    objects.append((CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'"))
+    emulate = " -DSLT_EMULATE" if any(sets.get(name) == flags for name, flags in EMULATED.items()) else ""
+    objects.append((CSRC / "cpu/dispatch.cpp", "dispatch", f"'-DSLT_HAVE(X)={have}'{emulate}"))
     return objects
 
 

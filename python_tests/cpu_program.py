@@ -44,6 +44,24 @@ def build_here(folder: Path) -> Path:
     return program
 
 
+def build_emulated(folder: Path) -> Path:
+    """The test program with the instruction sets of setup.py's ``EMULATED``; the others are those of the last build."""
+    build, program = setup(), folder / TEST.stem
+    built = {path.stem.partition(".")[2] for path in OBJECTS}
+    all_sets = build.X86_SETS | build.EMULATED
+    sets = {name: flags for name, flags in all_sets.items() if name in built or name in build.EMULATED}
+    new = [
+        (source, name, f"{flags} -O1")
+        for source, name, flags in build.cpu_objects(sets, all_sets)
+        if name == "dispatch" or name.partition(".")[2] in build.EMULATED
+    ]
+    names = {name for _, name, _ in new}
+    kept = shlex.join(str(path) for path in OBJECTS if path.stem not in names)
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    build.link(compiler, ["-fopenmp"], program, [*new, (TEST, TEST.stem, "-O1")], folder, link_flags=kept)
+    return program
+
+
 def no_arm() -> str | None:
     """Why programs for AArch64 cannot be built and run here, or None."""
     missing = [tool for tool in (ARM_COMPILER, EMULATOR) if not shutil.which(tool)]

@@ -27,6 +27,19 @@ def test_operations_and_known_answers_here(tmp_path):
     check_known_answers([program], cpu.instruction_sets())
 
 
+def test_operations_and_known_answers_on_emulated_units(tmp_path):
+    """AVX2's dot products and the matrix unit, where the processor has AVX-512's forms of them alone."""
+    emulated, native = cpu_program.setup().EMULATED, cpu.instruction_sets()
+    if {*emulated} <= {*native}:
+        pytest.skip("the processor has them")
+    if "avx512bf16" not in native or "avx2" not in native:
+        pytest.skip("no AVX-512 with VNNI and BF16, or a build without it")
+    program = cpu_program.build_emulated(tmp_path)
+    counts = re.findall(r"^(\w+): (\d+) checks, 0 failed$", output(program), re.MULTILINE)
+    assert {name for name, _ in counts} >= {*emulated}
+    check_known_answers([program], [name for name, _ in counts])
+
+
 def test_operations_and_known_answers_on_arm(tmp_path):
     """Each instruction set runs on a core that has no better one, so an instruction of a better one is an error."""
     if reason := cpu_program.no_arm():

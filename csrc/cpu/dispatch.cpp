@@ -68,6 +68,10 @@ Features detect() {
     f.avx512bf16 = f.avx512vnni && (a1 >> 5 & 1);
     const bool units = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);  // BF16, TILE, INT8
     f.amx = f.avx512bf16 && tiles && units && tiles_permitted();
+#if defined(SLT_EMULATE)
+    f.avx2vnni = f.avx512vnni;
+    f.amx = f.avx512bf16;
+#endif
     return f;
 }
 #elif defined(__aarch64__) && defined(__linux__)

@@ -11,6 +11,13 @@
 namespace slt::SLT_ISA {
 namespace {
 
+// AVX2's own form of an instruction; elsewhere AVX-512's form stands in for it.
+#if defined(SLT_EMULATE)
+#define SLT_VEX
+#else
+#define SLT_VEX "%{vex%} "
+#endif
+
 constexpr int QUAD_BYTES = 4 * sizeof(Digit);
 
 #if SLT_BYTE_DIGITS
@@ -21,7 +28,7 @@ SLT_INLINE void dot(S32 &sum, U32 weights, S32 digits) {
 #elif defined(__aarch64__)
     sum = (S32)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, (int8x16_t)digits);
 #else
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(digits));
+    asm(SLT_VEX "vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(digits));
 #endif
 }
 #else

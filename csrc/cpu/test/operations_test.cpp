@@ -377,7 +377,8 @@ class Checks {
         check_near(Values(out.begin(), out.end()),
                    plain::grad_scores(layer, shape, nchw(dy, s.rows, y_height * y_width),
                                       nchw(x, shape.channels, pixels), scores, 0.7f),
-                   1e-5, what, layer, name_of(x.type));
+                   // The matrix unit alone takes float32 in two digits where two are asked for.
+                   digits == 2 && std::string(set) == "amx" ? 1e-4 : 1e-5, what, layer, name_of(x.type));
     }
 
     void convolution(const Layer &layer, const Shape &shape, Type type, int digits, bool channels_last) {
