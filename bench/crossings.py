@@ -1,6 +1,7 @@
 """Whether a second thread pays in small products: each operation on one thread and on two, for growing sizes.
 
-    python bench/crossings.py [--operation NAME ...] [--divide-all]
+    python bench/crossings.py
+    python bench/crossings.py --operation linear conv2d --divide-all
 
 Prints microseconds, medians over rounds that take both in turn, and their ratio. An operation too small for two threads
 takes one by itself (csrc/cpu/useful_threads.h), so no ratio should be far below 1; with --divide-all it takes two. Both
