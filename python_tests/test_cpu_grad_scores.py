@@ -38,6 +38,8 @@ FREEZES = {
 WINDOWS = {
     "3x3": (5, 7, Window(3, 3, padding_h=1, padding_w=1)),
     "3x3-32": (32, 17, Window(3, 3, padding_h=1, padding_w=1)),
+    "3x3-16": (16, 12, Window(3, 3, padding_h=2)),
+    "3x3-48": (48, 21, Window(3, 3, padding_h=1, padding_w=2)),
     "1x1": (33, 12, Window(1, 1)),
     "strided": (6, 4, Window(3, 2, stride_h=2, stride_w=3, padding_h=0, padding_w=2)),
     "dilated": (3, 20, Window(3, 3, dilation_h=2, dilation_w=1, padding_h=2, padding_w=1)),

@@ -13,6 +13,7 @@
 #include "cpu/machine/huge_pages.h"
 #include "cpu/wgrad/wgrad_direct.h"
 #include "cpu/wgrad/wgrad_fma.h"
+#include "cpu/wgrad/wgrad_winograd.h"
 
 #if defined(SLT_AMX)
 #include "cpu/wgrad/wgrad_amx_bf16.h"
@@ -303,7 +304,9 @@ void grad_scores(const GradScores &a, int threads) {
     // Whether NaN or infinity of x may have reached taps of its channel that do not read it.
     bool too_far = true;
     const DirectGradient direct(a, threads);
-    if (direct.pays())
+    if (WinogradContraction::suits(a))
+        run(a, threads, WinogradContraction(a, threads), false);
+    else if (direct.pays())
         direct.run();
     else
         too_far = run_all(a, threads, true);
