@@ -1,5 +1,6 @@
 """Conv1d, Conv3d and the transposed convolutions against PyTorch's, with the oracle's weight and its gradient."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -14,13 +15,17 @@ from slt_kernels import (
     Freeze,
     Source,
     SupermaskConv1d,
+    SupermaskConv2d,
     SupermaskConv3d,
     SupermaskConvTranspose1d,
     SupermaskConvTranspose2d,
     SupermaskConvTranspose3d,
     Window,
+    convert,
     ops,
+    to_dense,
 )
+from slt_kernels.conv_geometry import as_channels_last
 
 FROZEN = Freeze(0.3, 0.2)
 FUNCTIONS = {
@@ -211,6 +216,38 @@ def test_channels_last_stays_channels_last():
     y = layer(x.contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(y, layer(x))
+
+
+@pytest.mark.parametrize("channels,padding_mode", ((1, "zeros"), (1, "reflect"), (4, "zeros"), (4, "circular")))
+def test_a_channels_last_layer_returns_such_images(channels, padding_mode):
+    """With the same values; as PyTorch's, after a copy, moves and conversion, and from images of either format."""
+    options = {"padding": 1, "padding_mode": padding_mode}
+    plain = SupermaskConv2d(channels, 6, 3, **options)
+    layer = copy.deepcopy(plain).to(memory_format=torch.channels_last).double().float()
+    assert layer.channels_last and not plain.channels_last
+    x = torch.randn(2, channels, 5, 6)
+    for images in (x, x.contiguous(memory_format=torch.channels_last), as_channels_last(x)):
+        results = []
+        for each, of in ((layer, images), (plain, x)):
+            of = of.clone().requires_grad_()
+            y = each(of)
+            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (of, each.scores))))
+            with torch.no_grad():
+                assert torch.equal(each(of), y) and torch.equal(each(of), y)  # the second by a plan
+                assert each(of).stride() == y.stride()
+        for got, expected in zip(*results, strict=True):
+            assert (got - expected).norm() <= 1e-6 * expected.norm()
+        assert results[0][0].stride() == (180, 1, 36, 6) and results[1][0].is_contiguous()
+    assert torch.equal(layer(x[0]), plain(x[0]))
+    assert not layer.to(memory_format=torch.contiguous_format).channels_last
+
+
+def test_convert_keeps_the_memory_format():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3)).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 4, 9, 9)
+    expected, converted = model(x).stride(), convert(copy.deepcopy(model))
+    assert converted(x).stride() == expected == to_dense(converted)(x).stride()
+    assert convert(nn.Sequential(nn.Conv2d(4, 6, 3)))(x).is_contiguous()
 
 
 @pytest.mark.parametrize(

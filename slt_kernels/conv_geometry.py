@@ -55,5 +55,18 @@ class Window(NamedTuple):
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether a convolution of ``x`` returns a channels-last result: if ``x`` is contiguous in that format only."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether a convolution of ``x`` returns a channels-last result: if ``x`` is contiguous in that format only.
+
+    Images of one channel are contiguous in both formats; as in PyTorch, they are channels-last if the channel has
+    stride 1 (`as_channels_last` makes such).
+    """
+    if x.is_contiguous():
+        return x.shape[1] == 1 and x.stride(1) == 1 and x.shape[2] * x.shape[3] > 1
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def as_channels_last(x: Tensor) -> Tensor:
+    """Images ``x`` as `channels_last` recognizes them."""
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -10,11 +10,13 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 
+from .conv_geometry import channels_last
 from .conversions import conversion_of, full_name, has_conversion, is_subclass_of_converted
 from .freezing import spread_freeze
 from .nn import CompositeLayer, SupermaskLayer, TiedEmbedding, TiedLinear
@@ -550,6 +552,8 @@ def _replacement(old: nn.Module, freezes: list[Freeze], layer: int, options: dic
     placed = next(iter(_weights(old).values()))
     freeze = freezes if len(freezes) > 1 else freezes[0]
     new = conversion.build(old, freeze=freeze, layer=layer, device=placed.device, dtype=placed.dtype, **options)
+    if placed.dim() == 4 and channels_last(placed):
+        new.to(memory_format=torch.channels_last)
     numbers = [m.source.layer for m in new.modules() if isinstance(m, SupermaskLayer)]
     expected = list(range(layer, layer + len(freezes)))
     if numbers != expected:

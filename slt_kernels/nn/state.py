@@ -117,10 +117,17 @@ class LayerState(InspectedLayer):
         if fresh:
             self._accept_state()
 
+    def _in_form(self) -> Tensor:
+        """A tensor in the dtype and the format of the weight, which shows what a move or a cast would do to it."""
+        return torch.empty(0, dtype=self.dtype, device=self.mask_words.device)
+
+    def _take_form(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
         fresh, self._seen, self._plan = self._is_fresh(), None, None  # addresses may be used again
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.mask_words.device)).dtype
+        self._take_form(fn(self._in_form()))
 
         def keep_precision(t: Tensor) -> Tensor:
             new = fn(t)

@@ -26,8 +26,11 @@ def typed(x: Tensor) -> tuple[int, int]:
 
 
 def images(x: Tensor) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Dense images: address and type, then sizes, and whether channels are last."""
-    return typed(x), (*x.shape, channels_last(x))
+    """Dense images: address and type, then sizes, and whether channels are last.
+
+    Images of one channel are in both formats; kernels take them as contiguous ones.
+    """
+    return typed(x), (*x.shape, x.shape[1] > 1 and channels_last(x))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -109,10 +109,10 @@ def _plan(
             source=source,
             window=window,
             mask=words,
-            x=((x.data_ptr(), kind), (batch, channels, height, width, last)),
+            x=((x.data_ptr(), kind), (batch, channels, height, width, last and channels > 1)),
             scale=factor,
             bias=added,
-            y=((y.data_ptr(), kind), (batch, rows, out_height, out_width, last)),
+            y=((y.data_ptr(), kind), (batch, rows, out_height, out_width, last and rows > 1)),
             digits=digits_of(x),
             threads=threads(),
         )
