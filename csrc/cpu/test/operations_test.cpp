@@ -172,6 +172,7 @@ class Checks {
             {{{7, 7, 2, 2, 3, 3, 1, 1, 1}, 1, 5, 7, 8}, 80},
             {{{1, 2, 1, 1, 0, 1, 1, 2, 1}, 2, 70, 1, 3}, 34},
             {{{3, 3, 1, 1, 1, 1, 1, 1, 1}, 1, 17, 17, 15}, 18},  // by Winograd's method, of signed constants
+            {{{3, 3, 1, 1, 2, 0, 1, 1, 1}, 2, 16, 13, 11}, 9},   // gradients of scores by it, too
         };
         for (const auto &c : convolutions)
             for (const int64_t weight : {SIGNED_CONSTANT, UNIFORM, NORMAL}) {

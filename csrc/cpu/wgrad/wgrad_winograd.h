@@ -135,32 +135,79 @@ class WinogradContraction {
         return greatest(MOST_BYTES / (together * columns * bytes_of_tile(a.x.channels, a.source.rows)), 1);
     }
 
-    // Row i of a sample's pixels, with zeros around them, is row i % HEIGHT of a buffer [HEIGHT][pitch][LANES]. Reads
-    // rows [top + from, top + HEIGHT) of LANES channels, of which the first is `left` zeros further right.
+    // HEIGHT rows of pixels of LANES channels, with zeros around the image. They are read in place if they can be;
+    // otherwise row i of the image with its zeros is row i % HEIGHT of a buffer [HEIGHT][pitch][LANES].
     template <int HEIGHT>
-    static void read(const Images &images, int64_t sample, int64_t top, int64_t from, int64_t padding_h,
-                     int64_t padding_w, int64_t c, int64_t pitch, float *buffer) {
-        for (int64_t i = from; i < HEIGHT; ++i)
-            memset(buffer + (top + i) % HEIGHT * pitch * LANES, 0, size_t(pitch * LANES) * sizeof(float));
-        const int64_t first = greatest(top + from - padding_h, 0), end = least(top + HEIGHT - padding_h, images.height);
-        int64_t h = first, at = 0;
-        for (int64_t pixel = first * images.width; pixel < end * images.width; pixel += LANES) {
-            const int64_t here = least(end * images.width - pixel, LANES);
-            F32 v[LANES];
-            read_pixels(images, sample, pixel, here, c, images.channels, v);
-            // The next row of tiles: pixels, and channels, are too far apart for the hardware prefetcher.
-            const int64_t ahead = pixel + 2 * images.width;
-            Input next =
-                images.data + (images.channels_last ? (sample * images.pixels() + ahead) * images.channels + c
-                                                    : (sample * images.channels + c) * images.pixels() + ahead);
-            const int64_t step = images.channels_last ? images.channels : images.pixels();
-            for (int64_t i = 0; i < LANES; ++i, next = next + step) __builtin_prefetch(next.data);
-            for (int64_t i = 0; i < here; ++i) {
-                store(buffer + ((h + padding_h) % HEIGHT * pitch + padding_w + at) * LANES, v[i]);
-                if (++at == images.width) at = 0, ++h;
+    class Rows {
+      public:
+        Rows(const Images &images, int64_t padding_h, int64_t padding_w, int64_t pitch)
+            : images(images),
+              padding_h(padding_h),
+              padding_w(padding_w),
+              pitch(pitch),
+              in_place(images.channels_last && images.data.type == Type::FLOAT32 && images.channels % LANES == 0),
+              buffer(in_place ? LANES : HEIGHT * pitch * LANES) {
+            if (in_place) store(buffer.data, F32{});
+        }
+
+        // Moves to rows [top, top + HEIGHT) of channels from c on. The rows that `follows` has are in the buffer.
+        void move(int64_t sample, int64_t top, bool follows, int64_t c) {
+            if (!in_place) fill(sample, top, follows ? 2 : 0, c);
+            for (int64_t i = 0; i < HEIGHT; ++i) {
+                const int64_t h = top + i - padding_h, pixel = (sample * images.height + h) * images.width;
+                const bool exists = h >= 0 && h < images.height;
+                row[i] = !in_place ? buffer + (top + i) % HEIGHT * pitch * LANES
+                         : exists  ? reinterpret_cast<const float *>(images.data.data) + pixel * images.channels + c
+                                   : buffer.data;
+                step[i] = !in_place ? LANES : exists ? images.channels : 0;
             }
         }
-    }
+
+        // Pixel j of each row.
+        SLT_INLINE void read(int64_t j, F32 out[HEIGHT]) const {
+            const int64_t w = in_place ? j - padding_w : j;
+            if (in_place && (w < 0 || w >= images.width)) {
+            SLT_UNROLL for (int i = 0; i < HEIGHT; ++i) out[i] = F32{};
+                return;
+            }
+            SLT_UNROLL for (int i = 0; i < HEIGHT; ++i) out[i] = load<F32>(row[i] + w * step[i]);
+            if (!in_place) return;
+            // The next rows: pixels are too far apart for the hardware prefetcher.
+            SLT_UNROLL for (int i = HEIGHT - 2; i < HEIGHT; ++i)
+                __builtin_prefetch(row[i] + (w + 2 * images.width) * step[i]);
+        }
+
+      private:
+        const Images &images;
+        const int64_t padding_h, padding_w, pitch;
+        const bool in_place;
+        const Scratch<float> buffer;
+        const float *row[HEIGHT];
+        int64_t step[HEIGHT];
+
+        void fill(int64_t sample, int64_t top, int64_t from, int64_t c) const {
+            for (int64_t i = from; i < HEIGHT; ++i)
+                memset(buffer + (top + i) % HEIGHT * pitch * LANES, 0, size_t(pitch * LANES) * sizeof(float));
+            const int64_t end = least(top + HEIGHT - padding_h, images.height);
+            int64_t h = greatest(top + from - padding_h, 0), at = 0;
+            for (int64_t pixel = h * images.width; pixel < end * images.width; pixel += LANES) {
+                const int64_t here = least(end * images.width - pixel, LANES);
+                F32 v[LANES];
+                read_pixels(images, sample, pixel, here, c, images.channels, v);
+                // The next rows: pixels, and channels, are too far apart for the hardware prefetcher.
+                const int64_t ahead = pixel + 2 * images.width;
+                Input next = images.data + (images.channels_last
+                                                ? (sample * images.pixels() + ahead) * images.channels + c
+                                                : (sample * images.channels + c) * images.pixels() + ahead);
+                const int64_t apart = images.channels_last ? images.channels : images.pixels();
+                for (int64_t i = 0; i < LANES; ++i, next = next + apart) __builtin_prefetch(next.data);
+                for (int64_t i = 0; i < here; ++i) {
+                    store(buffer + ((h + padding_h) % HEIGHT * pitch + padding_w + at) * LANES, v[i]);
+                    if (++at == images.width) at = 0, ++h;
+                }
+            }
+        }
+    };
 
     // One dimension of B^T d B.
     static SLT_INLINE void transform_x(F32 a, F32 b, F32 c, F32 d, F32 out[4]) {
@@ -172,20 +219,17 @@ class WinogradContraction {
 
     // The numbers of x of rows [begin, end) of tiles, counted from row `first`.
     void write_x(int64_t first, int64_t begin, int64_t end) const {
-        const int64_t pitch = 2 * columns + 2;
-        const Scratch<float> buffer(4 * pitch * LANES);
+        Rows<4> rows(a.x, a.window.padding_h, a.window.padding_w, 2 * columns + 2);
         for (int64_t c = 0; c < a.x.channels; c += LANES)
             for (int64_t q = begin; q < end; ++q) {
-                const int64_t sample = (first + q) / tile_rows, top = (first + q) % tile_rows * 2;
-                read<4>(a.x, sample, top, q > begin && top > 0 ? 2 : 0, a.window.padding_h, a.window.padding_w, c,
-                        pitch, buffer);
-                const float *rows[4];
-                for (int i = 0; i < 4; ++i) rows[i] = buffer + (top + i) % 4 * pitch * LANES;
+                const int64_t top = (first + q) % tile_rows * 2;
+                rows.move((first + q) / tile_rows, top, q > begin && top > 0, c);
                 float *out = x + q * columns * x_pitch + c;
                 F32 column[4][4];
                 const auto read_column = [&](int64_t j, F32 to[4]) {
-                    transform_x(load<F32>(rows[0] + j * LANES), load<F32>(rows[1] + j * LANES),
-                                load<F32>(rows[2] + j * LANES), load<F32>(rows[3] + j * LANES), to);
+                    F32 pixels[4];
+                    rows.read(j, pixels);
+                    transform_x(pixels[0], pixels[1], pixels[2], pixels[3], to);
                 };
                 read_column(0, column[2]);
                 read_column(1, column[3]);
@@ -214,18 +258,17 @@ class WinogradContraction {
     }
 
     void write_dy(int64_t first, int64_t begin, int64_t end) const {
-        const int64_t pitch = 2 * columns;
-        const Scratch<float> buffer(2 * pitch * LANES);
+        Rows<2> rows(a.dy, 0, 0, 2 * columns);
         for (int64_t c = 0; c < a.dy.channels; c += LANES)
             for (int64_t q = begin; q < end; ++q) {
-                const int64_t sample = (first + q) / tile_rows, top = (first + q) % tile_rows * 2;
-                read<2>(a.dy, sample, top, 0, 0, 0, c, pitch, buffer);
+                rows.move((first + q) / tile_rows, (first + q) % tile_rows * 2, false, c);
                 float *out = dy + q * columns * dy_pitch + c;
-                const float *above = buffer, *below = buffer + pitch * LANES;
-                for (int64_t j = 0; j < columns; ++j, out += dy_pitch, above += 2 * LANES, below += 2 * LANES) {
-                    F32 left[4], right[4];
-                    transform_dy(load<F32>(above), load<F32>(below), left);
-                    transform_dy(load<F32>(above + LANES), load<F32>(below + LANES), right);
+                for (int64_t j = 0; j < columns; ++j, out += dy_pitch) {
+                    F32 left[4], right[4], pixels[2];
+                    rows.read(2 * j, pixels);
+                    transform_dy(pixels[0], pixels[1], left);
+                    rows.read(2 * j + 1, pixels);
+                    transform_dy(pixels[0], pixels[1], right);
                     SLT_UNROLL for (int i = 0; i < 4; ++i) {
                         F32 numbers[4];
                         transform_dy(left[i], right[i], numbers);
