@@ -44,7 +44,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from slt_kernels.backends.triton import forward, grad_input, grad_scores
-from slt_kernels.backends.triton.assembly import needs_fences
 from slt_kernels.backends.triton.embedding import (
     embedding_forward_kernel,
     embedding_grad_scores_kernel,
@@ -57,7 +56,7 @@ from slt_kernels.backends.triton.launch import Machine, count_kernel
 from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
 from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
-from slt_kernels.backends.triton.tiles import REGISTERS, Tile
+from slt_kernels.backends.triton.tiles import REGISTERS, Tile, needs_fences
 from slt_kernels.backends.triton.words import KernelSource
 
 SIZE = 8192  # rows and fan of the layers

@@ -4,18 +4,38 @@ import torch
 import triton
 import triton.language as tl
 
-from . import FENCED, version
-from .tiles import Machine
-
 PTX: tl.constexpr = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
 
-def needs_fences(machine: Machine, rows: int) -> bool:
-    """Whether products of tiles of so many rows need `fenced`: those that Hopper computes asynchronously, 64 at a time.
+def _philox_code() -> str:
+    """Ten rounds on the words $4 to $7, whose result is $0 to $3. From $8 on are two keys for each round."""
+    rounds = (
+        f"mul.wide.u32 p, a, 0xD2511F53; mul.wide.u32 q, c, 0xCD9E8D57; xor.b32 b, b, ${i}; xor.b32 d, d, ${i + 1};"
+        "mov.b64 {low, high}, q; xor.b32 a, high, b; mov.b32 b, low;"
+        "mov.b64 {low, high}, p; xor.b32 c, high, d; mov.b32 d, low;"
+        for i in range(8, 28, 2)
+    )
+    return (
+        "{ .reg .b32 a, b, c, d, low, high; .reg .b64 p, q;"
+        "mov.b32 a, $4; mov.b32 b, $5; mov.b32 c, $6; mov.b32 d, $7;"
+        + "".join(rounds)
+        + "mov.b32 $0, a; mov.b32 $1, b; mov.b32 $2, c; mov.b32 $3, d; }"
+    )
 
-    On Blackwell, Triton's versions that would need it are refused.
+
+PHILOX: tl.constexpr = tl.constexpr(_philox_code())
+PHILOX_OPERANDS: tl.constexpr = tl.constexpr("=r,=r,=r,=r" + 24 * ",r")
+
+
+@triton.jit
+def philox_rounds(words, keys):
+    """Ten rounds of Philox on four words, with the two keys of each round.
+
+    This is one operation in place of 180. The time of Triton's pass *coalesce* grows with the square of their number.
     """
-    return PTX.value and machine.generation == 9 and rows >= 64 and version() < FENCED
+    return tl.inline_asm_elementwise(
+        PHILOX, PHILOX_OPERANDS, words + keys, dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1
+    )
 
 
 @triton.jit

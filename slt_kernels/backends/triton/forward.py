@@ -15,14 +15,14 @@ from ...conv_geometry import Window
 from ...source import Source
 from .. import exact_products
 from .arguments import kernel, takes
-from .assembly import fenced, needs_fences
+from .assembly import fenced
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
 from .images import NO_IMAGE, Image, flat, padded, patches, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
-from .tiles import Tile, narrowed, pieces, resident
+from .tiles import Tile, narrowed, needs_fences, pieces, resident
 from .weights import byte_quads, coded_words, sign_floats, sign_quads
 from .words import (
     NORMAL,

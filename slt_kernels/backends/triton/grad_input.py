@@ -13,7 +13,7 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
-from .assembly import fenced, needs_fences
+from .assembly import fenced
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
@@ -21,7 +21,7 @@ from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, u
 from .images import NO_IMAGE, Image, flat, padded, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
-from .tiles import Tile, narrowed, pieces, resident
+from .tiles import Tile, narrowed, needs_fences, pieces, resident
 from .weights import (
     byte_weight_from,
     coded_words,

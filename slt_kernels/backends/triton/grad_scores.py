@@ -15,7 +15,7 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
-from .assembly import fenced, needs_fences, rounded_to_tf32
+from .assembly import fenced, rounded_to_tf32
 from .autotuning import choose
 from .forward import touched
 from .images import NO_IMAGE, Image, flat, patches
@@ -33,7 +33,7 @@ from .launch import (
 )
 from .magnitudes import is_negative
 from .split_k import split
-from .tiles import Tile
+from .tiles import Tile, needs_fences
 from .weights import integer_weight
 from .words import (
     SIGNED_CONSTANT,

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import FENCED, version
+from .assembly import PTX
 from .launch import Machine, blocks
 from .words import SIGNED_CONSTANT
 
@@ -34,6 +36,15 @@ class Tile(NamedTuple):
 
     def with_more_registers(self) -> "Tile":
         return self._replace(programs=max(1, self.programs - 1))
+
+
+def needs_fences(machine: Machine, rows: int) -> bool:
+    """Whether products of tiles of so many rows need `assembly.fenced`: those that Hopper computes asynchronously, 64
+    rows at a time.
+
+    On Blackwell, Triton's versions that would need it are refused.
+    """
+    return PTX.value and machine.generation == 9 and rows >= 64 and version() < FENCED
 
 
 def resident(warps: int, columns: int, d: int, weight: int, compact: bool, plain: bool, old: bool) -> int:
