@@ -340,7 +340,8 @@ CASES: dict[str, MakeCase] = {
 def compile_case(case: Case, architecture: int | GPUTarget) -> triton.compiler.CompiledKernel:
     """Compiles for a compute capability or another target."""
     target = architecture if isinstance(architecture, GPUTarget) else GPUTarget("cuda", architecture, 32)
-    ones = [name for name in _ONES if not (case.strided and name.startswith("stride"))]
+    strided = case.strided or case.kernel is not grad_input.grad_input_kernel  # see `Image.with_any_stride`
+    ones = [name for name in _ONES if not (strided and name.startswith("stride"))]
     names = case.kernel.arg_names
     constants, options = case.constants, case.options
     types = {}

@@ -44,6 +44,7 @@ CONVOLUTIONS = {  # channels, rows, images, height, width, window
     "3x3": (5, 6, 2, 3, 4, Window(3, 3, padding_h=1, padding_w=1)),
     "2x1-stride": (32, 5, 1, 7, 6, Window(2, 1, stride_h=2)),
     "depthwise": (2, 2, 1, 2, 3, Window(2, 3, padding_h=1, padding_w=2, groups=2)),
+    "1x1": (33, 4, 2, 3, 3, Window(1, 1)),
     "1x1-stride": (128, 4, 3, 4, 5, Window(1, 1, 2, 2)),
     "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
     "17-rows-per-group": (4, 34, 1, 3, 2, Window(2, 1, groups=2)),

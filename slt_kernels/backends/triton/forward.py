@@ -19,7 +19,7 @@ from .assembly import fenced
 from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
-from .images import NO_IMAGE, Image, flat, padded, patches, write_images
+from .images import NO_IMAGE, POINTWISE, Image, by_pixels, flat, padded, patches, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, needs_fences, pieces, resident
@@ -56,7 +56,10 @@ def conv2d_forward(
 ) -> None:
     image = Image.of(window, *x.shape[2:])
     with write_images(y) as pixels:
-        _product(pixels, flat(x), mask, scale, bias, source, window, image, x.shape[1])
+        if window == POINTWISE and not uses_digits(x, source):  # digits have a unit for each image
+            _product(pixels, by_pixels(x), mask, scale, bias, source, None, NO_IMAGE, source.fan)
+        else:
+            _product(pixels, flat(x), mask, scale, bias, source, window, image, x.shape[1])
 
 
 def uses_digits(x: Tensor, source: Source) -> bool:
@@ -132,7 +135,7 @@ def _launch(
         count * parts,
         device,
         KernelSource.coded(source),
-        image,
+        image.with_any_stride(),
         *numbers,
         parts,
         steps,

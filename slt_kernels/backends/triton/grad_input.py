@@ -18,7 +18,7 @@ from .autotuning import choose
 from .expand import resolved
 from .fixed_point import digits_of, sum_of, to_digits
 from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, uses_digits
-from .images import NO_IMAGE, Image, flat, padded, write_images
+from .images import NO_IMAGE, POINTWISE, Image, below, by_pixels, flat, padded, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
 from .tiles import Tile, narrowed, needs_fences, pieces, resident
@@ -59,7 +59,10 @@ def conv2d_grad_input(
 ) -> None:
     image = Image.of(window, *size)
     with write_images(dx) as pixels:
-        _product(pixels, flat(dy), mask, scale, source, window, image)
+        if window == POINTWISE and not uses_digits(dy, source):
+            _product(pixels, by_pixels(dy), mask, scale, source, None, NO_IMAGE)
+        else:
+            _product(pixels, flat(dy), mask, scale, source, window, image)
 
 
 def _product(dx, dy, mask, scale, source, window, image) -> None:
@@ -298,8 +301,8 @@ def grad_input_kernel(
             tap_y = tap // image.kernel_w * image.dilation_h
             tap_x = tap % image.kernel_w * image.dilation_w
             up, left = tap_y // image.stride_h, tap_x // image.stride_w
-            valid = (oy >= up) & (oy - up < image.out_height) & (left_y == tap_y % image.stride_h)
-            valid = valid & (ox >= left) & (ox - left < image.out_width) & (left_x == tap_x % image.stride_w)
+            valid = below(oy - up, image.out_height) & (left_y == tap_y % image.stride_h)
+            valid = valid & below(ox - left, image.out_width) & (left_x == tap_x % image.stride_w)
             moved = tl.cast(up * image.out_width + left, tl.int64) * pitch
         # Masked elements of dy are 0, and so is dy's padding past the group's last row.
         rows = tl.where(step // row_blocks < image.taps, stored_rows, 0)

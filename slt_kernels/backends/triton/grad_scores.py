@@ -18,7 +18,7 @@ from .arguments import kernel, takes
 from .assembly import fenced, rounded_to_tf32
 from .autotuning import choose
 from .forward import touched
-from .images import NO_IMAGE, Image, flat, patches
+from .images import NO_IMAGE, POINTWISE, Image, by_pixels, flat, patches
 from .launch import (
     Launch,
     Machine,
@@ -58,9 +58,12 @@ def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale
 def conv2d_grad_scores(
     out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window
 ) -> None:
-    image = Image.of(window, *x.shape[2:])
+    image, channels = Image.of(window, *x.shape[2:]), x.shape[1]
     columns = len(x) * image.out_height * image.out_width
-    _product(out, flat(dy), flat(x), columns, scores, scale, source, window, image, x.shape[1])
+    if window == POINTWISE:
+        _product(out, by_pixels(dy), by_pixels(x), columns, scores, scale, source, None, NO_IMAGE, channels)
+    else:
+        _product(out, flat(dy), flat(x), columns, scores, scale, source, window, image, channels)
 
 
 def _product(out, dy, x, columns, scores, scale, source, window, image, channels) -> None:
@@ -106,7 +109,7 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
         count * parts,
         device,
         KernelSource.coded(source),
-        image,
+        image.with_any_stride(),
         columns,
         channels,
         source.fan,

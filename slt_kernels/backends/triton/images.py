@@ -35,6 +35,10 @@ class Image(NamedTuple):
     dilation_h: int
     dilation_w: int
 
+    def with_any_stride(self) -> "Image":
+        """For `patches`: with negated strides, as Triton compiles a kernel of its own for strides of 1."""
+        return self._replace(stride_h=-self.stride_h, stride_w=-self.stride_w)
+
     @classmethod
     @lru_cache(maxsize=4096)
     def of(cls, window: Window, height: int, width: int) -> "Image":
@@ -44,6 +48,8 @@ class Image(NamedTuple):
         )
 
 
+POINTWISE = Window(1, 1)
+"""A convolution that is a Linear of each pixel."""
 NO_IMAGE = Image(*[1] * 8, 0, 0, 1, 1)  # for a Linear
 
 
@@ -53,6 +59,11 @@ _DENSE = {"memory_format": torch.contiguous_format}
 def flat(x: Tensor) -> Tensor:
     """Images [B, C, H, W] as vectors [B, H * W * C]; a copy unless they are channels-last."""
     return at_16_bytes(x.permute(0, 2, 3, 1)).flatten(1)
+
+
+def by_pixels(x: Tensor) -> Tensor:
+    """Images [B, C, H, W] as the matrix [pixels, C]; a copy unless they are channels-last."""
+    return flat(x).view(-1, x.shape[1])
 
 
 @contextmanager
@@ -97,6 +108,12 @@ def pixel_of(image, m, MOVING: tl.constexpr):
 
 
 @triton.jit
+def below(i, size):
+    """Whether 0 <= i < size."""
+    return i.to(tl.uint32, bitcast=True) < tl.cast(size, tl.uint32)
+
+
+@triton.jit
 def patches(
     image,
     m,
@@ -113,7 +130,8 @@ def patches(
     """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and a mask of those inside the image.
 
     For a Linear, ``channels`` is the pitch between vectors. ONE_TAP: all k are at one tap of the window, so the tap's
-    terms are scalars. FULL: all k are in [0, fan). MOVING: see `pixel_of`.
+    terms are scalars. FULL: all k are in [0, fan). MOVING: see `pixel_of`. The image is one
+    `with_any_stride`.
     """
     inside = (m >= 0)[:, None]
     if CONV:
@@ -121,16 +139,17 @@ def patches(
         tap = tl.min(k, axis=0) // group_channels if ONE_TAP else (k // group_channels)[None, :]
         dy = tap // image.kernel_w * image.dilation_h
         dx = tap % image.kernel_w * image.dilation_w
-        iy = (y * image.stride_h - image.padding_h)[:, None] + dy
-        ix = (x * image.stride_w - image.padding_w)[:, None] + dx
-        inside = (iy >= 0) & (iy < image.height) & (ix >= 0) & (ix < image.width)
+        y, x = y * -image.stride_h, x * -image.stride_w
+        iy = (y - image.padding_h)[:, None] + dy
+        ix = (x - image.padding_w)[:, None] + dx
+        inside = below(iy, image.height) & below(ix, image.width)
         # Two terms, so that the 64-bit one of m is hoisted out of the loop over k.
-        origin = (b.to(tl.int64) * image.height + y * image.stride_h - image.padding_h) * image.width
-        origin = (origin + x * image.stride_w - image.padding_w) * channels + first_channel  # [M]
+        origin = (b.to(tl.int64) * image.height + y - image.padding_h) * image.width
+        origin = (origin + x - image.padding_w) * channels + first_channel  # [M]
         step = (dy * image.width + dx).to(tl.int64) * channels + (k[None, :] - tap * group_channels)  # [1, K]
         offset = origin[:, None] + step
     else:
         offset = m.to(tl.int64)[:, None] * channels + k[None, :]
     if not FULL:
-        inside = inside & ((k >= 0) & (k < fan))[None, :]
+        inside = inside & below(k, fan)[None, :]
     return offset, inside
