@@ -51,7 +51,12 @@ CONVOLUTIONS = {  # channels, rows, images, height, width, window
     "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
     "no-images": (3, 4, 0, 5, 5, Window(3, 3)),
 }
-FEW_CONVOLUTIONS = ("groups-dilation", "2x1-stride", "64-channels")  # words shared by taps; BC = 32; BC = 64
+FEW_CONVOLUTIONS = (  # words shared by taps; BC = 32; BC = 64; a Linear in 16 bits
+    "groups-dilation",
+    "2x1-stride",
+    "64-channels",
+    "1x1",
+)
 
 
 @pytest.fixture(autouse=True)
