@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +150,11 @@ def is_tensor(instruction: str) -> bool:
 
 def pipe(instruction: str) -> str:
     """The pipe that executes an instruction; `alu` is what no other takes."""
-    name = instruction.split()[0]
+    return _pipe(instruction.split(maxsplit=1)[0])
+
+
+@cache  # a kernel has thousands of instructions, but few names
+def _pipe(name: str) -> str:
     if name.startswith(("IMAD.WIDE", "IMAD.HI")):
         return "wide"
     head = name.split(".")[0]

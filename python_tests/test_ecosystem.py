@@ -1,6 +1,7 @@
 """Training loops of other libraries, and programs that leave PyTorch's eager mode. See docs/ecosystem.md."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from slt_kernels import EdgePopup
 from slt_kernels.nn import SupermaskLayer
 
-for name in ("transformers", "accelerate", "pytorch_lightning", "onnx", "onnxscript"):
-    pytest.importorskip(name)
+LIBRARIES = ("transformers", "accelerate", "pytorch_lightning", "onnx", "onnxscript")
+# Not imported here: every process of pytest collects these tests, and one runs them.
+pytestmark = pytest.mark.skipif(not all(map(find_spec, LIBRARIES)), reason=f"they need {', '.join(LIBRARIES)}")
 
 
 @pytest.fixture(scope="module")
