@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, 
 AFTER = """
 dist.barrier()
 """
+# What FSDP2 and the layers import in each process.
+DISTRIBUTED = "torch.distributed.fsdp, torch.distributed.tensor.parallel, torch._dynamo, slt_kernels"
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: int = 100) -> list[str]:
@@ -37,19 +40,44 @@ def run_processes(script: str, world: int, folder: Path, *arguments: str, second
     store = folder / f"store{len(list(folder.glob('store*')))}"
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     ranks = [[str(rank), str(world), str(store), *arguments] for rank in range(world)]
-    imported = "torch.distributed.fsdp, torch.distributed.tensor.parallel"
-    done = _fork(imported, BEFORE + script + AFTER, ranks, environment, seconds)
+    return _outputs(_fork(DISTRIBUTED, BEFORE + script + AFTER, ranks, environment, seconds))
+
+
+def run_as_torchrun(script: str, world: int) -> list[str]:
+    """Returns what each of `world` processes prints, which have the environment that torchrun gives them.
+
+    Raises:
+        AssertionError: a process failed. The message has the outputs of all.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | shared | {"GLOO_SOCKET_IFNAME": "lo"}
+    before = "import os, sys, torch\nos.environ['RANK'] = os.environ['LOCAL_RANK'] = sys.argv[1]\n"
+    before += "torch.set_num_threads(1)\n"
+    return _outputs(_fork(DISTRIBUTED, before + script, [[str(rank)] for rank in range(world)], environment, 100))
+
+
+def _outputs(done: list[subprocess.CompletedProcess]) -> list[str]:
     assert all(process.returncode == 0 for process in done), [(process.stdout, process.stderr) for process in done]
     return [process.stdout for process in done]
 
 
-def run_forked(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    """Runs code as ``python -c`` does, in a fork of a process that has imported torch.
+def run_forked(code: str, environment: dict[str, str] | None = None, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs code as ``python -c`` does with these arguments, in a fork of a process that has imported torch.
 
-    The environment is set after torch is imported. Code that ends by an exception has status 1.
+    The environment (by default this process's) is set after torch is imported. Code that ends by an exception has
+    status 1.
     """
-    (done,) = _fork("torch", code, [[]], environment, 120)
+    (done,) = _fork("torch", code, [list(arguments)], dict(os.environ if environment is None else environment), 120)
     return done
+
+
+def run_script(path: Path | str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a script as ``python path`` does, in a fork of a process that has imported torch."""
+    code = f"import runpy, sys\nsys.path.insert(0, {str(Path(path).parent)!r})\n"
+    return run_forked(f"{code}runpy.run_path({str(path)!r}, run_name='__main__')", None, *arguments)
 
 
 # Reads a request per line, runs its code in forks beside each other, and prints their exit statuses. They end without

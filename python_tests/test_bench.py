@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import run_script
 
 from slt_kernels import backends, cli
 
@@ -135,8 +135,19 @@ def test_memory_of_one_row():
     record = memory.in_fresh_process(memory.Row("Linear 1024 x 1024", "dense float32", "step", 2))
     assert record["held"] == pytest.approx(4 << 20, rel=0.2)
     assert record["returned"] == 2 * 4 << 20
-    with pytest.raises(RuntimeError, match="no such network"):
-        memory.in_fresh_process(memory.Row("no such network", "ours", "forward", 2))
+
+
+def test_memory_of_a_process_that_fails(monkeypatch, tmp_path):
+    """Its last line is the error."""
+    memory, row = module("memory"), ("no such network", "ours", "forward", "2")
+    monkeypatch.setattr(memory, "measure", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["memory.py", *row])
+    with pytest.raises(KeyError, match="no such network"):
+        memory.main()
+    (tmp_path / "fails.py").write_text("import sys; sys.exit(f'once more\\n{sys.argv[1]}')")
+    monkeypatch.setattr(memory, "__file__", str(tmp_path / "fails.py"))
+    with pytest.raises(RuntimeError, match=r"^no such network$"):
+        memory.in_fresh_process(memory.Row(*row))
 
 
 def test_counted_bytes():
@@ -212,8 +223,7 @@ def test_partial_runs_stay_out_of_the_results(monkeypatch, capsys):
 @needs_cpu
 def test_a_run_writes_its_result_and_report(tmp_path):
     """The smallest of the sections."""
-    command = [sys.executable, str(BENCH / "suite.py"), "quick", "--only", "counted|sizes", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script(BENCH / "suite.py", "quick", "--only", "counted|sizes", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
     result = json.loads((folder / "result.json").read_text())

@@ -4,13 +4,13 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
 
 import pytest
 import torch
+from processes import run_forked
 from torch.distributed.run import get_args_parser
 
 from slt_kernels import backends, cli, convert, save_ticket, ticket_info
@@ -493,8 +493,9 @@ def test_eval_refuses_a_ticket_that_find_did_not_write(tmp_path, capsys):
     ),
 )
 def test_as_a_program(module, arguments, status, out, err):
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    """As ``python -m`` runs it."""
+    code = "import runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    done = run_forked(code, None, module, *arguments)
     assert done.returncode == status
     assert re.fullmatch(out, done.stdout, re.DOTALL) and re.fullmatch(err, done.stderr)
 

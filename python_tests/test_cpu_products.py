@@ -255,7 +255,7 @@ try:
 except MemoryError:
     print("MemoryError")
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = run_forked(script)
     assert run.stdout == "MemoryError\n", run.stderr
 
 

@@ -4,17 +4,15 @@ import ast
 import inspect
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
 
 import pytest
 import torch
+from processes import run_as_torchrun, run_forked, run_script
 from test_data import write_cifar
 from torch import nn
 from torch.distributed.run import get_args_parser
@@ -45,9 +43,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def test_tables_are_what_the_results_say():
-    command = [sys.executable, str(ROOT / "bench/render.py"), "--check"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    done = run_script(ROOT / "bench/render.py", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Python
@@ -58,10 +55,11 @@ def python(document: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL))
 
 
-def run(*command: str, cwd: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+def run(code: str, *arguments: str, cwd: Path) -> str:
+    """What a program prints that is run in a folder, in one thread."""
+    before = f"import os, sys, torch\nos.chdir({str(cwd)!r})\nsys.path.insert(0, {str(ROOT)!r})\n"
+    done = run_forked(f"{before}torch.set_num_threads(1)\n{code}", None, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -72,7 +70,7 @@ def test_the_example_of_the_readme(tmp_path):
     assert example.count("load_ticket(") == 1
     example = example.replace("drop_scores(network()))", "copy := drop_scores(network()))")
     check = "\nx = torch.randn(5, 64)\nassert torch.equal(copy(x), model(x))\n"
-    assert counts in run(sys.executable, "-c", example + check, cwd=tmp_path)
+    assert counts in run(example + check, cwd=tmp_path)
 
 
 def test_examples_of_networks_and_data(tmp_path, monkeypatch):
@@ -101,8 +99,8 @@ def test_the_example_of_own_data(tmp_path, monkeypatch):
     assert (tmp_path / "stripes.slt").exists()
 
 
-def test_examples_of_several_processes(tmp_path):
-    """Run by torchrun as one script, followed by a training step of each network."""
+def test_examples_of_several_processes():
+    """Run as torchrun does, as one script, followed by a training step of each network."""
     check = """
 x = torch.randint(256, (2, 8))
 before = [p.detach().clone() for p in model.parameters()]
@@ -112,12 +110,8 @@ assert any(not torch.equal(a.full_tensor(), p.full_tensor()) for a, p in zip(bef
 assert mlp(torch.ones(2, 64)).shape == (2, 64)
 print("done", flush=True)
 dist.barrier()
-import os
-os._exit(0)
 """
-    (tmp_path / "script.py").write_text(python(ROOT / "docs/distributed.md") + check)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py")
-    assert run(sys.executable, *launch, cwd=tmp_path).count("done") == 2
+    assert run_as_torchrun(python(ROOT / "docs/distributed.md") + check, 2) == ["done\n", "done\n"]
 
 
 def test_the_product_in_four_steps():
@@ -290,7 +284,7 @@ for line in json.loads(sys.argv[1]):
             parsed.append([file, *arguments])
         else:
             assert not arguments or "sys.argv" in (ROOT / file).read_text(), f"{file} takes no arguments"
-    run(sys.executable, "-c", code, json.dumps(parsed), cwd=ROOT)
+    run(code, json.dumps(parsed), cwd=ROOT)
 
 
 def test_flags_in_running_text():

@@ -2,11 +2,10 @@
 
 import importlib
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_forked
 
 from slt_kernels.data import digits
 from slt_kernels.models import GPT
@@ -24,7 +23,7 @@ def test_public_names_are_those_of_the_package(name):
 
 def test_importing_the_layers_imports_no_experiment():
     code = "import sys, slt_kernels; print([m for m in sys.modules if m.startswith('slt_kernels.experiments')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert run_forked(code).stdout.strip() == "[]"
 
 
 def test_pickles():
