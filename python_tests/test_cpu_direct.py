@@ -14,6 +14,10 @@ pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.un
 GEOMETRIES = {  # batch, groups, channels and rows of a group, (h, w), and Window's arguments
     "3x3": (3, 37, 1, 1, (9, 21), {"padding_h": 1, "padding_w": 1}),
     "7x7": (1, 17, 1, 1, (7, 7), {"kernel_h": 7, "kernel_w": 7, "padding_h": 3, "padding_w": 3}),
+    "7x7-wide": (1, 17, 1, 1, (5, 20), {"kernel_h": 7, "kernel_w": 7, "padding_h": 3, "padding_w": 3}),
+    "7x7-tiny": (2, 18, 1, 1, (2, 2), {"kernel_h": 7, "kernel_w": 7, "padding_h": 3, "padding_w": 3}),
+    "registers": (2, 3, 1, 1, (7, 45), {"padding_h": 1, "padding_w": 1}),
+    "run": (2, 1, 5, 7, (6, 23), {"kernel_h": 1, "kernel_w": 1}),
     "multiplier": (2, 5, 1, 3, (12, 18), {"padding_h": 1, "padding_w": 1}),
     "stride": (2, 19, 1, 1, (9, 20), {"padding_h": 1, "padding_w": 1, "stride_h": 2, "stride_w": 2}),
     "stride-dilation": (2, 4, 1, 2, (19, 17), {"kernel_w": 2, "padding_w": 4, "dilation_w": 3, "stride_w": 3}),

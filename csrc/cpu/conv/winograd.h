@@ -11,7 +11,7 @@
 // element of a sample becomes NARROW_LIMIT, so the others are rounded to 2^-14 of it.
 #pragma once
 
-#include "cpu/conv/direct.h"
+#include "cpu/conv/direct_shape.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -386,7 +386,7 @@ class WinogradPiece {
                     v = __builtin_convertvector(out[0][i], F32);
                 else
                     v = joined(out[0][i], out[1][i]);
-                v = epilogue(v, nullptr);
+                v = epilogue(v);
                 if (w.bias) v += bias;
                 const int64_t place = i / 2 * w.y.width + 2 * j + i % 2;
                 if (w.y.channels_last)

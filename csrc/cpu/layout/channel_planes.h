@@ -64,7 +64,8 @@ class ChannelPlanes {
     template <class T, class Convert>
     void write(int64_t sample, int64_t c, int64_t channels, int64_t first, int64_t rows, const Convert &convert,
                T *out) const {
-        const int64_t size = this->size(rows), all_rows = rows + up + down, line = x.width + LANES;
+        const int64_t size = this->size(rows), all_rows = rows + up + down;
+        const int64_t line = ceil_div(x.width, 2 * LANES) * 2 * LANES;
         if (stride_h == 1 && stride_w == 1 && !x.channels_last && number[0] == 0) {
             for (int64_t i = 0; i < channels; ++i)
                 write_plane(sample * x.channels + c + i, first - up, all_rows, convert, out + i * size, size);
@@ -91,7 +92,8 @@ class ChannelPlanes {
                         for (int64_t i = 0; i < n; ++i) {
                             T *plane = to + (i * count + in_row[b]) * size;
                             if (stride_w == 2)
-                                for (int64_t j = 0; j < exist; ++j) plane[j] = lines[i * line + 2 * j + b];
+                                b == 0 ? take_second<false>(lines + i * line, exist, plane)
+                                       : take_second<true>(lines + i * line, exist, plane);
                             else if (stride_w > 2)
                                 for (int64_t j = 0; j < exist; ++j) plane[j] = lines[i * line + stride_w * j + b];
                             for (int64_t j = exist; j < pitch; j += LANES) clear_register(plane + j);
@@ -122,6 +124,16 @@ class ChannelPlanes {
     static SLT_INLINE void clear_register(T *at) {
         char *bytes = reinterpret_cast<char *>(at);
         for (size_t i = 0; i < LANES * sizeof(T); i += sizeof(U32)) store(bytes + i, U32{});
+    }
+
+    // `count` even or odd elements; whole registers are read and written.
+    template <bool ODD, class T>
+    static void take_second(const T *from, int64_t count, T *to) {
+        if constexpr (sizeof(T) == sizeof(uint32_t))
+            for (int64_t j = 0; j < count; j += LANES)
+                store(to + j, every_second<ODD>(load<U32>(from + 2 * j), load<U32>(from + 2 * j + LANES)));
+        else
+            for (int64_t j = 0; j < count; ++j) to[j] = from[2 * j + ODD];
     }
 
     template <class T>

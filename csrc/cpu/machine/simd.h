@@ -94,6 +94,26 @@ SLT_INLINE U32 interleave(U64 even, U64 odd) {
 #endif
 }
 
+// Every second lane of a and then of b: the even ones, or the odd ones.
+template <bool ODD>
+SLT_INLINE U32 every_second(U32 a, U32 b) {
+#if defined(__AVX512F__)
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return (U32)_mm512_permutex2var_epi32((__m512i)a, _mm512_add_epi32(even, _mm512_set1_epi32(ODD)), (__m512i)b);
+#elif defined(__AVX2__)
+    const __m256 of_halves = _mm256_shuffle_ps((__m256)a, (__m256)b, ODD ? 0xDD : 0x88);
+    return (U32)_mm256_permute4x64_epi64((__m256i)of_halves, 0xD8);
+#elif defined(__SSE2__)
+    return (U32)_mm_shuffle_ps((__m128)a, (__m128)b, ODD ? 0xDD : 0x88);
+#elif defined(__aarch64__)
+    return (U32)(ODD ? vuzp2q_u32((uint32x4_t)a, (uint32x4_t)b) : vuzp1q_u32((uint32x4_t)a, (uint32x4_t)b));
+#else
+    U32 r;
+    for (int i = 0; i < LANES; ++i) r[i] = i < LANES / 2 ? a[2 * i + ODD] : b[2 * i - LANES + ODD];
+    return r;
+#endif
+}
+
 // Bit by bit, where(m, a, b) is a where m is set and b elsewhere.
 SLT_INLINE U32 where(U32 m, U32 a, U32 b) {
 #if defined(__AVX512F__)

@@ -99,7 +99,7 @@ bool direct(const Conv2dForward &a, int threads) {
                       .bias = a.bias,
                       .digits = a.digits,
                       .threads = threads};
-    if (!direct_pays(d)) return false;
+    if (!direct_pays(d, a.source.weight)) return false;
     direct_convolution(d, a.source, a.mask);
     return true;
 }

@@ -170,7 +170,7 @@ bool direct(const Conv2dGradInput &a, int threads) {
                       .bias = nullptr,
                       .digits = a.digits,
                       .threads = threads};
-    if (!direct_pays(d)) return false;
+    if (!direct_pays(d, a.source.weight)) return false;
     direct_convolution(d, a.source, a.mask);
     return true;
 }
