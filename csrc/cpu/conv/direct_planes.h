@@ -321,7 +321,8 @@ bool run_direct(const Direct &d, const int8_t *weights) {
     const auto bytes = [&](int64_t rows) { return planes.size(rows) * group_planes * int64_t(sizeof(T)); };
     int64_t rows = height;
     // Every output reads the planes of all inputs: they stay in L1, unless a term then has few registers to add to.
-    while (d.outputs > 1 && rows * planes.pitch >= 16 * LANES && bytes(rows) * least_groups > DIRECT_L1_BYTES)
+    while (d.outputs > 1 && rows > 1 && rows * planes.pitch >= 16 * LANES &&
+           bytes(rows) * least_groups > DIRECT_L1_BYTES)
         rows = (rows + 1) / 2;
     while (rows > 1 && bytes(rows) * least_groups > DIRECT_BYTES) rows = (rows + 1) / 2;
     const int64_t fit = DIRECT_L1_BYTES / bytes(rows) / least_groups * least_groups;
