@@ -40,7 +40,8 @@ SLT_INLINE S32 add_product(S32 sum, S32 x, S32 v) {
 #elif defined(__AVX512F__)
     return sum + (S32)_mm512_madd_epi16((__m512i)x, (__m512i)v);
 #elif defined(__AVXVNNI__)
-    return (S32)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)v, (__m256i)x);
+    asm(SLT_VEX "vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(v), "x"(x));
+    return sum;
 #elif defined(__AVX2__)
     return sum + (S32)_mm256_madd_epi16((__m256i)x, (__m256i)v);
 #elif defined(__SSE2__)

@@ -11,13 +11,6 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// AVX2's own form of an instruction; elsewhere AVX-512's form stands in for it.
-#if defined(SLT_EMULATE)
-#define SLT_VEX
-#else
-#define SLT_VEX "%{vex%} "
-#endif
-
 constexpr int QUAD_BYTES = 4 * sizeof(Digit);
 
 #if SLT_BYTE_DIGITS

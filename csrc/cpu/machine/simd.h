@@ -31,6 +31,12 @@
 #else
 #define SLT_IN_ORDER(a, b, c, d)
 #endif
+// AVX2's form of an instruction that AVX-512 has too, which stands in for it where tests emulate AVX2's VNNI.
+#if defined(SLT_EMULATE)
+#define SLT_VEX
+#else
+#define SLT_VEX "%{vex%} "
+#endif
 // Hides from the compiler where a value comes from.
 #define SLT_HIDE(value) asm("" : "+r"(value))
 #define SLT_INLINE inline __attribute__((always_inline))
