@@ -70,7 +70,7 @@ def run_forked(code: str, environment: dict[str, str] | None = None, *arguments:
     The environment (by default this process's) is set after torch is imported. Code that ends by an exception has
     status 1.
     """
-    (done,) = _fork("torch", code, [list(arguments)], dict(os.environ if environment is None else environment), 120)
+    (done,) = _fork("torch", code, [list(arguments)], dict(os.environ if environment is None else environment), 600)
     return done
 
 

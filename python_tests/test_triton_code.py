@@ -3,14 +3,14 @@
 Triton interprets in the process of `test_triton`, so what compiles has processes of its own.
 """
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import run_forked, run_script
 
 from slt_kernels import backends
 from slt_kernels.backends import triton
@@ -19,15 +19,18 @@ BENCH = Path(__file__).parent.parent / "bench"
 installed = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
-def run_in_bench(*arguments: str) -> None:
-    run = subprocess.run([sys.executable, *arguments], cwd=BENCH, capture_output=True, text=True)
+def run_with_bench(script: str) -> None:
+    check(run_forked(f"import sys; sys.path.insert(0, {str(BENCH)!r})\n{script}"))
+
+
+def check(run: CompletedProcess) -> None:
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
 
 
 @installed
 def test_machine_code_is_within_its_budget():
     cases = ("forward bf16", "forward bf16, in parts", "grad_input bf16, 257 rows")
-    run_in_bench("triton_sass.py", "--check", "--arch", "90", "--only", *cases)
+    check(run_script(BENCH / "triton_sass.py", "--check", "--arch", "90", "--only", *cases))
 
 
 @installed
@@ -42,7 +45,7 @@ def test_a_budget_only_tightens():
         assert tightened(limits, result) == limits | {"alu": 8}, "and no limit per weight, which it had not"
         assert tightened({}, result) == result
     """
-    run_in_bench("-c", script)
+    run_with_bench(script)
 
 
 @installed
@@ -59,7 +62,7 @@ def test_partial_sums_are_stored_before_they_are_counted_on_amd():
         waits = code[code.rindex("global_store", 0, barrier) : barrier]
         assert "s_waitcnt vmcnt(0)" in waits, waits
     """
-    run_in_bench("-c", script)
+    run_with_bench(script)
 
 
 @installed
@@ -73,12 +76,12 @@ def test_float32_sums_are_short():
         sums = re.search(r"scf.yield (%\\w+)", ir).group(1)
         assert re.search(rf"{sums} = arith.addf", ir), ir
     """
-    run_in_bench("-c", script)
+    run_with_bench(script)
 
 
 def test_import_leaves_triton_alone():
     code = "import sys, torch, slt_kernels; assert 'triton' not in sys.modules and not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    check(run_forked(code))
 
 
 def test_says_why_it_is_unavailable():
