@@ -52,7 +52,7 @@ from slt_kernels.backends.triton.embedding import (
 from slt_kernels.backends.triton.expand import expand_kernel
 from slt_kernels.backends.triton.fixed_point import to_digits_kernel
 from slt_kernels.backends.triton.images import Image
-from slt_kernels.backends.triton.launch import Machine, count_kernel
+from slt_kernels.backends.triton.launch import Machine, count_kernel, registers
 from slt_kernels.backends.triton.materialize import materialize_kernel
 from slt_kernels.backends.triton.pack import pack_kernel
 from slt_kernels.backends.triton.select import descend_kernel, histogram_kernel
@@ -238,9 +238,13 @@ def _product(
 
 
 def _small(
-    kernel: triton.JITFunction, pointers: dict[str, str | tuple[str, ...]], warps: int = 4, **constants: object
+    kernel: triton.JITFunction,
+    pointers: dict[str, str | tuple[str, ...]],
+    warps: int = 4,
+    limit: dict[str, int] | None = None,
+    **constants: object,
 ) -> MakeCase:
-    return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps})
+    return lambda machine: Case(kernel, constants, pointers, {"num_warps": warps, **(limit or {})})
 
 
 def _tensors(pointer: str, count: int) -> dict[str, tuple[str, ...]]:
@@ -255,7 +259,8 @@ def _embedding_grad_scores(split: bool) -> MakeCase:
 
 def _add_parts(n: int) -> MakeCase:
     flags = {"WEIGHT": 0, "FREEZE_CALLS": 2, "LONG": False}
-    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, **flags, N=n, TOGETHER=max(1, 32 // n))
+    limit = grad_scores.sum_registers(n)
+    return _small(grad_scores.sum_grads_kernel, {"out": _FP32}, limit=limit, **flags, N=n, TOGETHER=max(1, 32 // n))
 
 
 _FEW_CHANNELS = {"ONE_TAP": False, "FULL": False}
@@ -330,7 +335,7 @@ CASES: dict[str, MakeCase] = {
     "expand": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=2, N=64),
     "expand, sixteenths": _small(expand_kernel, {"out": "*i32"}, FREEZE_CALLS=1, N=64),
     "pack": _small(pack_kernel, {}, W=128),
-    "count free weights": _small(count_kernel, {}, FREEZE_CALLS=2, N=128),
+    "count free weights": _small(count_kernel, {}, limit=registers(64), FREEZE_CALLS=2, N=128),
     "select, count": _small(histogram_kernel, _tensors(_FP32, 54), SHIFT=23, BITS=8, BLOCK=4096),
     "select, count, float64": _small(histogram_kernel, _tensors("*fp64", 54), 8, SHIFT=55, BITS=8, BLOCK=4096),
     "select, descend": _small(descend_kernel, {}, BITS=8),

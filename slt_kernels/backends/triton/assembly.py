@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import version
+
 PTX: tl.constexpr = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
 
@@ -32,10 +34,26 @@ def philox_rounds(words, keys):
     """Ten rounds of Philox on four words, with the two keys of each round.
 
     This is one operation in place of 180. The time of Triton's pass *coalesce* grows with the square of their number.
+    See `has_few_operations`.
     """
     return tl.inline_asm_elementwise(
         PHILOX, PHILOX_OPERANDS, words + keys, dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1
     )
+
+
+@triton.jit
+def set_bits(words):
+    """Set bits of each word, as int32."""
+    return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [words], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@tl.core.builtin
+def has_few_operations(_semantic=None) -> tl.constexpr:
+    """Whether kernels use `philox_rounds`: from Triton 3.9 on, where products take W from registers or tensor memory.
+
+    Elsewhere Triton takes the one operation for a cheap one, and computes it again in place of a change of layout.
+    """
+    return tl.constexpr(version() >= (3, 9) and 90 <= int(_semantic.builder.options.arch.removeprefix("sm")) < 120)
 
 
 @triton.jit

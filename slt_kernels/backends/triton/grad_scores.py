@@ -15,7 +15,7 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .arguments import kernel, takes
-from .assembly import fenced, rounded_to_tf32
+from .assembly import PTX, fenced, rounded_to_tf32, set_bits
 from .autotuning import choose
 from .forward import touched
 from .images import NO_IMAGE, POINTWISE, Image, by_pixels, flat, patches
@@ -30,6 +30,7 @@ from .launch import (
     machine,
     normal_table,
     prepared,
+    registers,
 )
 from .magnitudes import is_negative
 from .split_k import split
@@ -165,7 +166,13 @@ def _sum_launch(source, parts, scores_dtype, machine, device) -> Launch:
         LONG=has_long_offsets(source),
         N=n,
         TOGETHER=max(1, 32 // n),
+        **sum_registers(n),
     )
+
+
+def sum_registers(n: int) -> dict[str, int]:
+    """Ten programs of 16 rows per multiprocessor; more rows leave registers to Triton, which would spill."""
+    return registers(48) if n == 16 else {}
 
 
 @lru_cache(maxsize=4096)
@@ -308,6 +315,15 @@ def sum_grads_kernel(
 
 
 @triton.jit
+def _counts(free, FREEZE_CALLS: tl.constexpr):
+    """The free weights of each word. With a frozen pattern ptxas would spill what it makes of `popcount`."""
+    if PTX and FREEZE_CALLS > 0:
+        return set_bits(free)
+    else:
+        return popcount(free)
+
+
+@triton.jit
 def store_grads(
     out,
     grad,
@@ -329,7 +345,7 @@ def store_grads(
     bits of two rows at once. LONG: see `has_long_offsets`. A score of 0 counts as positive.
     """
     free, _ = frozen_words(source, n, words_of(source, call), FREEZE_CALLS)  # [N, 4]
-    counts = popcount(free)
+    counts = _counts(free, FREEZE_CALLS)
     base, start = free_start(row_starts, call_starts, source, n, call, FREEZE_CALLS)
     first = start + (base if LONG else base.to(tl.int32))
     first = first[:, None] + (tl.cumsum(counts, axis=1) - counts)  # [N, 4]: each word's offset

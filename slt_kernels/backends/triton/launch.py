@@ -65,6 +65,11 @@ class Launch:
             self._run(*grid_and_kernel, None, None, None, *tensors, *self._rest)
 
 
+def registers(most: int) -> dict[str, int]:
+    """The option of a launch that limits the registers of a thread; AMD's compiler takes no limit."""
+    return {} if torch.version.hip else {"maxnreg": most}
+
+
 prepared = lru_cache(maxsize=4096)  # of functions that make launches
 
 
@@ -154,8 +159,8 @@ def computed_starts(source: Source, device: torch.device) -> FreeStarts:
     locked = torch.empty_like(free)
     n = 128
     programs = numbers.calls * blocks(numbers.rows, n)
-    calls = freeze_calls(source)
-    launch(count_kernel, programs, device, free, locked, KernelSource.coded(source), FREEZE_CALLS=calls, N=n)
+    meta = {"FREEZE_CALLS": freeze_calls(source), "N": n, **registers(64)}
+    launch(count_kernel, programs, device, free, locked, KernelSource.coded(source), **meta)
     rows = free.sum(0)
     return FreeStarts(rows.cumsum(0) - rows, free.cumsum(0, dtype=torch.int32) - free, locked.sum())
 

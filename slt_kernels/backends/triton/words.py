@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ...source import Source
-from .assembly import PTX, philox_rounds
+from .assembly import PTX, has_few_operations, philox_rounds
 
 SIGN: tl.constexpr = tl.constexpr(0)
 FREEZE: tl.constexpr = tl.constexpr(1)
@@ -122,7 +122,7 @@ def philox(source, stream: tl.constexpr, index):
     """``call(stream, index)``: four uint32 of the shape of ``index`` (int64).
 
     Ten rounds of two 32 x 32 -> 64 bit products and two three-input XORs are 40 instructions. The additions to the key
-    are hoisted out of loops over calls. In PTX the rounds are one operation: see `philox_rounds`.
+    are hoisted out of loops over calls. The rounds may be one operation: see `philox_rounds`.
     """
     k0 = source.seed_low.to(tl.uint32, bitcast=True)
     k1 = source.seed_high.to(tl.uint32, bitcast=True)
@@ -130,7 +130,7 @@ def philox(source, stream: tl.constexpr, index):
     c1 = source.layer.to(tl.uint32, bitcast=True)
     c2 = tl.full((), stream, tl.uint32)
     c3 = (index >> 32).to(tl.uint32)
-    if PTX:
+    if PTX and has_few_operations():
         keys = ()
         for _ in tl.static_range(10):
             keys += (k0, k1)
