@@ -130,7 +130,7 @@ constexpr int FEW_DIGITS = 16;
 
 // Digits that are multiplied where there are `digits`: those after the last may be anything.
 constexpr int digits_read(int digits) {
-    return digits > 12 ? 16 : digits == 5 || digits == 7 || digits == 11 ? digits + 1 : digits;
+    return digits == 15 ? 15 : digits > 12 ? 16 : digits == 5 || digits == 7 || digits == 11 ? digits + 1 : digits;
 }
 
 // The digits of x by one group of outputs. A dot product has a latency of 5 cycles: a few digits alternate between two
@@ -182,6 +182,7 @@ void few_sums(Workspace &, const Weights &weights, int64_t row, int64_t first, i
         if (digits == 9) few_registers<ORIGIN, 9>(weights, row, first, count, x, pitch, sums);
         if (digits == 10) few_registers<ORIGIN, 10>(weights, row, first, count, x, pitch, sums);
         if (digits == 12) few_registers<ORIGIN, 12>(weights, row, first, count, x, pitch, sums);
+        if (digits == 15) few_registers<ORIGIN, 15>(weights, row, first, count, x, pitch, sums);
         if (digits == 16) few_registers<ORIGIN, 16>(weights, row, first, count, x, pitch, sums);
     }
 }
