@@ -72,7 +72,7 @@ def precision(request, keeps_precision):
     return request.param
 
 
-@pytest.mark.parametrize("batch", (0, 1, 2, 3, 9, 16, 17, 35))
+@pytest.mark.parametrize("batch", (0, 1, 2, 3, 5, 9, 16, 17, 35))
 @pytest.mark.parametrize("rows,fan", SHAPES)
 def test_linear_forward(isa, precision, rows, fan, batch):
     x, scale, bias = inputs(batch, fan), torch.tensor(0.37), torch.randn(rows)
