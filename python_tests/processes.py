@@ -22,8 +22,8 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, 
 AFTER = """
 dist.barrier()
 """
-# What FSDP2 and the layers import in each process.
-DISTRIBUTED = "torch.distributed.fsdp, torch.distributed.tensor.parallel, torch._dynamo, slt_kernels"
+# What FSDP2, the layers and the digits import in each process.
+DISTRIBUTED = "torch.distributed.fsdp, torch.distributed.tensor.parallel, torch._dynamo, slt_kernels, sklearn.datasets"
 
 
 def run_processes(script: str, world: int, folder: Path, *arguments: str, seconds: int = 100) -> list[str]:
