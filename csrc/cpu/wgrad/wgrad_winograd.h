@@ -7,8 +7,9 @@
 //
 // The error is that of a sum of products times 1.7: sums of places that are joined are larger than the taps.
 //
-// The numbers of some rows of tiles are made at a time, [place][tile][channel], and stay in a cache: of one block for one
-// thread, of several for more, which would otherwise often wait for each other. The order of a sum is the same.
+// The numbers of a block of rows of tiles are made at a time, [place][tile][channel], and stay in a cache. Up to eight
+// sets of blocks have sums of their own, so that a thread need not wait for others. More threads than sets work on one
+// set together, on several blocks at a time. The order of a sum is the same.
 #pragma once
 
 #include "cpu/machine/fma.h"
@@ -51,25 +52,26 @@ class WinogradContraction {
           dy_pitch(pitch_of(a.source.rows)),
           together(
               greatest(BYTES / (columns * bytes_of_tile(a.x.channels, a.source.rows)), ceil_div(LEAST_TILES, columns))),
-          at_once(least(threads == 1 ? together : blocks_at_once() * together, a.dy.samples * tile_rows)),
+          sets(least(greatest(MOST_BYTES / (PLACES * a.source.rows * x_pitch * int64_t(sizeof(float))), 1),
+                     least(MOST_SETS, ceil_div(a.dy.samples * tile_rows, together)))),
+          at_once(threads <= sets ? together : blocks_at_once() * together),
           x_place(at_once * columns * x_pitch + APART),
           dy_place(at_once * columns * dy_pitch + APART),
           sums_place(a.source.rows * x_pitch + APART),
-          x(PLACES * x_place),
-          dy(PLACES * dy_place),
-          sums(PLACES * sums_place) {
-        const int64_t all = a.dy.samples * tile_rows;
-        for (int64_t first = 0; first < all; first += at_once) {
-            const int64_t count = least(all - first, at_once), parts = ceil_div(count, ROWS_OF_PIECE);
-            parallel_for(threads, 2 * parts, [&](int64_t piece) {
-                const int64_t begin = piece / 2 * ROWS_OF_PIECE, end = least(begin + ROWS_OF_PIECE, count);
-                piece % 2 ? write_dy(first, begin, end) : write_x(first, begin, end);
-            });
-            const int64_t blocks = ceil_div(a.source.rows, ROWS);
-            parallel_for(threads, PLACES * blocks, [&](int64_t piece) {
-                multiply(piece / blocks, piece % blocks * ROWS, count * columns, first > 0);
-            });
-        }
+          sums(sets * PLACES * sums_place) {
+        const int64_t all = a.dy.samples * tile_rows, set_rows = ceil_div(ceil_div(all, together), sets) * together;
+        const auto add_set = [&](int64_t set, int threads) {
+            const Scratch<float> x(PLACES * x_place), dy(PLACES * dy_place);
+            float *to = sums + set * PLACES * sums_place;
+            const int64_t begin = set * set_rows, end = least(begin + set_rows, all);
+            if (begin >= end) memset(to, 0, size_t(PLACES * sums_place) * sizeof(float));
+            for (int64_t first = begin; first < end; first += at_once)
+                add_rows(first, least(end - first, at_once), first > begin, x, dy, to, threads);
+        };
+        if (threads <= sets)
+            parallel_for(threads, sets, [&](int64_t set) { add_set(set, 1); });
+        else
+            for (int64_t set = 0; set < sets; ++set) add_set(set, threads);
         parallel_for(threads, a.source.rows, [&](int64_t row) { join(row); });
     }
 
@@ -103,7 +105,8 @@ class WinogradContraction {
     static constexpr int64_t APART = 5 * 16;  // between places, so that they share no cache sets
     static constexpr int64_t BYTES = 512 << 10;  // of the numbers of a block
     static constexpr int64_t LEAST_TILES = 128;  // of a block: sums are read and written once for it
-    static constexpr int64_t MOST_BYTES = 16 << 20;  // of the numbers of several blocks
+    static constexpr int64_t MOST_BYTES = 16 << 20;  // of the numbers of several blocks; of the sums of several sets
+    static constexpr int64_t MOST_SETS = 8;
     static constexpr int64_t DEPTH = 256;  // tiles whose sums stay in registers
     static constexpr int64_t ROWS_OF_PIECE = 4;  // of tiles
     static constexpr int64_t MOST_WEIGHTS = 4 << 20;  // sums take 64 / 9 bytes per weight
@@ -120,9 +123,11 @@ class WinogradContraction {
     const int threads;
     const int64_t columns, tile_rows;  // tiles of a row, and of a column, of a sample
     const int64_t x_pitch, dy_pitch;  // numbers of a tile
-    const int64_t together, at_once;  // rows of tiles that are summed together; whose numbers are made at a time
+    const int64_t together;  // rows of tiles of a block
+    const int64_t sets;  // of blocks, each with sums of its own
+    const int64_t at_once;  // rows of tiles whose numbers are made at a time
     const int64_t x_place, dy_place, sums_place;
-    const Scratch<float> x, dy, sums;
+    const Scratch<float> sums;
 
     // An odd number of registers, so that neighbouring tiles share no cache sets.
     static int64_t pitch_of(int64_t channels) { return (ceil_div(channels, LANES) | 1) * LANES; }
@@ -218,7 +223,7 @@ class WinogradContraction {
     }
 
     // The numbers of x of rows [begin, end) of tiles, counted from row `first`.
-    void write_x(int64_t first, int64_t begin, int64_t end) const {
+    void write_x(int64_t first, int64_t begin, int64_t end, float *x) const {
         Rows<4> rows(a.x, a.window.padding_h, a.window.padding_w, 2 * columns + 2);
         for (int64_t c = 0; c < a.x.channels; c += LANES)
             for (int64_t q = begin; q < end; ++q) {
@@ -257,7 +262,7 @@ class WinogradContraction {
         out[3] = b;
     }
 
-    void write_dy(int64_t first, int64_t begin, int64_t end) const {
+    void write_dy(int64_t first, int64_t begin, int64_t end, float *dy) const {
         Rows<2> rows(a.dy, 0, 0, 2 * columns);
         for (int64_t c = 0; c < a.dy.channels; c += LANES)
             for (int64_t q = begin; q < end; ++q) {
@@ -306,7 +311,8 @@ class WinogradContraction {
     }
 
     // The sums of a place over `tiles`, for the rows of a block.
-    void multiply(int64_t place, int64_t first_row, int64_t tiles, bool add) const {
+    void multiply(int64_t place, int64_t first_row, int64_t tiles, bool add, const float *x, const float *dy,
+                  float *sums) const {
         const int64_t end_row = least(first_row + ROWS, a.source.rows);
         for (int64_t t = 0, count; t < tiles; t += count) {
             const int64_t block = together * columns, left = least(block - t % block, tiles - t);  // of its block
@@ -323,6 +329,18 @@ class WinogradContraction {
         }
     }
 
+    // Adds the products of rows [first, first + count) of tiles to the sums of a set, or stores them.
+    void add_rows(int64_t first, int64_t count, bool add, float *x, float *dy, float *sums, int threads) const {
+        parallel_for(threads, 2 * ceil_div(count, ROWS_OF_PIECE), [&](int64_t piece) {
+            const int64_t begin = piece / 2 * ROWS_OF_PIECE, end = least(begin + ROWS_OF_PIECE, count);
+            piece % 2 ? write_dy(first, begin, end, dy) : write_x(first, begin, end, x);
+        });
+        const int64_t blocks = ceil_div(a.source.rows, ROWS);
+        parallel_for(threads, PLACES * blocks, [&](int64_t piece) {
+            multiply(piece / blocks, piece % blocks * ROWS, count * columns, add, x, dy, sums);
+        });
+    }
+
     // One dimension of A^T m A, with the halves of 2G.
     static SLT_INLINE void join(F32 a, F32 b, F32 c, F32 d, F32 out[3]) {
         const F32 sum = 0.5f * (b + c);
@@ -331,15 +349,19 @@ class WinogradContraction {
         out[2] = sum + d;
     }
 
-    // The nine taps of a row, in the first nine places of its sums.
+    // The nine taps of a row, in the first nine places of the first set's sums.
     void join(int64_t row) const {
         for (int64_t c = 0; c < a.x.channels; c += LANES) {
             float *at = sums + row * x_pitch + c;
             F32 rows[4][3], out[3];
             SLT_UNROLL for (int j = 0; j < 4; ++j) {
-                const float *of = at + j * sums_place;
-                join(load<F32>(of), load<F32>(of + 4 * sums_place), load<F32>(of + 8 * sums_place),
-                     load<F32>(of + 12 * sums_place), rows[j]);
+                F32 total[4];
+                SLT_UNROLL for (int i = 0; i < 4; ++i) {
+                    const float *of = at + (4 * i + j) * sums_place;
+                    total[i] = load<F32>(of);
+                    for (int64_t set = 1; set < sets; ++set) total[i] += load<F32>(of + set * PLACES * sums_place);
+                }
+                join(total[0], total[1], total[2], total[3], rows[j]);
             }
             SLT_UNROLL for (int i = 0; i < 3; ++i) {
                 join(rows[0][i], rows[1][i], rows[2][i], rows[3][i], out);
