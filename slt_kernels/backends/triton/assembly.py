@@ -49,11 +49,11 @@ def set_bits(words):
 
 @tl.core.builtin
 def has_few_operations(_semantic=None) -> tl.constexpr:
-    """Whether kernels use `philox_rounds`: from Triton 3.9 on, where products take W from registers or tensor memory.
+    """Whether kernels use `philox_rounds`: on Hopper, from Triton 3.9 on.
 
     Elsewhere Triton takes the one operation for a cheap one, and computes it again in place of a change of layout.
     """
-    return tl.constexpr(version() >= (3, 9) and 90 <= int(_semantic.builder.options.arch.removeprefix("sm")) < 120)
+    return tl.constexpr(version() >= (3, 9) and _semantic.builder.options.arch == "sm90")
 
 
 @triton.jit
