@@ -16,6 +16,10 @@ inline int64_t most_direct_weights(const Direct &d, [[maybe_unused]] int64_t wei
 #if defined(SLT_AMX)
     return d.x.data.type == Type::BFLOAT16 && d.y.data.type == Type::BFLOAT16 ? 1 << 10 : 9 << 10;
 #else
+#if defined(__AVX512VNNI__)
+    // The lanes of pixels have to be picked out.
+    if (d.stride_w > 1 && d.most_taps() > 1) return d.x.data.type == Type::FLOAT32 ? 8 << 10 : 4 << 10;
+#endif
     // Vectors of few channels are short products, which take more time for their outputs than for their sums.
     const bool short_vectors = d.most_taps() == 1 && d.inputs <= 96 && !d.x.channels_last && weight == SIGNED_CONSTANT;
     return short_vectors ? 40 << 10 : 18 << 10;
