@@ -163,7 +163,7 @@ class DepthwiseLanes {
                         epilogue(v, bias);
                         const int64_t *at = grid.writes + p;
                         if (whole && p + TOGETHER <= n) {
-        SLT_UNROLL for (int i = 0; i < TOGETHER; ++i) store((to + at[i]).data, v[i]);
+                            SLT_UNROLL for (int i = 0; i < TOGETHER; ++i) store((to + at[i]).data, v[i]);
                         } else {
                             // No index that varies: sums would be kept in memory.
                             SLT_UNROLL for (int i = 0; i < TOGETHER; ++i)

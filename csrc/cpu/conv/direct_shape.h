@@ -67,7 +67,7 @@ struct DirectEpilogue {
     template <int N>
     SLT_INLINE void operator()(F32 (&v)[N], F32 bias) const {
         if (plain) {
-        SLT_UNROLL for (int i = 0; i < N; ++i) v[i] = v[i] * exact * scale + bias;
+            SLT_UNROLL for (int i = 0; i < N; ++i) v[i] = v[i] * exact * scale + bias;
         } else {
             F32 results[N];
             SLT_UNROLL for (int i = 0; i < N; ++i) results[i] = v[i];

@@ -239,7 +239,7 @@ class WinogradContraction {
                 read_column(0, column[2]);
                 read_column(1, column[3]);
                 for (int64_t j = 0; j < columns; ++j, out += x_pitch) {
-        SLT_UNROLL for (int i = 0; i < 4; ++i) {
+                    SLT_UNROLL for (int i = 0; i < 4; ++i) {
                         column[0][i] = column[2][i];
                         column[1][i] = column[3][i];
                     }
