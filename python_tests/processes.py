@@ -1,5 +1,6 @@
 """Runs scripts in other processes of this machine: in several of torch.distributed, or in one new process."""
 
+import atexit
 import json
 import os
 import socket
@@ -117,7 +118,9 @@ for line in sys.stdin:
 def _server(imported: str) -> subprocess.Popen:
     """A process that has imported some modules, which takes seconds, and then forks for each request."""
     command = [sys.executable, "-c", f"import {imported}\n{SERVER}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.communicate)  # it ends with its input
+    return server
 
 
 def _fork(
