@@ -12,8 +12,14 @@ namespace slt {
 inline int64_t work_of(const Source &s, int64_t vectors) { return s.rows * s.fan * (vectors + 16); }
 inline int64_t work_of(const LinearForward &a) { return work_of(a.source, a.batch); }
 inline int64_t work_of(const LinearGradInput &a) { return work_of(a.source, a.batch); }
-inline int64_t work_of(const Conv2dForward &a) { return work_of(a.source, a.y.samples * a.y.pixels()); }
-inline int64_t work_of(const Conv2dGradInput &a) { return work_of(a.source, a.dy.samples * a.dy.pixels()); }
+// A convolution is worth two: its products are short, and each pixel is converted or moved.
+template <class X, class Y>
+int64_t work_of_convolution(const Source &s, const X &x, const Y &y) {
+    const int64_t elements = x.samples * greatest(x.channels * x.pixels(), y.channels * y.pixels());
+    return 2 * work_of(s, y.samples * y.pixels()) + 24 * elements;
+}
+inline int64_t work_of(const Conv2dForward &a) { return work_of_convolution(a.source, a.x, a.y); }
+inline int64_t work_of(const Conv2dGradInput &a) { return work_of_convolution(a.source, a.dx, a.dy); }
 inline int64_t work_of(const GradScores &a) { return work_of(a.source, a.dy.samples * a.dy.pixels()); }
 
 template <class Arguments>
