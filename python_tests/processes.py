@@ -119,8 +119,13 @@ def _server(imported: str) -> subprocess.Popen:
     """A process that has imported some modules, which takes seconds, and then forks for each request."""
     command = [sys.executable, "-c", f"import {imported}\n{SERVER}"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(server.communicate)  # it ends with its input
+    atexit.register(_end, server)
     return server
+
+
+def _end(server: subprocess.Popen) -> None:
+    server.kill()  # a fork may hold the other end of its input
+    server.communicate()
 
 
 def _fork(
