@@ -1,7 +1,7 @@
 // How many threads a product is worth: where the second one would cost more than it brings, one.
 //
-// Measured by `bench/crossings.py --divide-all`: a product of less than some 40 us is up to a quarter slower on two threads than on
-// one, though both are awake; where other programs hold a core, it may wait for milliseconds.
+// Measured by `bench/crossings.py --divide-all`: a product of less than some 40 us is up to a quarter slower on two
+// threads than on one, though both are awake. Where other programs hold a core, it may wait for milliseconds.
 #pragma once
 
 #include "operations.h"
@@ -12,15 +12,15 @@ namespace slt {
 inline int64_t work_of(const Source &s, int64_t vectors) { return s.rows * s.fan * (vectors + 16); }
 inline int64_t work_of(const LinearForward &a) { return work_of(a.source, a.batch); }
 inline int64_t work_of(const LinearGradInput &a) { return work_of(a.source, a.batch); }
-// A convolution is worth two: its products are short, and each pixel is converted or moved.
+// To convert or move an element of an image takes the time of 24; a Linear's vectors are images of one pixel.
 template <class X, class Y>
-int64_t work_of_convolution(const Source &s, const X &x, const Y &y) {
-    const int64_t elements = x.samples * greatest(x.channels * x.pixels(), y.channels * y.pixels());
-    return 2 * work_of(s, y.samples * y.pixels()) + 24 * elements;
+int64_t work_of_images(const Source &s, const X &x, const Y &y) {
+    const int64_t pixels = x.pixels() == 1 ? 0 : greatest(x.channels * x.pixels(), y.channels * y.pixels());
+    return work_of(s, y.samples * y.pixels()) + 24 * x.samples * pixels;
 }
-inline int64_t work_of(const Conv2dForward &a) { return work_of_convolution(a.source, a.x, a.y); }
-inline int64_t work_of(const Conv2dGradInput &a) { return work_of_convolution(a.source, a.dx, a.dy); }
-inline int64_t work_of(const GradScores &a) { return work_of(a.source, a.dy.samples * a.dy.pixels()); }
+inline int64_t work_of(const Conv2dForward &a) { return work_of_images(a.source, a.x, a.y); }
+inline int64_t work_of(const Conv2dGradInput &a) { return work_of_images(a.source, a.dx, a.dy); }
+inline int64_t work_of(const GradScores &a) { return work_of_images(a.source, a.x, a.dy); }
 
 template <class Arguments>
 int64_t work_of(const Arguments &) {  // other operations divide their work into pieces that are large enough

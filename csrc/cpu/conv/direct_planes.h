@@ -114,7 +114,7 @@ SLT_INLINE void direct_sums(const int32_t *planes, int64_t pitch, const Terms<in
     U32 sum[ROWS][COLUMNS] = {};
     for (int64_t i = 0; i < list.count; ++i) {
         const int32_t *at = planes + list.first[i];
-    SLT_UNROLL for (int r = 0; r < ROWS; ++r, at += pitch)
+        SLT_UNROLL for (int r = 0; r < ROWS; ++r, at += pitch)
             SLT_UNROLL for (int c = 0; c < COLUMNS; ++c) sum[r][c] += load<U32>(at + c * LANES);
     }
     for (int64_t i = list.capacity - list.subtracted; i < list.capacity; ++i) {
