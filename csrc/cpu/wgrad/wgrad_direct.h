@@ -4,18 +4,18 @@
 // product of the plane of its row and the plane of its channel, shifted by its tap; frozen weights cost nothing. Lanes
 // add up to 256 products in float32, and the rest is added in double.
 //
-// In depthwise convolutions of channels-last images, lanes are channels: nothing is transposed.
+// In depthwise convolutions of channels-last images, and in those with strides, lanes are channels (wgrad_lanes.h).
 //
 // A piece of work is some samples of a block of groups. The number of pieces does not depend on the number of threads,
 // because sums must not.
 #pragma once
 
-#include "cpu/layout/channel_lanes.h"
 #include "cpu/layout/channel_planes.h"
 #include "cpu/machine/fma.h"
 #include "cpu/machine/parallel.h"
 #include "cpu/weights/frozen.h"
 #include "cpu/weights/materialize.h"
+#include "cpu/wgrad/wgrad_lanes.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -30,10 +30,8 @@ class DirectGradient {
           group_rows(a.source.rows / a.window.groups),
           x_planes(a.x, a.window.stride_h, a.window.stride_w),
           dy_planes(a.dy, 1, 1),
-          x_lanes(a.x) {
-        for (int64_t t = 0; t < taps; ++t) x_lanes.include_tap(down(t), right(t), a.dy.width, a.window.stride_w);
-        lanes_are_channels = inputs == 1 && group_rows == 1 && a.x.channels_last && a.dy.channels_last &&
-                             a.x.pixels() > 1 && x_lanes.pays(a.x);
+          lanes_are_channels(inputs == 1 && group_rows == 1 &&
+                             (a.window.stride_w > 1 || (a.x.channels_last && a.dy.channels_last))) {
         if (greatest(a.window.stride_h, a.window.stride_w) > ChannelPlanes::MOST_STRIDE) return;
         x_planes.include_grid(a.dy.height, a.dy.width);
         for (int64_t t = 0; t < taps; ++t) x_planes.include_tap(down(t), right(t), a.dy.width);
@@ -84,44 +82,15 @@ class DirectGradient {
         finish(columns, sums, chunks);
     }
 
-    // Sums of all taps of LANES channels, [tap][lane], and then those of the free weights.
     void add_lanes(const int32_t *columns) const {
         const int64_t free = a.offsets[a.source.rows], blocks = ceil_div(a.source.rows, LANES);
         const int64_t chunks = least(ceil_div(16, blocks), a.dy.samples), chunk = ceil_div(a.dy.samples, chunks);
-        const int64_t stride_h = a.window.stride_h, stride_w = a.window.stride_w, width = a.dy.width;
-        const int64_t rows = least(a.dy.height, greatest(MOST_VECTORS_ADDED / width, 1));
-        const auto convert = [](F32 v, float *at) { store(at, v); };
+        const LaneSums lane_sums(a);
         const Scratch<double> sums(chunks * free);
         parallel_for(threads, chunks * blocks, [&](int64_t piece) {
-            const int64_t first = piece / blocks * chunk, samples = least(chunk, a.dy.samples - first);
-            const int64_t c = piece % blocks * LANES, height = x_lanes.height(rows, stride_h);
-            const Scratch<float> x(height * x_lanes.pitch * LANES), dy(rows * width * LANES);
+            const int64_t first = piece / blocks * chunk, c = piece % blocks * LANES;
             const Scratch<double> all(taps * LANES);
-            memset(all, 0, size_t(taps * LANES) * sizeof(double));
-            for (int64_t sample = first; sample < first + samples; ++sample)
-                for (int64_t top = 0; top < a.dy.height; top += rows) {
-                    const int64_t here = least(rows, a.dy.height - top);
-                    x_lanes.write(a.x, sample, c, 1, top * stride_h, height, convert, x.data);
-                    for (int64_t i = 0; i < here * width; ++i)
-                        store(dy + i * LANES, read_pixel(a.dy, sample, top * width + i, c, a.dy.channels));
-                    for (int64_t t = 0; t < taps; ++t)
-                        for (int64_t left = 0; left < width; left += MOST_VECTORS_ADDED) {  // parts of rows, if long
-                            const int64_t columns = least(width - left, MOST_VECTORS_ADDED);
-                            const float *at = x + (x_lanes.pixel(down(t), right(t)) + left * stride_w) * LANES;
-                            F32 sum[4] = {};
-                            for (int64_t i = 0; i < here; ++i, at += stride_h * x_lanes.pitch * LANES) {
-                                const float *from = at, *of = dy + (i * width + left) * LANES;
-                                int64_t j = 0;
-                                for (; j + 4 <= columns; j += 4)
-                                    SLT_UNROLL for (int p = 0; p < 4; ++p, from += stride_w * LANES, of += LANES)
-                                        sum[p] = multiply_add(load<F32>(of), load<F32>(from), sum[p]);
-                                for (; j < columns; ++j, from += stride_w * LANES, of += LANES)
-                                    sum[0] = multiply_add(load<F32>(of), load<F32>(from), sum[0]);
-                            }
-                            const F32 total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-                            for (int l = 0; l < LANES; ++l) all[t * LANES + l] += total[l];
-                        }
-                }
+            lane_sums(first, least(first + chunk, a.dy.samples), c, all);
             for (int64_t r = c; r < least(c + LANES, a.source.rows); ++r)
                 for (int64_t i = a.offsets[r]; i < a.offsets[r + 1]; ++i)
                     sums[piece / blocks * free + i] = all[columns[i] * LANES + r - c];
@@ -140,8 +109,7 @@ class DirectGradient {
     const int threads;
     const int64_t taps, inputs, group_rows;
     ChannelPlanes x_planes, dy_planes;
-    ChannelLanes x_lanes;
-    bool lanes_are_channels;
+    const bool lanes_are_channels;
 
     int64_t down(int64_t tap) const { return tap_offset(a.window, tap).down - a.window.padding_h; }
     int64_t right(int64_t tap) const { return tap_offset(a.window, tap).right - a.window.padding_w; }
