@@ -68,7 +68,7 @@ struct Budget {
         const int64_t left = SCRATCH_BYTES - (copied ? together * vector : 0) - results - kept_sums;
         panel_bytes = greatest(least(PANEL_BYTES, left), least_panel);
         const int64_t fit = (panel_bytes / Product::OUTPUTS - Product::SUMS) / Product::BYTES;
-        part = c.depth == 0 ? 1 : least(c.depth, fit / Product::STEP * Product::STEP);
+        part = c.depth == 0 ? 1 : least(c.depth, fit / Product::PART_STEP * Product::PART_STEP);
         run = c.depth > part ? 4 * together : together;
     }
 };
@@ -90,7 +90,8 @@ struct PositionOutputs {
     }
 };
 
-// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. Refers
+// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth; what it
+// writes behind the depth of LANES outputs, less than a call, is overwritten by the next or lies behind the panel. Refers
 // to an operation's function without its type, so that both operations have one `convolve`.
 class MakePanel {
   public:
@@ -126,7 +127,7 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
         Taps taps = c.taps;
         taps.first = group * c.taps.channels;
         Im2col<Planes> im2col(planes, taps, c.grid, c.skipped, c.depth, budget.together);
-        Scratch<uint32_t> panel(split.most_lanes * part * Product::BYTES / 4);
+        Scratch<uint32_t> panel(split.most_lanes * part * Product::BYTES / 4 + QUADS * LANES);
         Scratch<int64_t> sums(c.depth > part ? split.most_lanes * run : 0);
         Results results(c.y.channels_last ? 0 : lanes, c.channel(channel), c.y.pixels());
         Workspace workspace;
@@ -136,7 +137,7 @@ void convolve(const Planes &planes, const Convolution &c, const MakePanel &make_
                 const int64_t depth = least(c.depth - first, part);
                 if (made != first) {
                     make_panel(group, lane, lanes, first, depth, panel);
-                    Product::prepare(panel, ceil_div(lanes, LANES), depth);
+                    planes.prepare(panel, ceil_div(lanes, LANES), depth);
                 }
                 made = first;
                 for (int64_t at = from; at < end && at < from + run; at += budget.together) {

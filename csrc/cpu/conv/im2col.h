@@ -22,8 +22,8 @@ class Im2col {
     // MOST.
     Im2col(const Planes &planes, const Taps &taps, const Grid &grid, int64_t skipped, int64_t padded, int together)
         : planes(planes), taps(taps), grid(grid), in_place(planes.reading == Reading::IN_PLACE), skipped(skipped),
-          padded(padded),
-          pitch(padded + 64 / int64_t(sizeof(Element))),  // not a power of two: vectors must not share cache sets
+          padded(ceil_div(padded, COPY) * COPY),
+          pitch(this->padded + 64 / int64_t(sizeof(Element))),  // not a power of two: vectors must not share cache sets
           overlap(planes.overlap(taps, MOST, Planes::PLANES)),
           steps(in_place ? padded / Planes::TILE : 0),
           copies(in_place ? 0 : together * Planes::PLANES * pitch) {
@@ -79,7 +79,7 @@ class Im2col {
         for (int p = 0; p < Planes::PLANES; ++p)
             copy_taps(planes.at(p) + sample[v] * planes.sample, row[v] * grid.step_down, column[v] * grid.step_right,
                       to + p * pitch);
-        sums[v] = planes.complete(to, pitch, padded);
+        sums[v] = planes.sum_of(to, pitch, padded);
     }
 
     static SLT_INLINE void copy(const Element *from, int64_t count, Element *to) {

@@ -39,8 +39,11 @@ class Bfloat16Planes : public PlanesOf<uint16_t> {
     // Vectors to multiply at a time.
     int together(const Taps &taps) const { return overlap(taps, VECTORS, PLANES) ? VECTORS : 32; }
 
-    // A copied vector is complete.
-    int64_t complete(uint16_t *, int64_t, int64_t) const { return 0; }
+    // Unused; see DigitPlanes.
+    int64_t sum_of(const uint16_t *, int64_t, int64_t) const { return 0; }
+
+    // Panels are as `multiply` reads them.
+    void prepare(uint32_t *, int64_t, int64_t) const {}
 
   private:
     const Scratch<uint16_t> memory;

@@ -16,24 +16,20 @@ struct DigitProduct {
     static constexpr bool FIXED_POINT = true;
     static constexpr int64_t OUTPUTS = Form::TABLES ? TABLE_OUTPUTS : BLOCK;  // fewest for a panel
     static constexpr int64_t BYTES = 1;    // per weight
-    static constexpr int64_t STEP = CALL;  // depths are multiples of it
+    static constexpr int64_t DEPTH_STEP = Form::DEPTH_STEP;  // depths are multiples of it
+    static constexpr int64_t PART_STEP = CALL;               // parts of one, but for the last, are multiples of this
     static constexpr int64_t SUMS = Form::TABLES ? SUM_BYTES : 0;  // bytes of sums per output, beside the panel
 
     static float scale_of(const Weights &, float scale) { return scale; }
 
-    // The weights of LANES rows, from k on.
+    // The weights of LANES rows, from k on. The last call may end after the depth.
     static void make_rows(const Weights &weights, int64_t row, int64_t k, int64_t depth, uint32_t *panel) {
-        weights.write(row, k / CALL, depth / CALL, panel);
+        weights.write(row, k / CALL, ceil_div(depth, CALL), panel);
     }
 
     // One call of COLUMN_ROWS rows, one lane per k.
     static void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
         slt::SLT_ISA::make_columns(weights, row, call, out);
-    }
-
-    // Converts a panel's groups to what `multiply` reads, in place.
-    static void prepare(uint32_t *panel, int64_t groups, int64_t depth) {
-        prepare_panel<Form>(panel, groups, depth / 4);
     }
 
     static void multiply(Workspace &workspace, const VectorsOf<typename Form::Element> &x, int64_t vectors,
@@ -61,15 +57,15 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
         return reading == Reading::PACKED ? x.channels : ceil_div(x.channels, WORD) * WORD;
     }
 
-    // `layout`: of the words of vectors. `whole`: pixels are whole words, so planes have that layout already.
+    // `layout`: of the words of panels. `whole`: pixels are whole words, so the words of planes can have it too.
     DigitPlanes(const Images &x, const Border &around, Reading reading, Layout layout, bool whole, int digits,
                 int threads)
         : Base(x, around, reading, pixel_of(x, reading),
                  MOST_VECTORS * ceil_div(x.channels, WORD) * WORD + int64_t(sizeof(U32) / sizeof(Element))),
           powers(x.samples),
           order(order_of<Form>(whole ? layout : Layout::PLAIN)),
-          later_order(order_of<Form>(layout)),
-          shuffle(!whole && (layout == Layout::SIGN_QUADS || (layout == Layout::BYTE_QUADS && Form::PAIRS))),
+          layout(layout),
+          whole(whole),
           memory(PLANES * plane) {
         for (int d = 0; d < PLANES; ++d) memset(memory + d * plane, 0, size_t(before()) * sizeof(Element));
         first = memory + before();
@@ -98,21 +94,25 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
     // Vectors to multiply at a time.
     int together(const Taps &) const { return VECTORS; }
 
-    // Orders the words of a copied vector, in planes `pitch` apart. Returns the sum of its integers, or 0 if it is
-    // unused.
-    int64_t complete(Element *vector, int64_t pitch, int64_t count) const {
+    // The sum of the integers of a copied vector, in planes `pitch` apart, or 0 if it is unused.
+    int64_t sum_of([[maybe_unused]] const Element *vector, [[maybe_unused]] int64_t pitch,
+                   [[maybe_unused]] int64_t count) const {
         int64_t sum = 0;
-        for (int d = PLANES - 1; d >= 0; --d) {
-            if constexpr (!SIGNED_BYTES && !Form::TABLES)
-                sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
-            if (shuffle) shuffle_words(vector + d * pitch, count);
-        }
+        if constexpr (!SIGNED_BYTES && !Form::TABLES)
+            for (int d = PLANES - 1; d >= 0; --d) sum = sum * (1 << DIGIT_BITS) + total(vector + d * pitch, count);
         return sum;
     }
 
+    // Converts a panel's groups to what `multiply` reads, in place.
+    void prepare(uint32_t *panel, int64_t groups, int64_t depth) const {
+        if (!whole) order_quads<Form>(panel, groups * depth / WORD, layout);
+        prepare_panel<Form>(panel, groups, depth / 4);
+    }
+
   private:
-    const Order &order, &later_order;  // of words in planes; of words that are ordered when they are copied
-    const bool shuffle;
+    const Order &order;  // of words
+    const Layout layout;
+    const bool whole;
     const Scratch<Element> memory;
 
     // Writes rows [first, end) of a sample, with the zeros after them.
@@ -174,27 +174,6 @@ class DigitPlanes : public PlanesOf<typename Form::Element> {
                 for (int l = 0; l < pixels; ++l, p.next())
                     write_word<Form>(integers[l], order, out + p.h * row + p.w * pixel + c, plane);
             }
-        }
-    }
-
-    void shuffle_words(Element *digits, int64_t count) const {
-        for (int64_t at = 0; at < count; at += WORD) {
-#if defined(__AVX512VBMI__)
-            if constexpr (sizeof(Element) == 1) {
-                store(digits + at, _mm256_permutexvar_epi8(load<__m256i>(later_order.k), load<__m256i>(digits + at)));
-                continue;
-            }
-#elif defined(__aarch64__)
-            if constexpr (sizeof(Element) == 1) {
-                const uint8x16x2_t word = load<uint8x16x2_t>(digits + at);
-                SLT_UNROLL for (int p = 0; p < WORD; p += 16)
-                    store(digits + at + p, vqtbl2q_u8(word, load<uint8x16_t>(later_order.k + p)));
-                continue;
-            }
-#endif
-            Element word[WORD];
-            memcpy(word, digits + at, sizeof word);
-            for (int p = 0; p < WORD; ++p) digits[at + p] = word[later_order.k[p]];
         }
     }
 };

@@ -38,6 +38,7 @@ struct InDigits {
     static constexpr int PLANES = DIGITS;
     static constexpr bool TABLES = false;
     static constexpr bool PAIRS = !SLT_BYTE_DIGITS;  // operands are pairs of int16
+    static constexpr int64_t DEPTH_STEP = SIGNED_BYTES ? 64 : WORD;  // k are multiplied in multiples of it
 };
 
 // The integers X themselves, for sums from tables (gemm_lut.h).
@@ -46,7 +47,13 @@ struct Whole {
     static constexpr int PLANES = 1;
     static constexpr bool TABLES = true;
     static constexpr bool PAIRS = false;
+    static constexpr int64_t DEPTH_STEP = 64;
 };
+
+template <int64_t STEP>
+constexpr int64_t whole_steps(int64_t count) {
+    return ceil_div(count, STEP) * STEP;
+}
 
 // `round_to_even` of the contract.
 SLT_INLINE S32 round_to_int(F32 v) {

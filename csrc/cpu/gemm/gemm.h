@@ -57,6 +57,28 @@ void prepare_panel(uint32_t *panel, int64_t groups, int64_t quads) {
         prepare_group<Form>(panel + g * quads * LANES, quads, panel + g * panel_words<Form>(quads));
 }
 
+// Changes the words of a panel from that layout to the order of k, for vectors in that order.
+template <class Form>
+void order_quads(uint32_t *panel, int64_t words, Layout layout) {
+    if (layout != Layout::SIGN_QUADS && !Form::PAIRS) return;
+    const auto even_bytes = [](U32 v) { return (v & 0xFF) | (v >> 8 & 0xFF00); };
+    for (int64_t w = 0; w < words; ++w, panel += QUADS_PER_WORD * LANES) {
+        U32 quads[QUADS_PER_WORD];
+        for (int q = 0; q < QUADS_PER_WORD; ++q) quads[q] = load<U32>(panel + q * LANES);
+        if (layout == Layout::SIGN_QUADS) {  // quad s has k = 2s, 2s + 16, 2s + 1 and 2s + 17
+            for (int q = 0; q < QUADS_PER_WORD / 2; ++q) {
+                const U32 a = load<U32>(panel + 2 * q * LANES), b = load<U32>(panel + (2 * q + 1) * LANES);
+                quads[q] = even_bytes(a) | even_bytes(b) << 16;
+                quads[QUADS_PER_WORD / 2 + q] = even_bytes(a >> 8) | even_bytes(b >> 8) << 16;
+            }
+        }
+        for (int q = 0; q < QUADS_PER_WORD; ++q) {
+            const U32 v = quads[q], swapped = (v & 0xFF0000FF) | (v << 8 & 0xFF0000) | (v >> 8 & 0xFF00);
+            store(panel + q * LANES, Form::PAIRS ? swapped : v);
+        }
+    }
+}
+
 // Multiplies vectors (at most MOST_VECTORS if x.chosen) by several panels, [block][group][quad][LANES]. `out` begins at
 // the first block and has the lanes of all. Sixteen vectors are multiplied by every panel before the next sixteen, so
 // that large inputs are read from memory once per piece.

@@ -35,7 +35,7 @@ class Bfloat16Product {
     typedef uint16_t Number;  // type of results, already rounded
     static constexpr bool FIXED_POINT = false;
     static constexpr int64_t OUTPUTS = 32, BYTES = 2, SUMS = 0;  // see DigitProduct
-    static constexpr int64_t STEP = WORD;           // depths are multiples of it
+    static constexpr int64_t DEPTH_STEP = WORD, PART_STEP = WORD;
     static constexpr int64_t LONGEST_DEPTH = 5632;  // sums stay in registers, so the whole panel must fit
     static constexpr int VECTORS = 48;
 
@@ -54,8 +54,6 @@ class Bfloat16Product {
         slt::SLT_ISA::make_columns(weights, row, call, quads);
         weights.signs() ? split_columns<true>(quads, out) : split_columns<false>(quads, out);
     }
-
-    static void prepare(uint32_t *, int64_t, int64_t) {}
 
     // y = sums * scale + bias.
     static void multiply(Tiles &tiles, const VectorsOf<uint16_t> &x, int vectors, const uint32_t *panel, int64_t depth,

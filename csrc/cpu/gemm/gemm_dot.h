@@ -55,7 +55,7 @@ inline int64_t total(const Digit *digits, int64_t count) {
             sums += multiply_pairs(splat(0x00010001), load<S32>(digits + i));
 #endif
         }
-        for (int l = 0; l < LANES; ++l) sum += sums[l];
+        sum += sum_of_lanes(sums);
     }
     return sum;
 }

@@ -15,7 +15,6 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int STORED_DIGITS = 16;  // more are faster with a panel
-constexpr int QUADS_PER_WORD = 8;
 constexpr int MOST_TOGETHER = 6;           // digits whose sums fit the registers
 constexpr int64_t PREFETCHED = 1024;       // words ahead, in each of the two matrices
 constexpr int64_t STRIPS_BYTES = 24 << 10;  // of x for all rows of a block before the next: they stay in L1

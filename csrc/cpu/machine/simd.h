@@ -161,6 +161,16 @@ SLT_INLINE U32 count_bits(U32 v) {
 #endif
 }
 
+SLT_INLINE int32_t sum_of_lanes(S32 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += v[l];
+    return sum;
+#endif
+}
+
 // Transposes a square of 32-bit elements, one row per register.
 SLT_INLINE void transpose(S32 r[LANES]) {
 #if defined(__AVX512F__)

@@ -44,7 +44,7 @@ void forward(const Conv2dForward &a, int threads) {
         }
     }
     const Weights weights(s, a.mask);
-    const int64_t words = frame.skipped + words_of(s), depth = ceil_div(words * WORD, Product::STEP) * Product::STEP;
+    const int64_t words = frame.skipped + words_of(s), depth = whole_steps<Product::DEPTH_STEP>(words * WORD);
     Convolution convolution = {.grid = grid,
                                .taps = taps,
                                .groups = w.groups,

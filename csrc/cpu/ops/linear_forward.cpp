@@ -58,6 +58,7 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
     const bool few = !tables && a.batch <= FEW_VECTORS;
     const int64_t calls = least(frame.calls, few ? FEW_CALLS : MOST_CALLS);
     const bool parts = calls < frame.calls;
+    const int64_t k = (frame.skipped + words_of(s)) * WORD;
     const int64_t group_words = panel_words<Form>(calls * QUADS);
     int64_t bytes = group_words / LANES * int64_t(sizeof(uint32_t));  // per output
     int64_t panel_bytes = few ? BLOCK * bytes : PANEL_BYTES;
@@ -72,7 +73,7 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
         const int64_t row = split.lane(piece), rows = split.lanes(piece);
         const int64_t b = split.vector(piece), batch = split.vectors(piece);
         const Weights weights(s, a.mask, a.signs);
-        Scratch<uint32_t> panel(split.most_lanes / LANES * group_words);
+        Scratch<uint32_t> panel(split.most_lanes / LANES * group_words + QUADS * LANES);
         Scratch<uint32_t> quads(tables ? LANES * QUADS * calls : 0);
         Scratch<int64_t> sums(parts ? split.most_lanes * batch : 0);
         Workspace workspace;
@@ -80,15 +81,17 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
         if (parts) out.sums = sums;
         for (int64_t first = 0; first < frame.calls; first += calls) {
             const int64_t here = least(frame.calls - first, calls);
+            const int64_t count = whole_steps<Form::DEPTH_STEP>(least(here * CALL, k - first * CALL)) / 4;  // quads
             for (int64_t lane = 0; lane < rows; lane += LANES) {
-                uint32_t *group = panel + lane / LANES * panel_words<Form>(here * QUADS);
+                uint32_t *group = panel + lane / LANES * panel_words<Form>(count);
+                // A call that passes the last quad is overwritten by the next group, or passes the panel.
                 weights.write(row + lane, first, here, tables ? quads : group);
-                prepare_group<Form>(quads, here * QUADS, group);
+                prepare_group<Form>(quads, count, group);
             }
             out.first = first == 0;
             out.last = first + here == frame.calls;
             multiply_blocks<Form>(workspace, {x.row(b) + first * CALL, Form::PLANES * pitch, pitch},
-                                    batch, panel, here * QUADS, out);
+                                    batch, panel, count, out);
         }
     });
 }

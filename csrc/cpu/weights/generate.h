@@ -27,6 +27,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 constexpr int QUADS = 32;          // per call
+constexpr int QUADS_PER_WORD = 8;
 constexpr int CALLS_PER_LINE = 4;  // calls of a row of the mask per cache line
 
 #if defined(SLT_AMX) || defined(__ARM_FEATURE_DOTPROD)
