@@ -27,6 +27,7 @@ GEOMETRIES = {  # batch, groups, channels and rows of a group, (h, w), and Windo
     "tall": (1, 2, 1, 1, (700, 40), {"padding_h": 1, "padding_w": 1}),
     "wide": (1, 1, 1, 2, (3, 5000), {"padding_h": 1, "padding_w": 1}),
     "few-channels": (2, 2, 4, 5, (11, 15), {"padding_h": 1, "padding_w": 1}),
+    "one-channel": (2, 1, 1, 21, (10, 13), {"padding_h": 1, "padding_w": 2, "stride_w": 2}),
     "stem": (2, 1, 3, 6, (17, 23), {"kernel_h": 5, "kernel_w": 7, "padding_w": 3, "stride_h": 2, "stride_w": 2}),
 }
 

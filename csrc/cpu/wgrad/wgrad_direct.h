@@ -4,7 +4,8 @@
 // product of the plane of its row and the plane of its channel, shifted by its tap; frozen weights cost nothing. Lanes
 // add up to 256 products in float32, and the rest is added in double.
 //
-// In depthwise convolutions of channels-last images, and in those with strides, lanes are channels (wgrad_lanes.h).
+// In depthwise convolutions of channels-last images, and in those with strides, lanes are rows (wgrad_lanes.h); also
+// where one channel is the input of all rows.
 //
 // A piece of work is some samples of a block of groups. The number of pieces does not depend on the number of threads,
 // because sums must not.
@@ -30,8 +31,10 @@ class DirectGradient {
           group_rows(a.source.rows / a.window.groups),
           x_planes(a.x, a.window.stride_h, a.window.stride_w),
           dy_planes(a.dy, 1, 1),
-          lanes_are_channels(inputs == 1 && group_rows == 1 &&
-                             (a.window.stride_w > 1 || (a.x.channels_last && a.dy.channels_last))) {
+          same_input(inputs == 1 && a.window.groups == 1 && a.dy.channels_last &&
+                     (taps - LANES / 2) * a.source.rows <= a.offsets[a.source.rows]),
+          own_inputs(inputs == 1 && group_rows == 1 &&
+                     (a.window.stride_w > 1 || (a.x.channels_last && a.dy.channels_last))) {
         if (greatest(a.window.stride_h, a.window.stride_w) > ChannelPlanes::MOST_STRIDE) return;
         x_planes.include_grid(a.dy.height, a.dy.width);
         for (int64_t t = 0; t < taps; ++t) x_planes.include_tap(down(t), right(t), a.dy.width);
@@ -41,7 +44,7 @@ class DirectGradient {
 
     // Whether it is faster than a contraction of matrices.
     bool pays() const {
-        if (lanes_are_channels) return true;
+        if (same_input || own_inputs) return true;
         const int64_t free = a.offsets[a.source.rows];
         if (greatest(a.window.stride_h, a.window.stride_w) > ChannelPlanes::MOST_STRIDE) return false;
         if (inputs > 1 && (free > MOST_FREE * a.source.rows || a.dy.pixels() < 4 * LANES)) return false;
@@ -52,7 +55,12 @@ class DirectGradient {
         const int64_t free = a.offsets[a.source.rows];
         const Scratch<int32_t> columns(free);  // k of each free weight
         find_free(columns);
-        lanes_are_channels ? add_lanes(columns) : add_planes(columns);
+        if (own_inputs)
+            add_lanes<false>(columns);
+        else if (same_input)
+            add_lanes<true>(columns);
+        else
+            add_planes(columns);
     }
 
   private:
@@ -82,10 +90,11 @@ class DirectGradient {
         finish(columns, sums, chunks);
     }
 
+    template <bool SAME_INPUT>
     void add_lanes(const int32_t *columns) const {
         const int64_t free = a.offsets[a.source.rows], blocks = ceil_div(a.source.rows, LANES);
         const int64_t chunks = least(ceil_div(16, blocks), a.dy.samples), chunk = ceil_div(a.dy.samples, chunks);
-        const LaneSums lane_sums(a);
+        const LaneSums<SAME_INPUT> lane_sums(a);
         const Scratch<double> sums(chunks * free);
         parallel_for(threads, chunks * blocks, [&](int64_t piece) {
             const int64_t first = piece / blocks * chunk, c = piece % blocks * LANES;
@@ -109,7 +118,9 @@ class DirectGradient {
     const int threads;
     const int64_t taps, inputs, group_rows;
     ChannelPlanes x_planes, dy_planes;
-    const bool lanes_are_channels;
+    // Whether rows are lanes: all have one input, and no more taps than cost as much as to transpose dy and to add those
+    // of free weights; each has its own.
+    const bool same_input, own_inputs;
 
     int64_t down(int64_t tap) const { return tap_offset(a.window, tap).down - a.window.padding_h; }
     int64_t right(int64_t tap) const { return tap_offset(a.window, tap).right - a.window.padding_w; }

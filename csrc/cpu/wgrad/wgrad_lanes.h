@@ -1,5 +1,6 @@
-// Sums of the weight gradient of a depthwise convolution whose lanes are channels: for each tap and channel, the
-// products of dy and of the pixels of x that the tap reads.
+// Sums of the weight gradient of a convolution whose rows have one input, with rows in the lanes: for each tap and row,
+// the products of dy and of the pixels of x that the tap reads. Either each row has its own input (a depthwise layer),
+// so that pixels of x are registers too, or all rows have the same, and each of its pixels is broadcast.
 //
 // Float32 channels-last images are read in place. Of others, some rows at a time are copied, one register a pixel.
 // Taps that would read outside the image are left out, so nothing is padded.
@@ -13,6 +14,7 @@
 namespace slt::SLT_ISA {
 namespace {
 
+template <bool SAME_INPUT>
 class LaneSums {
   public:
     explicit LaneSums(const GradScores &a)
@@ -26,11 +28,12 @@ class LaneSums {
         }
     }
 
-    // Of samples [first, end) and channels [c, c + LANES): [tap][lane].
+    // Of samples [first, end) and rows [c, c + LANES): [tap][lane].
     void operator()(int64_t first, int64_t end, int64_t c, double *all) const {
-        const bool in_place = is_in_place(a.x, c) && is_in_place(a.dy, c);
+        const bool x_in_place = SAME_INPUT ? a.x.data.type == Type::FLOAT32 : is_in_place(a.x, c);
+        const bool in_place = x_in_place && is_in_place(a.dy, c);
         const int64_t most = (rows - 1) * a.window.stride_h + (a.window.kernel_h - 1) * a.window.dilation_h + 1;
-        const Scratch<float> x_copy(in_place ? 0 : least(most, a.x.height) * a.x.width * LANES);
+        const Scratch<float> x_copy(in_place ? 0 : least(most, a.x.height) * a.x.width * (SAME_INPUT ? 1 : LANES));
         const Scratch<float> dy_copy(in_place ? 0 : rows * a.dy.width * LANES);
         const Scratch<Tap> some(taps);
         const Scratch<F32> sums(taps);
@@ -41,7 +44,9 @@ class LaneSums {
                 const int64_t x_top = greatest(top * a.window.stride_h + all_taps[0].down, 0);
                 const int64_t x_bottom =
                     least((bottom - 1) * a.window.stride_h + all_taps[taps - 1].down + 1, a.x.height);
-                const Lanes x = in_place ? lanes_of(a.x, sample, c) : copy(a.x, sample, c, x_top, x_bottom, x_copy);
+                const Lanes x = in_place     ? lanes_of(a.x, sample, SAME_INPUT ? 0 : c)
+                                : SAME_INPUT ? copy_input(sample, x_top, x_bottom, x_copy)
+                                             : copy(a.x, sample, c, x_top, x_bottom, x_copy);
                 const Lanes dy = in_place ? lanes_of(a.dy, sample, c) : copy(a.dy, sample, c, top, bottom, dy_copy);
                 for (int64_t left = 0; left < a.dy.width; left += MOST_ADDED) {  // parts of rows, if they are long
                     for (int64_t t = 0; t < taps; ++t) sums[t] = F32{};
@@ -54,13 +59,13 @@ class LaneSums {
 
   private:
     static constexpr int64_t MOST_ADDED = 256;  // products in float32
-    static constexpr int TOGETHER = 9;          // taps
+    static constexpr int TOGETHER = 9;  // taps
 
     struct Tap {
         int64_t number, down, right;
     };
 
-    // Channels [c, c + LANES) of a sample; pixel (h, w) is at h * row + w * pixel.
+    // Channels [c, c + LANES) of a sample, or its only channel; pixel (h, w) is at h * row + w * pixel.
     struct Lanes {
         const float *data;
         int64_t row, pixel;
@@ -89,6 +94,19 @@ class LaneSums {
             for (int64_t i = 0; i < n; ++i) store(to + i * LANES, pixels[i]);
         }
         return {out - top * x.width * LANES, x.width * LANES, LANES};
+    }
+
+    // Of the only channel, rows [top, bottom).
+    Lanes copy_input(int64_t sample, int64_t top, int64_t bottom, float *out) const {
+        const int64_t width = a.x.width, count = greatest(bottom - top, 0) * width;
+        read_floats(a.x.data + (sample * a.x.pixels() + top * width), count, out);
+        return {out - top * width, width, 1};
+    }
+
+    // A pixel of x for all lanes.
+    static SLT_INLINE F32 pixel_at(const float *at) {
+        if constexpr (SAME_INPUT) return *at - F32{};
+        return load<F32>(at);
     }
 
     // The taps that reach a row of pixels, and the columns of dy, [first, end) of [left, right), for which all of them
@@ -144,7 +162,8 @@ class LaneSums {
             for (int64_t j = left; j < right; ++j) {
                 const int64_t w = j * stride + tap.right;
                 if (w < 0 || w >= a.x.width) continue;
-                sum = multiply_add(load<F32>(of + j * dy_pixel), load<F32>(from + tap.down * x.row + w * x.pixel), sum);
+                const F32 pixel = pixel_at(from + tap.down * x.row + w * x.pixel);
+                sum = multiply_add(load<F32>(of + j * dy_pixel), pixel, sum);
             }
             sums[tap.number] = sum;
         }
@@ -153,6 +172,7 @@ class LaneSums {
     // What the position below will read first: the hardware's prefetcher does not follow pixels so far apart.
     SLT_INLINE void prefetch_next_row(const float *from, const Lanes &x, const float *dy) const {
         __builtin_prefetch(dy);
+        if (SAME_INPUT) return;  // its pixels are neighbours
         const float *row = from + (all_taps[taps - 1].down + 1) * x.row;
         for (int64_t h = 0; h < a.window.stride_h; ++h, row += x.row)
             for (int64_t w = 0; w < a.window.stride_w; ++w) __builtin_prefetch(row + w * x.pixel);
@@ -175,7 +195,7 @@ class LaneSums {
         for (int64_t j = row.first; j < row.end; ++j, from += step, of += dy_pixel) {
             const F32 v = load<F32>(of);
             if (t == 0) prefetch_next_row(from, x, of + a.dy.width * dy_pixel);
-            SLT_UNROLL for (int n = 0; n < N; ++n) sum[n] = multiply_add(v, load<F32>(from + offsets[n]), sum[n]);
+            SLT_UNROLL for (int n = 0; n < N; ++n) sum[n] = multiply_add(v, pixel_at(from + offsets[n]), sum[n]);
         }
         SLT_UNROLL for (int n = 0; n < N; ++n) sums[row.taps[t + n].number] = sum[n];
     }
