@@ -6,6 +6,7 @@
 
 #include "cpu/conv/direct_lanes.h"
 #include "cpu/conv/direct_planes.h"
+#include "cpu/conv/direct_rows.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -17,7 +18,8 @@ inline int64_t most_direct_weights(const Direct &d, [[maybe_unused]] int64_t wei
     return d.x.data.type == Type::BFLOAT16 && d.y.data.type == Type::BFLOAT16 ? 1 << 10 : 9 << 10;
 #else
 #if defined(__AVX512VNNI__)
-    // The lanes of pixels have to be picked out.
+    // The lanes of pixels have to be picked out, or those of outputs have sums that are too long for int32.
+    if (d.x.channels_last && d.stride_w > 1) return 12 << 10;
     if (d.stride_w > 1 && d.most_taps() > 1) return d.x.data.type == Type::FLOAT32 ? 8 << 10 : 4 << 10;
 #endif
     // Vectors of few channels are short products, which take more time for their outputs than for their sums.
@@ -51,6 +53,15 @@ bool run_depthwise(const Direct &d, const Weights &weights) {
     return true;
 }
 
+// Computes a layer whose lanes are outputs, if that is faster; returns whether it did.
+template <class T>
+bool run_rows(const Direct &d, const int8_t *values) {
+    DirectRows<T> rows(d);
+    if (!rows.suits()) return false;
+    rows.run(values);
+    return true;
+}
+
 // `mask`: resolved words.
 inline void direct_convolution(const Direct &d, const Source &s, const uint32_t *mask) {
     const Weights weights(s, mask);
@@ -62,6 +73,8 @@ inline void direct_convolution(const Direct &d, const Source &s, const uint32_t 
     Scratch<int8_t> values(s.rows * s.fan);
     parallel_for(d.threads, ceil_div(s.rows, LANES),
                  [&](int64_t piece) { materialize_rows(weights, piece * LANES, values); });
+    const bool exact_rows = signs && small_sums(d.inputs * d.most_taps(), s.weight, d.digits);
+    if (narrow ? run_rows<float>(d, values) : exact_rows && run_rows<int32_t>(d, values)) return;
     if (narrow)
         run_direct<float>(d, values);
     else if (!signs || !run_direct<int32_t>(d, values))
