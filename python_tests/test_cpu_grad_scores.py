@@ -157,11 +157,11 @@ def test_16_bits(isa, dtype):
 def test_16_bit_images(isa, geometry, dtype):
     for batch in (1, 2, 3, 12):
         dy, x, *rest = narrow(dtype, *conv2d_inputs(geometry, freeze=FREEZES["frozen"], batch=batch))
-        expected = cpu.conv2d_grad_scores(dy, x, *rest)
+        expected = in_float64(reference.conv2d_grad_scores, dy, x, *rest)
         bound = BOUND["highest" if dtype == torch.bfloat16 else "high"]
-        check(expected, in_float64(reference.conv2d_grad_scores, dy, x, *rest), bound)
-        images = dy.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-        assert torch.equal(cpu.conv2d_grad_scores(*images, *rest), expected)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            images = dy.to(memory_format=memory_format), x.to(memory_format=memory_format)
+            check(cpu.conv2d_grad_scores(*images, *rest), expected, bound)
 
 
 def test_float64():
@@ -236,15 +236,14 @@ def test_conv2d_weights(isa, geometry, weight):
 
 def test_conv2d_layouts(isa, geometry):
     dy, x, *rest = conv2d_inputs(geometry)
-    expected = cpu.conv2d_grad_scores(dy, x, *rest)
     strided = torch.randn(*x.shape[:3], 2 * x.shape[3])[..., ::2]
     strided.copy_(x)
-    for like_x in (x.contiguous(memory_format=torch.channels_last), strided):
-        for like_dy in (
-            dy.contiguous(memory_format=torch.channels_last),
-            dy.transpose(2, 3).contiguous().transpose(2, 3),
-        ):
-            assert torch.equal(cpu.conv2d_grad_scores(like_dy, like_x, *rest), expected)
+    transposed = dy.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(cpu.conv2d_grad_scores(transposed, strided, *rest), cpu.conv2d_grad_scores(dy, x, *rest))
+    last_x, last_dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    for like_x in (x, last_x, strided):
+        for like_dy in (dy, last_dy, transposed):
+            check_conv2d(like_dy, like_x, *rest)
     check_conv2d(torch.ones(()).expand(dy.shape), x, *rest)
 
 

@@ -31,8 +31,7 @@ class DirectGradient {
           group_rows(a.source.rows / a.window.groups),
           x_planes(a.x, a.window.stride_h, a.window.stride_w),
           dy_planes(a.dy, 1, 1),
-          same_input(inputs == 1 && a.window.groups == 1 && a.dy.channels_last &&
-                     (taps - LANES / 2) * a.source.rows <= a.offsets[a.source.rows]),
+          same_inputs(sharing_pays()),
           own_inputs(inputs == 1 && group_rows == 1 &&
                      (a.window.stride_w > 1 || (a.x.channels_last && a.dy.channels_last))) {
         if (greatest(a.window.stride_h, a.window.stride_w) > ChannelPlanes::MOST_STRIDE) return;
@@ -44,7 +43,7 @@ class DirectGradient {
 
     // Whether it is faster than a contraction of matrices.
     bool pays() const {
-        if (same_input || own_inputs) return true;
+        if (same_inputs || own_inputs) return true;
         const int64_t free = a.offsets[a.source.rows];
         if (greatest(a.window.stride_h, a.window.stride_w) > ChannelPlanes::MOST_STRIDE) return false;
         if (inputs > 1 && (free > MOST_FREE * a.source.rows || a.dy.pixels() < 4 * LANES)) return false;
@@ -57,7 +56,7 @@ class DirectGradient {
         find_free(columns);
         if (own_inputs)
             add_lanes<false>(columns);
-        else if (same_input)
+        else if (same_inputs)
             add_lanes<true>(columns);
         else
             add_planes(columns);
@@ -90,15 +89,15 @@ class DirectGradient {
         finish(columns, sums, chunks);
     }
 
-    template <bool SAME_INPUT>
+    template <bool SAME_INPUTS>
     void add_lanes(const int32_t *columns) const {
         const int64_t free = a.offsets[a.source.rows], blocks = ceil_div(a.source.rows, LANES);
         const int64_t chunks = least(ceil_div(16, blocks), a.dy.samples), chunk = ceil_div(a.dy.samples, chunks);
-        const LaneSums<SAME_INPUT> lane_sums(a);
+        const LaneSums<SAME_INPUTS> lane_sums(a);
         const Scratch<double> sums(chunks * free);
         parallel_for(threads, chunks * blocks, [&](int64_t piece) {
             const int64_t first = piece / blocks * chunk, c = piece % blocks * LANES;
-            const Scratch<double> all(taps * LANES);
+            const Scratch<double> all((SAME_INPUTS ? a.source.fan : taps) * LANES);
             lane_sums(first, least(first + chunk, a.dy.samples), c, all);
             for (int64_t r = c; r < least(c + LANES, a.source.rows); ++r)
                 for (int64_t i = a.offsets[r]; i < a.offsets[r + 1]; ++i)
@@ -118,9 +117,17 @@ class DirectGradient {
     const int threads;
     const int64_t taps, inputs, group_rows;
     ChannelPlanes x_planes, dy_planes;
-    // Whether rows are lanes: all have one input, and no more taps than cost as much as to transpose dy and to add those
-    // of free weights; each has its own.
-    const bool same_input, own_inputs;
+    // Whether rows are lanes, and all have the same inputs or each has its own.
+    const bool same_inputs, own_inputs;
+
+    // Whether lanes that are rows with the same inputs are faster: they multiply frozen weights too, but transpose
+    // nothing. The bounds are measured.
+    bool sharing_pays() const {
+        const int64_t rows = a.source.rows, free = a.offsets[rows];
+        if (a.source.fan > 160 || a.window.groups > 1 || !a.dy.channels_last || !(a.x.channels_last || inputs == 1)) return false;
+        const bool in_place = a.x.data.type == Type::FLOAT32 && a.dy.data.type == Type::FLOAT32;
+        return (a.source.fan - (in_place ? 40 : 12)) * rows <= (in_place ? 7 * free / 4 : 2 * free);
+    }
 
     int64_t down(int64_t tap) const { return tap_offset(a.window, tap).down - a.window.padding_h; }
     int64_t right(int64_t tap) const { return tap_offset(a.window, tap).right - a.window.padding_w; }

@@ -1,6 +1,6 @@
-// Sums of the weight gradient of a convolution whose rows have one input, with rows in the lanes: for each tap and row,
-// the products of dy and of the pixels of x that the tap reads. Either each row has its own input (a depthwise layer),
-// so that pixels of x are registers too, or all rows have the same, and each of its pixels is broadcast.
+// Sums of the weight gradient of a convolution of few weights a row, with rows in the lanes: for each k and row, the
+// products of dy and of the numbers of x that k reads. Either each row has its own input (a depthwise layer), so that
+// pixels of x are registers too, or all rows have the same inputs, whose numbers are broadcast.
 //
 // Float32 channels-last images are read in place. Of others, some rows at a time are copied, one register a pixel.
 // Taps that would read outside the image are left out, so nothing is padded.
@@ -14,26 +14,28 @@
 namespace slt::SLT_ISA {
 namespace {
 
-template <bool SAME_INPUT>
+template <bool SAME_INPUTS>
 class LaneSums {
   public:
     explicit LaneSums(const GradScores &a)
         : a(a),
-          taps(taps_of(a.window)),
+          inputs(SAME_INPUTS ? a.x.channels : 1),
+          taps(taps_of(a.window) * inputs),
           rows(least(a.dy.height, greatest(MOST_ADDED / a.dy.width, 1))),
           all_taps(taps) {
         for (int64_t t = 0; t < taps; ++t) {
-            const TapOffset offset = tap_offset(a.window, t);
-            all_taps[t] = {t, offset.down - a.window.padding_h, offset.right - a.window.padding_w};
+            const TapOffset offset = tap_offset(a.window, t / inputs);
+            all_taps[t] = {t, offset.down - a.window.padding_h, offset.right - a.window.padding_w, t % inputs};
         }
     }
 
     // Of samples [first, end) and rows [c, c + LANES): [tap][lane].
     void operator()(int64_t first, int64_t end, int64_t c, double *all) const {
-        const bool x_in_place = SAME_INPUT ? a.x.data.type == Type::FLOAT32 : is_in_place(a.x, c);
+        const bool x_in_place = SAME_INPUTS ? a.x.data.type == Type::FLOAT32 : is_in_place(a.x, c);
         const bool in_place = x_in_place && is_in_place(a.dy, c);
         const int64_t most = (rows - 1) * a.window.stride_h + (a.window.kernel_h - 1) * a.window.dilation_h + 1;
-        const Scratch<float> x_copy(in_place ? 0 : least(most, a.x.height) * a.x.width * (SAME_INPUT ? 1 : LANES));
+        const Scratch<float> x_copy(in_place ? 0
+                                             : least(most, a.x.height) * a.x.width * (SAME_INPUTS ? inputs : LANES));
         const Scratch<float> dy_copy(in_place ? 0 : rows * a.dy.width * LANES);
         const Scratch<Tap> some(taps);
         const Scratch<F32> sums(taps);
@@ -44,9 +46,9 @@ class LaneSums {
                 const int64_t x_top = greatest(top * a.window.stride_h + all_taps[0].down, 0);
                 const int64_t x_bottom =
                     least((bottom - 1) * a.window.stride_h + all_taps[taps - 1].down + 1, a.x.height);
-                const Lanes x = in_place     ? lanes_of(a.x, sample, SAME_INPUT ? 0 : c)
-                                : SAME_INPUT ? copy_input(sample, x_top, x_bottom, x_copy)
-                                             : copy(a.x, sample, c, x_top, x_bottom, x_copy);
+                const Lanes x = in_place      ? lanes_of(a.x, sample, SAME_INPUTS ? 0 : c)
+                                : SAME_INPUTS ? copy_inputs(sample, x_top, x_bottom, x_copy)
+                                              : copy(a.x, sample, c, x_top, x_bottom, x_copy);
                 const Lanes dy = in_place ? lanes_of(a.dy, sample, c) : copy(a.dy, sample, c, top, bottom, dy_copy);
                 for (int64_t left = 0; left < a.dy.width; left += MOST_ADDED) {  // parts of rows, if they are long
                     for (int64_t t = 0; t < taps; ++t) sums[t] = F32{};
@@ -61,18 +63,20 @@ class LaneSums {
     static constexpr int64_t MOST_ADDED = 256;  // products in float32
     static constexpr int TOGETHER = 9;  // taps
 
+    // A tap of the kernel, and its input of those that all rows have.
     struct Tap {
-        int64_t number, down, right;
+        int64_t number, down, right, input;
     };
 
-    // Channels [c, c + LANES) of a sample, or its only channel; pixel (h, w) is at h * row + w * pixel.
+    // Channels [c, c + LANES) of a sample, or its inputs of all rows; pixel (h, w) is at h * row + w * pixel.
     struct Lanes {
         const float *data;
         int64_t row, pixel;
     };
 
     const GradScores &a;
-    const int64_t taps, rows;  // rows of dy whose products are added in float32
+    const int64_t inputs;      // that all rows have
+    const int64_t taps, rows;  // of a row of the weight; rows of dy whose products are added in float32
     const Scratch<Tap> all_taps;
 
     static bool is_in_place(const Images &x, int64_t c) {
@@ -96,16 +100,20 @@ class LaneSums {
         return {out - top * x.width * LANES, x.width * LANES, LANES};
     }
 
-    // Of the only channel, rows [top, bottom).
-    Lanes copy_input(int64_t sample, int64_t top, int64_t bottom, float *out) const {
-        const int64_t width = a.x.width, count = greatest(bottom - top, 0) * width;
-        read_floats(a.x.data + (sample * a.x.pixels() + top * width), count, out);
-        return {out - top * width, width, 1};
+    // Of rows [top, bottom).
+    Lanes copy_inputs(int64_t sample, int64_t top, int64_t bottom, float *out) const {
+        const int64_t row = a.x.width * inputs;
+        read_floats(a.x.data + (sample * a.x.height + top) * row, greatest(bottom - top, 0) * row, out);
+        return {out - top * row, row, inputs};
     }
 
-    // A pixel of x for all lanes.
-    static SLT_INLINE F32 pixel_at(const float *at) {
-        if constexpr (SAME_INPUT) return *at - F32{};
+    static int64_t offset_of(const Tap &tap, const Lanes &x) {
+        return tap.down * x.row + tap.right * x.pixel + tap.input;
+    }
+
+    // Numbers of x, or one of them in all lanes.
+    static SLT_INLINE F32 numbers_at(const float *at) {
+        if constexpr (SAME_INPUTS) return *at - F32{};
         return load<F32>(at);
     }
 
@@ -162,8 +170,8 @@ class LaneSums {
             for (int64_t j = left; j < right; ++j) {
                 const int64_t w = j * stride + tap.right;
                 if (w < 0 || w >= a.x.width) continue;
-                const F32 pixel = pixel_at(from + tap.down * x.row + w * x.pixel);
-                sum = multiply_add(load<F32>(of + j * dy_pixel), pixel, sum);
+                const F32 v = numbers_at(from + offset_of(tap, x) + j * stride * x.pixel);
+                sum = multiply_add(load<F32>(of + j * dy_pixel), v, sum);
             }
             sums[tap.number] = sum;
         }
@@ -172,7 +180,7 @@ class LaneSums {
     // What the position below will read first: the hardware's prefetcher does not follow pixels so far apart.
     SLT_INLINE void prefetch_next_row(const float *from, const Lanes &x, const float *dy) const {
         __builtin_prefetch(dy);
-        if (SAME_INPUT) return;  // its pixels are neighbours
+        if (SAME_INPUTS) return;  // its pixels are neighbours
         const float *row = from + (all_taps[taps - 1].down + 1) * x.row;
         for (int64_t h = 0; h < a.window.stride_h; ++h, row += x.row)
             for (int64_t w = 0; w < a.window.stride_w; ++w) __builtin_prefetch(row + w * x.pixel);
@@ -188,14 +196,14 @@ class LaneSums {
         SLT_UNROLL for (int n = 0; n < N; ++n) {
             const Tap &tap = row.taps[t + n];
             sum[n] = sums[tap.number];
-            offsets[n] = tap.down * x.row + tap.right * x.pixel;
+            offsets[n] = offset_of(tap, x);
         }
         from += row.first * step;
         of += row.first * dy_pixel;
         for (int64_t j = row.first; j < row.end; ++j, from += step, of += dy_pixel) {
             const F32 v = load<F32>(of);
             if (t == 0) prefetch_next_row(from, x, of + a.dy.width * dy_pixel);
-            SLT_UNROLL for (int n = 0; n < N; ++n) sum[n] = multiply_add(v, pixel_at(from + offsets[n]), sum[n]);
+            SLT_UNROLL for (int n = 0; n < N; ++n) sum[n] = multiply_add(v, numbers_at(from + offsets[n]), sum[n]);
         }
         SLT_UNROLL for (int n = 0; n < N; ++n) sums[row.taps[t + n].number] = sum[n];
     }
