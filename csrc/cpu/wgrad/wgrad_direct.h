@@ -124,7 +124,8 @@ class DirectGradient {
     // nothing. The bounds are measured.
     bool sharing_pays() const {
         const int64_t rows = a.source.rows, free = a.offsets[rows];
-        if (a.source.fan > 160 || a.window.groups > 1 || !a.dy.channels_last || !(a.x.channels_last || inputs == 1)) return false;
+        if (a.window.groups > 1 || a.source.fan > 160 || a.dy.pixels() < 16) return false;
+        if (!a.dy.channels_last || (!a.x.channels_last && inputs > 1)) return false;
         const bool in_place = a.x.data.type == Type::FLOAT32 && a.dy.data.type == Type::FLOAT32;
         return (a.source.fan - (in_place ? 40 : 12)) * rows <= (in_place ? 7 * free / 4 : 2 * free);
     }

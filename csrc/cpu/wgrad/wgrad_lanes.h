@@ -40,6 +40,15 @@ class LaneSums {
         const Scratch<Tap> some(taps);
         const Scratch<F32> sums(taps);
         memset(all, 0, size_t(taps * LANES) * sizeof(double));
+        for (int64_t t = 0; t < taps; ++t) sums[t] = F32{};
+        int64_t added = 0;  // products in each of the sums
+        const auto join = [&] {
+            for (int64_t t = 0; t < taps; ++t) {
+                for (int l = 0; l < LANES; ++l) all[t * LANES + l] += sums[t][l];
+                sums[t] = F32{};
+            }
+            added = 0;
+        };
         for (int64_t sample = first; sample < end; ++sample)
             for (int64_t top = 0; top < a.dy.height; top += rows) {
                 const int64_t bottom = least(top + rows, a.dy.height);
@@ -51,12 +60,13 @@ class LaneSums {
                                               : copy(a.x, sample, c, x_top, x_bottom, x_copy);
                 const Lanes dy = in_place ? lanes_of(a.dy, sample, c) : copy(a.dy, sample, c, top, bottom, dy_copy);
                 for (int64_t left = 0; left < a.dy.width; left += MOST_ADDED) {  // parts of rows, if they are long
-                    for (int64_t t = 0; t < taps; ++t) sums[t] = F32{};
-                    add_rows(x, dy, top, bottom, left, least(left + MOST_ADDED, a.dy.width), some, sums);
-                    for (int64_t t = 0; t < taps; ++t)
-                        for (int l = 0; l < LANES; ++l) all[t * LANES + l] += sums[t][l];
+                    const int64_t right = least(left + MOST_ADDED, a.dy.width), more = (bottom - top) * (right - left);
+                    if (added + more > MOST_ADDED) join();
+                    add_rows(x, dy, top, bottom, left, right, some, sums);
+                    added += more;
                 }
             }
+        join();
     }
 
   private:
