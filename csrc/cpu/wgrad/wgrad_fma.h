@@ -156,8 +156,8 @@ class RegisterContraction {
 
     void write_x() {
         const Images from = together(a.x);
-        if (a.window.padding_h + a.window.padding_w > 0)
-            parallel_for(threads, ceil_div(from.channels, line) * bundles, [&](int64_t i) {
+        const bool padded = a.window.padding_h + a.window.padding_w > 0;
+        parallel_for(threads, padded ? ceil_div(from.channels, line) * bundles : 0, [&](int64_t i) {
             clear_around(x + i * image, from.height, from.width, a.window.padding_h, a.window.padding_w, line);
         });
         in_pieces(from, [&](int64_t bundle, int64_t end_bundle, int64_t begin, int64_t end) {
