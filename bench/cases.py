@@ -446,6 +446,11 @@ def targets() -> Iterator[Entry]:
         yield entry(f"{name}, batch 8, grad_input", 1, make)
         make = lambda c=shape: conv2d_grad_scores(8, FROZEN, shape=c)  # noqa: E731
         yield entry(f"{name}, batch 8, grad_scores, 70 % frozen", 1, make)
+        last = f"{name} channels-last, batch 8"
+        yield entry(last, 1, lambda c=shape: conv2d("forward", 8, True, shape=c))
+        yield entry(f"{last}, grad_input", 1, lambda c=shape: conv2d("grad_input", 8, True, shape=c))
+        make = lambda c=shape: conv2d_grad_scores(8, FROZEN, True, shape=c)  # noqa: E731
+        yield entry(f"{last}, grad_scores, 70 % frozen", 1, make)
     for name in ("convnet, width 32", "convnet, width 96", "CIFAR ResNet-18, width 16"):
         for autocast in (False, True):
             case = f"a training step of {name}, batch 64{', bfloat16 autocast' if autocast else ''}"
