@@ -167,6 +167,7 @@ class Checks {
             {{{5, 3, 2, 2, 2, 1, 1, 1, 4}, 1, 8, 9, 12}, 12},
             {{{2, 3, 3, 2, 0, 2, 2, 1, 2}, 2, 66, 8, 7}, 10},
             {{{1, 3, 1, 1, 0, 4, 1, 1, 1}, 1, 300, 1, 9}, 20},
+            {{{3, 2, 1, 2, 1, 0, 1, 1, 1}, 3, 9, 9, 11}, 37},  // direct; channels-last, with outputs as lanes
             // Too many weights for direct convolutions: in whole words, packed, and of images of few pixels.
             {{{3, 3, 1, 1, 1, 1, 1, 1, 1}, 1, 64, 3, 4}, 33},
             {{{7, 7, 2, 2, 3, 3, 1, 1, 1}, 1, 5, 7, 8}, 80},
