@@ -45,13 +45,16 @@ def build_here(folder: Path) -> Path:
 
 
 def build_emulated(folder: Path) -> Path:
-    """The test program with the instruction sets of setup.py's ``EMULATED``; the others are those of the last build."""
+    """The test program with the instruction sets of setup.py's ``EMULATED``; the others are those of the last build.
+
+    -Og: the compiler takes longer than the program runs.
+    """
     build, program = setup(), folder / TEST.stem
     built = {path.stem.partition(".")[2] for path in OBJECTS}
     all_sets = build.X86_SETS | build.EMULATED
     sets = {name: flags for name, flags in all_sets.items() if name in built or name in build.EMULATED}
     new = [
-        (source, name, f"{flags} -O1")
+        (source, name, f"{flags} -Og")
         for source, name, flags in build.cpu_objects(sets, all_sets)
         if name == "dispatch" or name.partition(".")[2] in build.EMULATED
     ]
@@ -69,7 +72,7 @@ def no_arm() -> str | None:
 
 
 def build_for_arm(
-    folder: Path, source: Path = TEST, optimization: str = "-O1", sets: Collection[str] | None = None
+    folder: Path, source: Path = TEST, optimization: str = "-Og", sets: Collection[str] | None = None
 ) -> Path:
     """A program for AArch64 of one source and the kernels of these instruction sets, by default all."""
     build, program = setup(), folder / source.stem

@@ -3,6 +3,7 @@
 //
 //     operations_test             prints the number of checks per instruction set; fails if one does
 //     operations_test best        the same of the best instruction set alone
+//     operations_test NAME...     the same of the named instruction sets
 //     operations_test answers     reads layers and products, and prints their weights and results as they were computed
 #include "cpu/test/plain.h"
 
@@ -539,7 +540,11 @@ int main(int count, char **arguments) {
     bool failed = false;
     std::vector<slt::InstructionSet> sets = slt::instruction_sets();
     if (what == "best") sets.erase(sets.begin(), sets.end() - 1);
+    const auto is_named = [&](const slt::InstructionSet &set) {
+        return std::find(arguments + 1, arguments + count, std::string(set.name)) != arguments + count;
+    };
     for (const slt::InstructionSet &set : sets) {
+        if (count > 1 && what != "best" && !is_named(set)) continue;
         slt::Checks checks(set);
         checks.all();
         std::printf("%s: %ld checks, %ld failed\n", set.name, long(checks.done), long(checks.failed));
