@@ -281,6 +281,22 @@ def test_bad_arguments_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "shape,output_padding,message",
+    (
+        ((2, 5, 4, 4), (0, 0), r"x.shape=\[2, 5, 4, 4\]: expected \[B, 6, H, W\] or \[6, H, W\]"),
+        ((6, 4), (0, 0), r"x.shape=\[6, 4\]: expected \[B, 6, H, W\] or \[6, H, W\]"),
+        ((2, 6, 4, 4), (0, 2), r"output_padding=\(0, 2\): expected 0 to stride - 1, with stride=\(3, 2\)"),
+        ((2, 6, 4, 4), (-1, 0), r"output_padding=\(-1, 0\): expected 0 to stride - 1, with stride=\(3, 2\)"),
+    ),
+)
+def test_the_transposed_operation_refuses(shape, output_padding, message):
+    source, window = Source.of(6, 4 * 4), Window(2, 2, stride_h=3, stride_w=2)
+    mask = torch.zeros(source.rows, source.words, dtype=torch.int32)
+    with pytest.raises(ValueError, match=message):
+        ops.conv_transpose2d(torch.randn(shape), None, mask, torch.tensor(1.0), source, window, output_padding)
+
+
 def test_a_compiled_graph_gives_the_same():
     """One graph, of the operation that has no kernel of its own and of a folded depth."""
     options = {"bias": False, "freeze": FROZEN}

@@ -250,6 +250,44 @@ def test_a_failure_names_the_file_and_not_its_temporary(number, file, monkeypatc
     assert (error.value.errno, error.value.filename) == (number, str(file))
 
 
+@pytest.mark.parametrize("number", (errno.EINVAL, errno.ENOTSUP, errno.EIO), ids=errno.errorcode.get)
+def test_a_folder_that_cannot_be_synced(number, file, monkeypatch):
+    """The file is written; it is no error if the file system does not sync folders."""
+    fsync = os.fsync
+
+    def sync_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_files_only)
+    if number == errno.EIO:
+        with pytest.raises(OSError) as error:
+            write_atomically(file, b"new")
+        assert (error.value.errno, error.value.filename) == (number, str(file))
+    else:
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"new" and os.listdir(file.parent) == [file.name]
+
+
+def test_an_interrupted_lock_leaves_no_temporary_file(file, monkeypatch):
+    opened, close = [], os.close
+
+    def interrupted(descriptor: int, wait: bool) -> bool:
+        opened.append(descriptor)
+        raise KeyboardInterrupt
+
+    def closed(descriptor: int) -> None:
+        close(descriptor)
+        opened.remove(descriptor)
+
+    monkeypatch.setattr(files, "_lock", interrupted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "close", closed)
+        write_atomically(file, b"new")
+    assert not opened and os.listdir(file.parent) == []
+
+
 def test_without_file_locks(file, monkeypatch):
     """As on Windows: writes work, and no temporary file is removed."""
     monkeypatch.setattr(files, "fcntl", None)
