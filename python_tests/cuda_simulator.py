@@ -57,7 +57,11 @@ class Kernels:
         if kernel in self._replaced:
             return self._replaced[kernel]
         if kernel not in self._modules:
-            self._modules[kernel] = ptxsim.load(self._texts[kernel])
+            # Lines of .loc take a part of the time of reading; `lines` keeps them, so that errors name the source.
+            text = self._texts[kernel]
+            blank = re.sub(r"^[ \t]*\.loc\b.*", lambda line: " " * len(line[0]), text, flags=re.MULTILINE)
+            self._modules[kernel] = module = ptxsim.load(blank)
+            module.lines = text.split("\n")
         return self._modules[kernel]
 
     def replaced(self, kernel: str, module: "ptxsim.Module") -> "Kernels":
@@ -81,6 +85,13 @@ def compiled(file: str, arch: str) -> Kernels:
 
 def _compile(file: str, arch: str) -> None:
     compiled(file, arch)
+
+
+def _engine() -> None:
+    """Compiles the simulator, which takes longer than the kernels of any file."""
+    from ptxsim.engine.build import library
+
+    library()
 
 
 class Simulator:
@@ -191,4 +202,5 @@ if (
     if why_not() is None:
         files = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
         with ProcessPoolExecutor() as pool:
+            pool.submit(_engine)
             list(pool.map(_compile, *zip(*product(files, ("sm_80", "sm_90a")), strict=True)))
