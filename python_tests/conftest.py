@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import zlib
 
 # pytest-xdist runs a process per core, and each has as many OpenMP threads: those that wait must not spin. Read when
@@ -58,6 +59,10 @@ def settings():
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo and dynamo.utils.counters["frames"]:  # what one test compiles counts towards the limit of the next
+        dynamo.reset()
+        dynamo.utils.counters.clear()
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 

@@ -803,15 +803,8 @@ def network() -> torch.nn.Sequential:
     )
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
-def test_compile(dynamic, fresh_compiler, backend):
+def test_compile(dynamic, backend):
     model = network().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     scores = list(model.parameters())
@@ -826,7 +819,7 @@ def test_compile(dynamic, fresh_compiler, backend):
                 assert torch.equal(compiled(x), model(x))
 
 
-def test_compile_training(fresh_compiler, monkeypatch):
+def test_compile_training(monkeypatch):
     """A few steps of training, masks made anew in the graph: scores and masks are eager's."""
     # Whether this compiler makes vector code for this processor: TorchInductor would try it in new processes.
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
