@@ -211,12 +211,12 @@ def _grad_scores(
     precision: str = "tf32x3",
 ) -> MakeCase:
     def make(machine: Machine) -> Case:
-        tile = grad_scores.tiles(rows, torch.float32 if dtype == _FP32 else torch.bfloat16, weight, scattered, machine)[
-            0
-        ]
+        values = torch.float32 if dtype == _FP32 else torch.bfloat16
+        tile = grad_scores.tiles(rows, values, precision, weight, scattered, machine)[0]
         constants = {"WEIGHT": weight, "CONV": conv, "ONE_TAP": not scattered, "SPLIT": False}
         constants |= {"PRECISION": precision, "FREEZE_CALLS": freeze_calls, "LONG": False}
         constants["FENCE"] = needs_fences(machine, tile.BN) and dtype != _FP32
+        constants["TRANSPOSED"] = grad_scores.transposed(values, SIZE, tile, machine)
         pointers = {"dy": dtype, "x": dtype, "out": "*fp32"}
         return _product(grad_scores.grad_scores_kernel, tile, constants, pointers, 0, odd)
 
@@ -320,6 +320,8 @@ CASES: dict[str, MakeCase] = {
         _BF16, conv=True, scattered=True, weight=2, rows=6, odd=(*_ODD_CHANNELS, "all_rows", "group_rows")
     ),
     "grad_scores fp32": _grad_scores(_FP32),
+    "grad_scores fp32, high": _grad_scores(_FP32, precision="tf32"),
+    "grad_scores fp32, convolution": _grad_scores(_FP32, conv=True),
     "add parts of grad_scores": _add_parts(16),
     "add parts of grad_scores, 64 rows": _add_parts(64),
     "to digits": _small(to_digits_kernel, {"x": _FP32}, 16, QUAD_ORDER=True, D=3, ALONE=True, BLOCK=8192),

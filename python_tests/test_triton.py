@@ -27,7 +27,17 @@ from slt_kernels.source import WEIGHTS, Freeze, Source
 if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from slt_kernels.backends.triton import autotuning, embedding, forward, grad_input, grad_scores, split_k, tiles, words
+from slt_kernels.backends.triton import (
+    autotuning,
+    embedding,
+    forward,
+    grad_input,
+    grad_scores,
+    images,
+    split_k,
+    tiles,
+    words,
+)
 from slt_kernels.backends.triton import launch as launching
 from slt_kernels.backends.triton import select as selecting
 
@@ -622,6 +632,11 @@ def test_a_tile_that_does_not_compile_is_not_chosen(device, monkeypatch, tmp_pat
     assert autotuning.choose(key, (), 1, device, [first, second], run) == second
     with pytest.raises(ValueError, match="split the batch"):
         autotuning.choose(key, (), 2**31 - 2**20, device, [first], run)
+
+
+def test_too_many_image_rows():
+    with pytest.raises(ValueError, match="split the batch"):
+        images.flat(torch.zeros(1).expand(2**16, 1, 2**15, 1))
 
 
 # The layer on top

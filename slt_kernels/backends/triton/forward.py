@@ -264,14 +264,14 @@ def forward_kernel(
     in_group = row_block * BN + tl.arange(0, BN)
     # Rows and columns past the end repeat the last one, so that no load is out of bounds; they are not stored.
     n = group * group_rows + tl.minimum(in_group, group_rows - 1)  # [BN]
-    m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)  # [BM]
-    first = part * steps
+    m = tl.minimum(column_block * BM + tl.arange(0, BM), columns - 1)[:, None]
+    first, channel = part * steps, group * group_channels
 
     if COMPACT:
         row_start, start = free_start(row_starts, call_starts, source, n, first, FREEZE_CALLS)
         start += row_start
     SIZE: tl.constexpr = 128 // PIECES
-    at = tl.arange(0, SIZE)
+    at = tl.arange(0, SIZE)[None, :]
     if not ORDERED:  # the k at each place of quad order
         bit = (at & 31) >> 2 | (at & 3) << 3
         at = (at & 96) + ((bit & 15) << 1 | bit >> 4)
@@ -283,6 +283,7 @@ def forward_kernel(
     acc2 = tl.zeros_like(acc0)
     for step in range(steps):  # calls past the last have no words, and no k inside [0, fan)
         call = first + step
+        first_k = 128 * call - 32 * source.skipped
         word = words_of(source, call, FULL)
         if COMPACT:
             free, locked = frozen_words(source, n, word, FREEZE_CALLS)
@@ -294,9 +295,8 @@ def forward_kernel(
         if FENCE:  # what was copied is read after the fence, and all weights depend on it
             copied = ()
             for i in tl.static_range(PIECES):
-                k = 128 * call - 32 * source.skipped + SIZE * i + at
-                first_channel = group * group_channels
-                offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
+                k = first_k + SIZE * i + at
+                offset, inside = patches(image, m, k, first_k, fan, pitch, group_channels, channel, CONV, ONE_TAP, FULL)
                 for digit in tl.static_range(PLANES):
                     copied += (loaded(x + digit * plane + offset, inside, MASKED),)
             keep = fenced(keep, step)
@@ -309,9 +309,8 @@ def forward_kernel(
 
         weights = pieces_of(w, PIECES)
         for i in tl.static_range(PIECES):
-            k = 128 * call - 32 * source.skipped + SIZE * i + at
-            first_channel = group * group_channels
-            offset, inside = patches(image, m, k, fan, pitch, group_channels, first_channel, CONV, ONE_TAP, FULL)
+            k = first_k + SIZE * i + at
+            offset, inside = patches(image, m, k, first_k, fan, pitch, group_channels, channel, CONV, ONE_TAP, FULL)
             acc0 = add_product(acc0, weights[i], copied[PLANES * i] if FENCE else loaded(x + offset, inside, MASKED))
             if D > 1:
                 other = copied[PLANES * i + 1] if FENCE else loaded(x + plane + offset, inside, MASKED)

@@ -34,6 +34,7 @@ from .launch import (
 )
 from .magnitudes import is_negative
 from .split_k import split
+from .tf32 import first_operand, first_places, neighbours, second_operand, second_places
 from .tiles import Tile, needs_fences
 from .weights import integer_weight
 from .words import (
@@ -95,7 +96,7 @@ def _key(source, window, image, columns, channels, dtypes, precision, *_) -> tup
 def _choices(source, window, image, columns, channels, dtypes, precision, machine, device) -> list[Tile]:
     groups = window.groups if window else 1
     scattered = window is not None and channels // groups % 16 != 0
-    return tiles(source.rows // groups, dtypes[0], source.weight, scattered, machine)
+    return tiles(source.rows // groups, dtypes[0], precision, source.weight, scattered, machine)
 
 
 @prepared
@@ -127,6 +128,7 @@ def _launch(source, window, image, columns, channels, dtypes, precision, machine
         SPLIT=parts > 1,
         PRECISION=precision,
         FENCE=needs_fences(machine, tile.BN) and dtypes[0] != torch.float32,
+        TRANSPOSED=transposed(dtypes[0], group_channels, tile, machine),
         **tile.meta(),
     )
     return made, parts
@@ -176,16 +178,18 @@ def sum_registers(n: int) -> dict[str, int]:
 
 
 @lru_cache(maxsize=4096)
-def tiles(rows: int, dtype: torch.dtype, weight: int, scattered: bool, machine: Machine) -> list[Tile]:
+def tiles(rows: int, dtype: torch.dtype, precision: str, weight: int, scattered: bool, machine: Machine) -> list[Tile]:
     """The tiles to choose from; the first follows the rule.
 
     A multiprocessor runs two programs of eight warps where their registers fit: one writes gradients while the other
-    multiplies. ``scattered`` inputs, read value by value (few channels), need registers for addresses.
+    multiplies. They do not fit with three TF32 products. ``scattered`` inputs, read value by value (few channels), need
+    registers for addresses, except in tiles of few rows.
     """
     bn = min(128, max(16, triton.next_power_of_2(rows)))
-    warps = 8 if bn == 128 or scattered else 4
-    light = dtype != torch.float32 and not scattered and weight == SIGNED_CONSTANT.value and machine.generation >= 9
-    first = Tile(bn, 32 if dtype == torch.float32 or scattered else 64, warps, 3, 2 if light or warps == 4 else 1)
+    half, warps = dtype != torch.float32, 8 if bn == 128 or scattered else 4
+    light = weight == SIGNED_CONSTANT.value and machine.generation >= 9 and (half or precision == "tf32")
+    two = warps == 4 or (bn <= 32 if scattered else light)
+    first = Tile(bn, 64 if half and not scattered else 32, warps, 3, 2 if two else 1)
     choices = [
         first,
         first._replace(num_stages=4),
@@ -195,9 +199,17 @@ def tiles(rows: int, dtype: torch.dtype, weight: int, scattered: bool, machine: 
     ]
     if bn > 32:
         choices.append(first._replace(BN=bn // 2))
-    if light and rows >= 256:  # reads dy and x less often
+    if half and light and not scattered and rows >= 256:  # reads dy and x less often
         choices.append(Tile(256, 64, 16, 3, 1))
     return choices
+
+
+def transposed(dtype: torch.dtype, channels: int, tile: Tile, machine: Machine) -> bool:
+    """Whether operands are read as in `tf32`: TF32 products that Hopper computes from shared memory, 64 rows at a time.
+
+    Inputs of few channels are read value by value.
+    """
+    return dtype == torch.float32 and machine.generation == 9 and tile.BN >= 64 and channels % 16 == 0
 
 
 def _precision(x: Tensor) -> str:
@@ -235,6 +247,7 @@ def grad_scores_kernel(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     FENCE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -246,25 +259,40 @@ def grad_scores_kernel(
     source = decoded(source)
     row_blocks = tl.cdiv(group_rows, BN)
     pid = tl.program_id(0)
-    in_group = pid % row_blocks * BN + tl.arange(0, BN)
+    row_block = pid % row_blocks
+    in_group = row_block * BN + tl.arange(0, BN)
     pid = pid // row_blocks
     call = pid % source.calls
     pid = pid // source.calls
     part = pid % parts
     group = pid // parts
-    n = tl.where(in_group < group_rows, group * group_rows + in_group, source.rows)  # [BN]; source.rows: no row
-    k = 128 * call - 32 * source.skipped + tl.arange(0, 128)
+    first_k = 128 * call - 32 * source.skipped
+    sizes = fan, channels, group_channels, group * group_channels
 
     acc = tl.zeros([BN, 128], tl.float32)
     for step in range(steps):
-        m = (part * steps + step) * BM + tl.arange(0, BM)
-        inside = (m < columns)[:, None] & (in_group < group_rows)[None, :]
-        row = group * group_rows + in_group
-        rows = tl.load(dy + m.to(tl.int64)[:, None] * all_rows + row[None, :], mask=inside, other=0)  # [BM, BN]
-        first = group * group_channels
-        offset, inside = patches(image, m, k, fan, channels, group_channels, first, CONV, ONE_TAP, False, True)
-        inside = inside & (m < columns)[:, None]
-        patch = tl.load(x + offset, mask=inside, other=0)  # [BM, 128]
+        first_m = (part * steps + step) * BM
+        if TRANSPOSED:
+            row_quarters, patch_quarters = (), ()
+            for i in tl.static_range(4):
+                m = first_m + first_places(i, BM)
+                row = row_block * BN + neighbours(BN)
+                inside = (m < columns) & (row < group_rows)
+                at = m.to(tl.int64) * all_rows + (group * group_rows + row)
+                row_quarters += (tl.load(dy + at, mask=inside, other=0),)
+                m = first_m + second_places(i, BM)
+                k = first_k + neighbours(128)
+                offset, inside = patches(image, m, k, first_k, *sizes, CONV, ONE_TAP, False, True)
+                patch_quarters += (tl.load(x + offset, mask=inside & (m < columns), other=0),)
+            rows, patch = first_operand(row_quarters, BM, BN), second_operand(patch_quarters, BM, 128)
+        else:
+            m = (first_m + tl.arange(0, BM))[:, None]
+            inside = (m < columns) & (in_group < group_rows)[None, :]
+            at = m.to(tl.int64) * all_rows + (group * group_rows + in_group)[None, :]
+            rows = tl.load(dy + at, mask=inside, other=0)  # [BM, BN]
+            k = first_k + tl.arange(0, 128)[None, :]
+            offset, inside = patches(image, m, k, first_k, *sizes, CONV, ONE_TAP, False, True)
+            patch = tl.load(x + offset, mask=inside & (m < columns), other=0)  # [BM, 128]
         if FENCE:  # rows then go through registers, after the fence
             rows = fenced(rows.to(tl.uint16, bitcast=True), step).to(rows.dtype, bitcast=True)
         if PRECISION == "tf32":  # tensor cores truncate what is not rounded
@@ -273,6 +301,7 @@ def grad_scores_kernel(
         if FENCE:
             acc = touched(acc, 2)  # one wait per step: see `touched`
 
+    n = tl.where(in_group < group_rows, group * group_rows + in_group, source.rows)  # [BN]; source.rows: no row
     if SPLIT:
         at = (tl.cast(part, tl.int64) * source.rows + n)[:, None] * (128 * source.calls) + 128 * call
         tl.store(out + at + tl.arange(0, 128)[None, :], acc, mask=(n < source.rows)[:, None])

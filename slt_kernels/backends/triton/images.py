@@ -57,7 +57,13 @@ _DENSE = {"memory_format": torch.contiguous_format}
 
 
 def flat(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] as vectors [B, H * W * C]; a copy unless they are channels-last."""
+    """Images [B, C, H, W] as vectors [B, H * W * C]; a copy unless they are channels-last.
+
+    Raises:
+        ValueError: kernels cannot count the rows of all images in 32 bits.
+    """
+    if len(x) * x.shape[2] >= 2**31:
+        raise ValueError(f"{len(x)} images of {x.shape[2]} rows: expected fewer than 2**31 in all; split the batch")
     return at_16_bytes(x.permute(0, 2, 3, 1)).flatten(1)
 
 
@@ -91,6 +97,12 @@ def padded(x: Tensor, length: int) -> tuple[Tensor, int]:
 
 
 @triton.jit
+def quotient(i, size):
+    """``i // size`` of numbers that are not negative, in fewer instructions than a signed division."""
+    return (i.to(tl.uint32) // tl.cast(size, tl.uint32)).to(tl.int32)
+
+
+@triton.jit
 def pixel_of(image, m, MOVING: tl.constexpr):
     """The image, row and column of output pixel m.
 
@@ -98,13 +110,13 @@ def pixel_of(image, m, MOVING: tl.constexpr):
     loop: a difference it would subtract again in each step.
     """
     pixels = image.out_height * image.out_width
-    b = m // pixels
     if MOVING:
+        b = quotient(m, pixels)
         within = m - b * pixels
-        y = within // image.out_width
+        y = quotient(within, image.out_width)
         return b, y, within - y * image.out_width
     else:
-        return b, m % pixels // image.out_width, m % image.out_width
+        return m // pixels, m % pixels // image.out_width, m % image.out_width
 
 
 @triton.jit
@@ -118,6 +130,7 @@ def patches(
     image,
     m,
     k,
+    first_k,
     fan,
     channels,
     group_channels,
@@ -127,29 +140,27 @@ def patches(
     FULL: tl.constexpr,
     MOVING: tl.constexpr = False,
 ):
-    """Offsets of the inputs at columns m [M] and weights k [K], int64 [M, K], and a mask of those inside the image.
+    """Offsets of the inputs at columns m and weights k, int64, and a mask of those inside the image.
 
-    For a Linear, ``channels`` is the pitch between vectors. ONE_TAP: all k are at one tap of the window, so the tap's
-    terms are scalars. FULL: all k are in [0, fan). MOVING: see `pixel_of`. The image is one
-    `with_any_stride`.
+    m and k have as many dimensions, and are broadcast against each other. For a Linear, ``channels`` is the pitch
+    between vectors. ONE_TAP: all k are at the tap of ``first_k``, a scalar, so that the tap's terms are scalars. FULL:
+    all k are in [0, fan). MOVING: see `pixel_of`. The image is one `with_any_stride`.
     """
-    inside = (m >= 0)[:, None]
+    inside = m >= 0
     if CONV:
         b, y, x = pixel_of(image, m, MOVING)
-        tap = tl.min(k, axis=0) // group_channels if ONE_TAP else (k // group_channels)[None, :]
+        tap = first_k // group_channels if ONE_TAP else quotient(k, group_channels)
         dy = tap // image.kernel_w * image.dilation_h
         dx = tap % image.kernel_w * image.dilation_w
         y, x = y * -image.stride_h, x * -image.stride_w
-        iy = (y - image.padding_h)[:, None] + dy
-        ix = (x - image.padding_w)[:, None] + dx
-        inside = below(iy, image.height) & below(ix, image.width)
-        # Two terms, so that the 64-bit one of m is hoisted out of the loop over k.
-        origin = (b.to(tl.int64) * image.height + y - image.padding_h) * image.width
-        origin = (origin + x - image.padding_w) * channels + first_channel  # [M]
-        step = (dy * image.width + dx).to(tl.int64) * channels + (k[None, :] - tap * group_channels)  # [1, K]
-        offset = origin[:, None] + step
+        inside = below(y - image.padding_h + dy, image.height) & below(x - image.padding_w + dx, image.width)
+        # Two terms, so that the 64-bit one of m is hoisted out of the loop over k. Rows of all images fit in 32 bits.
+        line, place = b * image.height + y - image.padding_h, x - image.padding_w
+        origin = (line.to(tl.int64) * image.width + place) * channels + first_channel
+        step = (dy * image.width + dx).to(tl.int64) * channels + (k - tap * group_channels)
+        offset = origin + step
     else:
-        offset = m.to(tl.int64)[:, None] * channels + k[None, :]
+        offset = m.to(tl.int64) * channels + k
     if not FULL:
-        inside = inside & below(k, fan)[None, :]
+        inside = inside & below(k, fan)
     return offset, inside
