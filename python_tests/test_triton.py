@@ -59,6 +59,7 @@ CONVOLUTIONS = {  # channels, rows, images, height, width, window
     "groups-dilation": (66, 4, 1, 6, 5, Window(2, 1, padding_h=1, dilation_h=2, groups=2)),
     "17-rows-per-group": (4, 34, 1, 3, 2, Window(2, 1, groups=2)),
     "64-channels": (64, 3, 1, 2, 2, Window(1, 3, padding_w=1)),
+    "70-rows": (16, 70, 2, 5, 4, Window(3, 3, stride_h=2, padding_h=1, padding_w=1)),
     "no-images": (3, 4, 0, 5, 5, Window(3, 3)),
 }
 FEW_CONVOLUTIONS = (  # words shared by taps; BC = 32; BC = 64; a Linear in 16 bits
@@ -275,6 +276,19 @@ def test_tf32_operands_are_rounded():
     ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
     assert_close(ours, theirs, 4e-4)
     assert abs((ours * theirs).sum() / theirs.square().sum() - 1) < 1e-4
+
+
+@pytest.mark.skipif(SIMULATED != 90, reason="the simulator counts them, for Hopper's layouts")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_tf32_operands_have_no_bank_conflicts(monkeypatch, precision):
+    torch.set_float32_matmul_precision(precision)
+    monkeypatch.setitem(SIMULATOR.options, "profile", True)
+    source = source_of(128, 128, "signed_constant", Freeze())
+    arguments = (torch.randn(32, 128), torch.randn(32, 128), torch.randn(source.free), scale(), source)
+    ours, theirs = triton.linear_grad_scores(*arguments), reference.linear_grad_scores(*arguments)
+    assert_close(ours, theirs, GRAD_ERROR if precision == "highest" else 4e-4)
+    waves, without_conflicts = SIMULATOR.log[-1]["result"].shared_waves
+    assert waves == without_conflicts
 
 
 @pytest.mark.parametrize("processors", [1, 9], ids=["one part", "several parts"])
