@@ -279,6 +279,7 @@ def test_tf32_operands_are_rounded():
 
 
 @pytest.mark.skipif(SIMULATED != 90, reason="the simulator counts them, for Hopper's layouts")
+@pytest.mark.skipif(backends.triton.version() < (3, 9), reason="earlier versions give the lanes of a warp other values")
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_tf32_operands_have_no_bank_conflicts(monkeypatch, precision):
     torch.set_float32_matmul_precision(precision)

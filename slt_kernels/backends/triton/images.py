@@ -156,7 +156,10 @@ def patches(
         inside = below(y - image.padding_h + dy, image.height) & below(x - image.padding_w + dx, image.width)
         # Two terms, so that the 64-bit one of m is hoisted out of the loop over k. Rows of all images fit in 32 bits.
         line, place = b * image.height + y - image.padding_h, x - image.padding_w
-        origin = (line.to(tl.int64) * image.width + place) * channels + first_channel
+        if MOVING:
+            origin = (line.to(tl.int64) * image.width + place) * channels + first_channel
+        else:  # outside the loop: ptxas would leave a product in it
+            origin = line.to(tl.int64) * (image.width * channels) + place * channels + first_channel
         step = (dy * image.width + dx).to(tl.int64) * channels + (k - tap * group_channels)
         offset = origin + step
     else:
