@@ -9,6 +9,7 @@ and launches go to a simulator of PTX, ptxsim: see `test_triton_simulated`.
 
 import os
 import re
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
@@ -27,8 +28,14 @@ if SIMULATED:
     _load = SIMULATOR.ptx
 
     def _without_unused_operands(key: object, _: object, ptx: str) -> object:
-        """The simulator calls a permutation undefined if either operand is, but LLVM leaves one it does not select."""
-        return _load(key, None, re.sub(r"(prmt\.b32 \s*%r\d+, (%r\d+)), %r\d+, (0x[0-3]{4}U)", r"\1, \2, \3", ptx))
+        """The simulator calls a permutation undefined if an operand is. But LLVM leaves those whose bytes it does not
+        use: the second, if no byte of it is selected, and registers that nothing writes.
+        """
+        ptx = re.sub(r"(prmt\.b32 \s*%r\d+, (%r\d+)), %r\d+, (0x[0-3]{4}U)", r"\1, \2, \3", ptx)
+        uses = Counter(re.findall(r"%r\d+", ptx))
+        permuted = Counter(r for pair in re.findall(r"prmt\.b32 \s*%r\d+, (%r\d+), (%r\d+),", ptx) for r in pair)
+        unwritten = {r for r, count in permuted.items() if uses[r] == count}
+        return _load(key, None, re.sub(r"%r\d+", lambda r: "0" if r[0] in unwritten else r[0], ptx))
 
     SIMULATOR.ptx = _without_unused_operands
 
