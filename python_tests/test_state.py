@@ -207,6 +207,17 @@ def test_a_compiled_graph_uses_the_loaded_masks(load):
     assert torch.equal(compiled.eval()(x), model(x))
 
 
+@pytest.mark.parametrize("maker", ("global", "local", "samples", "ticket", "dropped"))
+def test_a_compiled_graph_uses_masks_that_are_loaded_after_its_first_call(maker):
+    model, other, x = network(), network(), examples()
+    MAKERS[maker](model)
+    compiled = torch.compile(other, backend="eager", fullgraph=True)
+    compiled(x)
+    other.load_state_dict(model.state_dict(), strict=maker != "dropped")
+    assert torch.equal(compiled(x), model(x))
+    assert torch.equal(other(x), model(x))
+
+
 @pytest.mark.parametrize("load", [LOADERS[n] for n in ("one_by_one", "by_setattr", "in_place", "key_by_key")])
 @pytest.mark.parametrize("change", ({"seed": 1}, {"freeze": Freeze(0.3, 0.2)}, {"weight": "normal"}), ids=str)
 @pytest.mark.parametrize("search", (False, True))

@@ -177,6 +177,9 @@ class LayerState(InspectedLayer):
                 state_dict[f"{prefix}mask_origin"] = torch.tensor(origin, device=words.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._seen = None
+        origin = state_dict.get(f"{prefix}mask_origin")
+        if origin is not None and not errors and not origin.is_meta and origin[0].item() in list(Maker):
+            self._maker = Maker(origin[0].item())  # now, because a compiled graph reads no buffer
         if together and not errors and sharded_scores.is_dtensor(self._counted_scores()):
             self._read_changed_state()
             self._accept_state()  # sharded scores have no fingerprint, but they came with their mask
