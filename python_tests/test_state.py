@@ -425,6 +425,43 @@ def test_masks_that_nobody_makes_are_told_once(make):
         train(model, optimizer)
 
 
+def averaged(model):
+    average = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in average.parameters():
+            p.lerp_(p.flip(0), 0.5)
+    return average
+
+
+def of_averaged_states(model):
+    """Whose masks and other integers are those of the first state."""
+    state, other = model.state_dict(), network().state_dict()
+    model.load_state_dict({n: (t + other[n].flip(0)) / 2 if n.endswith("scores") else t for n, t in state.items()})
+    return model
+
+
+def reset(model):
+    layers_of(model)[0].reset_scores("hidden_networks")
+    return model
+
+
+@pytest.mark.parametrize("change", (averaged, of_averaged_states, reset))
+@pytest.mark.parametrize("make", (lambda m: EdgePopup(m, 0.8), BernoulliMasks), ids=("edge_popup", "bernoulli"))
+def test_masks_of_other_scores_are_told_once(make, change):
+    """Also in evaluation, and without an optimizer."""
+    model = network()
+    make(model)
+    with pytest.warns(UserWarning, match="scores were changed, but the masks are still those made by"):
+        changed = change(model).eval()
+        changed(examples())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        changed(examples())
+        assert copy.deepcopy(changed).state_dict().keys() == network().state_dict().keys()
+    EdgePopup(changed, 0.8)
+    changed(examples())
+
+
 def test_attached_masks_are_silent():
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), 0.1)

@@ -193,10 +193,13 @@ class FreshMask(nn.Module):
                     self.update_mask()
             return
         if self._read_changed_state() and not (scores is not None and scores.is_meta):
-            if scores is None or self._maker != Maker.LAYER or not self._auto_mask or self._is_recorded(scores):
-                self._accept_state()
-            else:
+            own = self._maker == Maker.LAYER and self._auto_mask
+            if scores is not None and own and not self._is_recorded(scores):
                 self.update_mask()
+                return
+            if scores is not None and not own and self._is_of_other_scores(scores):
+                self._warn_of_other_scores("scores were changed")
+            self._accept_state()
 
     def _accept_state(self) -> None:
         """Records that the present mask is valid for the present scores."""
@@ -207,9 +210,24 @@ class FreshMask(nn.Module):
 
     def _is_recorded(self, scores: Tensor) -> bool:
         """Whether ``mask_origin`` has the fingerprint of these scores."""
-        if self._fingerprint == UNRECORDED or sharded_scores.is_dtensor(scores) or scores.is_inference():
+        return (
+            self._fingerprint != UNRECORDED
+            and self._has_fingerprint(scores)
+            and fingerprint(scores) == self._fingerprint
+        )
+
+    def _has_fingerprint(self, scores: Tensor) -> bool:
+        if sharded_scores.is_dtensor(scores) or scores.is_inference():
             return False
-        return scores.dtype in (torch.float32, torch.float64) and fingerprint(scores) == self._fingerprint
+        return scores.dtype in (torch.float32, torch.float64)
+
+    def _is_of_other_scores(self, scores: Tensor) -> bool:
+        """Whether the mask is known to be of other scores, and no step of an optimizer is the reason."""
+        if self._seen is None or self._seen.state != self._state_key():
+            return self._fingerprint != UNRECORDED and self._has_fingerprint(scores) and not self._is_recorded(scores)
+        counted = self._counted_scores()
+        by_optimizer = getattr(counted, "stepped_version", None) == _version(counted)
+        return not (by_optimizer or getattr(counted, "step_is_open", False))
 
     def _warn_of_ignored_steps(self) -> None:
         """Warns if scores are trained and nothing makes masks from them."""
@@ -219,6 +237,9 @@ class FreshMask(nn.Module):
         scores.steps_since_mask = 0
         if self._maker == Maker.LAYER and self._auto_mask:
             return
+        self._warn_of_other_scores("scores were trained")
+
+    def _warn_of_other_scores(self, what: str) -> None:
         made = {
             Maker.LAYER: "the layer, whose auto_mask was turned off",
             Maker.THRESHOLD: "an EdgePopup (or a threshold given to update_mask)",
@@ -226,9 +247,9 @@ class FreshMask(nn.Module):
             Maker.LOADED: "load_ticket or load_mask",
         }[self._maker]
         warnings.warn(
-            f"scores were trained, but the masks are still those made by {made}: attach(optimizer) an EdgePopup, or "
-            "call its step() after each optimizer.step()",
-            stacklevel=4,
+            f"{what}, but the masks are still those made by {made}: attach(optimizer) an EdgePopup, or call its step() "
+            "after each change of the scores",
+            stacklevel=5,
         )
 
 
@@ -242,6 +263,7 @@ def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for p in group["params"]:
             if getattr(p, "makes_mask", False):
                 torch.autograd.graph.increment_version(p)
+                p.stepped_version = _version(p)
                 if getattr(p, "step_is_open", False) and p.grad is not None:
                     p.step_is_open, p.steps_since_mask = False, getattr(p, "steps_since_mask", 0) + 1
 
