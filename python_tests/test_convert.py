@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from slt_kernels import EdgePopup, Freeze, SupermaskConv2d, SupermaskEmbedding, SupermaskLinear, convert, summary
 from slt_kernels.convert import DenseSummary, Summary
@@ -314,6 +314,22 @@ def test_an_old_weight_norm_is_refused():
 
 
 @pytest.mark.parametrize(
+    "module,name",
+    (
+        (lambda: nn.Linear(4, 4), "weight"),
+        (lambda: nn.Linear(4, 4), "bias"),
+        (lambda: nn.LSTM(4, 4), "bias_ih_l0"),
+    ),
+    ids=("weight", "bias", "lstm"),
+)
+def test_pruned_by_pytorch_is_refused(module, name):
+    model = nn.Sequential(nn.Linear(4, 4), prune.l1_unstructured(module(), name, 0.5))
+    with pytest.raises(ValueError, match="1: its weight or bias is computed from others"):
+        convert(model)
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
     "arguments,message",
     (
         ((None,), "model: expected a module, got NoneType"),
@@ -610,17 +626,18 @@ def test_a_module_in_two_places_shares_nothing():
 # What a replacement would lose
 
 
-@pytest.mark.parametrize("what", ("parameter", "buffer", "module"))
+@pytest.mark.parametrize("what", ("parameter", "buffer", "module", "forward"))
 def test_what_was_added_to_a_module_is_not_lost(what):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     add = {
         "parameter": lambda m: m.register_parameter("extra", nn.Parameter(torch.ones(2))),
         "buffer": lambda m: m.register_buffer("extra", torch.ones(2)),
         "module": lambda m: m.add_module("extra", nn.ReLU()),
+        "forward": lambda m: setattr(m, "forward", lambda x: 2 * x),
     }
     add[what](model[1])
     before = list(model)
-    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \(extra\); exclude it"):
+    with pytest.raises(ValueError, match=r"1: its replacement would lose what was added to it \((extra|forward)\)"):
         convert(model)
     assert list(model) == before
     assert type(convert(model, exclude=["1"])[0]) is SupermaskLinear

@@ -11,7 +11,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
@@ -491,7 +491,8 @@ def _is_fixed(m: nn.Module) -> bool:
 def _check_replaceable(name: str, m: nn.Module) -> None:
     """Raises ValueError for a module that its conversion cannot replace."""
     weights = _weights(m)
-    if is_parametrized(m) or weights.keys() != {weight for weight, _ in conversion_of(m).matrices(m)}:
+    computed = any(isinstance(value, Tensor) for part in m.modules() for value in vars(part).values())
+    if computed or is_parametrized(m) or weights.keys() != {weight for weight, _ in conversion_of(m).matrices(m)}:
         raise ValueError(f"{name}: its weight or bias is computed from others; remove the parametrization first")
     for weight, p in weights.items():
         if p.numel() == 0:
@@ -566,12 +567,14 @@ def _replacement(old: nn.Module, freezes: list[Freeze], layer: int, options: dic
 
 
 def _check_nothing_lost(old: nn.Module, new: nn.Module) -> None:
-    """Raises ValueError if ``old`` has parameters, buffers or modules, besides its weights, that ``new`` has not."""
+    """Raises ValueError if ``old`` has what ``new`` has not: parameters besides its weights, buffers, modules, or a
+    ``forward`` of its own."""
     weights = _weights(old)
     kept = {id(x) for x in (*new.parameters(), *new.buffers(), *new.modules())}
     emptied = {weight.rpartition(".")[0] for weight in weights}  # modules inside that hold the dropped weights
     parts = [*old.named_parameters(), *old.named_buffers(), *(c for c in old.named_modules() if c[0])]
     lost = sorted(name for name, x in parts if id(x) not in kept and name not in weights and name not in emptied)
+    lost += [f"{name}.forward".lstrip(".") for name, m in old.named_modules() if "forward" in vars(m)]
     if lost:
         raise ValueError(f"its replacement would lose what was added to it ({_names(lost)}); exclude it")
 
