@@ -6,8 +6,9 @@ import pickle
 import warnings
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from slt_kernels import (
@@ -585,6 +586,35 @@ def test_weight_inside_a_compiled_model():
 
     model, x = Model().eval(), torch.randn(3, 45, dtype=torch.float64)
     assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_values_of_weights_inside_a_compiled_model():
+    """Operators, methods and functions of two weights, and their gradients."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = SupermaskLinear(45, 20), SupermaskLinear(45, 20, layer=1)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.a.weight + self.b.weight) * self.b.weight.t().sum() - self.a(x)
+
+    model, x = Model(), torch.randn(3, 45)
+    compiled, found = torch.compile(model, backend="aot_eager", fullgraph=True), []
+    for module in (model, compiled):
+        model.zero_grad()
+        y = module(x)
+        y.square().sum().backward()
+        found.append((y, model.a.scores.grad, model.b.scores.grad))
+    assert all(map(torch.allclose, *found))
+
+
+def test_weight_has_no_address(tmp_path):
+    """It would be that of values that are freed at once."""
+    layer = SupermaskLinear(45, 20)
+    for use in (Tensor.data_ptr, lambda w: safetensors.torch.save_file({"weight": w}, tmp_path / "weight")):
+        with pytest.raises(RuntimeError, match=r"weight: has no address.*use dense_weight\(\)"):
+            use(layer.weight)
 
 
 def test_tying_is_refused():

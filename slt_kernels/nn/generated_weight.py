@@ -33,12 +33,21 @@ _FREE = {
 }
 """What is answered without any value."""
 
+_READS = {"__int__", "__index__", "__invert__", "__iter__", "__init__", "__init_subclass__"}
+
+
+def _is_in_place(name: str) -> bool:
+    """Whether a function of this name writes; those in `_READS` begin as in-place operators do."""
+    return (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name not in _READS)
+
+
 _WRITES = {
     *(getattr(Tensor, name).__set__ for name in ("data", "grad", "requires_grad")),
-    *(getattr(Tensor, name) for name in ("__setitem__", "requires_grad_", "set_", "resize_", "share_memory_")),
+    *(getattr(Tensor, name) for name in dir(Tensor) if _is_in_place(name)),
+    Tensor.__setitem__,
 }
 
-_READS = {"__int__", "__index__", "__invert__", "__iter__"}  # whose names begin as those of in-place operators
+_ADDRESSES = {getattr(Tensor, name) for name in dir(Tensor) if name.endswith("data_ptr")}
 
 _LEAVES_TORCH = {Tensor.numpy, Tensor.__array__}  # PyTorch refuses these for tensors with a gradient
 
@@ -51,7 +60,7 @@ class GeneratedWeight(Tensor):
     ``torch.nn.Parameter`` where that is asked, but is not one of the module's parameters.
 
     Raises:
-        RuntimeError: an operation that would write to it.
+        RuntimeError: an operation that would write to it, or a request for its address.
     """
 
     _is_param = True  # isinstance(weight, nn.Parameter) is True
@@ -72,12 +81,13 @@ class GeneratedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _FREE:
                 return func(*args, **kwargs)
-            name = getattr(func, "__name__", "")
-            in_place = (name.endswith("_") and not name.endswith("__")) or (
-                name.startswith("__i") and name not in _READS
-            )
+            if func in _ADDRESSES:
+                raise RuntimeError("weight: has no address, because its values are generated; use dense_weight()")
+            in_place = func in _WRITES
+            if not torch.compiler.is_compiling():  # which does not read names
+                in_place = in_place or _is_in_place(getattr(func, "__name__", ""))
             first = args[0] if args else next(iter(kwargs.values()), None)
-            for written in (first if in_place or func in _WRITES else None, kwargs.get("out")):
+            for written in (first if in_place else None, kwargs.get("out")):
                 if isinstance(written, cls):
                     raise RuntimeError(
                         f"weight: read-only: a {type(written._layer).__name__}'s weight is generated from its seed, "
