@@ -158,6 +158,7 @@ def test_from_datasets_refuses(changes, message):
     "change,message",
     (
         (lambda x, y: (x[:, :7], y), r"test\[1\]: input of shape \[2, 7, 8\], expected \[2, 8, 8\]"),
+        (lambda x, y: (x.index_fill(2, torch.tensor([3]), torch.nan), y), r"test\[1\]: input with NaN or infinity"),
         (lambda x, y: (x, 3), r"test\[1\]: target 3, expected 0 to 2, or -100"),
         (lambda x, y: (x, -1), r"test\[1\]: target -1, expected 0 to 2, or -100"),
         (lambda x, y: (x, [1, 2]), r"test\[1\]: target of shape \[2\], expected one class"),

@@ -45,7 +45,8 @@ def from_datasets(
     An example is a pair (input, target), or a dict with a column of each, as Hugging Face has them. An input is an
     image ``[C, H, W]`` or a sequence of tokens ``[T]``, in which case the target is ``[T]`` too. An image is a
     floating-point tensor or array, which is used as it is (in float32), or a Pillow image or uint8, which is divided by
-    255. Tokens are less than ``classes``. Ignored targets are `UNANSWERED`. All inputs have one shape.
+    255; its numbers are finite. Tokens are less than ``classes``. Ignored targets are `UNANSWERED`. All inputs have one
+    shape.
 
     Before an example is read, the global generators of Python, NumPy and PyTorch are seeded from (seed, epoch, index),
     and restored afterwards. So random transforms repeat, and an interrupted search continues with the same examples.
@@ -146,6 +147,8 @@ class Examples(Part):
         if x.shape != self.shape:
             expected = f"expected {list(self.shape)}, as the first training example"
             raise ValueError(f"{self.name}[{number}]: input of shape {list(x.shape)}, {expected}")
+        if not x.isfinite().all():
+            raise ValueError(f"{self.name}[{number}]: input with NaN or infinity, expected finite numbers")
         if x.dim() == 1:
             self._check_range("token", x, (x < 0) | (x >= self.classes), number)
         if y.shape != (x.shape if x.dim() == 1 else ()):
