@@ -1,5 +1,6 @@
 """The search: what it trains, stopping and resuming at any step, and each setting."""
 
+import copy
 import csv
 import functools
 import hashlib
@@ -22,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from slt_kernels import EdgePopup, Freeze, TicketError, load_ticket, models, save_ticket, ticket_info
 from slt_kernels.cli import main
-from slt_kernels.data import Dataset, digits
+from slt_kernels.data import UNANSWERED, Dataset, digits
 from slt_kernels.experiments.data.images import Images
 from slt_kernels.experiments.train.loop import mixed
 from slt_kernels.files import write_atomically
@@ -115,6 +116,10 @@ def test_accuracy_is_the_fraction_that_is_right():
     for batch_size in (1000, 256, 7):
         assert accuracy(model, test, batch_size) == pytest.approx(expected)
     assert not model.training
+    ignored = copy.copy(test)
+    ignored.labels = torch.full_like(test.labels, UNANSWERED)
+    with pytest.raises(ValueError, match=r"targets: all of the 360 examples are ignored \(-100\)"):
+        accuracy(model, ignored)
 
 
 # Stopping and resuming

@@ -371,6 +371,9 @@ def accuracy(model: nn.Module, part: Part, batch_size: int = 256, workers: int =
 
     Args:
         batch_size, workers: arguments of the `Loader`.
+
+    Raises:
+        ValueError: all targets are ignored.
     """
     return evaluate(model, part, batch_size, workers)[0]
 
@@ -394,4 +397,6 @@ def evaluate(model: nn.Module, part: Part, batch_size: int = 256, workers: int =
         inputs, _ = part.batch(torch.tensor([0]))  # the other processes have one more batch, and gather scores for it
         model(*(x.to(device) for x in inputs))
     correct, labelled, nats = processes.total(correct, labelled, nats)
+    if not labelled:
+        raise ValueError(f"targets: all of the {len(part)} examples are ignored ({UNANSWERED}), expected at least one")
     return correct / labelled, nats / labelled / math.log(2)
