@@ -43,8 +43,8 @@ class EdgePopup:
         popup.attach(optimizer)                 # or call popup.step() after each optimizer.step()
 
     A model's ``state_dict`` holds the masks, and records that an `EdgePopup` made them. A model that loads it keeps
-    these masks. To continue the search, make a new `EdgePopup` and attach it. A layer whose scores train without one
-    warns.
+    these masks. To continue the search, make a new `EdgePopup` and attach it. A layer whose scores train or are changed
+    without one warns.
 
     With averaged scores (``torch.optim.swa_utils.AveragedModel``), make the masks after averaging. Averages of masks or
     of ``weight_scale`` have no meaning, so leave buffers out of the average (``use_buffers=False``, the default)::
