@@ -282,6 +282,8 @@ def test_flags_override_a_config(tmp_path, capsys):
         (("--set", "search.lr"), "--set='search.lr': expected KEY=VALUE"),
         (("--set", "=3"), "--set='=3': expected KEY=VALUE"),
         (("--set", "search.lr=-1"), "--set search.lr=-1.0: expected at least 0"),
+        (("--set", "search.lr=1", "--lr", "2"), "--set='search.lr=1': another value than 2.0, which was given too"),
+        (("--set", "seed=1", "--set", "seed=2"), "--set='seed=2': another value than 1, which was given too"),
         (("--set", "search.rate=1"), "search.rate: unknown"),
         (("--set", "search.lr=["), "--set='search.lr=[': not YAML"),
         (("--set", "model.depth=4"), "--set model.depth=4: convnet has only"),

@@ -209,9 +209,12 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         if not key or not equals:
             raise ValueError(f"set={shown(text)}: expected KEY=VALUE")
         try:
-            changes[key] = Experiment.read_value(value)
+            read = Experiment.read_value(value)
         except ValueError as error:
             raise ValueError(f"set={shown(text)}: {error}") from None
+        if changes.get(key, read) != read:
+            raise ValueError(f"set={shown(text)}: another value than {changes[key]}, which was given too")
+        changes[key] = read
     return experiment.override(changes)
 
 
