@@ -59,10 +59,8 @@ def settings():
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     yield
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo and dynamo.utils.counters["frames"]:  # what one test compiles counts towards the limit of the next
-        dynamo.reset()
-        dynamo.utils.counters.clear()
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()  # what one test compiles counts towards the limit of the next
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 
