@@ -698,6 +698,7 @@ def gpu_check(monkeypatch):
     return import_module("gpu_check")
 
 
+@pytest.mark.skipif(SIMULATED > 0, reason="the script asks PyTorch for a GPU, or Triton to interpret")
 @pytest.mark.parametrize("section", ["first", "warm", "speed", "checks", "memory", "compile", "tuned"])
 def test_gpu_check(section, gpu_check):
     """The last small item of each section, without what needs a GPU."""
