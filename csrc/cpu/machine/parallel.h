@@ -1,6 +1,6 @@
-// Parallel loops. Threads take one run of pieces after another, because other programs may share the cores; a run is
-// more than one piece where there are many, because to take it threads wait for each other. Results do not depend on
-// which thread takes a piece, nor on the floating-point control of the threads.
+// Parallel loops. Threads take one run of pieces after another, because other programs may share the cores. Where there
+// are many pieces a run has several, because threads wait for each other to take one. Results do not depend on which
+// thread takes a piece, nor on the floating-point control of the threads.
 #pragma once
 
 #include "cpu/machine/errors.h"

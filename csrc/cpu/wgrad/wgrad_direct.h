@@ -124,6 +124,9 @@ class DirectGradient {
     // nothing. The bounds are measured.
     bool sharing_pays() const {
         const int64_t rows = a.source.rows, free = a.offsets[rows];
+#if defined(SLT_AMX)
+        if (inputs > 1 && free > MOST_FREE * rows) return false;  // tiles are faster
+#endif
         if (a.window.groups > 1 || a.source.fan > 160 || a.dy.pixels() < 16) return false;
         if (!a.dy.channels_last || (!a.x.channels_last && inputs > 1)) return false;
         const bool in_place = a.x.data.type == Type::FLOAT32 && a.dy.data.type == Type::FLOAT32;
