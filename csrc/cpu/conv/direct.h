@@ -6,7 +6,7 @@
 
 #include "cpu/conv/direct_lanes.h"
 #include "cpu/conv/direct_planes.h"
-#include "cpu/conv/direct_rows.h"
+#include "cpu/conv/direct_outputs.h"
 
 namespace slt::SLT_ISA {
 namespace {
@@ -55,10 +55,10 @@ bool run_depthwise(const Direct &d, const Weights &weights) {
 
 // Computes a layer whose lanes are outputs, if that is faster; returns whether it did.
 template <class T>
-bool run_rows(const Direct &d, const int8_t *values) {
-    DirectRows<T> rows(d);
-    if (!rows.suits()) return false;
-    rows.run(values);
+bool run_outputs(const Direct &d, const int8_t *values) {
+    DirectOutputs<T> outputs(d);
+    if (!outputs.suits()) return false;
+    outputs.run(values);
     return true;
 }
 
@@ -73,8 +73,8 @@ inline void direct_convolution(const Direct &d, const Source &s, const uint32_t 
     Scratch<int8_t> values(s.rows * s.fan);
     parallel_for(d.threads, ceil_div(s.rows, LANES),
                  [&](int64_t piece) { materialize_rows(weights, piece * LANES, values); });
-    const bool exact_rows = signs && small_sums(d.inputs * d.most_taps(), s.weight, d.digits);
-    if (narrow ? run_rows<float>(d, values) : exact_rows && run_rows<int32_t>(d, values)) return;
+    const bool exact_outputs = signs && small_sums(d.inputs * d.most_taps(), s.weight, d.digits);
+    if (narrow ? run_outputs<float>(d, values) : exact_outputs && run_outputs<int32_t>(d, values)) return;
     if (narrow)
         run_direct<float>(d, values);
     else if (!signs || !run_direct<int32_t>(d, values))

@@ -126,7 +126,13 @@ class DepthwiseLanes {
         for (int64_t g = 0; g < d.grids; ++g)
             positions = greatest(positions, ceil_div(rows * grids[g].width, TOGETHER) * TOGETHER);
         const Scratch<int64_t> places(2 * d.grids * positions);
-        for (int64_t g = 0; g < d.grids; ++g) find_places(d.grid[g], grids[g], places + 2 * g * positions);
+        for (int64_t g = 0; g < d.grids; ++g) {
+            int64_t *reads = places + 2 * g * positions, *writes = reads + positions;
+            find_places(d, d.grid[g], rows, lanes.pitch, LANES, y.channels_last ? y.channels : LANES, positions, reads,
+                        writes);
+            grids[g].reads = reads;
+            grids[g].writes = writes;
+        }
 
         const int64_t band = least(rows * d.step_h, y.height) * y.width;  // pixels of y
         for_pieces<EXACT>(d, parts * bands, [&](int64_t sample, int64_t piece, const FixedPoint &fixed) {
@@ -201,18 +207,6 @@ class DepthwiseLanes {
                 out[block * count + t] = lane_weight(load<S32>(v), static_cast<T *>(nullptr));
             }
         });
-    }
-
-    // The last position stands for those behind it.
-    void find_places(const DirectGrid &of, Grid &grid, int64_t *out) const {
-        grid.reads = out;
-        grid.writes = out + positions;
-        const int64_t pixel = d.y.channels_last ? d.y.channels : LANES;
-        for (int64_t p = 0; p < positions; ++p) {
-            const int64_t n = least(p, rows * of.width - 1), i = n / of.width, j = n % of.width;
-            out[p] = (i * d.stride_h * lanes.pitch + j * d.stride_w) * LANES;
-            out[positions + p] = ((i * d.step_h + of.first_h) * d.y.width + of.first_w + j * d.step_w) * pixel;
-        }
     }
 
     // The rounded sums of positions [p, p + TOGETHER).

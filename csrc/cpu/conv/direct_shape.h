@@ -83,6 +83,17 @@ struct DirectEpilogue {
     }
 };
 
+// Where the positions of a band of rows are: `reads`, in rows of `pitch` pixels of `pixel` numbers; `writes`, in pixels of
+// y of `written` elements. The last position stands for those behind it.
+inline void find_places(const Direct &d, const DirectGrid &grid, int64_t rows, int64_t pitch, int64_t pixel,
+                        int64_t written, int64_t positions, int64_t *reads, int64_t *writes) {
+    for (int64_t p = 0; p < positions; ++p) {
+        const int64_t n = least(p, rows * grid.width - 1), i = n / grid.width, j = n % grid.width;
+        reads[p] = (i * d.stride_h * pitch + j * d.stride_w) * pixel;
+        writes[p] = ((i * d.step_h + grid.first_h) * d.y.width + grid.first_w + j * d.step_w) * written;
+    }
+}
+
 constexpr float NO_BIAS = -0.0f;  // added to 0, it keeps the sign
 
 // Calls body(sample, piece, fixed point) for the pieces [0, pieces) of all samples. Not EXACT: of no fixed point.

@@ -14,7 +14,7 @@ namespace slt::SLT_ISA {
 namespace {
 
 template <class T>
-class DirectRows {
+class DirectOutputs {
     static constexpr bool EXACT = !std::is_same_v<T, float>;
     typedef std::conditional_t<EXACT, S32, F32> V;
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -43,43 +43,37 @@ class DirectRows {
     const int64_t registers;  // of the outputs of a group
     const int64_t block;      // registers that are computed together
     int64_t terms = 0;        // of all grids
-    int64_t top = 0, bottom = 0, left = 0, last = 0;  // the pixels that taps read, around those of their position
+    ChannelLanes image;       // the zeros around it; its pixels have their own channels, not LANES
     const Scratch<Grid> grids;
     const Scratch<Run> runs;
 
   public:
-    explicit DirectRows(const Direct &d)
+    explicit DirectOutputs(const Direct &d)
         : d(d),
           registers(ceil_div(d.outputs, LANES)),
           block(ceil_div(registers, ceil_div(registers, MOST_REGISTERS))),
+          image(d.x),
           grids(d.grids),
           runs(d.grids * d.most_taps()) {
         for (int64_t g = 0; g < d.grids; ++g)
-            for (int64_t t = 0; t < d.grid[g].taps; ++t) {
-                const DirectTap &tap = tap_of(g, t);
-                top = least(top, tap.down);
-                bottom = greatest(bottom, tap.down);
-                left = greatest(left, -tap.right);
-                last = greatest(last, (d.grid[g].width - 1) * d.stride_w + tap.right + 1);
-            }
+            for (int64_t t = 0; t < d.grid[g].taps; ++t)
+                image.include_tap(tap_of(g, t).down, tap_of(g, t).right, d.grid[g].width, d.stride_w);
     }
 
-    // Whether the images suit it, and the zeros around them are few enough. (The padding may be any number: sizes must
-    // not overflow.)
-    bool suits() const {
+    // Whether the images suit it.
+    bool suits() {
         return d.x.channels_last && d.y.channels_last && d.x.pixels() > 1 && d.x.samples * d.x.pixels() >= 64 &&
-               2 * d.outputs >= LANES && left + greatest(d.x.width, last) <= 4 * d.x.width + 32 &&
-               bottom - top <= 4 * d.x.height + 32;
+               2 * d.outputs >= LANES && image.pays(d.x);
     }
 
     void run(const int8_t *values) {
-        const int64_t pixel = d.x.channels, pitch = (left + greatest(d.x.width, last)) * pixel;
+        const int64_t pixel = d.x.channels, pitch = image.pitch * pixel;
         int64_t count = 0;
         for (int64_t g = 0; g < d.grids; ++g) {
             grids[g] = {d.grid[g].height,          d.grid[g].width, count,   0,
                         d.grid[g].taps * d.inputs, terms,           nullptr, nullptr};
             for (int64_t t = 0; t < d.grid[g].taps; ++t) {
-                const int64_t offset = (tap_of(g, t).down - top) * pitch + (left + tap_of(g, t).right) * pixel;
+                const int64_t offset = image.pixel(tap_of(g, t).down, tap_of(g, t).right) * pixel;
                 Run *before = grids[g].runs > 0 ? &runs[count - 1] : nullptr;
                 if (before && before->offset + before->count == offset && d.inputs == pixel) {
                     before->count += d.inputs;
@@ -94,22 +88,18 @@ class DirectRows {
         make_weights(values, weights);
 
         int64_t rows = d.height();  // of positions, in a band
-        const auto height = [&](int64_t n) { return (n - 1) * d.stride_h + 1 + bottom - top; };
+        const auto height = [&](int64_t n) { return image.height(n, d.stride_h); };
         const int64_t wanted = d.threads == 1 ? 1 : ceil_div(4 * d.threads, d.x.samples);
         while (rows > 1 &&
                (height(rows) * pitch * int64_t(sizeof(T)) > DIRECT_L1_BYTES || ceil_div(d.height(), rows) < wanted))
             rows = (rows + 1) / 2;
         int64_t positions = 0;
-        for (int64_t g = 0; g < d.grids; ++g) positions = greatest(positions, rows * grids[g].width);
+        for (int64_t g = 0; g < d.grids; ++g)
+            positions = greatest(positions, ceil_div(rows * grids[g].width, MOST_TOGETHER) * MOST_TOGETHER);
         const Scratch<int64_t> places(2 * d.grids * positions);
         for (int64_t g = 0; g < d.grids; ++g) {
             int64_t *reads = places + 2 * g * positions, *writes = reads + positions;
-            for (int64_t i = 0, p = 0; i < rows; ++i)
-                for (int64_t j = 0; j < grids[g].width; ++j, ++p) {
-                    reads[p] = i * d.stride_h * pitch + j * d.stride_w * pixel;
-                    writes[p] = ((i * d.step_h + d.grid[g].first_h) * d.y.width + d.grid[g].first_w + j * d.step_w) *
-                                d.y.channels;
-                }
+            find_places(d, d.grid[g], rows, image.pitch, pixel, d.y.channels, positions, reads, writes);
             grids[g].reads = reads;
             grids[g].writes = writes;
         }
@@ -117,7 +107,7 @@ class DirectRows {
         for_pieces<EXACT>(d, ceil_div(d.height(), rows), [&](int64_t sample, int64_t band, const FixedPoint &fixed) {
             const int64_t first = band * rows;
             const Scratch<T, DIRECT_L1_BYTES> numbers(height(rows) * pitch);
-            write_numbers(sample, first * d.stride_h + top, height(rows), pitch, fixed, numbers);
+            write_numbers(sample, first * d.stride_h + image.top, height(rows), pitch, fixed, numbers);
             const DirectEpilogue epilogue(fixed.power, d.scale);
             const Result y = d.y.data + (sample * d.y.pixels() + first * d.step_h * d.y.width) * d.y.channels;
             for (int64_t g = 0; g < d.grids; ++g) {
@@ -173,7 +163,7 @@ class DirectRows {
     // Rows [h, h + height) of a sample, with zeros around the image: [row][pixel][channel].
     void write_numbers(int64_t sample, int64_t h, int64_t height, int64_t pitch, const FixedPoint &fixed,
                        T *out) const {
-        const int64_t count = d.x.width * d.x.channels, before = left * d.x.channels;
+        const int64_t count = d.x.width * d.x.channels, before = image.left * d.x.channels;
         for (int64_t r = h; r < h + height; ++r, out += pitch) {
             const bool exists = r >= 0 && r < d.x.height;
             memset(out, 0, size_t(exists ? before : pitch) * sizeof(T));
@@ -212,13 +202,13 @@ class DirectRows {
         for (int64_t p = 0; p < band.positions; p += TOGETHER<R>) add<R>(band, p);
     }
 
-    // TOGETHER positions from p on. The last one stands for those behind it.
+    // TOGETHER positions from `first` on, some of which may be behind the band.
     template <int R>
     __attribute__((noinline)) static void add(const Band &band, int64_t first) {
         constexpr int P = TOGETHER<R>;
         const T *x[P];
         SLT_UNROLL for (int p = 0; p < P; ++p)
-            x[p] = band.numbers + band.grid.reads[least(first + p, band.positions - 1)];
+            x[p] = band.numbers + band.grid.reads[first + p];
         V sum[P][R] = {};
         const V *weights = band.weights;
         for (const Run *run = band.runs; run < band.runs + band.grid.runs; ++run)
