@@ -33,6 +33,7 @@ cpu, reference = backends.on("cpu"), backends.on("reference")
 SIZE = 4096
 SCALE = torch.tensor(1 / 64)
 DENSE = Freeze()
+SIXTEENTHS = Freeze(5 / 16, 6 / 16)  # one call of FREEZE per word, not two
 CHECKED = 64  # rows or columns at both ends
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -73,10 +74,11 @@ def close(got: Tensor, expected: Tensor, error: float) -> None:
 
 
 def linear_forward(
-    batch: int, size=SIZE, weight="signed_constant", dtype=torch.float32, compact=False, dense_too=True
+    batch: int, size=SIZE, weight="signed_constant", dtype=torch.float32, freeze=DENSE, dense_too=True
 ) -> Case:
-    source = Source.of(size, size, weight=weight, freeze=FROZEN if compact else DENSE)
-    mask, x = mask_of(source, compact), torch.randn(batch, size).to(dtype)
+    """The mask of a frozen source is compact."""
+    source = Source.of(size, size, weight=weight, freeze=freeze)
+    mask, x = mask_of(source, compact=freeze != DENSE), torch.randn(batch, size).to(dtype)
     methods = {"ours": lambda: cpu.linear_forward(x, mask, SCALE, None, source)}
     if dense_too:
         w = dense(mask, source).to(dtype)
@@ -412,7 +414,9 @@ def targets() -> Iterator[Entry]:
     yield entry("forward float32 high, batch 256", 4.5, lambda: linear_forward(256), precision="high")
     for batch, target in ((1, 4), (64, 3)):
         name = f"forward compact mask, batch {batch}"
-        yield entry(name, target, lambda b=batch: linear_forward(b, compact=True), batch == 1)
+        yield entry(name, target, lambda b=batch: linear_forward(b, freeze=FROZEN), batch == 1)
+    name = "forward compact mask, frozen in sixteenths, batch 1"
+    yield entry(name, None, lambda: linear_forward(1, freeze=SIXTEENTHS))
     for weight in ("uniform", "normal"):
         for batch, target in ((1, 4), (256, 2.5)):
             name = f"forward {weight} weights, batch {batch}"
@@ -538,7 +542,7 @@ def scaling() -> Iterator[Entry]:
     side = 31623
     for compact in (False, True):
         name = f"{side} x {side}, batch 1, {'70 % frozen, compact' if compact else 'dense source, resolved'} mask"
-        make = lambda c=compact: linear_forward(1, side, compact=c, dense_too=False)  # noqa: E731
+        make = partial(linear_forward, 1, side, freeze=FROZEN if compact else DENSE, dense_too=False)
         yield Entry("billion", name, make, at={"weights": side * side, "compact": compact})
 
 

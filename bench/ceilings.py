@@ -17,12 +17,19 @@ from slt_kernels import backends
 
 cpu = backends.on("cpu")
 
+SOURCES = Path(__file__).parent
+
 # Compiler flags of the programs that measure one bound each. The first is compiled for one instruction set.
 _FLAGS = {
     "cpu_generator": "-ffp-contract=off -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl "
     "-mprefer-vector-width=512 -mavx512vnni -mavx512vbmi -mgfni -DSLT_ISA=avx512vnni",
     "cpu_tiles": "-mavx512f -mamx-tile -mamx-int8",
 }
+
+
+def compiler(program: str) -> list[str]:
+    """The command that compiles a program, without its source."""
+    return ["c++", "-std=c++20", f"-I{SOURCES.parent / 'csrc'}", *shlex.split(_FLAGS[program])]
 
 
 def ceilings(seconds: float) -> dict[str, Any]:
@@ -64,11 +71,10 @@ def tiles() -> dict[str, Any]:
 def _lines(program: str, instruction_set: str, named: str) -> dict[str, Any]:
     if instruction_set not in cpu.instruction_sets() or shutil.which("c++") is None:
         return {"unavailable": f"it needs c++ and {named}"}
-    source = Path(__file__).with_name(f"{program}.cpp")
+    source = SOURCES / f"{program}.cpp"
     with tempfile.TemporaryDirectory() as folder:
         built = str(Path(folder, program))
-        command = ["c++", "-std=c++17", "-O3", *shlex.split(_FLAGS[program]), str(source), "-o", built]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([*compiler(program), "-O3", str(source), "-o", built], check=True)
         printed = subprocess.run([built], check=True, capture_output=True, text=True).stdout
     lines = re.findall(r"^(.*?) +([\d.]+) ns +(\d+) cycles$", printed, re.MULTILINE)
     return {"lines": [{"what": name, "ns": float(ns), "cycles": int(cycles)} for name, ns, cycles in lines]}

@@ -107,6 +107,17 @@ int main() {
             sum ^= two[0][0] ^ two[0][1];
         }
     });
+    half.prune_below = 80, half.lock_from = 160;
+    const FrozenWords sixteenths(half);
+    measure("frozen pattern, sixteenths", [&](int64_t row, int64_t call) {
+        for (int64_t word = call * WORDS_PER_CALL; word < (call + 1) * WORDS_PER_CALL; ++word) {
+            U32 free[2], locked[2];
+            const Index of_rows = word_index(half, row, frame, word);
+            const Index of_next = of_rows + LANES * half.row_calls * WORDS_PER_CALL;
+            sixteenths.by_one_call({of_rows, of_next}, free, locked, Nothing());
+            sum ^= free[0] ^ free[1] ^ locked[0] ^ locked[1];
+        }
+    });
     const std::pair<const char *, Weight> kinds[] = {
         {"signed constant", SIGNED_CONSTANT}, {"uniform", UNIFORM}, {"normal", NORMAL}};
     for (const auto &[name, weight] : kinds) {

@@ -240,6 +240,7 @@ def bounds(result: Result) -> str:
     making("forward uniform weights, batch 1", "uniform")
     making("forward normal weights, batch 1", "normal")
     making("forward compact mask, batch 1", "frozen pattern", "signed constant")
+    making("forward compact mask, frozen in sixteenths, batch 1", "frozen pattern, sixteenths", "signed constant")
     if not tile:
         products("forward float32 highest, batch 4", 3, 4)
     products("forward float32 highest, batch 256", 3, 256, tables=True)

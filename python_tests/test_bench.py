@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import platform
+import shutil
+import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -194,6 +197,14 @@ def test_a_part_of_a_result_renders(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "- a case: not the reference's bits" in text
     assert "Not measured: valgrind is not installed." in text
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("c++") is None, reason="they need c++ and x86-64")
+@pytest.mark.parametrize("program", ["cpu_generator", "cpu_tiles"])
+def test_programs_that_measure_bounds_compile(program):
+    """Their command has all that the kernels' headers need; at the end of a run it would be late to find out."""
+    command = module("ceilings").compiler(program)
+    assert subprocess.run([*command, "-fsyntax-only", str(BENCH / f"{program}.cpp")]).returncode == 0
 
 
 def test_machines_have_names():

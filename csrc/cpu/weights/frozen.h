@@ -8,8 +8,8 @@
 namespace slt::SLT_ISA {
 namespace {
 
-// Rows per piece of work: a multiple of LANES, enough to be worth a thread (20 to 100 us).
-SLT_INLINE int64_t rows_per_piece(const Source &s) { return LANES * ceil_div(1 << 17, LANES * s.fan); }
+// Rows per piece of work: a multiple of 2 * LANES, enough to be worth a thread (20 to 100 us).
+SLT_INLINE int64_t rows_per_piece(const Source &s) { return 2 * LANES * ceil_div(1 << 16, LANES * s.fan); }
 
 // Moves the low bits of `bits`, in order, to the set bits of `at`.
 SLT_INLINE uint32_t deposit(uint32_t bits, uint32_t at) {
@@ -59,6 +59,23 @@ class Pattern {
             frozen(word_index(source, row, frame, frame.skipped + word), free, locked, between);
             free &= valid;
             locked &= valid;
+        }
+    }
+
+    // Whether `two` may be called.
+    bool one_call() const { return !nothing_frozen(source) && frozen.one_call(); }
+
+    // The same word of these rows and of the next LANES, whose generators run side by side.
+    template <class Between>
+    SLT_INLINE void two(int64_t row, int64_t word, U32 (&free)[2], U32 (&locked)[2], const Between &between) const {
+        const int64_t in_frame = frame.skipped + word;
+        const U32 valid = splat(valid_bits(source, word));
+        const Index first = word_index(source, row, frame, in_frame);
+        const Index second = word_index(source, row + LANES, frame, in_frame);
+        frozen.by_one_call({first, second}, free, locked, between);
+        SLT_UNROLL for (int i = 0; i < 2; ++i) {
+            free[i] &= valid;
+            locked[i] &= valid;
         }
     }
 

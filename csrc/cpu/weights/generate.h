@@ -224,6 +224,18 @@ class FrozenWords {
           lock(s.lock_from),
           four(planes_of(s.prune_below) == 4 && planes_of(s.lock_from) == 4) {}
 
+    // Whether one call decides: both thresholds are multiples of 16.
+    bool one_call() const { return four; }
+
+    // Of two words, by one call each.
+    template <class Between>
+    SLT_INLINE void by_one_call(const Index (&words)[2], U32 (&free)[2], U32 (&locked)[2],
+                                const Between &between) const {
+        U32 planes[2][4];
+        generator({words[0].twice(), words[1].twice()}, planes, between);
+        SLT_UNROLL for (int i = 0; i < 2; ++i) compare<4>(planes[i], free[i], locked[i]);
+    }
+
     // The free and the locked weights of one word; `between` as in Generator.
     template <class Between = Nothing>
     SLT_INLINE void operator()(const Index &word, U32 &free, U32 &locked, const Between &between = {}) const {
