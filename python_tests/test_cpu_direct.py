@@ -28,6 +28,8 @@ GEOMETRIES = {  # batch, groups, channels and rows of a group, (h, w), and Windo
     "wide": (1, 1, 1, 2, (3, 5000), {"padding_h": 1, "padding_w": 1}),
     "few-channels": (2, 2, 4, 5, (11, 15), {"padding_h": 1, "padding_w": 1}),
     "one-channel": (2, 1, 1, 21, (10, 13), {"padding_h": 1, "padding_w": 2, "stride_w": 2}),
+    "outputs": (2, 1, 3, 40, (11, 13), {"padding_h": 1, "padding_w": 1, "stride_h": 2, "stride_w": 2}),
+    "outputs-of-groups": (2, 2, 5, 24, (9, 11), {"padding_h": 1, "padding_w": 1}),
     "stem": (2, 1, 3, 6, (17, 23), {"kernel_h": 5, "kernel_w": 7, "padding_w": 3, "stride_h": 2, "stride_w": 2}),
 }
 
@@ -47,6 +49,18 @@ def make(name: str, weight: str = "signed_constant", freeze: Freeze = Freeze(0.2
 def test_float32_has_the_bits_of_the_reference(isa, poisoned, name):
     for weight in WEIGHTS:
         check_bits(*make(name, weight))
+
+
+@pytest.mark.parametrize("name", ("run", "few-channels", "one-channel", "outputs", "outputs-of-groups", "stem"))
+def test_fewer_digits_have_the_bits_of_the_reference(isa, poisoned, name):
+    torch.set_float32_matmul_precision("high")
+    for weight in WEIGHTS:
+        source, mask, window, x, dy = make(name, weight)
+        check_bits(source, mask, window, x, dy)
+        y = reference.conv2d_forward_int8(x, mask, SCALE, None, source, window)
+        for memory_format in FORMATS:
+            got = cpu.conv2d_forward_int8(x.to(memory_format=memory_format), mask, SCALE, None, source, window)
+            assert torch.equal(got, y)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -1,7 +1,8 @@
 // Direct convolution, for outputs that few weights reach: depthwise ones, and those of few channels.
 //
 // Sums are exact in fixed point: int32 holds the sum of up to 256 signed integers of 24 bits, and double holds any sum.
-// 16-bit inputs are added in float, in the order of the terms; the product with a weight is exact.
+// 16-bit inputs are added in float, in the order of the terms, or in fixed point where that is faster
+// (direct_outputs.h); the product with a weight is exact.
 #pragma once
 
 #include "cpu/conv/direct_lanes.h"
@@ -19,7 +20,8 @@ inline int64_t most_direct_weights(const Direct &d, [[maybe_unused]] int64_t wei
 #else
 #if defined(__AVX512VNNI__)
     // The lanes of pixels have to be picked out, or those of outputs have sums that are too long for int32.
-    if (d.x.channels_last && d.stride_w > 1) return 12 << 10;
+    const bool pairs = d.digits < 3 && weight == SIGNED_CONSTANT && 2 * d.outputs >= LANES;
+    if (d.x.channels_last && d.stride_w > 1) return (pairs ? 40 : 12) << 10;
     if (d.stride_w > 1 && d.most_taps() > 1) return d.x.data.type == Type::FLOAT32 ? 8 << 10 : 4 << 10;
 #endif
     // Vectors of few channels are short products, which take more time for their outputs than for their sums.
@@ -73,8 +75,12 @@ inline void direct_convolution(const Direct &d, const Source &s, const uint32_t 
     Scratch<int8_t> values(s.rows * s.fan);
     parallel_for(d.threads, ceil_div(s.rows, LANES),
                  [&](int64_t piece) { materialize_rows(weights, piece * LANES, values); });
-    const bool exact_outputs = signs && small_sums(d.inputs * d.most_taps(), s.weight, d.digits);
-    if (narrow ? run_outputs<float>(d, values) : exact_outputs && run_outputs<int32_t>(d, values)) return;
+    const bool small = small_sums(d.inputs * d.most_taps(), s.weight, d.digits);
+    if (PAIRS_OF_INPUTS && d.digits < 3 && small) {
+        if (run_outputs<int16_t>(d, values)) return;
+    } else if (narrow ? run_outputs<float>(d, values) : signs && small && run_outputs<int32_t>(d, values)) {
+        return;
+    }
     if (narrow)
         run_direct<float>(d, values);
     else if (!signs || !run_direct<int32_t>(d, values))

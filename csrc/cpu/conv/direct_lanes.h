@@ -32,6 +32,9 @@ SLT_INLINE S32 lane_weight(S32 v, int32_t *) {
 #endif
 }
 
+// The first of two weights in a lane.
+SLT_INLINE S32 lane_weight(S32 v, int16_t *) { return v & 0xFFFF; }
+
 SLT_INLINE F32 lane_weight(S32 v, float *) { return __builtin_convertvector(v, F32); }
 
 SLT_INLINE S32 add_product(S32 sum, S32 x, S32 v) {

@@ -2,8 +2,9 @@
 // are computed. For layers that sum few products for each output, and whose outputs fill registers.
 //
 // The rows of pixels that a band of positions reads are converted once, with zeros around the image; a number of x is
-// then broadcast to all lanes. With signed constants the integers X are pairs of int16, so that one instruction
-// multiplies X by a weight and adds it (direct_lanes.h); 16-bit numbers are floats.
+// then broadcast to all lanes. An X of three digits is a pair of int16, so that one instruction multiplies it by a
+// weight of a signed constant and adds it (direct_lanes.h). Fewer digits are one int16, and an instruction multiplies
+// two neighbours by their weights. Without dot products of pairs, 16-bit numbers are floats.
 #pragma once
 
 #include <type_traits>
@@ -13,9 +14,17 @@
 namespace slt::SLT_ISA {
 namespace {
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool PAIRS_OF_INPUTS = true;
+#else
+constexpr bool PAIRS_OF_INPUTS = false;
+#endif
+
+// T: int32_t for X of three digits, int16_t for fewer, float for sums of 16-bit numbers.
 template <class T>
 class DirectOutputs {
     static constexpr bool EXACT = !std::is_same_v<T, float>;
+    static constexpr int AT_ONCE = std::is_same_v<T, int16_t> ? 2 : 1;  // products of a lane in an instruction
     typedef std::conditional_t<EXACT, S32, F32> V;
 #if defined(__AVX512F__) || defined(__aarch64__)
     static constexpr int SUMS = 24, MOST_TOGETHER = 8;  // registers of sums; positions
@@ -27,14 +36,15 @@ class DirectOutputs {
     template <int R>
     static constexpr int TOGETHER = SUMS / R < MOST_TOGETHER ? SUMS / R : MOST_TOGETHER;
 
-    // Neighbouring taps: `count` products, whose first numbers are at `offset`.
+    // Neighbouring taps: `count` products, whose first numbers are at `offset`. The last instruction may multiply one
+    // number more, by 0.
     struct Run {
         int64_t offset, count;
     };
 
     struct Grid {
         int64_t height, width, first_run, runs;
-        int64_t terms;       // products of an output
+        int64_t terms;       // instructions of an output
         int64_t first_term;  // of all grids before
         const int64_t *reads, *writes;  // where each position of a band reads and writes
     };
@@ -70,8 +80,7 @@ class DirectOutputs {
         const int64_t pixel = d.x.channels, pitch = image.pitch * pixel;
         int64_t count = 0;
         for (int64_t g = 0; g < d.grids; ++g) {
-            grids[g] = {d.grid[g].height,          d.grid[g].width, count,   0,
-                        d.grid[g].taps * d.inputs, terms,           nullptr, nullptr};
+            grids[g] = {d.grid[g].height, d.grid[g].width, count, 0, 0, terms, nullptr, nullptr};
             for (int64_t t = 0; t < d.grid[g].taps; ++t) {
                 const int64_t offset = image.pixel(tap_of(g, t).down, tap_of(g, t).right) * pixel;
                 Run *before = grids[g].runs > 0 ? &runs[count - 1] : nullptr;
@@ -82,6 +91,7 @@ class DirectOutputs {
                     ++grids[g].runs;
                 }
             }
+            for (int64_t r = grids[g].first_run; r < count; ++r) grids[g].terms += ceil_div(runs[r].count, AT_ONCE);
             terms += grids[g].terms;
         }
         const Scratch<V> weights(d.groups * registers * terms);
@@ -106,7 +116,7 @@ class DirectOutputs {
 
         for_pieces<EXACT>(d, ceil_div(d.height(), rows), [&](int64_t sample, int64_t band, const FixedPoint &fixed) {
             const int64_t first = band * rows;
-            const Scratch<T, DIRECT_L1_BYTES> numbers(height(rows) * pitch);
+            const Scratch<T, DIRECT_L1_BYTES> numbers(height(rows) * pitch + AT_ONCE - 1);
             write_numbers(sample, first * d.stride_h + image.top, height(rows), pitch, fixed, numbers);
             const DirectEpilogue epilogue(fixed.power, d.scale);
             const Result y = d.y.data + (sample * d.y.pixels() + first * d.step_h * d.y.width) * d.y.channels;
@@ -148,16 +158,30 @@ class DirectOutputs {
             const int64_t here = least(registers - first, block), lanes = least(d.outputs - r * LANES, LANES);
             for (int64_t g = 0; g < d.grids; ++g) {
                 V *to = weights_of(weights, grids[g], group, first) + r - first;
+                const Run *run = &runs[grids[g].first_run];
+                int64_t done = 0;  // products of the run
                 for (int64_t t = 0; t < d.grid[g].taps; ++t)
-                    for (int64_t i = 0; i < d.inputs; ++i, to += here) {
+                    for (int64_t i = 0; i < d.inputs; ++i) {
                         const int8_t *of = values + group * d.group_step + r * LANES * d.output_step +
                                            i * d.input_step + tap_of(g, t).number * d.tap_step;
                         int32_t v[LANES] = {};
                         for (int64_t l = 0; l < lanes; ++l) v[l] = of[l * d.output_step];
-                        *to = lane_weight(load<S32>(v), static_cast<T *>(nullptr));
+                        const V weight = lane_weight(load<S32>(v), static_cast<T *>(nullptr));
+                        *to = done % AT_ONCE ? with_second(*to, weight) : weight;
+                        const bool ends = ++done == run->count;
+                        if (ends || done % AT_ONCE == 0) to += here;
+                        if (ends) ++run, done = 0;
                     }
             }
         });
+    }
+
+    // The weights of two numbers in a lane.
+    static V with_second(V first, V second) {
+        if constexpr (AT_ONCE == 2)
+            return (V)((U32)first | (U32)second << 16);
+        else
+            return first;
     }
 
     // Rows [h, h + height) of a sample, with zeros around the image: [row][pixel][channel].
@@ -172,16 +196,23 @@ class DirectOutputs {
             for (int64_t i = 0; i < count; i += LANES) {
                 const int64_t n = least(count - i, LANES);
                 const F32 v = n == LANES ? read_floats(from + i) : read_part(from + i, n);
-                V numbers;
-                if constexpr (EXACT)
-                    numbers = lane_operand(fixed_integers(fixed, v), out);
-                else
-                    numbers = v;
+                const auto numbers = numbers_of(fixed, v);
                 n == LANES ? store(out + before + i, numbers)
                            : (void)memcpy(out + before + i, &numbers, size_t(n) * sizeof(T));
             }
             memset(out + before + count, 0, size_t(pitch - before - count) * sizeof(T));
         }
+        memset(out, 0, (AT_ONCE - 1) * sizeof(T));
+    }
+
+    static SLT_INLINE auto numbers_of([[maybe_unused]] const FixedPoint &fixed, F32 v) {
+        typedef int16_t Narrow __attribute__((vector_size(2 * LANES)));
+        if constexpr (AT_ONCE == 2)
+            return __builtin_convertvector(fixed_integers(fixed, v), Narrow);
+        else if constexpr (EXACT)
+            return lane_operand(fixed_integers(fixed, v), static_cast<T *>(nullptr));
+        else
+            return v;
     }
 
     // The positions of a band, for a block of outputs.
@@ -196,6 +227,16 @@ class DirectOutputs {
         int64_t lanes;      // that exist, from the first on
         const DirectEpilogue &epilogue;
     };
+
+    static SLT_INLINE V broadcast_numbers(const T *at) {
+        if constexpr (AT_ONCE == 2) {
+            int32_t both;
+            memcpy(&both, at, sizeof both);
+            return both - V{};
+        } else {
+            return *at - V{};
+        }
+    }
 
     template <int R>
     static void add_band(const Band &band) {
@@ -212,11 +253,11 @@ class DirectOutputs {
         V sum[P][R] = {};
         const V *weights = band.weights;
         for (const Run *run = band.runs; run < band.runs + band.grid.runs; ++run)
-            for (int64_t at = run->offset; at < run->offset + run->count; ++at, weights += R) {
+            for (int64_t at = run->offset; at < run->offset + run->count; at += AT_ONCE, weights += R) {
                 V w[R];
                 SLT_UNROLL for (int r = 0; r < R; ++r) w[r] = weights[r];
                 SLT_UNROLL for (int p = 0; p < P; ++p) {
-                    const V v = x[p][at] - V{};
+                    const V v = broadcast_numbers(x[p] + at);
                     SLT_UNROLL for (int r = 0; r < R; ++r) sum[p][r] = add_product(sum[p][r], v, w[r]);
                 }
             }
@@ -229,8 +270,11 @@ class DirectOutputs {
             SLT_UNROLL for (int p = 0; p < P; ++p) v[p] = rounded(sum[p][r]);
             band.epilogue(v, bias);
             const Result y = band.y + r * LANES;
-            if (y.type == Type::FLOAT32 && lanes == LANES && first + P <= band.positions) {
+            const bool whole = lanes == LANES && first + P <= band.positions;
+            if (whole && y.type == Type::FLOAT32) {
                 SLT_UNROLL for (int p = 0; p < P; ++p) store((y + at[p]).data, v[p]);
+            } else if (whole && y.type == Type::BFLOAT16) {
+                SLT_UNROLL for (int p = 0; p < P; ++p) store((y + at[p]).data, to_bfloat16(v[p]));
             } else {
                 SLT_UNROLL for (int p = 0; p < P; ++p)
                     if (first + p < band.positions) write_part(v[p], lanes, y + at[p]);
