@@ -59,7 +59,7 @@ def test_yaml(tmp_path):
     assert (search.lr, search.weight_decay, search.clip) == (1e-3, 5e-4, 1.0)  # YAML 1.1 reads 1e-3 as text
     assert (search.min_lr, search.warmup_lr, search.cutmix, search.repeats) == (1e-6, 1e-5, 1.0, 3)
     assert (search.milestones, search.amp, search.warmup_epochs) == ((30, 60), "bf16", 5)
-    file.write_text("")
+    file.write_text("{}")
     assert Experiment.load(file) == Experiment()
     file.write_text("model: conv4\ndata: cifar10\n")
     assert Experiment.load(file).model == {"name": "conv4"}
@@ -136,6 +136,8 @@ def test_a_file_is_named_in_its_errors(tmp_path):
         Experiment.load(file)
     for content, message in (
         (b"search: {epochs: [", "not YAML: "),
+        (b"", "there is no setting in it"),
+        (b"# search:\n", "there is no setting in it"),
         (b"seed: 1\nsearch: {}\nseed: 2", "seed: given twice"),
         (b"search: {lr: 1, lr: 2}", "lr: given twice"),
         (b"\xff\xfe", "can't decode"),

@@ -245,13 +245,15 @@ class Experiment(Settings):
         """An experiment from a YAML file.
 
         Raises:
-            ValueError: as `from_dict`, or a file that is not YAML or has a key twice.
+            ValueError: as `from_dict`, or a file that is not YAML, has a key twice or is empty.
             FileNotFoundError: no such file.
             ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
         """
         try:
             values = cls.read_value(Path(path).read_text(encoding="utf-8"))
-            return cls.from_dict({} if values is None else values)
+            if values is None:  # perhaps cut off; the defaults are a whole experiment
+                raise ValueError("there is no setting in it: write {} for the defaults")
+            return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
