@@ -35,7 +35,6 @@ MACHINE = "intel-xeon-amx-2threads"
 PLAIN = "amd-epyc-avx512bf16-2threads"  # without a matrix unit
 LOWER = "amd-epyc-avx2-2threads"  # the same, restricted to AVX2
 TERNARY = "amd-epyc-avx512bf16-2threads-ternary"  # the group of that name on the machine PLAIN
-TARGETS = "amd-epyc-avx512bf16-2threads-targets"  # another, later than the whole run
 README_CASES = (
     "forward float32 highest, batch 1",
     "forward float32 highest, batch 16",
@@ -177,11 +176,6 @@ def lower(_: report.Result) -> str:
     return measured(functools.partial(report.targets, only=names))(result)
 
 
-def plain_targets(_: report.Result) -> str:
-    """The main cases without a matrix unit, from a run of its own."""
-    return measured(report.targets)(read(TARGETS))
-
-
 def ternary(_: report.Result) -> str:
     """Against engines for ternary weights, from a run of its own."""
     return measured(report.ternary)(read(TERNARY))
@@ -224,7 +218,6 @@ TABLES = {
     "plain": plain(measured(report.targets)),
     "plain_bounds": plain(report.bounds),
     "plain_generator": plain(report.generator),
-    "plain_targets": plain_targets,
     "moved": report.moved,
     "networks": report.by_method("network"),
     "on": report.on,
