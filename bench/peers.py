@@ -86,7 +86,7 @@ class _SortedMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, magnitudes: Tensor, drop: int) -> Tensor:
-        mask = magnitudes.clone()
+        mask = magnitudes.clone(memory_format=torch.contiguous_format)  # of others, `flatten` would be a copy
         _, order = magnitudes.flatten().sort()
         flat = mask.flatten()
         flat[order[:drop]] = 0

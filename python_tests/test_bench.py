@@ -15,7 +15,7 @@ import pytest
 import torch
 from processes import run_script
 
-from slt_kernels import backends, cli
+from slt_kernels import SupermaskConv2d, backends, cli
 
 cpu = backends.on("cpu")
 
@@ -121,13 +121,12 @@ def test_peers_compute_what_we_do(kind, monkeypatch):
 
 
 @needs_cpu
-def test_sorting_keeps_the_mask_that_we_keep():
-    cases, peers = module("cases"), module("peers")
-    layer = peers.supermask(cases.linear(64).build(), False, False)
-    weight = []
-    sorting = peers.Sorting(layer)
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
+def test_sorting_keeps_the_mask_that_we_keep(memory_format):
+    layer, weight = SupermaskConv2d(8, 16, 3, sparsity=0.5), []
+    sorting = module("peers").Sorting(layer).to(memory_format=memory_format)
     sorting.product = lambda x, w: weight.append(w)
-    sorting(torch.zeros(1, 64))
+    sorting(torch.zeros(1, 8, 3, 3))
     assert torch.equal(weight[0] != 0, layer.mask())
 
 
