@@ -10,6 +10,7 @@ and launches go to a simulator of PTX, ptxsim: see `test_triton_simulated`.
 import os
 import re
 from collections import Counter
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -19,6 +20,17 @@ INSTALLED = find_spec("triton") is not None
 SIMULATED = int(os.environ.get("SLT_SIMULATED", "0"))
 INTERPRETED = INSTALLED and not SIMULATED and not torch.cuda.is_available()
 SIMULATOR = None
+
+
+def release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, version(package).split(".")[:2]))
+
+
+WHY_NOT = None  # the backend cannot be tested
+if not INSTALLED:
+    WHY_NOT = "triton is not installed"
+elif INTERPRETED and release("triton") < (3, 9) and release("numpy") >= (2, 4):
+    WHY_NOT = "the interpreter of Triton before 3.9 needs NumPy before 2.4"
 
 if SIMULATED:
     from ptxsim.triton_driver import install

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from interpreter import INSTALLED, INTERPRETED, SIMULATED, SIMULATOR
+from interpreter import INTERPRETED, SIMULATED, SIMULATOR, WHY_NOT
 
 from slt_kernels import backends, bits
 from slt_kernels.backends import tables
@@ -24,8 +24,8 @@ from slt_kernels.conv_geometry import Window
 from slt_kernels.operations import OUTPUTS
 from slt_kernels.source import WEIGHTS, Freeze, Source
 
-if not INSTALLED:
-    pytest.skip("triton is not installed", allow_module_level=True)
+if WHY_NOT:
+    pytest.skip(WHY_NOT, allow_module_level=True)
 
 from slt_kernels.backends.triton import (
     autotuning,

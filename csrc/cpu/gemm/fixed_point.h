@@ -81,7 +81,7 @@ SLT_INLINE int32_t largest_magnitude(const char *at, int64_t count) {
     const V magnitude = (V{} - 1) ^ ((V{} + 1) << (8 * sizeof(V{}[0]) - 1));  // all bits but the sign
     V most = {}, rest = {};
     for (; count >= lanes; count -= lanes, at += sizeof(V)) most = larger(most, load<V>(at) & magnitude);
-    memcpy(&rest, at, size_t(count) * sizeof(V{}[0]));
+    if (count > 0) memcpy(&rest, at, size_t(count) * sizeof(V{}[0]));  // `at` may be null where there is nothing
     most = larger(most, rest & magnitude);
     int32_t result = 0;
     for (int l = 0; l < lanes; ++l) result = most[l] > result ? most[l] : result;
