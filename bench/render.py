@@ -218,6 +218,7 @@ TABLES = {
     "plain": plain(measured(report.targets)),
     "plain_bounds": plain(report.bounds),
     "plain_generator": plain(report.generator),
+    "plain_networks": plain(report.by_method("network")),
     "moved": report.moved,
     "networks": report.by_method("network"),
     "on": report.on,
