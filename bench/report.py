@@ -223,7 +223,7 @@ def bounds(result: Result) -> str:
             rows.append([case, why, milliseconds(ms), milliseconds(times[case]), f"{times[case] / ms:.2g}x"])
 
     def making(case: str, digits: int, *lines: str) -> None:
-        """Of one vector. A matrix unit multiplies it meanwhile; dot products take turns with making the weights."""
+        """Of few vectors. A matrix unit multiplies meanwhile; dot products take turns with making the weights."""
         if made.keys() >= set(lines):
             ns, why = sum(made[line] for line in lines), f"making the weights ({', '.join(lines)})"
             if not tile and (digit := made.get("a digit")):
