@@ -36,28 +36,24 @@ def setup() -> ModuleType:
     return module
 
 
-def build_here(folder: Path) -> Path:
-    """The test program for this processor, of the objects of the last build."""
-    program, compiler = folder / TEST.stem, shlex.split(os.environ.get("CXX", "c++"))
-    flags = [*shlex.split(setup().FLAGS), "-O1", *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    subprocess.run([*compiler, *flags, f"-I{ROOT / 'csrc'}", "-fopenmp", TEST, *OBJECTS, "-o", program], check=True)
-    return program
+def build_here(folder: Path, emulated: Collection[str] = ()) -> Path:
+    """The test program for this processor, of the objects of the last build.
 
-
-def build_emulated(folder: Path) -> Path:
-    """The test program with the instruction sets of setup.py's ``EMULATED``; the others are those of the last build.
-
-    -Og: the compiler takes longer than the program runs.
+    Args:
+        folder: for the program.
+        emulated: those of setup.py's ``EMULATED`` that it is to have besides. With -Og: their compilation takes longer
+            than the program runs.
     """
-    build, program = setup(), folder / TEST.stem
-    built = {path.stem.partition(".")[2] for path in OBJECTS}
-    all_sets = build.X86_SETS | build.EMULATED
-    sets = {name: flags for name, flags in all_sets.items() if name in built or name in build.EMULATED}
-    new = [
-        (source, name, f"{flags} -Og")
-        for source, name, flags in build.cpu_objects(sets, all_sets)
-        if name == "dispatch" or name.partition(".")[2] in build.EMULATED
-    ]
+    build, program, new = setup(), folder / TEST.stem, []
+    if emulated:
+        all_sets = build.X86_SETS | {name: build.EMULATED[name] for name in emulated}
+        built = {path.stem.partition(".")[2] for path in OBJECTS}
+        sets = {name: flags for name, flags in all_sets.items() if name in {*built, *emulated}}
+        new = [
+            (source, name, f"{flags} -Og")
+            for source, name, flags in build.cpu_objects(sets, all_sets)
+            if name == "dispatch" or name.partition(".")[2] in emulated
+        ]
     names = {name for _, name, _ in new}
     kept = shlex.join(str(path) for path in OBJECTS if path.stem not in names)
     compiler = shlex.split(os.environ.get("CXX", "c++"))

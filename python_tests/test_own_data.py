@@ -147,7 +147,7 @@ def test_reading_examples_leaves_the_generators_alone():
         ({"train": [(torch.zeros(3), 1)]}, r"train\[0\]: expected an image \[C, H, W\] or integer tokens \[T\], got"),
         ({"train": [(torch.zeros(1, 2, 2), 0.5)]}, r"train\[0\]: target of torch\.float32, expected integers"),
     ),
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value[:40] if isinstance(value, str) else "-".join(value),
 )
 def test_from_datasets_refuses(changes, message):
     with pytest.raises((ValueError, TypeError), match=message):

@@ -18,27 +18,19 @@ CORES = {"cortex-a72": "neon", "neoverse-n1": "neondot", "max": "neoni8mm"}  # a
 
 
 def test_operations_and_known_answers_here(tmp_path):
+    """AVX2's dot products and the matrix unit are emulated where the processor has AVX-512's forms of them alone."""
     if not cpu_program.OBJECTS:
         pytest.skip("no objects of a build in build/objects.*")
-    program = cpu_program.build_here(tmp_path)
+    native = cpu.instruction_sets()
+    emulated = []
+    if {"avx2", "avx512bf16"} <= {*native}:
+        emulated = [name for name in cpu_program.setup().EMULATED if name not in native]
+    sets = sorted([*native, *emulated], key=[*cpu_program.setup().INSTRUCTION_SETS].index)
+    program = cpu_program.build_here(tmp_path, emulated)
     counts = re.findall(r"^(\w+): (\d+) checks, 0 failed$", output(program), re.MULTILINE)
-    assert [name for name, _ in counts] == cpu.instruction_sets()
+    assert [name for name, _ in counts] == sets
     assert len({number for _, number in counts}) == 1
-    check_known_answers([program], cpu.instruction_sets())
-
-
-def test_operations_and_known_answers_on_emulated_units(tmp_path):
-    """AVX2's dot products and the matrix unit, where the processor has AVX-512's forms of them alone."""
-    emulated, native = cpu_program.setup().EMULATED, cpu.instruction_sets()
-    if {*emulated} <= {*native}:
-        pytest.skip("the processor has them")
-    if "avx512bf16" not in native or "avx2" not in native:
-        pytest.skip("no AVX-512 with VNNI and BF16, or a build without it")
-    program = cpu_program.build_emulated(tmp_path)
-    counts = re.findall(r"^(\w+): (\d+) checks, 0 failed$", output(program, *emulated), re.MULTILINE)
-    assert {name for name, _ in counts} == {*emulated}
-    order = cpu_program.setup().X86_SETS
-    check_known_answers([program], sorted({*native, *emulated}, key=[*order].index))
+    check_known_answers([program], sets)
 
 
 def test_operations_and_known_answers_on_arm(tmp_path):

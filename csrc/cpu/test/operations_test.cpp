@@ -29,7 +29,10 @@ constexpr uint32_t POISON = 0x7FC0DEAD;  // a NaN, before an operation writes it
 // Random numbers that depend on their order alone.
 class Random {
   public:
-    uint32_t word() { return philox_call(12345, 0, SCORE, next++).word[0]; }
+    uint32_t word() {
+        if (next % 4 == 0) call = philox_call(12345, 0, SCORE, next / 4);
+        return call.word[next++ % 4];
+    }
     bool bit() { return word() >> 31; }
     // About normal, in a few orders of magnitude.
     float number() {
@@ -39,6 +42,7 @@ class Random {
 
   private:
     uint64_t next = 0;
+    Words4 call = {};
 };
 
 uint32_t bits_of(float v) { return __builtin_bit_cast(uint32_t, v); }
@@ -119,12 +123,18 @@ const char *name_of(Type type) {
     return type == Type::FLOAT32 ? "float32" : type == Type::BFLOAT16 ? "bfloat16" : "float16";
 }
 
-// Every check of one instruction set.
+// Every check of some instruction sets. What is expected is computed once for all of them.
 class Checks {
   public:
-    int64_t done = 0, failed = 0;
+    struct Count {
+        InstructionSet set;
+        int64_t done = 0, failed = 0;
+    };
+    std::vector<Count> counts;
 
-    explicit Checks(const InstructionSet &set) : set(set.name), run(*set.operations) {}
+    explicit Checks(const std::vector<InstructionSet> &sets) {
+        for (const InstructionSet &set : sets) counts.push_back({set});
+    }
 
     void all() {
         const Source sources[] = {
@@ -189,20 +199,28 @@ class Checks {
     }
 
   private:
-    const char *set;
-    const Operations &run;
+    Count *current = nullptr;
     Random random;
     static constexpr int THREADS[] = {1, 3};
     int turn = 0;
 
-    int threads() { return THREADS[++turn % 2]; }
+    // Calls body(the operations of an instruction set, a number of threads) for each set.
+    template <class Body>
+    void each_set(const Body &body) {
+        ++turn;
+        for (Count &count : counts) {
+            current = &count;
+            body(*count.set.operations, THREADS[turn % 2]);
+        }
+    }
 
     void check(bool right, const char *what, const Layer &layer, const char *detail = "") {
-        ++done;
-        failed += !right;
+        ++current->done;
+        current->failed += !right;
         const Source &s = layer.source;
         if (!right)
-            std::printf("%s: %s is wrong: %ld x %ld, weight %ld, frozen %ld %ld%s%s\n", set, what, long(s.rows),
+            std::printf("%s: %s is wrong: %ld x %ld, weight %ld, frozen %ld %ld%s%s\n", current->set.name, what,
+                        long(s.rows),
                         long(s.fan), long(s.weight), long(s.prune_below), long(s.lock_from), *detail ? ", " : "",
                         detail);
     }
@@ -255,10 +273,12 @@ class Checks {
 
     void masks(const Layer &layer) {
         const Source &s = layer.source;
-        std::vector<int64_t> offsets(s.rows + 1, -1);
-        int64_t locked = -1, kept_count = -1;
-        run.count_frozen({s, offsets.data(), &locked}, threads());
-        check(offsets == layer.offsets && locked == layer.locked, "count_frozen", layer);
+        each_set([&](const Operations &run, int threads) {
+            std::vector<int64_t> offsets(s.rows + 1, -1);
+            int64_t locked = -1;
+            run.count_frozen({s, offsets.data(), &locked}, threads);
+            check(offsets == layer.offsets && locked == layer.locked, "count_frozen", layer);
+        });
 
         // Locked weights are kept and pruned ones dropped; the scores choose among the others.
         const std::vector<float> scores = floats(layer.free());
@@ -270,22 +290,30 @@ class Checks {
         const std::vector<uint32_t> resolved = layer.resolved(kept), compact = layer.compact(kept);
         for (const bool is_compact : {false, true}) {
             const std::vector<uint32_t> &right = is_compact ? compact : resolved;
-            std::vector<uint32_t> out(right.size(), POISON);
-            run.pack({s, reinterpret_cast<const uint32_t *>(scores.data()), bits_of(threshold), offsets.data(), locked,
-                      is_compact, out.data(), &kept_count},
-                     threads());
-            check(out == right && kept_count == expected, is_compact ? "pack, compact" : "pack", layer);
+            each_set([&](const Operations &run, int threads) {
+                std::vector<uint32_t> out(right.size(), POISON);
+                int64_t kept_count = -1;
+                run.pack({s, reinterpret_cast<const uint32_t *>(scores.data()), bits_of(threshold),
+                          layer.offsets.data(), layer.locked, is_compact, out.data(), &kept_count},
+                         threads);
+                check(out == right && kept_count == expected, is_compact ? "pack, compact" : "pack", layer);
+            });
         }
-        std::vector<uint32_t> out(resolved.size(), POISON);
-        run.expand({s, compact.data(), offsets.data(), out.data()}, threads());
-        check(out == resolved, "expand", layer);
+        each_set([&](const Operations &run, int threads) {
+            std::vector<uint32_t> out(resolved.size(), POISON);
+            run.expand({s, compact.data(), layer.offsets.data(), out.data()}, threads);
+            check(out == resolved, "expand", layer);
+        });
 
         const std::vector<bool> any = bits(int64_t(kept.size()));
-        std::vector<int8_t> weights(kept.size(), 99);
-        run.materialize({s, mask_of(layer, any).data(), weights.data()}, threads());
-        bool same = true;
-        for (size_t i = 0; i < kept.size(); ++i) same &= weights[i] == (any[i] ? layer.value[i] : 0);
-        check(same, "materialize", layer);
+        const std::vector<uint32_t> mask = mask_of(layer, any);
+        each_set([&](const Operations &run, int threads) {
+            std::vector<int8_t> weights(kept.size(), 99);
+            run.materialize({s, mask.data(), weights.data()}, threads);
+            bool same = true;
+            for (size_t i = 0; i < kept.size(); ++i) same &= weights[i] == (any[i] ? layer.value[i] : 0);
+            check(same, "materialize", layer);
+        });
     }
 
     void embedding(const Layer &layer) {
@@ -301,14 +329,15 @@ class Checks {
             for (const int64_t row : index)
                 for (int64_t at = row * s.fan; at < (row + 1) * s.fan; ++at)
                     right.push_back(kept[at] ? float(layer.value[at]) * scale : 0);
-            for (const bool is_compact : {false, true}) {
-                Tensor y(type, int64_t(right.size()));
-                run.embedding_forward({s, is_compact ? compact.data() : resolved.data(),
-                                       is_compact ? layer.offsets.data() : nullptr, index.data(), int64_t(index.size()),
-                                       scale, y.result()},
-                                      threads());
-                check_bits(y, right, is_compact ? "embedding_forward, compact" : "embedding_forward", layer);
-            }
+            for (const bool is_compact : {false, true})
+                each_set([&](const Operations &run, int threads) {
+                    Tensor y(type, int64_t(right.size()));
+                    run.embedding_forward({s, is_compact ? compact.data() : resolved.data(),
+                                           is_compact ? layer.offsets.data() : nullptr, index.data(),
+                                           int64_t(index.size()), scale, y.result()},
+                                          threads);
+                    check_bits(y, right, is_compact ? "embedding_forward, compact" : "embedding_forward", layer);
+                });
         }
 
         // Row n of the gradients is for row n / 2 of the layer; the layer's last row has none.
@@ -322,17 +351,19 @@ class Checks {
         const Tensor dy(Type::FLOAT32, numbers(2 * count * s.fan));
         const std::vector<float> scores = floats(layer.free());
         Values right(layer.free(), 7);
-        std::vector<float> out(layer.free(), 7);
-        run.embedding_grad_scores({s, rows.data(), count, starts.data(), order.data(), dy.input(), scores.data(), scale,
-                                   layer.offsets.data(), out.data()},
-                                  threads());
         layer.each_free([&](int64_t i, int64_t at) {
             const int64_t row = at / s.fan, k = at % s.fan;
             if (row >= count) return;
             const double sum = double(dy[2 * row * s.fan + k]) + dy[(2 * row + 1) * s.fan + k];
             right[i] = sum * layer.value[at] * scale * (scores[i] < 0 ? -1 : 1);
         });
-        check_near(Values(out.begin(), out.end()), right, 1e-6, "embedding_grad_scores", layer, "float32");
+        each_set([&](const Operations &run, int threads) {
+            std::vector<float> out(layer.free(), 7);
+            run.embedding_grad_scores({s, rows.data(), count, starts.data(), order.data(), dy.input(), scores.data(),
+                                       scale, layer.offsets.data(), out.data()},
+                                      threads);
+            check_near(Values(out.begin(), out.end()), right, 1e-6, "embedding_grad_scores", layer, "float32");
+        });
     }
 
     void linear(const Layer &layer, int64_t batch, Type in, Type out, int digits) {
@@ -350,16 +381,21 @@ class Checks {
             for (const bool stored : {false, true}) {
                 if (stored && s.weight != SIGNED_CONSTANT) continue;
                 const uint32_t *signs = stored ? layer.signs.data() : nullptr;
-                Tensor y(out, batch * s.rows);
-                run.linear_forward({s, mask.data(), signs, x.input(), batch, scale, added, y.result(), of}, threads());
-                check_bits(y, right, stored ? "linear_forward of stored signs" : "linear_forward", layer);
+                each_set([&](const Operations &run, int threads) {
+                    Tensor y(out, batch * s.rows);
+                    run.linear_forward({s, mask.data(), signs, x.input(), batch, scale, added, y.result(), of},
+                                       threads);
+                    check_bits(y, right, stored ? "linear_forward of stored signs" : "linear_forward", layer);
+                });
             }
         }
 
-        Tensor dx(out, batch * s.fan);
-        run.linear_grad_input({s, mask.data(), dy.input(), batch, scale, dx.result(), digits}, threads());
-        check_bits(dx, plain::convolution(layer, kept, shape, dy.values(), true, digits, scale, nullptr),
-                   "linear_grad_input", layer);
+        const Values right = plain::convolution(layer, kept, shape, dy.values(), true, digits, scale, nullptr);
+        each_set([&](const Operations &run, int threads) {
+            Tensor dx(out, batch * s.fan);
+            run.linear_grad_input({s, mask.data(), dy.input(), batch, scale, dx.result(), digits}, threads);
+            check_bits(dx, right, "linear_grad_input", layer);
+        });
         grad_scores(layer, shape, x, dy, digits, true, "grad_scores of Linear");
     }
 
@@ -372,16 +408,18 @@ class Checks {
             return channels_last ? reordered(t.values(), shape.samples, of, channels) : t.values();
         };
         const std::vector<float> scores = floats(layer.free());
-        std::vector<float> out(layer.free(), NAN);
-        run.grad_scores({s, shape.window, {dy.input(), shape.samples, s.rows, y_height, y_width, channels_last},
-                         {x.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last},
-                         scores.data(), 0.7f, layer.offsets.data(), out.data(), digits},
-                        threads());
-        check_near(Values(out.begin(), out.end()),
-                   plain::grad_scores(layer, shape, nchw(dy, s.rows, y_height * y_width),
-                                      nchw(x, shape.channels, pixels), scores, 0.7f),
-                   // The matrix unit alone takes float32 in two digits where two are asked for.
-                   digits == 2 && std::string(set) == "amx" ? 1e-4 : 1e-5, what, layer, name_of(x.type));
+        const Values right = plain::grad_scores(layer, shape, nchw(dy, s.rows, y_height * y_width),
+                                                nchw(x, shape.channels, pixels), scores, 0.7f);
+        each_set([&](const Operations &run, int threads) {
+            std::vector<float> out(layer.free(), NAN);
+            run.grad_scores({s, shape.window, {dy.input(), shape.samples, s.rows, y_height, y_width, channels_last},
+                             {x.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last},
+                             scores.data(), 0.7f, layer.offsets.data(), out.data(), digits},
+                            threads);
+            // The matrix unit alone takes float32 in two digits where two are asked for.
+            const double bound = digits == 2 && std::string(current->set.name) == "amx" ? 1e-4 : 1e-5;
+            check_near(Values(out.begin(), out.end()), right, bound, what, layer, name_of(x.type));
+        });
     }
 
     void convolution(const Layer &layer, const Shape &shape, Type type, int digits, bool channels_last) {
@@ -414,26 +452,28 @@ class Checks {
 
         for (const int of : {digits, 1}) {
             if (of == 1 && digits == 2) continue;
-            Tensor y(type, shape.samples * s.rows * y_pixels);
-            run.conv2d_forward(
-                {s, shape.window, mask.data(),
-                 {x_in.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last}, scale,
-                 bias.data(), {y.result(), shape.samples, s.rows, y_height, y_width, channels_last}, of},
-                threads());
-            compare(y, s.rows, y_pixels,
-                    plain::convolution(layer, kept, shape, x, false, exact ? of : 0, scale, bias.data()),
-                    "conv2d_forward");
+            const Values right = plain::convolution(layer, kept, shape, x, false, exact ? of : 0, scale, bias.data());
+            each_set([&](const Operations &run, int threads) {
+                Tensor y(type, shape.samples * s.rows * y_pixels);
+                run.conv2d_forward(
+                    {s, shape.window, mask.data(),
+                     {x_in.input(), shape.samples, shape.channels, shape.height, shape.width, channels_last}, scale,
+                     bias.data(), {y.result(), shape.samples, s.rows, y_height, y_width, channels_last}, of},
+                    threads);
+                compare(y, s.rows, y_pixels, right, "conv2d_forward");
+            });
         }
 
-        Tensor dx(type, shape.samples * shape.channels * pixels);
-        run.conv2d_grad_input({s, shape.window, mask.data(),
-                               {dy_in.input(), shape.samples, s.rows, y_height, y_width, channels_last}, scale,
-                               {dx.result(), shape.samples, shape.channels, shape.height, shape.width, channels_last},
-                               digits},
-                              threads());
-        compare(dx, shape.channels, pixels,
-                plain::convolution(layer, kept, shape, dy, true, exact ? digits : 0, scale, nullptr),
-                "conv2d_grad_input");
+        const Values right = plain::convolution(layer, kept, shape, dy, true, exact ? digits : 0, scale, nullptr);
+        each_set([&](const Operations &run, int threads) {
+            Tensor dx(type, shape.samples * shape.channels * pixels);
+            run.conv2d_grad_input(
+                {s, shape.window, mask.data(),
+                 {dy_in.input(), shape.samples, s.rows, y_height, y_width, channels_last}, scale,
+                 {dx.result(), shape.samples, shape.channels, shape.height, shape.width, channels_last}, digits},
+                threads);
+            compare(dx, shape.channels, pixels, right, "conv2d_grad_input");
+        });
         grad_scores(layer, shape, x_in, dy_in, digits, channels_last, "grad_scores of Conv2d");
     }
 
@@ -448,19 +488,21 @@ class Checks {
         tensors[2][4] = 0x7F800000;   // infinity
         tensors[3][7] = 0x00000001;   // a denormal
         std::vector<const uint32_t *> scores;
-        std::vector<int64_t> counts;
+        std::vector<int64_t> sizes;
         std::vector<uint32_t> sorted;
         for (const auto &t : tensors) {
             scores.push_back(t.data());
-            counts.push_back(int64_t(t.size()));
+            sizes.push_back(int64_t(t.size()));
             for (const uint32_t bits : t) sorted.push_back(bits & MAGNITUDE);
         }
         std::sort(sorted.begin(), sorted.end());
         const int64_t all = int64_t(sorted.size());
         for (const int64_t rank : {int64_t(1), int64_t(2), all / 3, all / 2, all - 1, all}) {
-            uint32_t out = POISON;
-            run.select({scores.data(), counts.data(), int64_t(counts.size()), rank, &out}, threads());
-            check(out == sorted[rank - 1], "select", none);
+            each_set([&](const Operations &run, int threads) {
+                uint32_t out = POISON;
+                run.select({scores.data(), sizes.data(), int64_t(sizes.size()), rank, &out}, threads);
+                check(out == sorted[rank - 1], "select", none);
+            });
         }
     }
 
@@ -475,13 +517,15 @@ class Checks {
             for (int64_t i = 0; i < 8 * 40; ++i)
                 v[i] = special[i / 40] * (i % 40 == 11 || i % 3 == 0 ? 1 : v[i]);
             const Tensor x(type, v);
-            Tensor y(type, 8 * 20);
             const Shape shape = {ONE_PIXEL, 8, 40, 1, 1};
             for (const int digits : {type == Type::FLOAT32 ? 3 : 2, 1}) {
-                run.linear_forward({layer.source, mask.data(), nullptr, x.input(), 8, 1, nullptr, y.result(), digits},
-                                   threads());
-                check_bits(y, plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr),
-                           "linear_forward of rare numbers", layer);
+                const Values right = plain::convolution(layer, kept, shape, x.values(), false, digits, 1, nullptr);
+                each_set([&](const Operations &run, int threads) {
+                    Tensor y(type, 8 * 20);
+                    run.linear_forward(
+                        {layer.source, mask.data(), nullptr, x.input(), 8, 1, nullptr, y.result(), digits}, threads);
+                    check_bits(y, right, "linear_forward of rare numbers", layer);
+                });
             }
         }
     }
@@ -537,18 +581,19 @@ int main(int count, char **arguments) {
         slt::answers();
         return 0;
     }
-    bool failed = false;
     std::vector<slt::InstructionSet> sets = slt::instruction_sets();
-    if (what == "best") sets.erase(sets.begin(), sets.end() - 1);
-    const auto is_named = [&](const slt::InstructionSet &set) {
-        return std::find(arguments + 1, arguments + count, std::string(set.name)) != arguments + count;
-    };
-    for (const slt::InstructionSet &set : sets) {
-        if (count > 1 && what != "best" && !is_named(set)) continue;
-        slt::Checks checks(set);
-        checks.all();
-        std::printf("%s: %ld checks, %ld failed\n", set.name, long(checks.done), long(checks.failed));
-        failed |= checks.failed > 0;
+    if (what == "best")
+        sets.erase(sets.begin(), sets.end() - 1);
+    else if (count > 1)
+        std::erase_if(sets, [&](const slt::InstructionSet &set) {
+            return std::find(arguments + 1, arguments + count, std::string(set.name)) == arguments + count;
+        });
+    slt::Checks checks(sets);
+    checks.all();
+    bool failed = false;
+    for (const slt::Checks::Count &of : checks.counts) {
+        std::printf("%s: %ld checks, %ld failed\n", of.set.name, long(of.done), long(of.failed));
+        failed |= of.failed > 0;
     }
     return failed;
 }

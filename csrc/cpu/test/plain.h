@@ -175,8 +175,10 @@ inline Values convolution(const Layer &layer, const std::vector<bool> &kept, con
     each_product(s, shape, [&](int64_t n, int64_t x, int64_t y, int64_t weight) {
         if (!kept[weight]) return;
         const int64_t a = transposed ? y : x, b = transposed ? x : y;
-        sums[b] += integers[n].x[a - n * read] * layer.value[weight];
-        result[b] += from[a] * layer.value[weight];
+        if (digits)
+            sums[b] += integers[n].x[a - n * read] * layer.value[weight];
+        else
+            result[b] += from[a] * layer.value[weight];
     });
     for (int64_t i = 0; i < shape.samples * written; ++i) {
         const float *of_channel = bias ? bias + i % written / (written / s.rows) : nullptr;
