@@ -43,11 +43,16 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
+gc.set_threshold(50_000, 20, 20)  # it took a fifth of the time of all tests to look for garbage more often
+
+
 def pytest_collection_finish():
-    """Garbage is looked for less often, and not among the modules and the tests: that took a fifth of all time."""
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.freeze()  # nor is any among the modules and the tests
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)

@@ -10,6 +10,8 @@ and launches go to a simulator of PTX, ptxsim: see `test_triton_simulated`.
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -51,9 +53,36 @@ if SIMULATED:
 
     SIMULATOR.ptx = _without_unused_operands
 
+
+def _spare_the_interpreter_work() -> None:
+    """Half of its time, without which it computes the same.
+
+    It puts its functions in the place of Triton's again at each call inside a kernel: here once per module and launch.
+    And it adds twice to find overflows, which it reports in its debugging mode alone.
+    """
+    from triton.runtime import interpreter
+
+    replace, modules = interpreter._patch_lang, set()
+
+    def replace_once(function: Callable) -> object:
+        if function.__module__ in modules:
+            return None
+        scope = replace(function)
+        if not modules:  # the launch's own, which it restores
+            restore = scope.restore
+            scope.restore = lambda: (modules.clear(), restore())
+        modules.add(function.__module__)
+        return scope
+
+    interpreter._patch_lang = replace_once
+    builder = interpreter.interpreter_builder
+    builder.options = replace_fields(builder.options, sanitize_overflow=False)
+
+
 if INTERPRETED:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
+        _spare_the_interpreter_work()
         from slt_kernels.backends import registry
 
         registry.kernels("triton", "select")  # imports all of them
