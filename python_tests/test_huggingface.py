@@ -4,10 +4,11 @@ import copy
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from slt_kernels import EdgePopup, Freeze, TicketError, summary
-from slt_kernels.nn import SupermaskLayer, TiedEmbedding, TiedLinear
+from slt_kernels.nn import SupermaskLayer, TiedEmbedding, TiedLinear, drop_scores
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -249,3 +250,47 @@ def test_a_checkpoint_of_dense_weights_gives_its_biases(tmp_path):
     assert torch.equal(layer.bias, old.bias)
     assert layer.is_initialized() and layer.scores.isfinite().all()
     assert model(input_ids=IDS).logits.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory_with_the_state_of_another_model_is_not_taken_for_loaded(tmp_path, monkeypatch):
+    """What a checkpoint lacks gets memory that may hold the state of the same network, loaded before."""
+    bert().save_pretrained(tmp_path)
+    allocate = transformers.PreTrainedModel._move_missing_keys_from_meta_to_device
+
+    def stale(self, *arguments):
+        allocate(self, *arguments)
+        for layer in filter(lambda m: isinstance(m, SupermaskLayer), self.modules()):
+            layer.source_id.copy_(torch.tensor(layer._identity(layer.source)))
+            layer.mask_origin.fill_(3)
+            layer.scores.data.fill_(torch.nan)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_move_missing_keys_from_meta_to_device", stale)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, quantization_config=CONFIG)
+    layer = model.bert.encoder.layer[0].output.dense
+    new = type(layer)(64, 32, sparsity=None, freeze=layer.freeze, layer=layer.source.layer, **OPTIONS)
+    assert torch.equal(layer.scores, new.scores) and torch.equal(layer.mask_words, new.mask_words)
+    assert "_init_weights" not in model.__dict__
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_without_scores_gives_its_masks(tmp_path):
+    saved = supermask(bert(), CONFIG).eval()
+    EdgePopup(saved, 0.6)
+    drop_scores(saved).save_pretrained(tmp_path)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    ours, theirs = ([m for m in each.modules() if isinstance(m, SupermaskLayer)] for each in (model, saved))
+    assert all(torch.equal(a.mask_words, b.mask_words) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(model(input_ids=IDS).logits, saved(input_ids=IDS).logits)
+    assert all(layer.scores.isfinite().all() and layer.scores.any() for layer in ours)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mask_without_its_origin_is_refused(tmp_path):
+    supermask(bert(), CONFIG).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    del state["bert.encoder.layer.0.output.dense.mask_origin"]
+    safetensors.torch.save_file(state, file, {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"the checkpoint has a mask of SupermaskLinear.*but no mask_origin"):
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)

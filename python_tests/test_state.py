@@ -401,6 +401,19 @@ def test_what_to_empty_leaves_is_an_error():
     assert torch.equal(layers_of(model)[1].mask(), layers_of(network())[1].mask())
 
 
+def test_what_another_network_left_in_memory_is_no_state(monkeypatch):
+    with torch.device("meta"):
+        model = network()
+    left, empty_like = [layer.source_id for layer in layers_of(network())], torch.empty_like
+
+    def used_before(t, **options):
+        return left.pop(0) if left and t.shape == left[0].shape else empty_like(t, **options)
+
+    monkeypatch.setattr(torch, "empty_like", used_before)
+    model.to_empty(device="cpu")
+    assert left == [] and not any(layer.is_initialized() for layer in layers_of(model))
+
+
 # Masks without an EdgePopup that would update them
 
 

@@ -13,11 +13,13 @@ has a `SupermaskConfig` under ``quantization_config`` gets supermask layers when
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
@@ -80,17 +82,15 @@ class SupermaskQuantizer(HfQuantizer):
     """What transformers calls when it loads a model that has a `SupermaskConfig`."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        return _convert(model, self.quantization_config)
+        _convert(model, self.quantization_config)
+        for m in model.modules():
+            if isinstance(m, PreTrainedModel):
+                m._init_weights = partial(_initialize, m._init_weights)  # of what the checkpoint does not have
+        return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        """Initializes the layers that the checkpoint does not have, such as a new head, as transformers does others."""
         for m in model.modules():
-            if isinstance(m, SupermaskLayer) and not m.mask_words.is_meta and not m.is_initialized():
-                loaded = getattr(m.bias, "_is_hf_initialized", False)  # by a checkpoint of dense weights
-                bias = m.bias.detach().clone() if loaded else None
-                m.reset_parameters()
-                if bias is not None:
-                    m.bias.data.copy_(bias)
+            m.__dict__.pop("_init_weights", None)
         return model
 
     def is_serializable(self, **_: Any) -> bool:
@@ -147,6 +147,38 @@ def _convert(model: PreTrainedModel, config: SupermaskConfig) -> PreTrainedModel
         m._tied_weights_keys = {to: owner for to, owner in ties[prefix].items() if {to, owner} <= names}
         m.all_tied_weights_keys = {to: owner for to, owner in m.all_tied_weights_keys.items() if {to, owner} <= names}
     return model
+
+
+@torch.no_grad()
+def _initialize(of_transformers: Callable[[nn.Module], None], module: nn.Module) -> None:
+    """Initializes a module that transformers has loaded, in the part that the checkpoint does not have.
+
+    Such tensors are of memory that holds anything, another layer's state too, so that only transformers' own marks tell
+    what was loaded.
+
+    Raises:
+        RuntimeError: a mask was loaded without all that belongs to it.
+    """
+    if not isinstance(module, SupermaskLayer):
+        of_transformers(module)
+        return
+    buffers = dict(module.named_buffers(recurse=False))
+    missing = [name for name, tensor in buffers.items() if not _is_loaded(tensor)]
+    if module.mask_words.is_meta:  # its memory is on a disk
+        return
+    if "mask_words" in missing:  # as in a new head, or in a checkpoint of dense weights, which may give the bias
+        bias = module.bias.clone() if module.bias is not None and _is_loaded(module.bias) else None
+        module.reset_parameters()
+        if bias is not None:
+            module.bias.copy_(bias)
+    elif missing:
+        raise RuntimeError(f"the checkpoint has a mask of {module}, but no {', '.join(missing)}")
+    elif module.scores is not None and not _is_loaded(module.scores):  # they were dropped before it was saved
+        module.reset_scores()
+
+
+def _is_loaded(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, "_is_hf_initialized", False)
 
 
 class EdgePopupCallback(TrainerCallback):

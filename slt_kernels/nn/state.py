@@ -126,6 +126,7 @@ class LayerState(InspectedLayer):
 
     def _apply(self, fn, recurse: bool = True):
         exact = {id(t) for t in (self.scores, getattr(self.scores, "grad", None), self.weight_scale) if t is not None}
+        was_meta = self.source_id.is_meta
         fresh, self._seen, self._plan = self._is_fresh(), None, None  # addresses may be used again
         self._take_form(fn(self._in_form()))
 
@@ -134,6 +135,8 @@ class LayerState(InspectedLayer):
             return t.to(new.device) if id(t) in exact and new.dtype != t.dtype else new
 
         super()._apply(keep_precision, recurse)
+        if was_meta and not self.source_id.is_meta:  # ``to_empty``, in whose memory may be what another layer left
+            self.source_id.zero_()
         if self._signs is not None:
             device = self.mask_words.device
             self._signs = None if device.type == "meta" else self._signs.to(device)
