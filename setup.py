@@ -15,9 +15,10 @@ the same sources.
 
 Whatever cannot be built, the package installs without it, and ``slt doctor`` says why. ``CXX`` and ``CXXFLAGS`` are
 honoured. For development there are two that build less, and so faster: ``SLT_ISAS="avx2 avx512vnni"`` builds these
-instruction sets only, and scalar, which every processor runs; ``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA
-kernels for these architectures only. And ``SLT_EMULATE=1`` builds the sets `amx` and `avx2vnni` so that tests run them
-on a processor with AVX-512's VNNI and BF16 that has neither: functions take the place of AMX's instructions.
+instruction sets only, and scalar, which every processor runs, and ``SLT_ISAS=native`` those that this one runs;
+``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA kernels for these architectures only. And ``SLT_EMULATE=1`` builds
+the sets `amx` and `avx2vnni` so that tests run them on a processor with AVX-512's VNNI and BF16 that has neither:
+functions take the place of AMX's instructions.
 """
 
 import hashlib
@@ -135,7 +136,8 @@ class NinjaBuild(build_ext):
 
 def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> None:
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
-    sets = {name: flags for name, flags in chosen_sets().items() if compiles(compiler, flags.split(), INTRINSICS)}
+    chosen = chosen_sets(compiler)
+    sets = {name: flags for name, flags in chosen.items() if compiles(compiler, flags.split(), INTRINSICS)}
     objects = [*cpu_objects(sets, INSTRUCTION_SETS), (CSRC / "module.cpp", "module", python)]
     link(compiler, openmp, library, objects, folder)
 
@@ -171,17 +173,36 @@ def cpu_objects(sets: dict[str, str], all_sets: dict[str, str]) -> list[tuple[Pa
     return objects
 
 
-def chosen_sets() -> dict[str, str]:
+def chosen_sets(compiler: list[str]) -> dict[str, str]:
     """Flags of the instruction sets to build: those that SLT_ISAS names, by default all, and the first one in any case.
 
     Raises:
         ValueError: SLT_ISAS names another.
     """
     chosen = listed("SLT_ISAS") or [*INSTRUCTION_SETS]
+    if chosen == ["native"]:
+        native = macros(compiler, "-march=native") | macros(compiler)
+        known = {name: flags for name, flags in INSTRUCTION_SETS.items() if compiles(compiler, flags.split())}
+        chosen = [name for name, flags in known.items() if macros(compiler, flags) <= native]
     if unknown := [name for name in chosen if name not in INSTRUCTION_SETS]:
-        raise ValueError(f"SLT_ISAS names {', '.join(unknown)}: expected some of {', '.join(INSTRUCTION_SETS)}")
+        raise ValueError(
+            f"SLT_ISAS names {', '.join(unknown)}: expected native, or some of {', '.join(INSTRUCTION_SETS)}"
+        )
     first = next(iter(INSTRUCTION_SETS))
     return {name: flags for name, flags in INSTRUCTION_SETS.items() if name in chosen or name == first}
+
+
+def macros(compiler: list[str], flags: str = "") -> set[str]:
+    """What the compiler defines with those flags: __AVX2__ with -mavx2, for example.
+
+    Raises:
+        CompileError: it does not know them.
+    """
+    command = [*compiler, *flags.split(), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompileError(f"{shlex.join(command)} failed: {done.stderr}")
+    return set(re.findall(r"^#define (\w+)", done.stdout, re.MULTILINE))
 
 
 def build_cuda(compiler: list[str], library: Path, python: str, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cpu_program import setup
+from cpu_program import OBJECTS, setup
 
 from slt_kernels.backends import cpu
 
@@ -65,6 +65,16 @@ def test_named_instruction_sets_are_built_and_scalar(build, monkeypatch):
     assert {name.partition(".")[2] for name in found if "." in name} == {"scalar", "avx2", "avx512vnni"}
 
 
+def test_native_sets_are_those_that_this_processor_runs(monkeypatch):
+    build = setup()
+    monkeypatch.setenv("SLT_ISAS", "native")
+    native = {*build.chosen_sets(shlex.split(os.environ.get("CXX", "c++")))}
+    built = {path.stem.partition(".")[2] for path in OBJECTS}
+    runs = {*cpu.instruction_sets()}
+    assert native & built <= runs
+    assert runs <= native | {*build.EMULATED}
+
+
 def test_a_set_has_each_kernel_once(build, monkeypatch):
     """Its own or, if the machine code is the same, that of another set, of which only these are built."""
     monkeypatch.setenv("SLT_ISAS", "amx")
@@ -80,5 +90,5 @@ def test_own_kernels_are_files(build):
 
 def test_a_wrong_name_is_an_error_that_lists_the_names(build, monkeypatch):
     monkeypatch.setenv("SLT_ISAS", "avx2 avx3")
-    with pytest.raises(ValueError, match="SLT_ISAS names avx3: expected some of scalar, avx2, avx2vnni, avx512,"):
+    with pytest.raises(ValueError, match="SLT_ISAS names avx3: expected native, or some of scalar, avx2, avx2vnni,"):
         objects(build, monkeypatch)
