@@ -276,6 +276,20 @@ def test_scores_that_are_averaged_have_masks_of_their_own():
         assert torch.equal(layer.mask(), mask)
 
 
+def test_averaged_masks_are_an_error():
+    """A mask of the bits of two, which neither search has made; an `EdgePopup` makes one of the averaged scores."""
+    model = network()
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True, avg_fn=lambda a, b, _: a + (b - a) // 2)
+    for sparsity in (0.6, 0.8):
+        EdgePopup(model, sparsity)
+        average.update_parameters(model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^mask_words: [\d,]+ of its bits keep pruned weights or drop locked"):
+            average(examples())
+    EdgePopup(average.module, 0.8)
+    average(examples())
+
+
 def test_a_state_from_before_mask_origin():
     model, other, x = network(sparsity=0.8), network(), examples()
     state = {n: t for n, t in model.state_dict().items() if not n.endswith("mask_origin")}

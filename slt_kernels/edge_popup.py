@@ -47,7 +47,8 @@ class EdgePopup:
     without one warns.
 
     With averaged scores (``torch.optim.swa_utils.AveragedModel``), make the masks after averaging. Averages of masks or
-    of ``weight_scale`` have no meaning, so leave buffers out of the average (``use_buffers=False``, the default)::
+    of ``weight_scale`` have no meaning, so leave buffers out of the average (``use_buffers=False``, the default); where
+    averaged bits contradict the frozen pattern, the next forward raises RuntimeError::
 
         averaged = AveragedModel(model)         # and averaged.update_parameters(model) after steps
         EdgePopup(averaged.module, popup.sparsity, popup.scope)

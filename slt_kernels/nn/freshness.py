@@ -111,6 +111,10 @@ class FreshMask(nn.Module):
         origin, source_id = buffers["mask_origin"], buffers["source_id"]
         return id(buffers["mask_words"]), id(origin), _version(origin), id(source_id), _version(source_id)
 
+    def _state_is_seen(self) -> bool:
+        """Whether no buffer was replaced or written since the mask was known to be valid."""
+        return self._seen is not None and self._seen.state == self._state_key()
+
     def _see(self) -> None:
         """Records the present tensors as those for which the mask is valid."""
         scores, buffers = self._counted_scores(), self._buffers
@@ -174,7 +178,7 @@ class FreshMask(nn.Module):
         """Reads ``mask_origin`` again if a tensor was replaced or written; returns whether the mask may be stale."""
         if self._is_fresh():
             return False
-        if self._seen is None or self._seen.state != self._state_key():
+        if not self._state_is_seen():
             if any(self._buffers[name].is_meta for name in ("mask_words", "mask_origin", "source_id")):
                 return False
             self._check_state()
@@ -192,6 +196,7 @@ class FreshMask(nn.Module):
                 if self._maker == Maker.LAYER:
                     self.update_mask()
             return
+        state_changed = not self._state_is_seen()
         if self._read_changed_state() and not (scores is not None and scores.is_meta):
             own = self._maker == Maker.LAYER and self._auto_mask
             if scores is not None and own and not self._is_recorded(scores):
@@ -199,6 +204,8 @@ class FreshMask(nn.Module):
                 return
             if scores is not None and not own and self._is_of_other_scores(scores):
                 self._warn_of_other_scores("scores were changed")
+            if state_changed:
+                self._check_mask()
             self._accept_state()
 
     def _accept_state(self) -> None:
@@ -223,7 +230,7 @@ class FreshMask(nn.Module):
 
     def _is_of_other_scores(self, scores: Tensor) -> bool:
         """Whether the mask is known to be of other scores, and no step of an optimizer is the reason."""
-        if self._seen is None or self._seen.state != self._state_key():
+        if not self._state_is_seen():
             return self._fingerprint != UNRECORDED and self._has_fingerprint(scores) and not self._is_recorded(scores)
         counted = self._counted_scores()
         by_optimizer = getattr(counted, "stepped_version", None) == _version(counted)

@@ -25,6 +25,19 @@ class InspectedLayer(ShardedLayer):
         self._refresh_mask()
         return self._as_weight(bits.to_k_order(bits.unpack(self._resolved_words()), self.source.fan))
 
+    def wrong_frozen_bits(self) -> int:
+        """How many bits of the mask differ from the seed's at frozen weights; other than 0, no mask was written there.
+
+        A compact mask has no bits of frozen weights.
+        """
+        mask, source = self.mask_words, self.source
+        if mask.dim() == 1 or source.free == source.total:
+            return 0
+        none = mask.new_zeros(bits.words_for(source.free))
+        locked, unpruned = (ops.expand(learned, source) for learned in (none, ~none))
+        wrong = (locked & ~mask) | (mask & ~unpruned & source.padding(mask.device))
+        return int(bits.popcount(wrong)) if wrong.any() else 0
+
     def dense_weight(self) -> Tensor:
         """Float32, the weight's shape: the effective weight ``scale * mask * v``."""
         return self._dense_weight(torch.float32)

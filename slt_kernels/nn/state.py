@@ -73,6 +73,14 @@ class LayerState(InspectedLayer):
         if self.mask_words.dim() != (1 if self.compact else 2):  # as a layer of the other form has it
             self.mask_words = self._in_own_form(self.mask_words)
 
+    def _check_mask(self) -> None:
+        """Raises RuntimeError for a mask that no search can have made, as averages of mask words are."""
+        if wrong := self.wrong_frozen_bits():
+            raise RuntimeError(
+                f"mask_words: {wrong:,} of its bits keep pruned weights or drop locked ones, so something has averaged "
+                "or overwritten it: expected a mask as state_dict holds it (leave buffers out of averages)"
+            )
+
     def _in_own_form(self, words: Tensor) -> Tensor:
         """Mask words, resolved or compact, in the form that this layer holds."""
         if words.dim() == (1 if self.compact else 2):

@@ -70,6 +70,7 @@ def save_ticket(
             pruned weights or drops locked ones, or whose ``weight_scale`` is not finite; extra state that is not a
             tensor, or a tensor that safetensors cannot store (sparse, or complex128); metadata that are not a dict of
             JSON values.
+        RuntimeError: a loader, or an average of buffers, has left a state that is not the layer's.
         FileNotFoundError, IsADirectoryError, FileExistsError: the path's folder does not exist, or the path is a
             folder, a device or a pipe.
         OSError: the file cannot be written; ``filename`` is the path.

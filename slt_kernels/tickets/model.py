@@ -270,15 +270,10 @@ def check_initialized(name: str, layer: SupermaskLayer) -> None:
 
 def check_frozen(name: str, layer: SupermaskLayer) -> None:
     """Raises ValueError if a resolved mask differs from the seed's at frozen weights, which the file does not store."""
-    if layer.compact:
-        return
-    device = layer.mask_words.device
-    free, locked = layer.source.frozen_words(device)
-    wrong = (layer.mask_words ^ locked) & ~free & layer.source.padding(device)
-    if wrong.any():
+    if wrong := layer.wrong_frozen_bits():
         raise ValueError(
-            f"{name}: its mask keeps pruned weights or drops locked ones ({int(bits.popcount(wrong)):,} in total), so "
-            "it was not made from scores; expected a mask of EdgePopup, update_mask or a ticket"
+            f"{name}: its mask keeps pruned weights or drops locked ones ({wrong:,} in total), so it was not made from "
+            "scores; expected a mask of EdgePopup, update_mask or a ticket"
         )
 
 
