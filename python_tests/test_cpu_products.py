@@ -12,7 +12,8 @@ from computed_once import ComputedOnce
 from processes import run_forked
 from torch.nn import grad
 
-from slt_kernels import backends
+from slt_kernels import SupermaskLinear, backends
+from slt_kernels.backends.arguments import digit_count, is_highest
 from slt_kernels.conv_geometry import Window
 from slt_kernels.source import WEIGHTS, Freeze, Source
 
@@ -70,6 +71,28 @@ def keeps_precision():
 def precision(request, keeps_precision):
     torch.set_float32_matmul_precision(request.param)
     return request.param
+
+
+def test_precision_by_the_settings_of_one_backend():
+    """PyTorch's older setting cannot be read after them. Those of the device count: float32 is never refused."""
+    mkldnn, cuda, x = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.zeros(1)
+    if not hasattr(mkldnn, "fp32_precision"):
+        pytest.skip("PyTorch before 2.9 has no such settings")
+    layer, before = SupermaskLinear(20, 5), (mkldnn.fp32_precision, cuda.fp32_precision)
+    try:
+        cuda.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        layer(torch.randn(3, 20)).square().sum().backward()
+        assert digit_count(x) == 3 and digit_count(x.bfloat16()) == 2
+        mkldnn.fp32_precision = "bf16"
+        assert digit_count(x) == 2
+        assert is_highest(torch.device("cuda")) is False
+        cuda.fp32_precision = "ieee"
+        assert is_highest(torch.device("cuda"))
+    finally:
+        mkldnn.fp32_precision, cuda.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("batch", (0, 1, 2, 3, 5, 9, 16, 17, 35))
@@ -236,6 +259,30 @@ def test_conv2d_grad_input(isa, precision, convolution, memory_format):
         mask = random_mask(source, compact=i == 0)
         dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:]))
         assert same_format(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(x_shape[2:])))
+
+
+LARGE_KERNELS = {  # larger than dy, so that most taps read beyond its edge: batch, channels, rows, (h, w), window
+    "one-pixel": (1, 1, 2, (33, 32), Window(33, 32)),
+    "one-pixel-of-many": (17, 3, 5, (7, 6), Window(7, 6)),
+    "few-pixels": (2, 3, 37, (20, 19), Window(17, 18)),
+    "padding": (1, 1, 3, (10, 9), Window(13, 12, padding_h=3, padding_w=4)),
+    "stride": (1, 2, 70, (30, 31), Window(27, 25, stride_h=2, stride_w=3, padding_h=1, padding_w=2)),
+    "dilation": (2, 2, 5, (31, 25), Window(6, 5, stride_w=2, dilation_h=5, dilation_w=6)),
+    "wide": (1, 45, 33, (3, 29), Window(3, 29, padding_h=1)),
+    "groups": (16, 64, 64, (5, 4), Window(5, 4, groups=2)),
+    "no-taps": (1, 2, 5, (1, 1), Window(2, 2, padding_h=1, padding_w=1, dilation_h=2, dilation_w=2)),
+    "no-taps-depthwise": (1, 1, 1, (1, 1), Window(2, 2, 1, 1, 1, 1, 2, 2, groups=20)),
+}
+
+
+@pytest.mark.parametrize("kernel", LARGE_KERNELS)
+def test_conv2d_grad_input_of_large_kernels(isa, kernel):
+    batch, channels, rows, size, window = LARGE_KERNELS[kernel]
+    dy = inputs(batch, window.groups * rows, *window.output_size(*size))
+    for source in sources(window.groups * rows, channels * window.kernel_h * window.kernel_w):
+        mask, scale = random_mask(source), torch.tensor(0.37)
+        dx = cpu.conv2d_grad_input(dy, mask, scale, source, window, list(size))
+        assert torch.equal(dx, reference.conv2d_grad_input(dy, mask, scale, source, window, list(size)))
 
 
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the address sanitizer needs all addresses")

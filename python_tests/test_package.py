@@ -120,7 +120,7 @@ def test_random_state_is_left_alone():
 
 
 def modules() -> list[str]:
-    """But the backends: what they import may be missing here."""
+    """All modules except the backends, whose imports may be missing here."""
     found = [m.name for m in pkgutil.walk_packages(slt_kernels.__path__, "slt_kernels.", onerror=lambda name: None)]
     without = ("slt_kernels.backends.", "slt_kernels._cpu", "slt_kernels._cuda")
     return ["slt_kernels", *(m for m in found if not m.startswith(without))]
@@ -142,7 +142,7 @@ def test_all_lists_what_the_package_imports():
 
 @pytest.mark.parametrize("name", modules())
 def test_everything_public_is_documented(name):
-    """But methods that PyTorch documents."""
+    """Except methods that PyTorch documents."""
     module = importlib.import_module(name)
     inherited = {"forward", "extra_repr"}
     for label, thing in vars(module).items():
@@ -184,7 +184,7 @@ ORDER = (
 # The same inside a folder
 INSIDE = {
     "backends": (
-        ("registry", "tables"),
+        ("arguments", "registry", "tables"),
         ("reference",),
         ("exact_products",),
         ("cpu", "cuda", "triton"),

@@ -577,11 +577,11 @@ def test_kept_tensors_belong_to_no_memory_pool(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    made = launching.kept(threading.get_ident, torch.device("cuda:1"))
+    made = launching.made_to_last(threading.get_ident, torch.device("cuda:1"))
     assert waited == [made] and made != threading.get_ident()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="capture"):
-        launching.kept(threading.get_ident, torch.device("cuda:1"))
+        launching.made_to_last(threading.get_ident, torch.device("cuda:1"))
 
 
 def test_tables_of_the_sources_used_last_are_kept(monkeypatch):

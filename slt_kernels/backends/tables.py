@@ -23,8 +23,8 @@ def capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def kept(make: Callable[[], T], device: torch.device) -> T:
-    """The result of ``make``: tensors on a device that are complete, and safe to keep for all streams and graphs.
+def made_to_last(make: Callable[[], T], device: torch.device) -> T:
+    """Calls ``make`` so that its tensors are complete and outlive every stream and graph.
 
     The caller's allocations may belong to a graph's memory pool, which reclaims them; for example while
     ``torch.compile(mode="reduce-overhead")`` warms up. A pool takes the allocations of one thread only
@@ -69,7 +69,7 @@ class SourceTables(Generic[T]):
             if key in self._captured:
                 return self._captured[key]
             if key not in self._tables:
-                self._tables[key] = kept(lambda: self._make(source, device), device)
+                self._tables[key] = made_to_last(lambda: self._make(source, device), device)
                 while len(self._tables) > self._most:
                     _synchronize(next(iter(self._tables))[1])  # kernels in any stream may still read the oldest
                     self._tables.popitem(last=False)

@@ -2,8 +2,11 @@
 // channels and taps.
 //
 // With strides, only some taps reach a pixel. Pixels of the same remainder (h + padding) mod stride share their taps,
-// so each remainder is a convolution of dy with stride 1 and those taps. dy becomes planes as x does in the forward
-// product. Panels hold, tap by tap, the columns of the weight (transposed.h) of the channels.
+// so each remainder is a convolution of dy with stride 1 and those taps. If the kernel is larger than dy, most taps of
+// a pixel read beyond the edge of dy: regions of neighbouring pixels leave out the taps of which that is true for all.
+//
+// dy becomes planes as x does in the forward product. Panels hold, tap by tap, the columns of the weight (transposed.h)
+// of the channels.
 #include "cpu/conv/convolution.h"
 #include "cpu/conv/direct.h"
 #include "cpu/conv/image_bf16.h"
@@ -21,39 +24,69 @@ struct Sizes {
     int64_t tap_length;            // rows of a group in whole quads
 };
 
-// The pixels of one remainder, and the taps that reach them.
-struct Remainder {
+// Neighbouring pixels of one remainder, and the taps with which they read dy.
+struct Region {
     Scratch<int64_t> tap, down, right;  // number of each tap; where it reads dy
     int64_t count = 0;
     const int64_t first_h, first_w;  // pixel of position (0, 0)
     Grid grid;
 
-    // The remainder of its first pixel.
-    Remainder(const Conv2dGradInput &a, int64_t first_h, int64_t first_w)
+    // At most height x width pixels.
+    Region(const Conv2dGradInput &a, int64_t first_h, int64_t first_w, int64_t height, int64_t width)
         : tap(taps_of(a.window)), down(taps_of(a.window)), right(taps_of(a.window)), first_h(first_h),
           first_w(first_w) {
-        const Window &w = a.window;
-        // The row of dy that tap 0 would read.
-        const int64_t from_h = (first_h + w.padding_h) / w.stride_h, from_w = (first_w + w.padding_w) / w.stride_w;
-        for (int64_t t = 0; t < taps_of(w); ++t) {
-            const TapOffset o = tap_offset(w, t);
-            const int64_t rest_h = (first_h + w.padding_h - o.down) % w.stride_h;
-            const int64_t rest_w = (first_w + w.padding_w - o.right) % w.stride_w;
-            if (rest_h || rest_w) continue;
-            tap[count] = t;
-            down[count] = from_h - o.down / w.stride_h;
-            right[count++] = from_w - o.right / w.stride_w;
+        const Window &window = a.window;
+        grid = {least(ceil_div(a.dx.height - first_h, window.stride_h), height),
+                least(ceil_div(a.dx.width - first_w, window.stride_w), width), 1, 1};
+        for (int64_t kh = 0; kh < window.kernel_h; ++kh) {
+            const int64_t h = first_h + window.padding_h - kh * window.dilation_h;
+            if (h % window.stride_h || !reaches(h / window.stride_h, grid.height, a.dy.height)) continue;
+            for (int64_t kw = 0; kw < window.kernel_w; ++kw) {
+                const int64_t w = first_w + window.padding_w - kw * window.dilation_w;
+                if (w % window.stride_w || !reaches(w / window.stride_w, grid.width, a.dy.width)) continue;
+                tap[count] = kh * window.kernel_w + kw;
+                down[count] = h / window.stride_h;
+                right[count++] = w / window.stride_w;
+            }
         }
-        grid = {ceil_div(a.dx.height - first_h, w.stride_h), ceil_div(a.dx.width - first_w, w.stride_w), 1, 1};
     }
 
     Taps taps(const Sizes &size) const { return {count, down, right, size.tap_length, 0, size.rows}; }
+
+  private:
+    // Whether a tap that reads `first` for the first of `positions` reads one of `size` pixels for any of them.
+    static bool reaches(int64_t first, int64_t positions, int64_t size) {
+        return first < size && first + positions > 0;
+    }
 };
 
-// The weights of [from, from + depth) of a remainder's sums, for channels [channel, channel + lanes) of a group. A sum
+// The height or width of the regions of images of `dx` pixels: all positions of a remainder, unless a quarter of the
+// taps or more can be left out. Regions of 16 vectors or more take more time for their products than for their panels,
+// and the panels of regions smaller than dy would have many taps in common.
+int64_t region_edge(int64_t samples, int64_t dx, int64_t dy, int64_t kernel, int64_t dilation, int64_t stride) {
+    const int64_t edge = greatest(dy, samples < 16 ? 4 : 1);
+    const int64_t reach = (kernel - 1) * dilation / stride + 1;  // pixels of dy from the first tap to the last
+    return 4 * (edge + dy - 1) <= 3 * reach ? edge : dx;
+}
+
+// Calls body(region) for all regions of dx.
+template <class Body>
+void for_regions(const Conv2dGradInput &a, const Body &body) {
+    const Window &w = a.window;
+    const Images &dy = a.dy;
+    const int64_t height = region_edge(dy.samples, a.dx.height, dy.height, w.kernel_h, w.dilation_h, w.stride_h);
+    const int64_t width = region_edge(dy.samples, a.dx.width, dy.width, w.kernel_w, w.dilation_w, w.stride_w);
+    for (int64_t i = 0; i < least(w.stride_h, a.dx.height); ++i)
+        for (int64_t j = 0; j < least(w.stride_w, a.dx.width); ++j)
+            for (int64_t first_h = i; first_h < a.dx.height; first_h += height * w.stride_h)
+                for (int64_t first_w = j; first_w < a.dx.width; first_w += width * w.stride_w)
+                    body(Region(a, first_h, first_w, height, width));
+}
+
+// The weights of [from, from + depth) of a region's sums, for channels [channel, channel + lanes) of a group. A sum
 // runs over taps, and over rows within a tap.
 template <class Product>
-void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, int64_t group, int64_t channel,
+void make_panel(const Weights &weights, const Region &c, const Sizes &size, int64_t group, int64_t channel,
                 int64_t lanes, int64_t from, int64_t depth, uint32_t *panel) {
     constexpr int64_t rows_per_lane = 4 / Product::BYTES;
     const int64_t pitch = depth / rows_per_lane * LANES;  // between groups of lanes
@@ -62,18 +95,20 @@ void make_panel(const Weights &weights, const Remainder &c, const Sizes &size, i
         for (int64_t g = 0; g < ceil_div(lanes, LANES); ++g)
             for (int64_t i = greatest(past, 0); i < depth; i += rows_per_lane)
                 store(panel + g * pitch + i / rows_per_lane * LANES, U32{});
-    for (int64_t t = 0; t < c.count; ++t) {
-        const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
-        const int64_t start = t * size.tap_length - from;  // of the tap, in this depth
-        const int64_t first_row = greatest(-start, 0) / COLUMN_ROWS * COLUMN_ROWS, end_row = least(size.rows, depth - start);
-        for (int64_t row = first_row; row < end_row; row += COLUMN_ROWS) {
-            const int64_t depth_at = start + row;
+    for (int64_t row = 0; row < size.rows; row += COLUMN_ROWS) {
+        const int64_t rows = least(size.tap_length - row, COLUMN_ROWS);
+        alignas(64) uint32_t columns[COLUMN_ROWS / rows_per_lane * CALL];
+        int64_t made = -1;  // the call in `columns`: taps of few channels share one
+        for (int64_t t = 0; t < c.count; ++t) {
+            const int64_t depth_at = t * size.tap_length + row - from;
+            if (depth_at + rows <= 0 || depth_at >= depth) continue;
+            const int64_t k = weights.frame.skipped * WORD + c.tap[t] * size.channels + channel;
             for (int64_t call = k / CALL; call * CALL < k + lanes; ++call) {
-                alignas(64) uint32_t columns[COLUMN_ROWS / rows_per_lane * CALL];
-                Product::make_columns(weights, group * size.rows + row, call, columns);
+                if (call != made) Product::make_columns(weights, group * size.rows + row, call, columns);
+                made = call;
                 const int64_t first = greatest(call * CALL, k);
                 const int64_t end = least((call + 1) * CALL, k + lanes);
-                for (int64_t i = 0; i < COLUMN_ROWS && row + i < size.tap_length; i += rows_per_lane) {
+                for (int64_t i = 0; i < rows; i += rows_per_lane) {
                     if (depth_at + i < 0 || depth_at + i >= depth) continue;
                     const uint32_t *column = columns + i / rows_per_lane * CALL - call * CALL;
                     uint32_t *out = panel + (depth_at + i) / rows_per_lane * LANES;
@@ -97,22 +132,18 @@ void grad_input(const Conv2dGradInput &a, int threads) {
     const Weights weights(s, a.mask);
     const int64_t taps = taps_of(w), channels = s.fan / taps, rows = s.rows / w.groups;
     const Sizes size = {taps, channels, rows, ceil_div(rows, TAP_ROWS) * TAP_ROWS};
-    // Remainders, by their first pixels.
-    const int64_t remainders_h = least(w.stride_h, a.dx.height), remainders_w = least(w.stride_w, a.dx.width);
     Border border;
     bool in_place = true;
-    for (int64_t i = 0; i < remainders_h * remainders_w; ++i) {
-        const Remainder c(a, i / remainders_w, i % remainders_w);
+    for_regions(a, [&](const Region &c) {
         border.include(a.dy, c.taps(size), c.grid);
         in_place = in_place && border.pays_in_place(a.dy, c.taps(size), c.grid, 0, Planes::TILE);
-    }
+    });
     const Reading reading = in_place ? Reading::IN_PLACE : Reading::COPIED;
     const bool whole = rows % WORD == 0;  // pixels are whole words, ordered once, in the planes
     const int64_t step = samples_at_once<Planes>(a.dy, border, reading, threads);
     for (int64_t first = 0; first < a.dy.samples; first += step) {
         const Planes planes(a.dy.part(first, step), border, reading, Layout::BYTE_QUADS, whole, a.digits, threads);
-        for (int64_t i = 0; i < remainders_h * remainders_w; ++i) {
-            const Remainder c(a, i / remainders_w, i % remainders_w);
+        for_regions(a, [&](const Region &c) {
             const Convolution convolution = {
                 .grid = c.grid,
                 .taps = c.taps(size),
@@ -131,7 +162,7 @@ void grad_input(const Conv2dGradInput &a, int threads) {
                                               uint32_t *panel) {
                 make_panel<Product>(weights, c, size, group, lane, lanes, from, depth, panel);
             });
-        }
+        });
     }
 }
 
@@ -145,7 +176,7 @@ bool direct(const Conv2dGradInput &a, int threads) {
     int64_t count = 0, first_tap = 0;
     for (int64_t h = 0; h < least(w.stride_h, a.dx.height); ++h)
         for (int64_t right = 0; right < least(w.stride_w, a.dx.width); ++right) {
-            const Remainder c(a, h, right);
+            const Region c(a, h, right, a.dx.height, a.dx.width);
             for (int64_t t = 0; t < c.count; ++t) taps[first_tap + t] = {c.tap[t], c.down[t], c.right[t]};
             grids[count++] = {c.grid.height, c.grid.width, h, right, first_tap, c.count};
             first_tap += c.count;

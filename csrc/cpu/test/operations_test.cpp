@@ -185,6 +185,9 @@ class Checks {
             {{{1, 2, 1, 1, 0, 1, 1, 2, 1}, 2, 70, 1, 3}, 34},
             {{{3, 3, 1, 1, 1, 1, 1, 1, 1}, 1, 17, 17, 15}, 18},  // by Winograd's method, of signed constants
             {{{3, 3, 1, 1, 2, 0, 1, 1, 1}, 2, 16, 13, 11}, 9},   // gradients of scores by it, too
+            // Kernels larger than dy: regions of one pixel, read in place; and of some.
+            {{{6, 7, 1, 1, 0, 0, 1, 1, 1}, 16, 9, 6, 7}, 64},
+            {{{9, 8, 2, 1, 1, 0, 1, 1, 1}, 1, 3, 9, 9}, 70},
         };
         for (const auto &c : convolutions)
             for (const int64_t weight : {SIGNED_CONSTANT, UNIFORM, NORMAL}) {

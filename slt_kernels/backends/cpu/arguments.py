@@ -38,18 +38,8 @@ def dense(x: Tensor) -> Tensor:
     return x.detach() if channels_last(x) else x.detach().contiguous()
 
 
-def floats(x: Tensor | None) -> Tensor | None:
-    """As contiguous float32, which holds every narrower float."""
-    return None if x is None else x.detach().float().contiguous()
-
-
 def pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def digit_count(x: Tensor) -> int:
-    """Digits of fixed point: three for float32 accuracy, two where that is not asked for, or the inputs have less."""
-    return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 
 def int8_digits(_: Tensor) -> int:

@@ -8,12 +8,11 @@ from torch import Tensor
 from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count, floats
 from . import _cpu, threads
 from .arguments import (
     TYPES,
     dense,
-    digit_count,
-    floats,
     images,
     int8_digits,
     kernel,

@@ -11,7 +11,7 @@ from . import _cpu, threads
 from .arguments import TYPES, check_count, free_offsets, kernel, narrow, pointer, typed, used_as_they_are
 
 
-@kernel("embedding_forward", when=lambda *arguments: arguments[-1] != torch.float64)
+@kernel("embedding_forward", when=lambda index, mask, scale, source, dtype: dtype != torch.float64)
 def embedding_forward(
     y: Tensor, index: Tensor, mask: Tensor, scale: Tensor, source: Source, dtype: torch.dtype
 ) -> None:

@@ -4,8 +4,9 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from ..arguments import digit_count
 from . import _cpu, threads
-from .arguments import check_count, dense, digit_count, free_offsets, images
+from .arguments import check_count, dense, free_offsets, images
 
 
 def write_grad_scores(

@@ -8,11 +8,10 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count, floats
 from . import _cpu, threads
 from .arguments import (
     TYPES,
-    digit_count,
-    floats,
     int8_digits,
     kernel,
     narrow,

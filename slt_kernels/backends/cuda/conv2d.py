@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ...conv_geometry import Window, channels_last
 from ...source import Source
+from ..arguments import floats
 from . import depthwise, launch, product
-from .arguments import floats
 
 
 def _images(x: Tensor, window: Window) -> product.Images:

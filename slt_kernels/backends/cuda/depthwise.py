@@ -12,8 +12,9 @@ from torch import Tensor
 from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count
 from . import launch
-from .arguments import ELEMENTS, SIGNED, aligned, digit_count
+from .arguments import ELEMENTS, SIGNED, aligned
 from .digits import magnitudes, pieces
 from .generator import calls
 from .generator import takes as numbered

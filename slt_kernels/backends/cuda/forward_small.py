@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count
 from . import launch
-from .arguments import ELEMENTS, SIGNED, aligned, digit_count
+from .arguments import ELEMENTS, SIGNED, aligned
 from .free_starts import starts_for
 from .generator import calls
 from .generator import takes as numbered

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...conv_geometry import Window, channels_last
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count
 from . import depthwise, launch
-from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned
 from .digits import to_digits
 from .generator import calls
 from .generator import takes as numbered

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from ..arguments import is_highest
 from . import launch
 from .arguments import ELEMENTS, aligned
 from .free_starts import free_starts
@@ -77,7 +78,7 @@ def conv2d_grad_scores(
 
 def _product(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, shape: Shape) -> None:
     device = x.device
-    highest = torch.get_float32_matmul_precision() == "highest"
+    highest = x.dtype == torch.float32 and is_highest(device)
     launches, parts = _launches(source, x.dtype, highest, shape, launch.machine(device))
     workspace = 0
     if len(launches) > 1:

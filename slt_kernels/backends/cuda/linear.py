@@ -8,8 +8,9 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .. import exact_products, registry
+from ..arguments import digit_count, floats
 from . import forward_small, launch, product
-from .arguments import aligned, digit_count, floats
+from .arguments import aligned
 from .free_starts import starts_for
 
 exact_products.register("cuda")

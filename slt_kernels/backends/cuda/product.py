@@ -11,8 +11,9 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .. import registry
+from ..arguments import digit_count
 from . import launch
-from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, digit_count
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned
 from .digits import to_digits
 from .free_starts import starts_for
 from .generator import calls
@@ -36,7 +37,7 @@ class Images(NamedTuple):
     Attributes:
         count: images.
         shape: channels, height and width of each.
-        window: None for a Linear.
+        window: of a Linear, that of one pixel: Window(1, 1).
         channels_last: whether the output is.
     """
 
@@ -114,7 +115,7 @@ def forward(
 
 
 def uses_digits(dtype: torch.dtype, source: Source) -> bool:
-    """Whether products are exact sums of integers: all but those of 16-bit inputs with signed weights."""
+    """Whether products are exact sums of integers: all except those of 16-bit inputs with signed weights."""
     return dtype == torch.float32 or source.weight != SIGNED
 
 
@@ -127,7 +128,7 @@ def makes_words(dtype: torch.dtype, source: Source, digits: int, images: Images,
 
 
 def kernel(dtype: torch.dtype, source: Source, digits: int, images: Images, machine: launch.Machine) -> Kernel:
-    """The kernel for a product, but for the form of its mask."""
+    """The kernel for a product, apart from the form of its mask."""
     wide = machine.capability == 90  # products of a warpgroup have more columns
     columns, signed = images.count * images.pixels, source.weight == SIGNED
     width = {0: 128, 2: 128 if wide else 64, 3: 64 if wide else 48}[digits]

@@ -18,8 +18,7 @@ from .oracle import oracle
 def conv2d_forward(
     x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
 ) -> Tensor:
-    weight = to_kernel(materialize(mask, source), window).double()
-    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    weight, geometry = _kernel_and_geometry(mask, source, window)
     sums = integer_sums(lambda images, _: F.conv2d(images, weight, None, *geometry), x, scale)
     return with_bias(sums, None if bias is None else bias.view(-1, 1, 1)).to(x.dtype)
 
@@ -28,8 +27,7 @@ def conv2d_forward(
 def conv2d_forward_int8(
     x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
 ) -> Tensor:
-    weight = to_kernel(materialize(mask, source), window).double()
-    geometry = (window.stride, window.padding, window.dilation, window.groups)
+    weight, geometry = _kernel_and_geometry(mask, source, window)
     sums = int8_sums(lambda images: F.conv2d(images, weight, None, *geometry), x, scale)
     return with_bias(sums, None if bias is None else bias.view(-1, 1, 1)).to(x.dtype)
 
@@ -38,9 +36,8 @@ def conv2d_forward_int8(
 def conv2d_grad_input(
     dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
 ) -> Tensor:
-    weight = to_kernel(materialize(mask, source), window).double()
+    weight, geometry = _kernel_and_geometry(mask, source, window)
     shape = (len(dy), weight.shape[1] * window.groups, *size)
-    geometry = (window.stride, window.padding, window.dilation, window.groups)
     if 0 in dy.shape:
         return dy.new_zeros(shape)
     by_group = weight.unflatten(0, (window.groups, -1))
@@ -64,11 +61,19 @@ def conv2d_grad_scores(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, sou
     return grad_scores(to_matrix(grad), x.dtype, scores, scale, source)
 
 
+def _kernel_and_geometry(
+    mask: Tensor, source: Source, window: Window
+) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]]:
+    """The weight as a float64 kernel, and what PyTorch's convolutions take after their tensors."""
+    weight = to_kernel(materialize(mask, source), window).double()
+    return weight, (window.stride, window.padding, window.dilation, window.groups)
+
+
 def to_kernel(weight: Tensor, window: Window) -> Tensor:
     """``[rows, fan]`` with fan in the order (kh, kw, c) to PyTorch's ``[out, in / groups, kh, kw]``."""
     return weight.view(len(weight), *window.kernel, -1).permute(0, 3, 1, 2)
 
 
 def to_matrix(kernel: Tensor) -> Tensor:
-    """The inverse of `_to_kernel`."""
+    """The inverse of `to_kernel`."""
     return kernel.permute(0, 2, 3, 1).flatten(1)

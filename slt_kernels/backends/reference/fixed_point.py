@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...source import MAX_FAN
+from ..arguments import is_highest
 from .numbers import narrow, power_of_two, wide
 
 
@@ -16,11 +17,12 @@ def integer_sums(
 
     ``product`` is linear with integer weights, and a part has less than 2**23 terms. One scale is shared by each
     ``x[i]``: a row of a matrix, a whole sample of a batch of images. float64 inputs are computed in float64 as they
-    are. Narrower ones are rounded to ``digits`` balanced base-256 digits.
+    are. Narrower ones are rounded to fixed point: three balanced base-256 digits, or two for float32 with the precision
+    "high" or "medium". (16-bit inputs take three here; the contract leaves them to the backend.)
     """
     if x.dtype == torch.float64:
         return sum(product(x, part) for part in parts) * wide(scale)
-    digits = 3 if x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else 2
+    digits = 3 if x.dtype != torch.float32 or is_highest(x.device) else 2
     exact = wide(x)
     if x.numel() == 0:
         return sum(product(exact, part) for part in parts).float()
@@ -31,7 +33,10 @@ def integer_sums(
     shift = 8 * digits - 1 - e
     shift -= ((m * power_of_two(shift)).round() > largest).int()
     fixed = (torch.where(finite, exact, 0) * power_of_two(shift)).round()
-    sums = sum(product(fixed, part).long() for part in parts).float()  # int64 is exact, has no -0, and is rounded once
+    sums = sum(
+        product(fixed, part).round().long() for part in parts
+    )  # rounded, for a GPU's convolution may not be exact
+    sums = sums.float()  # once, and without -0
     outer = (-1, *[1] * (sums.dim() - 1))
     y = narrow(sums.double() * power_of_two(-shift).view(outer))
     return torch.where(finite.view(outer), narrow(wide(y) * wide(scale)), torch.nan)
@@ -52,7 +57,7 @@ def int8_sums(product: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor) -> 
     fraction, e = torch.frexp(torch.where(finite & (m > 0), m, 1))
     up, down = (127 / fraction).float().double(), (fraction / 127).float().double()
     integers = (torch.where(finite, exact, 0) * power_of_two(-e) * up).float().double().round()
-    sums = product(integers).long().float()  # has no -0
+    sums = product(integers).round().long().float()  # has no -0
     outer = (-1, *[1] * (sums.dim() - 1))
     y = narrow(sums.double() * (down * power_of_two(e)).view(outer))
     return torch.where(finite.view(outer), narrow(wide(y) * wide(scale)), torch.nan)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..arguments import digit_count
 from .launch import Launch, blocks, prepared
 from .words import SIGNED_CONSTANT
 
@@ -20,11 +21,6 @@ SUMMANDS = 1024 * 128
 
 _LENGTH_PER_PROGRAM = 8192
 """The longest vector that one program converts whole."""
-
-
-def digits_of(x: Tensor) -> int:
-    """The digits of a product of these inputs. Two are more exact than 16-bit inputs."""
-    return 3 if x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
 
 
 class Digits(NamedTuple):
@@ -41,7 +37,7 @@ def to_digits(x: Tensor, quad_order: bool, multiple: int) -> Digits:
     32 values, see `weights`.
     """
     count, length = x.shape
-    d = digits_of(x)
+    d = digit_count(x)
     padded = multiple * blocks(length, multiple)
     digits = torch.empty(d, count, padded, dtype=torch.int8, device=x.device)
     unit = torch.empty(count, dtype=torch.float64, device=x.device)

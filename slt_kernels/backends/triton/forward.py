@@ -14,11 +14,12 @@ from torch import Tensor
 from ...conv_geometry import Window
 from ...source import Source
 from .. import exact_products
+from ..arguments import digit_count
 from .arguments import kernel, takes
 from .assembly import fenced
 from .autotuning import choose
 from .expand import resolved
-from .fixed_point import digits_of, sum_of, to_digits
+from .fixed_point import sum_of, to_digits
 from .images import NO_IMAGE, POINTWISE, Image, by_pixels, flat, padded, patches, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
 from .split_k import split, store_product, workspace
@@ -77,7 +78,7 @@ def _product(y, x, mask, scale, bias, source, window, image, channels) -> None:
     # Quad order needs words that no two taps of the window share; otherwise the kernel permutes k.
     ordered = not window or group_channels % 32 == 0
     if uses_digits(x, source):
-        d = digits_of(x)
+        d = digit_count(x)
         operand, unit = to_digits(x, ordered, 1 if window else 32)
         pitch = channels if window else operand.shape[2]
         fan = operand.shape[2] if not window else source.fan  # padded with zeros to whole words of quad order

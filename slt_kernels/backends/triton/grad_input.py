@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from ..arguments import digit_count
 from .arguments import kernel, takes
 from .assembly import fenced
 from .autotuning import choose
 from .expand import resolved
-from .fixed_point import digits_of, sum_of, to_digits
+from .fixed_point import sum_of, to_digits
 from .forward import COMPACT_COLUMNS, add_product, loaded, pieces_of, touched, uses_digits
 from .images import NO_IMAGE, POINTWISE, Image, below, by_pixels, flat, padded, write_images
 from .launch import Launch, Machine, at_16_bytes, blocks, free_start, free_starts, machine, normal_table, prepared
@@ -86,7 +87,7 @@ def _product(dx, dy, mask, scale, source, window, image) -> None:
     if group_rows > 16 and (window or not digits):  # a Linear's digits are padded by to_digits
         dy, stored_rows = padded(dy, group_rows)
     if digits:
-        d = digits_of(dy)
+        d = digit_count(dy)
         operand, unit = to_digits(dy, False, 1 if window else 32)
         plane = operand.stride(0)
         stored_rows = stored_rows if window else operand.shape[2]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
+from ..arguments import is_highest
 from .arguments import kernel, takes
 from .assembly import PTX, fenced, rounded_to_tf32, set_bits
 from .autotuning import choose
@@ -216,7 +217,7 @@ def _precision(x: Tensor) -> str:
     """The precision of float32 products. Three TF32 products on tensor cores are as exact as float32 products."""
     if torch.version.hip:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if is_highest(x.device) else "tf32"
 
 
 @triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale"])

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...source import NORMAL_TABLE, Source
-from ..tables import SourceTables, kept
+from ..tables import SourceTables, made_to_last
 from .words import KernelSource, decoded, freeze_calls, frozen_words, popcount, words_of
 
 _current_device = getattr(torch._C, "_cuda_getDevice", None)  # PyTorch's own, where it is built for CUDA or ROCm
@@ -57,6 +57,7 @@ class Launch:
             if compiled is not None:  # the interpreter compiles nothing
                 names = self._kernel.arg_names[len(arguments) :]
                 self._rest = (*self._numbers, *(self._meta[name] for name in names))
+                self._compiled = compiled  # its end would unload the function
                 self._function, self._packed = compiled.function, compiled.packed_metadata
                 self._run = compiled.run
         else:
@@ -123,7 +124,7 @@ def machine(device: torch.device) -> Machine:
 @cache
 def normal_table(device: torch.device) -> Tensor:
     """The contract's table T of ``normal``, int8 [256]."""
-    return kept(lambda: torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device), device)
+    return made_to_last(lambda: torch.tensor(NORMAL_TABLE, dtype=torch.int8, device=device), device)
 
 
 class FreeStarts(NamedTuple):
@@ -149,7 +150,7 @@ def _no_starts(device: torch.device) -> FreeStarts:
         long = torch.zeros(1, dtype=torch.int64, device=device)
         return FreeStarts(long, torch.zeros(1, dtype=torch.int32, device=device), long[0])
 
-    return kept(zeros, device)
+    return made_to_last(zeros, device)
 
 
 @SourceTables
