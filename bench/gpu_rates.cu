@@ -77,14 +77,14 @@ __global__ void warp_products(uint32_t *out, long long *clocks, uint32_t seed) {
 #pragma unroll 1
     for (int round = 0; round < ROUNDS; ++round)
 #pragma unroll
-        for (int c = 0; c < CHAINS; ++c) BITS ? multiply_bits(d[c], a, a[0], a[1]) : multiply_bytes(d[c], a, a[0], a[1]);
+        for (int c = 0; c < CHAINS; ++c)
+            BITS ? multiply_bits(d[c], a, a[0], a[1]) : multiply_bytes(d[c], a, a[0], a[1]);
     __syncthreads();
     const long long end = clock64();
     if (threadIdx.x == 0) *clocks = end - start;
     for (int c = 0; c < CHAINS; ++c) out[threadIdx.x] ^= d[c][0] ^ d[c][1] ^ d[c][2] ^ d[c][3];
 }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 // Products of warpgroups with the first operand in registers, by columns. The second operand is never written: it may
 // hold anything.
 template <int N, bool BITS>
@@ -111,7 +111,6 @@ __global__ void __launch_bounds__(512, 1) group_products(uint32_t *out, long lon
     for (int i = 0; i < N / 2; ++i) out[threadIdx.x] ^= d[i];
 #endif
 }
-#endif
 
 uint32_t *out;
 long long *clocks;

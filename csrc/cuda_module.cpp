@@ -1,5 +1,5 @@
-// The extension module of the CUDA backend: prepares launches, and runs them. It needs neither a CUDA header nor nvcc to
-// be built.
+// The extension module of the CUDA backend: prepares launches, and runs them. It needs neither a CUDA header nor nvcc
+// to be built.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -24,7 +24,7 @@ const Layout &layout_of(const std::string &name) {
     throw std::invalid_argument("no arguments are named " + name);
 }
 
-// A kernel, its grid, and its arguments but those that change from call to call.
+// A kernel, its grid, and its arguments except those that change from call to call.
 class Launch {
   public:
     Launch(std::string file, std::string kernel, const std::string &arguments, unsigned blocks, unsigned threads,
@@ -58,6 +58,7 @@ class Launch {
     void run(int device, uintptr_t stream, PyObject *const *values, size_t count) const {
         alignas(16) char filled[MOST_BYTES];
         fill(filled, values, count);
+        const py::gil_scoped_release release;  // a launch waits where the queue is full, maybe for code in Python
         enqueue(kernel_, grid_, device, stream, filled);
     }
 

@@ -1,12 +1,16 @@
 // Stands in for NVIDIA's driver: it has the functions that csrc/cuda/driver.cpp calls, counts their calls, records
 // launches, and fails when told to. A "fatbin" is a text: of each kernel, a line with its name and its argument's size.
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -26,9 +30,11 @@ struct Kernel {
 std::map<std::string, int> calls, failures;
 std::map<std::string, Kernel> kernels;
 std::string log_text;
-std::vector<intptr_t> contexts;  // 1 + device, the current one last
+std::mutex state;  // of what is counted and recorded
+thread_local std::vector<intptr_t> contexts;  // 1 + device, the current one last
 int current = -1;  // the device of the runtime, as cudaSetDevice leaves it
 bool is_capturing = false, logging = true;
+std::atomic<bool> held = false;
 
 int from_environment(const char *name, int otherwise) {
     const char *value = std::getenv(name);
@@ -37,6 +43,7 @@ int from_environment(const char *name, int otherwise) {
 
 int called(const char *name) {
     if (!logging) return 0;
+    const std::lock_guard lock(state);
     ++calls[name];
     const auto failure = failures.find(name);
     if (failure != failures.end()) return failure->second;
@@ -53,10 +60,14 @@ int device_now() { return contexts.empty() ? current : int(contexts.back() - 1);
 extern "C" {
 
 // What tests ask of it.
-int fake_calls(const char *name) { return calls[name]; }
+int fake_calls(const char *name) {
+    const std::lock_guard lock(state);
+    return calls[name];
+}
 void fake_fail(const char *name, int status) { failures[name] = status; }
 void fake_current(int device) { current = device; }
 void fake_capture(int on) { is_capturing = on; }
+void fake_hold(int on) { held = on; }
 void fake_quiet() { logging = false; }
 const char *fake_log() { return log_text.c_str(); }
 
@@ -157,10 +168,17 @@ int cuLibraryGetKernel(void **kernel, void *, const char *name) {
     return 0;
 }
 
+int cuKernelGetFunction(void **function, void *kernel) {
+    CALLED(cuKernelGetFunction);
+    *function = kernel;
+    return 0;
+}
+
 int cuKernelSetAttribute(int id, int value, void *kernel, int device) {
     CALLED(cuKernelSetAttribute);
     std::ostringstream line;
     line << "attribute " << static_cast<Kernel *>(kernel)->name << ' ' << id << ' ' << value << ' ' << device << '\n';
+    const std::lock_guard lock(state);
     log_text += line.str();
     return 0;
 }
@@ -168,6 +186,12 @@ int cuKernelSetAttribute(int id, int value, void *kernel, int device) {
 int cuLaunchKernelEx(const Configuration *c, void *handle, void **parameters, void **) {
     CALLED(cuLaunchKernelEx);
     if (!logging) return 0;
+    using namespace std::chrono;
+    const auto longest = steady_clock::now() + seconds(5);
+    while (held) {
+        if (steady_clock::now() > longest) return 999;
+        std::this_thread::yield();
+    }
     const Kernel &kernel = *static_cast<Kernel *>(handle);
     std::ostringstream line;
     line << "launch " << kernel.name << ' ' << c->grid[0] << ' ' << c->grid[1] << ' ' << c->grid[2] << ' '
@@ -181,6 +205,7 @@ int cuLaunchKernelEx(const Configuration *c, void *handle, void **parameters, vo
     for (unsigned i = 0; i < c->count; ++i)
         line << ' ' << c->attributes[18 * i] << ':' << c->attributes[18 * i + 2] << ',' << c->attributes[18 * i + 3]
              << ',' << c->attributes[18 * i + 4];
+    const std::lock_guard lock(state);
     log_text += line.str() + '\n';
     return 0;
 }

@@ -59,6 +59,10 @@ class Driver:
         """Whether streams are being captured."""
         self._library.fake_capture(on)
 
+    def hold(self, on: bool) -> None:
+        """Whether launches wait, as if the driver's queue were full. They fail after five seconds."""
+        self._library.fake_hold(on)
+
     def quiet(self) -> None:
         """Ends counting and recording, so that the library costs nothing."""
         self._library.fake_quiet()

@@ -102,6 +102,7 @@ def test_nothing_is_loaded_or_allocated_twice(run):
         LAUNCHING
         + """
 setup = ("cuInit", "cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelSetAttribute", "cuDevicePrimaryCtxRetain")
+loaded = lambda: driver.calls("cuKernelGetFunction")
 assert not any(map(driver.calls, setup))
 one = made(shared=50000)
 launch.enqueue(one, cuda[0], mask, out)
@@ -110,11 +111,31 @@ for _ in range(3):
     launch.enqueue(one, cuda[0], mask, out)
 launch.enqueue(made(shared=40000), cuda[0], mask, out)  # less than is allowed already
 assert [driver.calls(name) for name in setup] == [1, 1, 1, 1, 1]
+assert loaded() == 1
 launch.enqueue(made("slt_other"), cuda[0], mask, out)
 launch.enqueue(made(shared=70000), cuda[0], mask, out)
-assert [driver.calls(name) for name in setup] == [1, 1, 2, 2, 1]
+assert [driver.calls(name) for name in setup] == [1, 1, 2, 2, 1] and loaded() == 2
 assert len(driver.launches) == 7
 assert driver.calls("cuStreamSynchronize") == 0
+"""
+    )
+
+
+def test_other_threads_of_python_run_while_a_launch_waits(run):
+    """The driver waits where its queue is full, and what would empty it may need Python."""
+    run(
+        LAUNCHING
+        + """
+import threading
+results = []
+waiting = threading.Thread(target=lambda: results.append(error(launch.enqueue, made(), cuda[0], mask, out)))
+driver.hold(True)
+waiting.start()
+while not driver.calls("cuLaunchKernelEx"):
+    pass
+driver.hold(False)
+waiting.join()
+assert results == [None]
 """
     )
 
@@ -207,7 +228,7 @@ driver.capture(True)
 launch.enqueue(made(shared=50000), cuda[0], mask, out)  # loaded: another launch of it may be captured
 assert "on cuda:1 during" in error(launch.enqueue, made(), cuda[1], mask, out)
 assert len(driver.launches) == 2
-assert driver.calls("cuThreadExchangeStreamCaptureMode") == 2
+assert driver.calls("cuThreadExchangeStreamCaptureMode") == 4  # around each preparation
 """
     )
 
@@ -271,7 +292,8 @@ assert "fake_cuda" not in loaded and "libcuda.so" not in loaded
         ({"FAKE_VERSION": "14020"}, "None"),
         ({"FAKE_CAPABILITY": "75"}, "the device has compute capability 7.5: expected 8.0 or later"),
         ({"FAKE_CAPABILITY": "89"}, "None"),
-        ({"FAKE_CAPABILITY": "120"}, "None"),  # by PTX
+        ({"FAKE_CAPABILITY": "110"}, "None"),  # by PTX
+        ({"FAKE_CAPABILITY": "120"}, "the device has compute capability 12.0: the kernels are built for 80, 90a, 80+PTX"),
         ({"FAKE_CAPABILITY_0": "75"}, "None"),  # one of two devices is enough
         ({"FAKE_cuInit": "100"}, "the driver cannot be initialized: error 100"),
         ({"FAKE_cuDeviceGetCount": "1"}, "the devices cannot be counted: invalid argument"),
@@ -321,6 +343,7 @@ assert not backends.on("cuda").supports(torch.device("cuda", 0)) and Driver().ca
     (
         ('torch.version.cuda, torch.version.hip = None, "6.4"', "PyTorch is built for ROCm"),
         ("torch.version.cuda = torch.version.hip = None", "PyTorch is built without CUDA"),
+        ("os.environ['CUDA_FORCE_PTX_JIT'] = '1'", "CUDA_FORCE_PTX_JIT=1 keeps the driver from using the cubins"),
         ("(built.FOLDER / 'kernels.json').unlink()", "the kernels are not built: pip install -e . builds them"),
         (
             "(built.FOLDER / 'kernels.json').write_text('{\"why_none\": \"nvcc 12.0.1 was too old\"}')",
@@ -331,7 +354,7 @@ assert not backends.on("cuda").supports(torch.device("cuda", 0)) and Driver().ca
             "the kernels and the extension were built of different sources",
         ),
     ),
-    ids=("rocm", "no cuda", "no kernels", "nvcc too old", "stale"),
+    ids=("rocm", "no cuda", "forced PTX", "no kernels", "nvcc too old", "stale"),
 )
 def test_unavailable_without_looking_for_a_device(change, reason, run):
     out = run(f"{change}\nprint(unavailable())\nassert 'fake_cuda' not in Path('/proc/self/maps').read_text()")
@@ -363,6 +386,10 @@ def test_doctor_says_what_the_fatbins_hold(run):
         (("100",), (13, 0, 88), 103, 13000, None),
         (("86",), (13, 0, 88), 80, 13000, "8.0: the kernels are built for 86"),
         (("80", "80+PTX"), (13, 1, 0), 110, 13010, None),
+        (("100f",), (13, 0, 88), 103, 13000, None),
+        (("80", "80+PTX"), (13, 0, 88), 100, 13000, "10.0: the kernels are built for 80, 80+PTX"),
+        (("80", "90a", "80+PTX"), (13, 0, 88), 120, 13000, "12.0: the kernels are built for 80, 90a, 80+PTX"),
+        (("90a", "80+PTX"), (13, 0, 88), 86, 13000, "8.6: the kernels are built for 90a, 80+PTX"),
         (("80", "80+PTX"), (13, 1, 0), 110, 13000, "the kernels on compute capability 11.0 need 13.1 or later"),
         (("80", "90+PTX"), (13, 0, 0), 75, 13000, "7.5: expected 8.0 or later"),
     ),

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -83,6 +84,7 @@ struct Functions {
     SLT_DRIVER(LibraryLoadData, "", (Library *, const void *, int *, void **, unsigned, int *, void **, unsigned));
     SLT_DRIVER(LibraryGetKernel, "", (void **, Library, const char *));
     SLT_DRIVER(KernelSetAttribute, "", (int, int, void *, DeviceHandle));
+    SLT_DRIVER(KernelGetFunction, "", (void **, void *));
     SLT_DRIVER(LaunchKernelEx, "", (const Configuration *, void *, void **, void **));
 #undef SLT_DRIVER
 
@@ -98,6 +100,9 @@ struct Functions {
         if (status != SUCCESS) throw std::runtime_error(what + ": " + text(status));
     }
 };
+
+// Guards what is remembered between launches: their callers do not hold Python's lock.
+std::mutex state;
 
 const Functions &driver() {
     static const Functions functions;
@@ -127,6 +132,7 @@ class Current {
   private:
     // PyTorch's context of the device. It is never released: kernels may be running in it until the process ends.
     static Context primary(int device, DeviceHandle handle) {
+        const std::lock_guard lock(state);
         static std::map<int, Context> retained;
         Context &context = retained[device];
         if (!context)
@@ -137,7 +143,7 @@ class Current {
     bool pushed_ = false;
 };
 
-// A load is no part of any capture, and must not invalidate one that another thread has begun.
+// Loads are no part of any capture, and must not invalidate one that another thread has begun.
 class OutsideCapture {
   public:
     OutsideCapture() { driver().ThreadExchangeStreamCaptureMode(&mode_); }
@@ -172,17 +178,19 @@ Library library_of(const std::string &file) {
 void prepare(Kernel &kernel, const Grid &grid, int device, Stream stream) {
     if (size_t(device) >= kernel.shared.size()) kernel.shared.resize(device + 1, -1);
     int64_t &shared = kernel.shared[device];
-    if (shared < 0) {
-        if (capturing(stream))
-            throw std::runtime_error("first use of " + on(kernel, device) +
-                                     " during CUDA graph capture: run the same calls once before it");
-        const OutsideCapture outside;
-        if (!kernel.handle) {
-            void *handle = nullptr;
-            driver().check(driver().LibraryGetKernel(&handle, library_of(kernel.file), kernel.name.c_str()),
-                           kernel.name + " of " + kernel.file + ".fatbin");
-            kernel.handle = handle;
-        }
+    if (shared < 0 && capturing(stream))
+        throw std::runtime_error("first use of " + on(kernel, device) +
+                                 " during CUDA graph capture: run the same calls once before it");
+    const OutsideCapture outside;
+    if (!kernel.handle) {
+        void *handle = nullptr;
+        driver().check(driver().LibraryGetKernel(&handle, library_of(kernel.file), kernel.name.c_str()),
+                       kernel.name + " of " + kernel.file + ".fatbin");
+        kernel.handle = handle;
+    }
+    if (shared < 0) {  // the driver is lazy: it may load a library's kernel when its function is asked for
+        void *function = nullptr;
+        driver().check(driver().KernelGetFunction(&function, kernel.handle), on(kernel, device));
         shared = 0;
     }
     if (shared < grid.shared) {
@@ -241,6 +249,7 @@ std::vector<Device> devices() {
 void use_kernels(const std::string &path) { folder = path; }
 
 Kernel &kernel_of(const std::string &file, const std::string &name) {
+    const std::lock_guard lock(state);
     static std::map<std::pair<std::string, std::string>, std::unique_ptr<Kernel>> kernels;
     std::unique_ptr<Kernel> &kernel = kernels[{file, name}];
     if (!kernel) kernel.reset(new Kernel{file, name});
@@ -251,8 +260,11 @@ void enqueue(Kernel &kernel, const Grid &grid, int device, uintptr_t stream_hand
     if (grid.blocks == 0) return;
     const Stream stream = reinterpret_cast<Stream>(stream_handle);
     const Current current(device);
-    if (size_t(device) >= kernel.shared.size() || kernel.shared[device] < grid.shared)
-        prepare(kernel, grid, device, stream);
+    {
+        const std::lock_guard lock(state);
+        if (size_t(device) >= kernel.shared.size() || kernel.shared[device] < grid.shared)
+            prepare(kernel, grid, device, stream);
+    }
     Attribute cluster{.id = CLUSTER_DIMENSION, .pad = {}, .bytes = {}};
     cluster.cluster[0] = grid.cluster;
     cluster.cluster[1] = cluster.cluster[2] = 1;

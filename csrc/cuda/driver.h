@@ -1,6 +1,6 @@
 // NVIDIA's driver. It is opened on first use, so that importing the extension neither needs nor loads it.
 //
-// Failures are thrown as std::runtime_error, with the driver's text. The caller holds the GIL.
+// Failures are thrown as std::runtime_error, with the driver's text. Threads may call at the same time.
 #pragma once
 
 #include <cstdint>

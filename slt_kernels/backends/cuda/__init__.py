@@ -20,6 +20,8 @@ _CHECK_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 def unavailable() -> str | None:
     if isinstance(found := kernels(), str):
         return found
+    if os.environ.get("CUDA_FORCE_PTX_JIT") == "1":
+        return "CUDA_FORCE_PTX_JIT=1 keeps the driver from using the cubins for which launches are planned"
     if torch.version.cuda is None:
         return f"PyTorch is built {'for ROCm' if torch.version.hip else 'without CUDA'}"
     try:

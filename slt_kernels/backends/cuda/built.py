@@ -16,6 +16,9 @@ except ImportError as error:
 else:
     why_no_extension = None
 
+# Major capabilities whose launches are planned for cubins of their own, which have clusters, for example. PTX has not.
+_PLANNED = (8, 9, 10, 12)
+
 FOLDER = Path(__file__).parents[2] / "_cuda_kernels"
 
 
@@ -49,7 +52,8 @@ class Kernels(NamedTuple):
             return f"the device has {named}: expected 8.0 or later"
         if any(_runs(a, capability) for a in self.architectures if not a.endswith("+PTX")):
             return None
-        if not any(int(a.removesuffix("+PTX")) <= capability for a in self.architectures if a.endswith("+PTX")):
+        ptx = [int(a.removesuffix("+PTX")) for a in self.architectures if a.endswith("+PTX")]
+        if capability // 10 in _PLANNED or not any(number <= capability for number in ptx):
             return f"the device has {named}: the kernels are built for {', '.join(self.architectures)}"
         # PTX is compiled by the driver, which knows that of its own CUDA and of older ones.
         return _older(driver, self.nvcc[0], self.nvcc[1], f"on {named} ")
@@ -73,7 +77,8 @@ def _runs(cubin: str, capability: int) -> bool:
     """A cubin runs on later minor capabilities too, unless it is for features of one alone ("90a")."""
     if cubin.endswith("a"):
         return int(cubin[:-1]) == capability
-    return int(cubin) // 10 == capability // 10 and int(cubin) <= capability
+    number = int(cubin.removesuffix("f"))  # "100f": for features of a family
+    return number // 10 == capability // 10 and number <= capability
 
 
 def _dotted(version: tuple[int, ...]) -> str:

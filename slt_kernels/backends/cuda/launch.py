@@ -44,7 +44,8 @@ def enqueue(
         launch: made for that device.
         values: of the members that change, in their order; a tensor stands for its address, and a tuple for what its
             member is made of.
-        reads: tensors that the kernel reaches through addresses in memory.
+        reads: tensors whose addresses are inside a value. Unused here: the simulator of the tests has to know all
+            memory that a kernel reads.
 
     Raises:
         RuntimeError: the driver refused it, or it is the kernel's first on the device and a CUDA graph is captured.
