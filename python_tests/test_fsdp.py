@@ -6,7 +6,7 @@ import pytest
 import torch
 from processes import run_processes
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from slt_kernels import Freeze, convert
 from slt_kernels.experiments.train.processes import joined, shard
@@ -199,6 +199,18 @@ def test_a_shared_weight_is_sharded_with_its_users():
         shard(parts)
         with pytest.raises(RuntimeError, match="expected fully_shard on a module that holds both"):
             parts(index)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("keep", (True, False))
+def test_fsdp1_is_refused(keep):
+    """It trained with masks that nothing made again: its views of the scores have versions of their own."""
+    model = convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    with (
+        joined(torch.device("cpu"), alone=True),
+        pytest.raises(AttributeError, match=r"expected fully_shard \(FSDP2\)"),
+    ):
+        FullyShardedDataParallel(model, use_orig_params=keep, device_id=torch.device("cpu"))
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")

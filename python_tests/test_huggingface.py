@@ -127,6 +127,19 @@ def test_an_auto_class_and_a_lower_precision(tmp_path):
     assert again.options() == model.hf_quantizer.quantization_config.options()
 
 
+@pytest.mark.filterwarnings("ignore:.* no weight is left in")
+def test_a_cast_model_is_saved_in_its_dtype(tmp_path):
+    """Not in that of its scores, which are its first parameter."""
+    model = supermask(llama(), CONFIG).bfloat16().eval()
+    assert model.dtype == model.model.dtype == torch.bfloat16
+    save_pretrained_ticket(model, tmp_path / "ticket")
+    model.save_pretrained(tmp_path / "whole")
+    one = load_pretrained_ticket(tmp_path / "ticket")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    assert one.dtype == other.dtype == one.model.norm.weight.dtype == other.model.norm.weight.dtype == torch.bfloat16
+    assert torch.equal(one(IDS).logits, other(IDS).logits)
+
+
 @pytest.mark.parametrize("make", (llama, t5, bert))
 def test_ties_are_kept(make):
     model = supermask(make())

@@ -22,9 +22,11 @@ from slt_kernels import (
     EdgePopup,
     Freeze,
     SupermaskConv2d,
+    SupermaskConvTranspose2d,
     SupermaskEmbedding,
     SupermaskLinear,
     drop_scores,
+    to_dense,
 )
 from slt_kernels.source import WEIGHTS
 
@@ -101,6 +103,51 @@ def test_conv2d_takes_pytorchs_arguments(arguments, padding_mode):
         expected = theirs(image)
         assert ours(image).shape == expected.shape
         assert torch.allclose(ours(image), expected, rtol=0, atol=1e-12)
+
+
+GEOMETRY = {
+    "stride": (2, 1),
+    "padding": 2,
+    "dilation": 2,
+    "padding_mode": "circular",
+}
+
+
+@pytest.mark.parametrize("name,value", GEOMETRY.items(), ids=GEOMETRY)
+def test_a_convolution_takes_another_geometry(name, value):
+    """As PyTorch's, whose attributes may be set."""
+    layer, x = SupermaskConv2d(4, 6, 3, padding=1), torch.randn(2, 4, 9, 8)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            before = layer(x)
+            setattr(layer, name, value)
+            expected = to_dense(layer)(x)
+            assert torch.allclose(layer(x), expected, atol=1e-5)
+            assert before.shape != expected.shape or not torch.allclose(before, expected, atol=1e-2)
+        layer = SupermaskConv2d(4, 6, 3, padding=1)
+
+
+def test_a_transposed_convolution_takes_another_geometry():
+    layer, x = SupermaskConvTranspose2d(4, 6, 3), torch.randn(2, 4, 5, 5)
+    layer(x)
+    layer.stride, layer.output_padding = 2, 1
+    assert torch.allclose(layer(x), to_dense(layer)(x), atol=1e-5)
+    assert layer(x).shape == (2, 6, 12, 12)
+
+
+@pytest.mark.parametrize("make", (SupermaskConv2d, SupermaskConvTranspose2d))
+def test_a_geometry_that_cannot_be_is_refused_and_changes_nothing(make):
+    layer = make(4, 6, 3)
+    for name, value, error in (
+        ("stride", 0, ValueError),
+        ("groups", 2, AttributeError),
+        ("kernel_size", 5, AttributeError),
+    ):
+        before = getattr(layer, name)
+        with pytest.raises(error, match=f"^{name}"):
+            setattr(layer, name, value)
+        assert getattr(layer, name) == before
+    layer.groups = layer.groups
 
 
 def test_linear_is_its_dense_weight():

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 from slt_kernels import (
     BernoulliMasks,
@@ -288,6 +289,100 @@ def test_averaged_masks_are_an_error():
             average(examples())
     EdgePopup(average.module, 0.8)
     average(examples())
+
+
+def test_scores_without_their_masks_are_told():
+    """As a change in place is: nothing has made masks of them."""
+    model = network()
+    EdgePopup(model, 0.5)
+    other = {name: torch.randn_like(scores) for name, scores in model.named_parameters()}
+    with pytest.warns(UserWarning, match="scores were changed, but the masks are still those made by an EdgePopup"):
+        model.load_state_dict(other, strict=False)
+        model(examples())
+
+
+def test_masks_without_their_scores_are_kept():
+    """Until an `EdgePopup` or `update_mask` makes others of the scores that are there."""
+    model, other = network(), network()
+    by_training_alone(model)
+    masks = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("scores")}
+    other.load_state_dict(masks, strict=False)
+    assert torch.equal(other(examples()), model(examples()))
+    scores = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("scores")}
+    third = network()
+    for part in (masks, scores):  # in pieces it is a whole state
+        third.load_state_dict(part, strict=False)
+    assert torch.equal(third(examples()), model(examples()))
+    assert all(layer.auto_mask for layer in layers_of(third))
+
+
+def test_another_sparsity_makes_another_mask():
+    model = network()
+    model.state_dict()  # records of which scores the masks are
+    layers_of(model)[2].sparsity = 0.9
+    model.eval()
+    assert layers_of(model)[2].mask().float().mean() < 0.11
+
+
+@pytest.mark.parametrize("name,value", (("gain", 1.0), ("scale", None)))
+def test_what_a_state_names_is_fixed(name, value):
+    layer = SupermaskLinear(20, 5, scale="dynamic")
+    setattr(layer, name, getattr(layer, name))
+    with pytest.raises(AttributeError, match=f"^{name}: fixed when the layer is made"):
+        setattr(layer, name, value)
+
+
+def test_a_step_leaves_pending_gradients_of_other_layers_alone():
+    layers = SupermaskLinear(20, 5), SupermaskLinear(20, 5, layer=1)
+    optimizer = torch.optim.SGD([p for layer in layers for p in layer.parameters()], 0.1)
+    first, second = (layer(torch.randn(3, 20)).sum() for layer in layers)
+    first.backward()
+    optimizer.step()
+    second.backward()
+    assert layers[1].scores.grad is not None
+
+
+def test_a_copy_of_a_compiled_layer_is_its_own():
+    layer, x = SupermaskLinear(20, 5), torch.randn(3, 20)
+    layer.compile(backend="eager")
+    layer(x)
+    pickle.dumps(layer)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.scores.copy_(torch.randn_like(other.scores))
+    assert torch.allclose(other(x), x @ other.dense_weight().T + other.bias, atol=1e-5)
+    assert not torch.equal(other(x), layer(x))
+
+
+def test_scores_that_other_processes_write_are_seen():
+    """Their writes increment no version here: shared scores make a mask at each use."""
+    layer = SupermaskLinear(20, 5).share_memory()
+    layer(torch.randn(3, 20))
+    layer.scores.data.copy_(torch.randn_like(layer.scores))  # as another process, without a version
+    mask = layer.mask()
+    layer.update_mask()
+    assert torch.equal(layer.mask(), mask)
+
+
+def _prune(layer):
+    prune.l1_unstructured(layer, "scores", 0.3)
+    layer(torch.randn(3, 20))
+
+
+def _parametrize(layer):
+    nn.utils.parametrize.register_parametrization(layer, "scores", nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    "take,error,message",
+    (
+        (_prune, RuntimeError, "^scores: no parameter of the layer any more; expected one that is neither pruned"),
+        (_parametrize, AttributeError, "^scores: a supermask layer keeps its own, but FullyShardedDataParallel and"),
+    ),
+)
+def test_taking_the_scores_away_is_refused(take, error, message):
+    with pytest.raises(error, match=message):
+        take(SupermaskLinear(20, 5))
 
 
 def test_a_state_from_before_mask_origin():
@@ -585,10 +680,20 @@ WRITES = {
     "index": lambda w: w.__setitem__(0, 1.0),
     "out": lambda w: torch.add(torch.ones(20, 45), 1, out=w),
     "data": lambda w: setattr(w, "data", torch.ones(20, 45)),
+    "in data": lambda w: w.data.normal_(),
     "+=": lambda w: w.__iadd__(1),
     "copy_": lambda w: w.copy_(torch.ones(20, 45)),
     "requires_grad": lambda w: w.requires_grad_(),
 }
+
+
+def test_data_of_weight_has_no_gradient():
+    layer = SupermaskLinear(45, 20)
+    assert not layer.weight.data.abs().requires_grad and layer.weight.abs().requires_grad
+    assert torch.equal(layer.weight.data.clone(), layer.dense_weight())
+    assert layer.weight.data.shape == (20, 45)
+    (layer.weight.data * layer.weight).sum().backward()
+    assert layer.scores.grad is not None
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ._text import some_of
 from .nn import sharded_scores
 from .nn.checks import check_sparsity
 from .nn.network import layers_to_search
@@ -14,7 +15,6 @@ from .numbering import warn_of_equal_layers
 from .source import fraction
 
 SCOPES = ("global", "local")
-_NAMED = 3  # most layers that a warning names
 
 
 class EdgePopup:
@@ -48,7 +48,8 @@ class EdgePopup:
 
     With averaged scores (``torch.optim.swa_utils.AveragedModel``), make the masks after averaging. Averages of masks or
     of ``weight_scale`` have no meaning, so leave buffers out of the average (``use_buffers=False``, the default); where
-    averaged bits contradict the frozen pattern, the next forward raises RuntimeError::
+    averaged bits contradict the frozen pattern, the next forward raises RuntimeError. Buffers that are copied beside
+    averaged scores bring the masks of the other scores::
 
         averaged = AveragedModel(model)         # and averaged.update_parameters(model) after steps
         EdgePopup(averaged.module, popup.sparsity, popup.scope)
@@ -75,8 +76,8 @@ class EdgePopup:
         if names and self.sparsity < 1:
             warnings.warn(
                 f"sparsity={self.sparsity}, scope={self.scope!r}: no weight is left in {len(names)} of "
-                f"{len(self.layers)} layers ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}), so "
-                "nothing trains there or before; use scope='local', lock a fraction, or drop less",
+                f"{len(self.layers)} layers ({some_of(names)}), so nothing trains there or before; use scope='local', "
+                "lock a fraction, or drop less",
                 stacklevel=3,
             )
 

@@ -31,7 +31,7 @@ from .convert import convert
 from .edge_popup import EdgePopup
 from .nn import SupermaskLayer, drop_scores
 from .source import DENSE, Freeze
-from .ticket import load_ticket, save_ticket
+from .tickets import load_ticket, save_ticket
 
 TICKET = "model.slt"
 _METHOD = "supermask"
@@ -177,6 +177,20 @@ def _initialize(of_transformers: Callable[[nn.Module], None], module: nn.Module)
         module.reset_scores()
 
 
+def _dtype(model: PreTrainedModel) -> torch.dtype:
+    """That of the first parameter, as transformers', but of a layer's weight in place of its scores' float32."""
+    for m in model.modules():
+        if isinstance(m, SupermaskLayer):
+            return m.dtype
+        for parameter in m.parameters(recurse=False):
+            if parameter.is_floating_point():
+                return parameter.dtype
+    raise StopIteration  # as transformers' without parameters
+
+
+PreTrainedModel.dtype = property(_dtype)  # models multiply in it, and save_pretrained records it
+
+
 def _is_loaded(tensor: torch.Tensor) -> bool:
     return getattr(tensor, "_is_hf_initialized", False)
 
@@ -220,7 +234,7 @@ def save_pretrained_ticket(model: PreTrainedModel, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_ticket(model, folder / TICKET)
     config = type(model.config).from_dict(model.config.to_dict())
-    config.architectures = [type(model).__name__]
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Checks of what layers are given."""
+"""Checks of layers' arguments."""
 
 from numbers import Real
 

@@ -13,7 +13,7 @@ class SupermaskConv3d(SupermaskConvolution):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as ``nn.Conv3d``'s, "same" and "valid" padding and all four padding modes included.
-        freeze, sparsity, weight, scale, gain, seed, layer, compact: as `SupermaskLinear`'s. ``fan`` is
+        freeze, sparsity, weight, scale, gain, seed, layer, compact, activations: as `SupermaskLinear`'s. ``fan`` is
             ``in_channels / groups * kD * kH * kW``, in the order ``(kh, kw, kd, c)``.
 
     Input ``[B, in_channels, D, H, W]`` or ``[in_channels, D, H, W]``, output alike. A forward holds ``kD`` copies of

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.autograd import reshaped
 from ..source import DENSE, Freeze, Source
-from .convolution import as_kernel, check_channels, check_spatial_input, one_per_dimension, window_of
+from .convolution import WithGeometry, as_kernel, check_channels, check_spatial_input, one_per_dimension, window_of
 from .depth import Depth
-from .supermask import SupermaskLayer
 
 
-class SupermaskConvTranspose(SupermaskLayer):
+class SupermaskConvTranspose(WithGeometry):
     """Base of the transposed convolutions of one, two and three dimensions.
 
     A transposed convolution is the gradient of a convolution by its input, and it has that convolution's source: a row
@@ -39,6 +38,7 @@ class SupermaskConvTranspose(SupermaskLayer):
     """
 
     dimensions: ClassVar[int]
+    changeable = ("stride", "padding", "output_padding", "dilation", "padding_mode")
     _dense_type: ClassVar[type[nn.Module]]
 
     def __init__(
@@ -67,6 +67,27 @@ class SupermaskConvTranspose(SupermaskLayer):
     ) -> None:
         in_channels, out_channels, groups = check_channels(in_channels, out_channels, groups)
         kernel = one_per_dimension("kernel_size", kernel_size, 1, self.dimensions)
+        geometry = self._geometry(kernel, groups, stride, padding, output_padding, dilation, padding_mode)
+        fan = out_channels // groups * math.prod(kernel)
+        source = Source.of(in_channels, fan, seed=seed, layer=layer, weight=weight, freeze=freeze)
+        outputs = out_channels if bias else 0
+        super().__init__(source, outputs, freeze, sparsity, scale, gain, compact, device, dtype)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel
+        self.groups = groups
+        self.__dict__.update(geometry)
+
+    def _geometry(
+        self,
+        kernel: tuple[int, ...],
+        groups: int,
+        stride: int | tuple[int, ...],
+        padding: int | tuple[int, ...],
+        output_padding: int | tuple[int, ...],
+        dilation: int | tuple[int, ...],
+        padding_mode: str,
+    ) -> dict[str, Any]:
         stride = one_per_dimension("stride", stride, 1, self.dimensions)
         padding = one_per_dimension("padding", padding, 0, self.dimensions)
         output_padding = one_per_dimension("output_padding", output_padding, 0, self.dimensions)
@@ -77,21 +98,14 @@ class SupermaskConvTranspose(SupermaskLayer):
             raise ValueError(
                 f"output_padding={output_padding}: expected less than stride={stride} or dilation={dilation}"
             )
-
-        fan = out_channels // groups * math.prod(kernel)
-        source = Source.of(in_channels, fan, seed=seed, layer=layer, weight=weight, freeze=freeze)
-        outputs = out_channels if bias else 0
-        super().__init__(source, outputs, freeze, sparsity, scale, gain, compact, device, dtype)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = kernel
-        self.stride = stride
-        self.padding = padding
-        self.output_padding = output_padding
-        self.dilation = dilation
-        self.groups = groups
-        self.padding_mode = padding_mode
-        self.window = window_of(kernel, stride, padding, dilation, groups)
+        return {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "dilation": dilation,
+            "padding_mode": padding_mode,
+            "window": window_of(kernel, stride, padding, dilation, groups),
+        }
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -17,7 +17,31 @@ _AXES = ("D", "H", "W")  # names of the spatial dimensions, in messages
 _SEVERAL = {1: "one in a tuple", 2: "two", 3: "three"}  # one per dimension, in messages
 
 
-class SupermaskConvolution(SupermaskLayer):
+class WithGeometry(SupermaskLayer):
+    """A layer whose geometry may change after it is made, except what its weights depend on."""
+
+    changeable: ClassVar[tuple[str, ...]]  # arguments of `_geometry`, besides the kernel and the groups
+
+    def _geometry(self, kernel: tuple[int, ...], groups: int, **changeable: Any) -> dict[str, Any]:
+        """The attributes that follow from those arguments.
+
+        Raises:
+            ValueError: one is outside its range.
+        """
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        made = "window" in self.__dict__
+        if made and name in self.changeable:
+            arguments = {n: getattr(self, n) for n in self.changeable} | {name: value}
+            self.__dict__.update(self._geometry(self.kernel_size, self.groups, **arguments))
+        elif made and name in ("in_channels", "out_channels", "kernel_size", "groups") and value != getattr(self, name):
+            raise AttributeError(f"{name}: fixed when the layer is made, since its weights depend on it")
+        else:
+            super().__setattr__(name, value)
+
+
+class SupermaskConvolution(WithGeometry):
     """Base of the convolutions of one, two and three dimensions, which all run as Conv2d.
 
     Args:
@@ -32,6 +56,7 @@ class SupermaskConvolution(SupermaskLayer):
 
     takes_int8 = True
     dimensions: ClassVar[int]
+    changeable = ("stride", "padding", "dilation", "padding_mode")
     _dense_type: ClassVar[type[nn.Module]]
 
     def __init__(
@@ -60,34 +85,46 @@ class SupermaskConvolution(SupermaskLayer):
     ) -> None:
         in_channels, out_channels, groups = check_channels(in_channels, out_channels, groups)
         kernel = one_per_dimension("kernel_size", kernel_size, 1, self.dimensions)
-        stride = one_per_dimension("stride", stride, 1, self.dimensions)
-        dilation = one_per_dimension("dilation", dilation, 1, self.dimensions)
-        if padding_mode not in _PADDING_MODES:
-            raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(_PADDING_MODES)}")
-        sides = _padding_sides(padding, kernel, stride, dilation)
-
+        geometry = self._geometry(kernel, groups, stride, padding, dilation, padding_mode)
         fan = in_channels // groups * math.prod(kernel)
         source = Source.of(out_channels, fan, seed=seed, layer=layer, weight=weight, freeze=freeze)
         super().__init__(source, out_channels if bias else 0, freeze, sparsity, scale, gain, compact, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
-        self.stride = stride
-        self.padding = (
-            padding if isinstance(padding, str) else one_per_dimension("padding", padding, 0, self.dimensions)
-        )
-        self.dilation = dilation
         self.groups = groups
-        self.padding_mode = padding_mode
+        self.__dict__.update(geometry)
         self.activations = activations
 
+    def _geometry(
+        self,
+        kernel: tuple[int, ...],
+        groups: int,
+        stride: int | tuple[int, ...],
+        padding: int | tuple[int, ...] | str,
+        dilation: int | tuple[int, ...],
+        padding_mode: str,
+    ) -> dict[str, Any]:
+        stride = one_per_dimension("stride", stride, 1, self.dimensions)
+        dilation = one_per_dimension("dilation", dilation, 1, self.dimensions)
+        if padding_mode not in _PADDING_MODES:
+            raise ValueError(f"padding_mode={padding_mode!r}: expected one of {', '.join(_PADDING_MODES)}")
+        sides = _padding_sides(padding, kernel, stride, dilation)
         product = [(0, 0)] * self.dimensions  # what the product itself pads: height and width with zeros, symmetrically
         if padding_mode == "zeros" and all(before == after for before, after in sides):
             product[-2:] = sides[-2:]
         first = [(a - c, b - d) for (a, b), (c, d) in zip(sides, product, strict=True)]
         flat = tuple(side for pair in reversed(first) for side in pair)  # the order of F.pad: the last dimension first
-        self._pad_first = flat if any(flat) else None
-        self.window = window_of(kernel, stride, [before for before, _ in product], dilation, groups)
+        if not isinstance(padding, str):
+            padding = one_per_dimension("padding", padding, 0, self.dimensions)
+        return {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "padding_mode": padding_mode,
+            "window": window_of(kernel, stride, [before for before, _ in product], dilation, groups),
+            "_pad_first": flat if any(flat) else None,
+        }
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -52,9 +52,10 @@ class _Seen(NamedTuple):
     Keeps them, and the scores' storage, alive so that their addresses cannot be reused.
     """
 
-    scores: tuple[int, int | None]  # address and version
+    scores: tuple[int, int | None, int]  # address, version, and steps of optimizers
     state: tuple[int | None, ...]  # ids and versions of the buffers
     held: tuple[object, ...]
+    shared: bool  # other processes may write the scores, which no version tells
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -75,6 +76,8 @@ class FreshMask(nn.Module):
     Subclasses have the parameter ``scores`` (or None), the buffers ``mask_words``, ``mask_origin`` and ``source_id``,
     and ``update_mask()``.
     """
+
+    _lacks_scores = False  # a state was loaded that had a mask, and no scores so far
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,13 +101,27 @@ class FreshMask(nn.Module):
         if value and self._maker != Maker.LAYER:  # from now on the layer's own, though the present mask stays
             self._remember_scores(Maker.LAYER)
 
+    def _present_scores(self) -> Tensor | None:
+        """``self.scores``, found faster.
+
+        Raises:
+            RuntimeError: code has taken the parameter away, as ``torch.nn.utils.prune`` does.
+        """
+        try:
+            return self._parameters["scores"]
+        except KeyError:
+            raise RuntimeError(
+                "scores: no parameter of the layer any more; expected one that is neither pruned nor parametrized (the "
+                "mask prunes)"
+            ) from None
+
     def _counted_scores(self) -> Tensor | None:
         """The scores whose changes count: those that an optimizer has."""
-        return self._parameters["scores"] if self._sharded_scores is None else self._sharded_scores
+        return self._present_scores() if self._sharded_scores is None else self._sharded_scores
 
-    def _scores_key(self) -> tuple[int, int | None]:
+    def _scores_key(self) -> tuple[int, int | None, int]:
         scores = self._counted_scores()
-        return (0, None) if scores is None else (_address(scores), _version(scores))
+        return (0, None, 0) if scores is None else (_address(scores), _version(scores), getattr(scores, "steps", 0))
 
     def _state_key(self) -> tuple[int | None, ...]:
         buffers = self._buffers
@@ -120,7 +137,8 @@ class FreshMask(nn.Module):
         scores, buffers = self._counted_scores(), self._buffers
         storage = scores if scores is None or sharded_scores.is_dtensor(scores) else scores.untyped_storage()
         held = (scores, storage, *(buffers[name] for name in ("mask_words", "mask_origin", "source_id")))
-        self._seen = _Seen(self._scores_key(), self._state_key(), held)
+        shared = isinstance(storage, torch.UntypedStorage) and storage.device.type == "cpu" and storage.is_shared()
+        self._seen = _Seen(self._scores_key(), self._state_key(), held, shared)
 
     def _remember_scores(self, maker: Maker | None = None) -> None:
         """Records that the mask was just made from the present scores, and by whom (None: as before)."""
@@ -142,6 +160,12 @@ class FreshMask(nn.Module):
         """Whether ``mask_origin`` is the tensor that was last read or written, unchanged."""
         return self._seen is not None and self._seen.state[1:3] == self._state_key()[1:3]
 
+    def _forget_scores(self) -> None:
+        """Has the layer's own mask made again, even from the same scores."""
+        if self._maker == Maker.LAYER and not self.mask_origin.is_meta:
+            self._write_origin(Maker.LAYER, UNRECORDED)
+        self._seen = None
+
     def _write_origin(self, maker: Maker, fingerprint: int) -> None:
         self._maker, self._fingerprint = maker, fingerprint
         if self.mask_origin.is_inference() and not torch.is_inference_mode_enabled():
@@ -162,6 +186,8 @@ class FreshMask(nn.Module):
         """Whether no tensor was replaced or written since the mask was known to be valid."""
         seen = self._seen
         if seen is None or seen.state != self._state_key() or seen.scores != self._scores_key():
+            return False
+        if seen.shared:
             return False
         if seen.scores[1] is None and self._parameters["scores"] is not None:
             # Inference tensors have no version; they are written in inference mode only.
@@ -188,7 +214,7 @@ class FreshMask(nn.Module):
 
     def _refresh_mask(self) -> None:
         """Makes the mask again if it is the layer's own and the scores have changed."""
-        scores = self._parameters["scores"]
+        scores = self._present_scores()
         if torch.compiler.is_compiling():
             if scores is not None and self._auto_mask and self.training:
                 if torch.compiler.is_dynamo_compiling():  # torch.export may trace with fake tensors, which hold nothing
@@ -198,6 +224,8 @@ class FreshMask(nn.Module):
             return
         state_changed = not self._state_is_seen()
         if self._read_changed_state() and not (scores is not None and scores.is_meta):
+            if scores is not None and self._lacks_scores and not self._is_recorded(scores):
+                self._write_origin(Maker.LOADED, UNRECORDED)  # the scores here are others
             own = self._maker == Maker.LAYER and self._auto_mask
             if scores is not None and own and not self._is_recorded(scores):
                 self.update_mask()
@@ -262,15 +290,14 @@ class FreshMask(nn.Module):
 
 @torch._disable_dynamo  # `torch.compiler.disable` would import the compiler now
 def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Increments versions: fused optimizers, and those that write to ``.data``, do not.
+    """Counts steps: fused optimizers, and those that write to ``.data``, increment no version.
 
     Runs after the optimizer's own hooks. One that has made a mask has closed the step; others are counted.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
             if getattr(p, "makes_mask", False):
-                torch.autograd.graph.increment_version(p)
-                p.stepped_version = _version(p)
+                p.steps, p.stepped_version = getattr(p, "steps", 0) + 1, _version(p)
                 if getattr(p, "step_is_open", False) and p.grad is not None:
                     p.step_is_open, p.steps_since_mask = False, getattr(p, "steps_since_mask", 0) + 1
 

@@ -31,7 +31,7 @@ _FREE = {
     torch.is_complex,
     torch.numel,
 }
-"""What is answered without any value."""
+"""Functions that need no values."""
 
 _READS = {"__int__", "__index__", "__invert__", "__iter__", "__init__", "__init_subclass__"}
 
@@ -46,6 +46,8 @@ _WRITES = {
     *(getattr(Tensor, name) for name in dir(Tensor) if _is_in_place(name)),
     Tensor.__setitem__,
 }
+
+_DATA = Tensor.data.__get__
 
 _ADDRESSES = {getattr(Tensor, name) for name in dir(Tensor) if name.endswith("data_ptr")}
 
@@ -81,6 +83,8 @@ class GeneratedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _FREE:
                 return func(*args, **kwargs)
+            if not torch.compiler.is_compiling() and func == _DATA:
+                return DetachedWeight(args[0]._layer)
             if func in _ADDRESSES:
                 raise RuntimeError("weight: has no address, because its values are generated; use dense_weight()")
             in_place = func in _WRITES
@@ -106,6 +110,10 @@ class GeneratedWeight(Tensor):
         return _values(self).__reduce_ex__(protocol)
 
 
+class DetachedWeight(GeneratedWeight):
+    """``weight.data``: read-only too, so that no write to it is lost. Its values have no gradient."""
+
+
 def _values(value: Any) -> Any:
     if not isinstance(value, GeneratedWeight):
         return value
@@ -113,8 +121,8 @@ def _values(value: Any) -> Any:
 
 
 def _learned_values(value: Any) -> Any:
-    if not isinstance(value, GeneratedWeight):
-        return value
+    if not isinstance(value, GeneratedWeight) or isinstance(value, DetachedWeight):
+        return _values(value)
     return value._layer.learned_weight().to(_dtype(value))
 
 

@@ -13,8 +13,8 @@ def prepare_inference(model: nn.Module, *, signs: str = "generated", activations
     Args:
         signs: "generated" (default): a product makes the signs of its weights from the seed. "stored": every
             `SupermaskLinear` holds its sign words, one more bit per weight, until it trains (`store_signs`). Outputs
-            keep their bits; on a CPU with AVX-512 VNNI a batch of one takes about half the time. Other layers generate
-            as before.
+            keep their bits; on a CPU with AVX-512 VNNI a batch of one takes half of the time with int8 activations, two
+            thirds without, if the words are in the cache. Other layers generate as before.
         activations: None (default), or "int8" for every Linear and convolution: see `SupermaskLinear`.
 
     Raises:

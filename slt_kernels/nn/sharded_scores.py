@@ -57,16 +57,16 @@ def copy_(tensor: Tensor, values: Tensor) -> None:
 
 def select(layers: Sequence[Layer], rank: int) -> Tensor:
     """`ops.select` over the scores of all layers in all processes; every process gets the threshold."""
-    spread: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    by_groups: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for layer in layers:
-        spread.setdefault(_groups(layer), []).append(local(layer.scores))
-    scores = [s for part in spread.values() for s in part]
-    if spread.keys() == {()} or rank < 1 or rank >= sum(layer.free for layer in layers):
+        by_groups.setdefault(_groups(layer), []).append(local(layer.scores))
+    scores = [s for part in by_groups.values() for s in part]
+    if by_groups.keys() == {()} or rank < 1 or rank >= sum(layer.free for layer in layers):
         return ops.select(scores, rank)
 
     def counts(prefix: int, shift: int) -> Tensor:
         return sum(
-            _added(sum(bits.histogram(s, prefix, shift) for s in part), groups) for groups, part in spread.items()
+            _added(sum(bits.histogram(s, prefix, shift) for s in part), groups) for groups, part in by_groups.items()
         )
 
     return bits.find_rank(counts, rank, scores[0].dtype)

@@ -96,8 +96,13 @@ class LayerState(InspectedLayer):
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
                 "set, nor tied to another layer's; convert(model, tie=True) makes layers that share one"
             )
-        if name == "sparsity" and value is not None:
-            value = fraction(name, value)  # once, so that a rank is computed in Python floats
+        before = self.__dict__.get(name, value)
+        if name in ("scale", "gain") and value != before:
+            raise AttributeError(f"{name}: fixed when the layer is made, since states name it")
+        if name == "sparsity":
+            value = None if value is None else fraction(name, value)  # so that a rank is computed in Python floats
+            if value != before:
+                self._forget_scores()
         if name == "source":
             self._signs = None
         if name != "scores":
@@ -114,10 +119,18 @@ class LayerState(InspectedLayer):
         if fresh:
             self._accept_state()
 
+    def __delattr__(self, name: str) -> None:
+        if name == "scores":
+            raise AttributeError(
+                "scores: a supermask layer keeps its own, but FullyShardedDataParallel and parametrizations take them "
+                "away: expected fully_shard (FSDP2), or a layer that is not parametrized"
+            )
+        super().__delattr__(name)
+
     def __getstate__(self) -> dict:
         # The versions of a copy's scores start again, so it carries only whether its mask was that of its scores.
         # A plan holds addresses.
-        return {**self.__dict__, "_seen": self._is_fresh(), "_plan": None}
+        return {**super().__getstate__(), "_seen": self._is_fresh(), "_plan": None}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -187,7 +200,12 @@ class LayerState(InspectedLayer):
                 origin = [Maker.LAYER, fingerprint(scores.float()) if known else UNRECORDED]
                 state_dict[f"{prefix}mask_origin"] = torch.tensor(origin, device=words.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        self._seen = None
+        if any(prefix + name in state_dict for name in self._buffers):
+            self._seen = None
+        if f"{prefix}scores" in state_dict:
+            self._lacks_scores = False
+        elif words is not None:
+            self._lacks_scores = self.scores is not None
         origin = state_dict.get(f"{prefix}mask_origin")
         if origin is not None and not errors and not origin.is_meta and origin[0].item() in list(Maker):
             self._maker = Maker(origin[0].item())  # now, because a compiled graph reads no buffer

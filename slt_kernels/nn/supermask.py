@@ -31,7 +31,8 @@ class SupermaskLayer(LayerState):
         whole: the source of the whole layer.
         group: the processes that hold its shards; None if it is not sharded.
         total, pruned, free, locked: counts of the whole layer's weights.
-        sparsity: fraction of all weights, frozen included, that the layer's own mask drops; None keeps all.
+        sparsity: fraction of all weights, frozen included, that the layer's own mask drops; None keeps all. A new value
+            makes another mask at the next use. The other arguments of a layer's weights and scale are fixed.
         auto_mask: whether the layer makes its own mask, with `sparsity`, when the mask is used after the scores have
             changed. A forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that return it use it.
             Changes are recognized by the scores' version counter, an optimizer's step, and another tensor as `scores`;

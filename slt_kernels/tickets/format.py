@@ -187,7 +187,7 @@ def parse(content: bytes, path: str | os.PathLike) -> tuple[TicketInfo, dict[str
     version, _, expected = _entry(content, path).partition(" ")
     if version not in (str(PLAIN), str(COMPRESSED)):
         raise TicketError(
-            f"{path}: version={shown(version)}: written by a newer package; this one reads up to version {COMPRESSED}"
+            f"{path}: version={shown(version)}: expected {PLAIN} or {COMPRESSED}; a newer package may read others"
         )
     compressed = version == str(COMPRESSED)
     try:
