@@ -18,7 +18,7 @@ from slt_kernels.cli import main
 from slt_kernels.data import DATASETS, digits
 from slt_kernels.experiments import data
 from slt_kernels.models import convnet
-from slt_kernels.train import Experiment
+from slt_kernels.train import Experiment, Run
 
 SMALL = ("--epochs", "1", "--width", "8", "--batch-size", "256")
 
@@ -125,7 +125,7 @@ def test_a_pipe_is_not_a_ticket(tmp_path, capsys):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert main(["find", "--out", str(pipe), *SMALL]) == 2
-    assert f"--out={pipe}: expected a file" in capsys.readouterr().err
+    assert f"--out={pipe}: expected a file, not a device or a pipe" in capsys.readouterr().err
     assert pipe.is_fifo()
 
 
@@ -152,7 +152,8 @@ def test_options_reach_the_ticket(tmp_path, capsys):
         (("--warmup-epochs", str(10**400)), "expected less than 2**63"),
         (("--lr", "-1"), "--lr=-1.0: expected"),
         (("--lr", "nan"), "--lr=nan: expected"),
-        (("--lr", "inf"), "--lr=inf: expected finite"),
+        (("--lr", "inf"), "--lr=inf: expected a finite number of at least 0"),
+        (("--lr", "1e39"), "--lr=1e+39: expected at most 3.402823e+38, the largest float32"),
         (("--sparsity", "nan"), "--sparsity=nan: expected 0 to 1"),
         (("--momentum", "-0.1"), "--momentum=-0.1: expected"),
         (("--weight-decay", "-1"), "--weight-decay=-1.0: expected"),
@@ -190,6 +191,11 @@ def test_find_refuses(arguments, message, tmp_path, capsys):
         (("find", "--model", "vgg"), "--model"),
         (("find", "--epochs", "many"), "--epochs"),
         (("find", "--nonsense"), "--nonsense"),
+        (("find", "--folder", ""), "argument --folder: expected the path of a file or folder, got an empty text"),
+        (("find", "--path", ""), "--path"),
+        (("find", "--out", ""), "--out"),
+        (("info", ""), "file"),
+        (("import", ""), "file"),
         (("eval",), "file"),
         (("search",), "command"),
         ((), "command"),
@@ -254,10 +260,38 @@ def test_find_overwrites_neither_its_inputs_nor_its_outputs(arguments, message, 
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
 
 
+@pytest.mark.parametrize("name", ("last.pt", "best.pt", "epoch_12.pt", "log.csv", "lock", "tensorboard"))
+def test_find_does_not_overwrite_the_files_of_its_folder(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for option in ("--out", "--json"):
+        assert main(["find", *SMALL, "--folder", "run", option, f"./run/{name}"]) == 2
+        message = f"{option}=run/{name}: expected another file than those of the search in --folder=run"
+        assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_a_search_continues_with_another_number_of_workers(tmp_path):
     command = ["find", "--out", str(tmp_path / "net.slt"), "--folder", str(tmp_path / "run"), *SMALL]
     assert main(command) == 0
     assert main([*command, "--workers", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments,changes",
+    (
+        (("--set", "search={epochs: 1}", "--lr", "0.5"), {"search.epochs": 1, "search.lr": 0.5}),
+        (("--lr", "0.5", "--set", "search={epochs: 1, lr: 0.5}"), {"search.epochs": 1, "search.lr": 0.5}),
+        (("--set", "search={epochs: 1}", "--set", "search={lr: 0.5}"), {"search.epochs": 1, "search.lr": 0.5}),
+        (("--set", "model={name: conv2, width: 4}", "--model", "conv2"), {"model": {"name": "conv2", "width": 4}}),
+        (("--width", "4", "--model", "conv2"), {"model": {"name": "conv2", "width": 4}}),
+        (("--set", "model={name: gin, width: 4}"), {"model": {"name": "gin", "width": 4}, "data": "karate"}),
+        (("--model", "gin", "--set", "data.name=digits_graph"), {"model": "gin", "data": "digits_graph"}),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_flags_and_sections_are_merged(arguments, changes):
+    assert cli._experiment(cli._parser().parse_args(["find", *arguments])) == Experiment().override(changes)
 
 
 def test_flags_override_a_config(tmp_path, capsys):
@@ -284,6 +318,15 @@ def test_flags_override_a_config(tmp_path, capsys):
         (("--set", "search.lr=-1"), "--set search.lr=-1.0: expected at least 0"),
         (("--set", "search.lr=1", "--lr", "2"), "--set='search.lr=1': another value than 2.0, which was given too"),
         (("--set", "seed=1", "--set", "seed=2"), "--set='seed=2': another value than 1, which was given too"),
+        (("--set", "search={epochs: 2}"), "--set='search={epochs: 2}': another value than 1, which was given too"),
+        (("--set", "model={name: convnet, width: 4}"), "another value than 8, which was given too"),
+        (("--model", "conv2", "--set", "model.name=convnet"), "another value than conv2, which was given too"),
+        (("--set", "search.lr=.nan"), "--set search.lr=nan: expected a finite number of at least 0"),
+        (("--set", "model.classes=3"), "--set model.classes=3: expected at least 10, the classes of digits"),
+        (
+            ("--schedule", "multistep", "--milestones", "0", "0", "--gamma", "1e30"),
+            "--gamma=1e+30: expected a learning",
+        ),
         (("--set", "search.rate=1"), "search.rate: unknown"),
         (("--set", "search.lr=["), "--set='search.lr=[': not YAML"),
         (("--set", "model.depth=4"), "--set model.depth=4: convnet has only"),
@@ -323,6 +366,7 @@ def test_find_refuses_arguments_that_do_not_fit(arguments, message, tmp_path, ca
         (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
         (("--data", "text"), "--path: expected the folder or file of text"),
         (("--model", "gpt_mini"), "expected data of kind text, got images"),
+        (("--set", "model.classes=3"), "--set model.classes=3: expected at least 10, the classes of digits"),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -356,6 +400,41 @@ def test_errors_in_a_config_keep_its_keys(tmp_path, capsys):
     file.write_text("search: {lr: -1}")
     assert main(["find", "--config", str(file), "--lr", "0.1"]) == 2
     assert capsys.readouterr().err == f"slt find: --config={file}: lr=-1.0: expected at least 0\n"
+
+
+def test_errors_in_a_checkpoint_keep_its_keys(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["find", *SMALL, "--folder", "run"]
+    experiment = cli._experiment(cli._parser().parse_args(command))
+    progress = {"epoch": 0, "step": 0, "taken": 0, "loss": 0.0}
+    state = {"scaler": {}, "draws": None, "progress": progress, "rows": [], "model": "x"}
+    Run(tmp_path / "run", experiment.identity).save(state)
+    assert main(command) == 2
+    message = "--folder=run: its checkpoints do not fit this search (model='x': expected keys and values)"
+    assert capsys.readouterr().err == f"slt find: {message}\n"
+
+
+def test_errors_in_a_file_of_a_folder_keep_its_keys():
+    arguments = cli._parser().parse_args(["sweep", "--out", "results"])
+    message = "results/sweep.csv: damaged in row 1: width='x': expected an integer of at least 0"
+    assert cli._message(ValueError(message), arguments) == message
+
+
+def test_names_are_printed_in_any_encoding(found, tmp_path, monkeypatch):
+    file = tmp_path / "ünïcødé.slt"
+    file.write_bytes(found[0].read_bytes())
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    assert main(["info", str(file)]) == 0
+    sys.stdout.flush()
+    assert b"\\xfcn\\xefc\\xf8d\\xe9.slt: " in printed.getvalue()
+
+
+def test_descriptions_keep_their_capitals():
+    assert (
+        "Convert a configuration file of the code of Otsuka"
+        in cli._parser().parse_args(["import", "x"]).parser.description
+    )
 
 
 @pytest.mark.parametrize(

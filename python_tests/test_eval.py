@@ -1,5 +1,7 @@
 """``slt eval`` of foreign tickets, whose metadata are checked before a network is built or a file opened."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -93,17 +95,25 @@ def test_a_network_of_another_width_is_not_built(width, evaluate):
     assert "net.slt: " in error and any(what in error for what in ("has shape", "cannot be built", "expected "))
 
 
+@pytest.mark.parametrize("depth,most", ((10**9, "1000"), (1000, "5, the number of its layers")))
 @pytest.mark.parametrize("name,options", (("gin", {}), ("vit_tiny", {"size": 8, "channels": 1, "patch": 4})), ids=str)
-def test_a_huge_network_is_not_built(name, options, evaluate):
+def test_a_huge_network_is_not_built(name, options, depth, most, evaluate):
     data = {"name": "karate" if name == "gin" else "digits"}
-    status, error = evaluate(named(model={"name": name, "depth": 10**9, **options}, data=data))
+    status, error = evaluate(named(model={"name": name, "depth": depth, **options}, data=data))
     assert status == 2
-    assert "model.depth=1000000000: expected at most 5, the number of its layers" in error
+    assert f"model.depth={depth}: expected at most {most}\n" in error
 
 
 def test_the_error_of_another_network_names_a_tensor(evaluate):
     status, error = evaluate(named(model={"name": "conv2", "width": 4, "size": 8, "channels": 1}))
     assert status == 2 and " has shape " in error and ", in the network that it describes " in error
+
+
+@pytest.mark.parametrize("found", (-1, 1.5, 1e308, 10**400), ids=lambda found: f"{str(found)[:5]}")
+def test_an_impossible_accuracy(found, evaluate):
+    status, error = evaluate(named() | {"test_accuracy": found})
+    assert status == 2
+    assert re.search(r"net\.slt: test_accuracy=\S.*: expected a number from 0 to 1\n", error)
 
 
 @pytest.mark.parametrize(

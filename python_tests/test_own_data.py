@@ -180,6 +180,9 @@ def load(seed: int, gray: float = 0.5):
     part = [(image, int(image.mean() > 0.25)) for image in images]
     return data.from_datasets(part, 0.2, part, classes=2, seed=seed)
 
+def sized(size, *, lr, gray=0.5, seed, **more):
+    return 3
+
 def wrong():
     return 3
 """
@@ -204,6 +207,17 @@ def test_a_function_of_the_command_line(module, capsys):
     assert f"data.grey=1: {name} has only seed, gray" in capsys.readouterr().err
     assert main(["find", "--data", f"{module}:wrong", "--width", "4"]) == 2
     assert f"--data={module}:wrong: returned int, expected a Dataset" in capsys.readouterr().err
+
+
+def test_a_missing_argument_of_a_function_is_named(module, capsys):
+    command = ["find", "--data", f"{module}:sized", "--width", "4"]
+    for given, message in (
+        ((), "size: expected a value for {}, as by --set data.size=..."),
+        (("--set", "data.size=3"), "lr: expected a value for {}, as by --set data.lr=..."),
+        (("--set", "data.size=3", "--set", "data.lr=3"), "--data={}: returned int, expected a Dataset"),
+    ):
+        assert main([*command, *given]) == 2
+        assert f"slt find: {message.format(f'{module}:sized')}" in capsys.readouterr().err
 
 
 def test_a_ticket_s_function_runs_only_if_it_is_named(module, capsys, monkeypatch):

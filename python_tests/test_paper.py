@@ -74,6 +74,31 @@ def theirs(**changes) -> dict:
     return values | {"model_name": "conv6", "width_factor": 1} | changes
 
 
+def test_the_input_is_not_overwritten(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.yaml").write_text(THEIRS + "mask_file: masks.pt")
+    (tmp_path / "masks.pt").touch()
+    for out, message in (
+        ("./theirs.yaml", "--out=theirs.yaml: expected another file than file=theirs.yaml"),
+        ("masks.pt", "--out=masks.pt: expected another file than mask_file=masks.pt"),
+        ("none/a.yaml", "--out=none/a.yaml: expected a file in a folder that exists"),
+    ):
+        assert main(["import", "theirs.yaml", "--out", out]) == 2
+        assert capsys.readouterr() == ("", f"slt import: {message}\n")  # before the notes
+    assert (tmp_path / "theirs.yaml").read_text().startswith(THEIRS)
+
+
+def test_a_default_is_not_noted_as_none():
+    _, notes = from_paper(theirs(dataset_dir=None))
+    assert "dataset_dir: expected to hold the binary version of CIFAR; theirs is that of Python" in notes
+
+
+def test_a_file_that_is_not_text(tmp_path, capsys):
+    (tmp_path / "a.slt").write_bytes(b"\x80\x00")
+    assert main(["import", str(tmp_path / "a.slt")]) == 2
+    assert capsys.readouterr().err == f"slt import: {tmp_path / 'a.slt'}: not a text file\n"
+
+
 def test_a_dense_and_an_unfrozen_configuration():
     dense, _ = from_paper(theirs(algo="dense", w_init_method="kaiming_uniform"))
     assert (dense.search.algorithm, dense.source.weight) == ("dense", "uniform")
@@ -90,6 +115,9 @@ def test_a_configuration_of_a_graph_network():
     assert (ours.model, ours.data["name"], ours.search.batch_size) == (expected, "ogbn_arxiv", 1)
 
 
+GIN = {"model_name": "gin_based_net", "dataset_name": "ogbn-arxiv"}
+
+
 @pytest.mark.parametrize(
     "changes,message",
     (
@@ -98,6 +126,11 @@ def test_a_configuration_of_a_graph_network():
         ({"w_init_method": "trunc_normal"}, "w_init_method='trunc_normal': expected one of kaiming_uniform"),
         ({"scheduler_name": "step"}, "scheduler_name='step': expected one of multi_step_lr"),
         ({"r_method": "other"}, "r_method='other': expected one of None, density_distribution"),
+        ({"train_val_ratio": 2}, "train_val_ratio=2: expected a number from 0 to 1"),
+        ({"width_factor": 1e308}, r"width_factor=1e\+308: expected a factor on 64 that gives from 1 to 2147483647"),
+        ({**GIN, "hidden_dim": 1e300, "width_factor": 1e300}, r"hidden_dim=1e\+300: expected a number from 1 to"),
+        ({**GIN, "hidden_dim": 3, "width_factor": 0.1}, r"width_factor=0\.1: expected a factor on 3 that gives"),
+        ({**GIN, "n_layers": 10**9}, "n_layers=1000000000: expected an integer from 1 to 1000"),
         ({"mask_file": "m", "m_init_method": None}, "mask_file='m': expected m_init_method too"),
     ),
 )
@@ -156,12 +189,15 @@ def test_a_network_is_converted_with_them():
 
 def test_masks_that_do_not_fit(tmp_path):
     (tmp_path / "text").write_text("no masks")
+    torch.save({"2.mask": network()}, tmp_path / "pickle")
     few = {name: t for name, t in masks(prefix="x").items() if "x3" not in name}
     for given, message in (
         ({}, "masks: expected a state_dict with NAME.mask or NAME.weight_mask"),
         (few, "masks: 2 of them, expected one for each of 3 layers"),
         (masks() | {"2.mask": torch.ones(3, 3)}, r"2: mask of shape \[3, 3\], expected \[100, 180\], as layer 2 has"),
         (tmp_path / "text", "text: not safetensors, and not readable by torch.load"),
+        (tmp_path / "pickle", "pickle: .* by torch.load: expected a state_dict of tensors alone$"),
+        (tmp_path, f"{tmp_path}: not a file: expected a state_dict with masks"),
     ):
         with pytest.raises(ValueError, match=message):
             import_mask(network(), given, 0.5)

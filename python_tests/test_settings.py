@@ -87,9 +87,19 @@ def test_settings_survive_json():
         ({"search": {"scope": "layer"}}, "scope='layer': expected one of global, local"),
         ({"search": {"amp": "fp8"}}, "amp='fp8': expected one of none, bf16, fp16"),
         ({"search": {"ema": 1.5}}, "ema=1.5: expected 0 to 1"),
-        ({"search": {"lr": float("nan")}}, "lr=nan: expected at least 0"),
-        ({"search": {"lr": float("inf")}}, "lr=inf: expected finite, at least 0"),
+        ({"search": {"lr": float("nan")}}, "lr=nan: expected a finite number of at least 0"),
+        ({"search": {"lr": float("inf")}}, "lr=inf: expected a finite number of at least 0"),
         ({"search": {"lr": 10**400}}, "expected a number"),
+        ({"search": {"lr": 1e39}}, "lr=1e+39: expected at most 3.402823e+38, the largest float32"),
+        ({"search": {"lr": -math.inf}}, "lr=-inf: expected a finite number of at least 0"),
+        (
+            {"search": {"schedule": "multistep", "milestones": [0, 0, 0], "gamma": 1e38}},
+            "gamma=1e+38: expected a learning rate of at most 3.402823e+38 after all milestones",
+        ),
+        (
+            {"search": {"schedule": "multistep", "milestones": [0] * 20, "gamma": 1e38}},
+            "gamma=1e+38: expected a learning rate",
+        ),
         ({"search": {"sparsity": float("nan")}}, "sparsity=nan: expected 0 to 1"),
         ({"source": {"lock": float("nan")}}, "lock=nan: expected 0 to 1"),
         ({"search": {"nesterov": True, "momentum": 0}}, "nesterov=True: expected sgd with momentum, got sgd, 0"),
@@ -114,12 +124,16 @@ def test_settings_survive_json():
         ({"model": {"name": "convnet", "device": "cpu"}}, "model.device='cpu': convnet has only"),
         ({"model": {"name": "convnet", "width": "8"}}, "model.width='8': expected an integer"),
         ({"model": {"name": "convnet", "width": 2**31}}, "model.width=2147483648: expected at most 2147483647"),
+        ({"model": {"name": "convnet", "width": math.nan}}, "width=nan: expected a factor on 96"),
+        ({"model": {"name": "gpt_mini", "depth": 10**8}}, "model.depth=100000000: expected at most 1000"),
         ({"model": {"name": "gpt_mini", "qk_scaling": "maybe"}}, "model.qk_scaling='maybe': expected true or false"),
         ({"data": "cifar"}, "did you mean cifar10"),
         ({"data": {"name": "digits", "seed": 3}}, "data.seed=3: digits has only name"),
         ({"data": {"name": "text", "path": 3}}, "data.path=3: expected text"),
         ({"data": {"name": "text", "path": "a", "context": 0}}, "data.context=0: expected at least 1"),
         ({"data": {"name": "cifar10", "path": "a", "validation": "x"}}, "data.validation='x': expected a number"),
+        ({"data": {"name": "cifar10", "path": "a", "validation": math.nan}}, "data.validation=nan: expected a finite"),
+        ({"data": {"name": "cifar10", "path": "a", "validation": -1e39}}, "validation=-1e+39: expected at least -3.4"),
     ),
     ids=lambda value: str(value)[:40],
 )
@@ -140,7 +154,7 @@ def test_a_file_is_named_in_its_errors(tmp_path):
         (b"# search:\n", "there is no setting in it"),
         (b"seed: 1\nsearch: {}\nseed: 2", "seed: given twice"),
         (b"search: {lr: 1, lr: 2}", "lr: given twice"),
-        (b"\xff\xfe", "can't decode"),
+        (b"\xff\xfe", "not a text file"),
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError) as error:
@@ -207,6 +221,23 @@ def test_the_learning_rate_of_a_warmup_and_of_cosine():
     expected = [0.01 + 0.09 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)]
     assert rates[4:] == pytest.approx(expected)
     assert Search(lr=0.1, epochs=10, warmup_epochs=4).rate(0) == pytest.approx(0.02)
+
+
+def test_a_file_may_be_named_none():
+    values = {"data": {"name": "fashion_mnist", "path": "none"}, "source": {"scale": "none"}}
+    experiment = Experiment.from_dict(values)
+    assert (experiment.data["path"], experiment.source.scale) == ("none", None)
+
+
+def test_overriding_a_section_keeps_its_keys_that_are_overridden_too():
+    base = Experiment()
+    whole = {"epochs": 3}
+    for changes in ({"search.lr": 0.3, "search": whole}, {"search": whole, "search.lr": 0.3}):
+        assert base.override(changes).search == Search(epochs=3, lr=0.3)
+    assert whole == {"epochs": 3}
+    assert base.override({"model.width": 4, "model": "conv2"}).model == {"name": "conv2", "width": 4}
+    with pytest.raises(ValueError, match="search=3: expected keys and values"):
+        base.override({"search": 3, "search.lr": 0.3})
 
 
 def test_override():

@@ -327,7 +327,7 @@ def test_an_experiment_holds_integers(kind):
         ({"sparsity": np.float32(7)}, "sparsity=7.0: expected 0 to 1"),
         ({"sparsity": Fraction(7)}, "sparsity=7.0: expected 0 to 1"),
         ({"sparsity": True}, "sparsity=True: expected a number"),
-        ({"lr": np.float64(math.nan)}, "lr=nan: expected at least 0"),
+        ({"lr": np.float64(math.nan)}, "lr=nan: expected a finite number of at least 0"),
         ({"lr": Fraction(10**400)}, "lr=.*: expected a number"),
         ({"epochs": np.int64(0)}, "epochs=0: expected at least 1"),
         ({"epochs": True}, "epochs=True: expected an integer"),

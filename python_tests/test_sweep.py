@@ -162,6 +162,13 @@ def test_a_sweep_runs_the_missing_searches(swept, monkeypatch, capsys):
     assert "sweep.csv: expected a folder" in capsys.readouterr().err
 
 
+def test_rows_of_an_unknown_experiment_are_refused(tmp_path):
+    sweep._write(tmp_path, [FOUND | row for row in rows_of(grid().experiments(BASE))])
+    with pytest.raises(ValueError, match=r"out=.*: holds sweep\.csv without experiment\.json, so its rows may be of"):
+        sweep.run(BASE, grid(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
+
+
 def test_table_has_mean_and_range():
     points = grid(seeds=range(3)).experiments(Experiment())
     rows = rows_of(points, lambda point: 0.9 + 0.01 * point.seed - 0.1 * point.ratio)

@@ -320,7 +320,9 @@ EDITS = {
     "no dict": lambda last: [1],
     "empty": lambda last: last.clear(),
     **{f"no {name}": lambda last, name=name: last.pop(name) for name in ("model", "optimizer", "scaler", "rows")},
-    **{f"no {name}": lambda last, name=name: last.pop(name) for name in ("progress", "version", "description")},
+    **{
+        f"no {name}": lambda last, name=name: last.pop(name) for name in ("draws", "progress", "version", "description")
+    },
     **{f"{name} is a list": lambda last, name=name: last.update({name: [1]}) for name in ("model", "optimizer")},
     **{f"{name} is a number": lambda last, name=name: last.update({name: 3}) for name in ("rows", "progress", "draws")},
     "version": lambda last: last.update(version=10**6),

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ from .experiments.train import (
 )
 from .experiments.train.loop import check_shard
 from .experiments.train.reload import described, rebuilt
+from .experiments.train.run_folder import FILES
 from .files import write_atomically
 from .tickets import ticket_info
 
 _STOPPED = 130  # exit status of a program that SIGINT ends
-_PATHS = (Path, os.fspath)  # types of arguments that are files or folders; `os.fspath` keeps a string unchanged
-_SETTING = re.compile(r"""(?<![\w./'"=-])(?<!- )(?:(?:model|data|source|search)\.)?(\w+)=(None(?=:))?""")
+_SETTING = re.compile(r"""(?<![\w./'"=-])(?<!- )(?<!--set )(?:(?:model|data|source|search)\.)?(\w+)=(None(?=:))?""")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit status: 0, 2 for a wrong argument or file, 130 if stopped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have characters that its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.function(arguments)
@@ -74,6 +77,8 @@ def _message(error: Exception, arguments: argparse.Namespace) -> str:
     for action, path in _paths(arguments):
         if text.startswith(f"{path}: "):  # names of settings in it belong to that file, not to the command line
             return f"{action.option_strings[0]}={text}" if action.option_strings else text
+        if text.startswith(f"{path}{os.sep}"):  # of a file in that folder
+            return text
     flags = _flags(arguments)
 
     def flag(match: re.Match) -> str:
@@ -124,18 +129,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(function=function, parser=parser)
     return parser
 
 
-# Arguments of several commands: the experiment, and the machine
+# Arguments of several commands: files, the experiment, and the machine
+
+
+def _name(text: str) -> str:
+    """The type of a path that stays text; refuses an empty one, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the path of a file or folder, got an empty text")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
+_PATHS = (_path, _name)  # types of arguments that are files or folders
 
 
 def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
     """Flags of an experiment; a given flag overrides the value of the file or the default."""
     what = parser.add_argument_group("experiment")
-    what.add_argument("--config", type=Path, help="YAML file with settings; flags override them (default: the digits)")
+    what.add_argument("--config", type=_path, help="YAML file with settings; flags override them (default: the digits)")
     given = {"default": argparse.SUPPRESS}
     what.add_argument(
         "--data",
@@ -144,7 +163,7 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
         **given,
     )
     what.add_argument(
-        "--path", dest="data.path", type=os.fspath, metavar="PATH", help="folder or file of the data set", **given
+        "--path", dest="data.path", type=_name, metavar="PATH", help="folder or file of the data set", **given
     )
     what.add_argument("--model", choices=MODELS, help="network (default: convnet)", **given)
     what.add_argument(
@@ -160,7 +179,7 @@ def _add_experiment(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] 
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any key of a YAML file, for example model.depth=4",
+        help="any key of a YAML file, for example model.depth=4, or several: search={epochs: 4, lr: 0.2}",
     )
     for title, section, kind in (
         ("", "", Experiment),
@@ -201,9 +220,6 @@ def _add_setting(group, section: str, f: dataclasses.Field, hint: Any) -> None:
 def _experiment(arguments: argparse.Namespace) -> Experiment:
     experiment = Experiment.load(arguments.config) if arguments.config else Experiment()
     changes = {k: v for k, v in vars(arguments).items() if "." in k or k in ("seed", "model", "data")}
-    if "model" in changes and "data" not in changes and not arguments.config:
-        kind = MODELS[changes["model"]].kind
-        changes["data"] = DEFAULTS.get(kind, experiment.data["name"])
     for text in arguments.set:
         key, equals, value = text.partition("=")
         if not key or not equals:
@@ -212,10 +228,22 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
             read = Experiment.read_value(value)
         except ValueError as error:
             raise ValueError(f"set={shown(text)}: {error}") from None
-        if changes.get(key, read) != read:
-            raise ValueError(f"set={shown(text)}: another value than {changes[key]}, which was given too")
-        changes[key] = read
+        for path, part in _parts(key, read).items():
+            for same in (path, path.removesuffix(".name"), f"{path}.name"):
+                if same in changes and changes[same] != part:
+                    raise ValueError(f"set={shown(text)}: another value than {changes[same]}, which was given too")
+            changes[path] = part
+    name = changes.get("model", changes.get("model.name"))
+    if isinstance(name, str) and name in MODELS and not changes.keys() & {"data", "data.name"} and not arguments.config:
+        changes["data"] = DEFAULTS.get(MODELS[name].kind, experiment.data["name"])
     return experiment.override(changes)
+
+
+def _parts(key: str, value: Any) -> dict[str, Any]:
+    """The keys and values of a section that is given as a whole; of another key, itself."""
+    if not isinstance(value, Mapping) or key not in {f.name for f in dataclasses.fields(Experiment)}:
+        return {key: value}
+    return {key if name == "name" else f"{key}.{name}": part for name, part in value.items()}
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -243,16 +271,29 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     return device
 
 
-def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names: str) -> None:
-    """Raises ValueError before a search for output files that cannot be written or would overwrite an input."""
-    used = {"config": arguments.config, "path": experiment.data.get("path")}
-    used = {Path(path).resolve(): f"{name}={path}" for name, path in used.items() if path is not None}
+def _check_written(
+    arguments: argparse.Namespace, names: Sequence[str], inputs: Mapping[str, Any], search: Path | None = None
+) -> None:
+    """Raises ValueError before any work for output files that cannot be written or would overwrite another file.
+
+    Args:
+        arguments: the command's.
+        names: those of output files.
+        inputs: files that are read, by their names in messages; other values than paths are ignored.
+        search: the folder of the search's own files.
+    """
+    paths = {name: path for name, path in inputs.items() if isinstance(path, str | Path)}
+    used = {Path(path).resolve(): f"{name}={path}" for name, path in paths.items()}
     for name in names:
         path = getattr(arguments, name)
         if path is None:
             continue
         folder = path.resolve().parent
-        if path.is_dir() or (path.exists() and not path.is_file()) or not folder.is_dir():
+        if path.is_dir():
+            raise ValueError(f"{name}={path}: expected a file, not a folder")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name}={path}: expected a file, not a device or a pipe")
+        if not folder.is_dir():
             raise ValueError(f"{name}={path}: expected a file in a folder that exists")
         try:
             with tempfile.TemporaryFile(dir=folder):  # permissions are not sufficient, as on a read-only file system
@@ -261,6 +302,8 @@ def _check_written(arguments: argparse.Namespace, experiment: Experiment, *names
             raise ValueError(f"{name}={path}: expected a file in a folder that can be written") from None
         if path.resolve() in used:
             raise ValueError(f"{name}={path}: expected another file than {used[path.resolve()]}")
+        if search is not None and folder == search.resolve() and FILES.fullmatch(path.resolve().name):
+            raise ValueError(f"{name}={path}: expected another file than those of the search in folder={search}")
         used[path.resolve()] = f"{name}={path}"
 
 
@@ -314,12 +357,14 @@ class _Progress:
 
 def _add_find(commands) -> None:
     parser = _add(commands, "find", _find, "search for a ticket, write it, reload and test it, and print a report")
-    parser.add_argument("--out", type=Path, default=Path("ticket.slt"), help="file of the ticket (default: ticket.slt)")
-    parser.add_argument("--json", type=Path, help="file for the report as JSON")
+    parser.add_argument(
+        "--out", type=_path, default=Path("ticket.slt"), help="file of the ticket (default: ticket.slt)"
+    )
+    parser.add_argument("--json", type=_path, help="file for the report as JSON")
     parser.add_argument("--compress", action="store_true", help="entropy-code the ticket's bits")
     run = parser.add_argument_group("run")
     run.add_argument(  # not --run, which torchrun would parse as its own --run-path
-        "--folder", type=Path, help="folder for checkpoints and logs; a stopped search continues from them"
+        "--folder", type=_path, help="folder for checkpoints and logs; a stopped search continues from them"
     )
     run.add_argument("--save-every", type=int, default=0, help="steps between checkpoints (default: one epoch)")
     run.add_argument("--keep-every", type=int, default=0, help="epochs between kept checkpoints (default: none)")
@@ -337,7 +382,8 @@ def _add_find(commands) -> None:
 def _find(arguments: argparse.Namespace) -> None:
     rich = _rich()
     experiment = _experiment(arguments)
-    _check_written(arguments, experiment, "out", "json")
+    inputs = {"config": arguments.config, "path": experiment.data.get("path")}
+    _check_written(arguments, ("out", "json"), inputs, arguments.folder)
     needs_folder = {name: getattr(arguments, name) for name in ("save_every", "keep_every", "tensorboard")}
     if arguments.folder is None and any(needs_folder.values()):
         given = next(f"--{name.replace('_', '-')}" for name, value in needs_folder.items() if value)
@@ -396,7 +442,7 @@ def _print_report(rich, report: dict[str, Any], out: Path) -> None:
 
 def _add_sweep(commands) -> None:
     parser = _add(commands, "sweep", _sweep, "measure accuracy against ticket size for three kinds of source network")
-    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder for the results (default: sweep)")
+    parser.add_argument("--out", type=_path, default=Path("sweep"), help="folder for the results (default: sweep)")
     grid = parser.add_argument_group("grid")
     grid.add_argument(
         "--ratios", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="frozen fractions (default: %(default)s)"
@@ -474,10 +520,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 def _add_eval(commands) -> None:
     parser = _add(commands, "eval", _eval, "load and test a ticket of slt find")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=_path)
     parser.add_argument(
         "--path",
-        type=os.fspath,
+        type=_name,
         help="folder or file of the data set (required for data that do not ship with a package)",
     )
     parser.add_argument("--data", metavar="NAME", help="package.module:function of the ticket's data, which is run")
@@ -509,13 +555,19 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _add_import(commands) -> None:
     text = "convert a configuration file of the code of Otsuka et al. (2024), and list what is left out or differs"
     parser = _add(commands, "import", _import, text)
-    parser.add_argument("file", type=Path, help="their YAML file; its mask_file is read too")
-    parser.add_argument("--out", type=Path, help="file for the configuration (default: print it)")
+    parser.add_argument("file", type=_path, help="their YAML file; its mask_file is read too")
+    parser.add_argument("--out", type=_path, help="file for the configuration (default: print it)")
 
 
 def _import(arguments: argparse.Namespace) -> None:
     try:
-        experiment, left_out = from_paper(Experiment.read_value(arguments.file.read_text(encoding="utf-8")))
+        values = Experiment.read_values(arguments.file)
+    except ValueError as error:
+        raise ValueError(f"{arguments.file}: {error}") from None
+    masks = values.get("mask_file") if isinstance(values, Mapping) else None
+    _check_written(arguments, ("out",), {"file": arguments.file, "mask_file": masks})
+    try:
+        experiment, left_out = from_paper(values)
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}") from None
     for line in left_out:
@@ -531,7 +583,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _add_info(commands) -> None:
-    _add(commands, "info", _info, "print the content of a ticket").add_argument("file", type=Path)
+    _add(commands, "info", _info, "print the content of a ticket").add_argument("file", type=_path)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -561,7 +613,7 @@ def _add_bench(commands) -> None:
     parser.add_argument(
         "profile", choices=("quick", "full"), help="quick takes a few minutes on two cores, full about twenty"
     )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results of the checkout)")
+    parser.add_argument("--out", type=_path, help="folder for the results (default: bench/results of the checkout)")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

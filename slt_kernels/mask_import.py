@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ._text import shown
 from .freezing import SPREADS
 from .source import Freeze, fraction
 
@@ -90,7 +89,9 @@ def _masks(masks: Mapping[str, Tensor] | str | os.PathLike) -> dict[str, Tensor]
 
 
 def _read(file: Path) -> Any:
-    if not file.is_file():
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file}: not a file: expected a state_dict with masks")
+    if not file.exists():
         raise FileNotFoundError(f"{file}: no such file: expected a state_dict with masks")
     try:
         return load_file(file)
@@ -98,8 +99,10 @@ def _read(file: Path) -> Any:
         pass
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types for other files
-        raise ValueError(f"{file}: not safetensors, and not readable by torch.load: {shown(str(error), 200)}") from None
+    except Exception:  # of many types for other files
+        raise ValueError(
+            f"{file}: not safetensors, and not readable by torch.load: expected a state_dict of tensors alone"
+        ) from None
 
 
 def _match(masks: dict[str, Tensor], names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

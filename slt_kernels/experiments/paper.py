@@ -10,7 +10,7 @@ from typing import Any
 from .._text import shown
 from ..freezing import SPREADS
 from ..mask_import import import_mask
-from ..source import Freeze
+from ..source import MAX_ROWS, Freeze, integer
 from . import models
 from .train import Experiment
 
@@ -53,8 +53,8 @@ class _Keys:
         value = self.values.get(key)
         return default if value is None else value
 
-    def number(self, key: str, default: float = 0.0) -> float:
-        """A finite number, also as text: YAML reads 1e-4 as text."""
+    def number(self, key: str, default: float = 0.0, least: float = -math.inf, most: float = math.inf) -> float:
+        """A finite number in that range, also as text: YAML reads 1e-4 as text."""
         value = self.get(key, default)
         try:
             number = float(value)
@@ -62,6 +62,8 @@ class _Keys:
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(f"{key}={shown(value)}: expected a number")
+        if not least <= number <= most:
+            raise ValueError(f"{key}={shown(value)}: expected a number from {least} to {most}")
         return number
 
     def one_of(self, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
@@ -73,7 +75,8 @@ class _Keys:
 
     def note(self, key: str, why: str) -> None:
         self.read.add(key)
-        self.notes.append(f"{key}={shown(self.values.get(key))}: {why}")
+        value = self.values.get(key)
+        self.notes.append(f"{key}: {why}" if value is None else f"{key}={shown(value)}: {why}")
 
     def left_out(self) -> list[str]:
         rest = (key for key, value in self.values.items() if key not in self.read and value not in (None, False))
@@ -86,8 +89,9 @@ def from_paper(values: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     A ``mask_file`` is read (`import_mask`), and its fractions become ``source.layers``.
 
     Raises:
-        ValueError: a value that has no meaning here, such as weights of ``trunc_normal``; a network or data set that
-            this package does not have; a ``mask_file`` without ``m_init_method``, or of another network.
+        ValueError: a value that has no meaning here, such as weights of ``trunc_normal``; a number out of range; a
+            network or data set that this package does not have; a ``mask_file`` without ``m_init_method``, or of
+            another network.
         FileNotFoundError: no such ``mask_file``.
     """
     if not isinstance(values, Mapping):
@@ -120,7 +124,7 @@ def _data(keys: _Keys) -> dict[str, Any]:
     data = {"name": name, "path": str(keys.get("dataset_dir", "data"))}
     ratio = keys.get("train_val_ratio")
     if ratio is not None and name != "ogbn_arxiv":
-        data["validation"] = round(1 - keys.number("train_val_ratio"), 6)
+        data["validation"] = round(1 - keys.number("train_val_ratio", least=0, most=1), 6)
     if name in ("cifar10", "cifar100"):
         keys.note("dataset_dir", "expected to hold the binary version of CIFAR; theirs is that of Python")
     if name == "image_folder" and not keys.get("use_simple_transform", False):
@@ -131,9 +135,14 @@ def _data(keys: _Keys) -> dict[str, Any]:
 def _model(keys: _Keys) -> dict[str, Any]:
     name, dataset = keys.get("model_name"), keys.values.get("dataset_name")
     factor = keys.number("width_factor", 1)
+    base = keys.number("hidden_dim", 386, 1, MAX_ROWS) if name == "gin_based_net" else 64
+    if not 1 <= base * factor <= MAX_ROWS:
+        raise ValueError(f"width_factor={factor}: expected a factor on {base:g} that gives from 1 to {MAX_ROWS}")
+    width = int(base * factor)
     affine = {"affine": True} if keys.get("use_affine_bn", False) else {}
     if name == "gin_based_net":
-        model = {"name": "gin", "width": int(keys.number("hidden_dim", 386) * factor), "depth": keys.get("n_layers", 4)}
+        depth = integer("n_layers", keys.get("n_layers", 4), 1, models.largest("depth"))
+        model = {"name": "gin", "width": width, "depth": depth}
         model |= {"dropout": p} if (p := keys.number("dropout_p")) else {}
         model |= {"bias": True} if keys.get("use_bias", False) else {}
         return model | ({} if keys.get("norm_type") == "bn" else {"norm": False}) | affine
@@ -141,11 +150,9 @@ def _model(keys: _Keys) -> dict[str, Any]:
         raise ValueError(f"model_name={shown(name)}: there is no such network for dataset_name={shown(dataset)}")
     model = {"name": f"cifar_{name}" if dataset != "imagenet" and name.startswith("resnet") else name}
     if factor != 1:
-        model["width"] = int(64 * factor)
-        if any(int(64 * factor * 2**i) != model["width"] << i for i in range(4)):
-            keys.note(
-                "width_factor", f"channels are {model['width']} times a power of 2; theirs are rounded one by one"
-            )
+        model["width"] = width
+        if any(int(base * factor * 2**i) != width << i for i in range(4)):
+            keys.note("width_factor", f"channels are {width} times a power of 2; theirs are rounded one by one")
     if affine and name.startswith("conv"):
         affine = {}  # these have no BatchNorm
     if name == "conv4":

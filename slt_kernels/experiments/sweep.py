@@ -161,8 +161,8 @@ def run(
         All rows of the folder, in the order of the grid.
 
     Raises:
-        ValueError: a folder with rows of another experiment or in which another sweep is running; a file as folder; an
-            unknown engine; fewer than one job.
+        ValueError: a folder with rows of another or an unknown experiment, or in which another sweep is running; a file
+            as folder; an unknown engine; fewer than one job.
         ModuleNotFoundError: the engine is not installed.
         Interrupted: SIGINT or SIGTERM. Searches that run are finished before, and their rows are written.
         RuntimeError: workers were killed several times in a row.
@@ -223,6 +223,11 @@ def _describe(folder: Path, base: Experiment, grid: Grid) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={folder}: expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists() and (folder / "sweep.csv").exists():
+        raise ValueError(
+            f"out={folder}: holds sweep.csv without experiment.json, so its rows may be of another experiment; "
+            "expected another folder"
+        )
     if not path.exists():
         write_atomically(path, text.encode())
     elif read_file(path) != text.encode():

@@ -45,8 +45,8 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
         options: further arguments of the data set.
 
     Raises:
-        ValueError: an unknown name or option; a seed that is not an integer of 64 bits; a missing path, or a path for a
-            data set that takes none; a function that returns no `Dataset`.
+        ValueError: an unknown name; an unknown or a missing option; a seed that is not an integer of 64 bits; a missing
+            path, or a path for a data set that takes none; a function that returns no `Dataset`.
         FileNotFoundError, ModuleNotFoundError: a file or a package is missing; the message says how to get it.
     """
     if is_function(name):
@@ -68,6 +68,12 @@ def load(name: str, path: str | Path | None = None, *, seed: int = 0, **options)
     options |= {} if path is None else {"path": path}
     seed = integer("seed", seed, -(2**63), 2**64 - 1)
     options |= {"seed": seed} if "seed" in arguments else {}
+    required = [
+        a for a in arguments.values() if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)
+    ]
+    missing = [a.name for a in required if a.name not in options]
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a value for {name}, as by --set data.{missing[0]}=...")
     loaded = builder(**options)
     if not isinstance(loaded, Dataset):
         raise ValueError(f"data={name}: returned {type(loaded).__name__}, expected a Dataset (see data.from_datasets)")

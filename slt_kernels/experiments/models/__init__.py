@@ -21,6 +21,8 @@ from .mobilenet import mobilenet_v2
 from .resnet import resnet
 from .vit import ViT
 
+_MAX_DEPTH = 1000  # of the networks whose depth is a choice; each block takes up to 30 ms to build
+
 
 class Architecture(NamedTuple):
     """Builder of a dense network, the kind of data that it takes, and the options that its name implies."""
@@ -110,7 +112,7 @@ def build(
         options["width"] = scaled_width(name, options["width"])
     for n, value in options.items():
         if arguments[n].annotation is int:
-            options[n] = integer(n, value, 1, MAX_ROWS)
+            options[n] = integer(n, value, 1, largest(n))
     missing = [n for n, a in arguments.items() if a.default is a.empty and n not in options]
     if missing:
         raise ValueError(f"{missing[0]}: expected a value for {name}, or data that provide it")
@@ -134,6 +136,11 @@ def build(
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return network
+
+
+def largest(option: str) -> int:
+    """The largest value of a builder's integer option."""
+    return _MAX_DEPTH if option == "depth" else MAX_ROWS
 
 
 def scaled_width(name: str, factor: float) -> int:

@@ -41,7 +41,9 @@ def check(
             progress.
     """
     for name in ("scaler", "draws", "progress"):
-        _check_like(last.get(name), here[name], name)
+        if name not in last:
+            raise ValueError(f"{name}: missing")
+        _check_like(last[name], here[name], name)
     epoch, step, taken = (last["progress"][name] for name in ("epoch", "step", "taken"))
     if not (0 <= epoch <= len(rates) and 0 <= step <= steps and taken == epoch * steps + step):
         raise ValueError(f"epoch={epoch}, step={step}, taken={taken}: expected {len(rates)} epochs of {steps} steps")

@@ -65,7 +65,16 @@ def check_experiments(*experiments: Experiment) -> None:
     """
     dataset = load_data(experiments[0])
     for e in experiments:
+        _check_classes(e, dataset)
         models.build(**e.model, data=dataset, supermask=e.source.supermask(e.seed), device="meta")
+
+
+def _check_classes(experiment: Experiment, dataset: Dataset) -> None:
+    """Raises ValueError for a network with fewer outputs than the data have classes."""
+    classes = experiment.model.get("classes", dataset.classes)
+    if classes < dataset.classes:
+        name = experiment.data["name"]
+        raise ValueError(f"model.classes={classes}: expected at least {dataset.classes}, the classes of {name}")
 
 
 def find(
@@ -96,7 +105,7 @@ def find(
         seconds, backend and experiment.
 
     Raises:
-        ValueError: ``compress`` of a dense network; raised before the search.
+        ValueError: ``compress`` of a dense network, or fewer classes than the data have; raised before the search.
         ModuleNotFoundError: ``compress`` without its package; raised before the search.
         RuntimeError: the reloaded ticket has another accuracy than the saved network.
     """
@@ -106,6 +115,7 @@ def find(
         entropy_coder()  # a missing package raises here, before the search
     started = time.perf_counter()
     dataset = load_data(experiment)
+    _check_classes(experiment, dataset)
     model = build(experiment, dataset, device)
     settings = experiment.search
     rows = search(model, dataset, settings, on_epoch, seed=experiment.seed, run=run, on_step=on_step, shard=shard)

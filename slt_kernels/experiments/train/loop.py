@@ -285,7 +285,7 @@ class _Search:
             if self.average is not None:
                 self.average.load_state_dict(checkpoint["average"])
         except (ValueError, RuntimeError) as error:  # RuntimeError: missing or unexpected keys
-            raise ValueError(f"folder={run.folder}: its checkpoints do not fit this search ({error})") from None
+            raise ValueError(f"{run.folder}: its checkpoints do not fit this search ({error})") from None
         if isinstance(self.masks, BernoulliMasks):
             self.masks.draws = checkpoint["draws"]
         progress = checkpoint["progress"]

@@ -53,11 +53,13 @@ def described(info: TicketInfo, path: str | Path) -> tuple[Experiment, float]:
     """The experiment of a ticket of `find`, with default search settings, and its test accuracy.
 
     Raises:
-        ValueError: it describes none, or one with unknown settings.
+        ValueError: it describes none, or one with unknown settings; an impossible accuracy.
     """
     network, found = info.metadata.get("network"), info.metadata.get("test_accuracy")
     if not isinstance(network, dict) or type(found) not in (int, float):
         raise ValueError(f"{path}: not written by slt find: it does not describe how to build its network")
+    if not 0 <= found <= 1:
+        raise ValueError(f"{path}: test_accuracy={shown(found)}: expected a number from 0 to 1")
     try:
         return Experiment.from_dict(network), found
     except ValueError as error:

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import signal
 import stat
 import threading
@@ -39,6 +40,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 VERSION = 1
+FILES = re.compile(r"(last|best|epoch_\d+)(\.pt|\.[0-9a-f]{8})|log\.csv|tensorboard|lock")
+"""Names of the files and folders of a search."""
 _LINE = "slt_kernels.checkpoint {}\n"
 
 

@@ -14,6 +14,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..._text import printable, shown
 from ...edge_popup import SCOPES
 from ...freezing import LOCK_SPREADS, SPREADS
@@ -21,7 +23,7 @@ from ...nn.state import SCALES
 from ...nn.supermask import INITIAL_SCORES
 from ...source import WEIGHTS, Freeze, python_number
 from ..data import DATASETS, is_function
-from ..models import MODELS, scaled_width
+from ..models import MODELS, largest, scaled_width
 
 ALGORITHMS = ("edge_popup", "bernoulli", "dense")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -36,6 +38,7 @@ _LATER = {
 }
 """Settings that are newer than some checkpoints and tickets, in which they are left out at their defaults."""
 
+_LARGEST = torch.finfo(torch.float32).max  # of a setting that is a float: optimizers convert it
 _MAX_KEYS = 1000  # of one mapping in a YAML file; an experiment has about 40 keys
 
 
@@ -63,10 +66,17 @@ def _check(name: str, value: Any, what: str, choices: tuple, least: float, most:
         raise ValueError(f"{name}={shown(value)}: expected less than 2**63")
     if choices and value not in choices:
         raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(c or 'none' for c in choices)}")
-    if isinstance(value, int | float) and not (least <= value <= most and value != math.inf):
-        bound = "finite, at least" if value == math.inf else "at least"
-        expected = f"{bound} {least}" if most == math.inf else f"{least} to {most}"
-        raise ValueError(f"{name}={shown(value)}: expected {expected}")
+    if not isinstance(value, int | float) or max(least, -_LARGEST) <= value <= min(most, _LARGEST):
+        return
+    if most != math.inf:
+        expected = f"{least} to {most}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        expected = "a finite number" + (f" of at least {least}" if least != -math.inf else "")
+    elif value > _LARGEST:
+        expected = f"at most {_LARGEST:.7g}, the largest float32"
+    else:
+        expected = f"at least {max(least, -_LARGEST)}"
+    raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,14 @@ class Search(Settings):
         for name in ("min_lr", "warmup_lr"):
             if getattr(self, name) > self.lr:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at most lr={self.lr}")
+        if self.schedule == "multistep" and self.gamma > 1:
+            try:
+                highest = self.rate(self.epochs - 1)
+            except OverflowError:
+                highest = math.inf
+            if highest > _LARGEST:
+                most = f"expected a learning rate of at most {_LARGEST:.7g} after all milestones"
+                raise ValueError(f"gamma={self.gamma}: {most}")
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -245,12 +263,12 @@ class Experiment(Settings):
         """An experiment from a YAML file.
 
         Raises:
-            ValueError: as `from_dict`, or a file that is not YAML, has a key twice or is empty.
+            ValueError: as `from_dict`, or a file that is not text or not YAML, has a key twice or is empty.
             FileNotFoundError: no such file.
             ModuleNotFoundError: PyYAML is missing (it comes with the ``demo`` extra).
         """
         try:
-            values = cls.read_value(Path(path).read_text(encoding="utf-8"))
+            values = cls.read_values(path)
             if values is None:  # perhaps cut off; the defaults are a whole experiment
                 raise ValueError("there is no setting in it: write {} for the defaults")
             return cls.from_dict(values)
@@ -268,6 +286,15 @@ class Experiment(Settings):
             changed = {name: v for name, v in values[section].items() if v != defaults[section][name]}
             values[section] = {name: "none" if v is None else v for name, v in changed.items()}
         return _yaml().safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+
+    @classmethod
+    def read_values(cls, path: str | Path) -> Any:
+        """The content of a YAML file; ValueError, without the file's name, for a file that is not YAML."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("not a text file") from None
+        return cls.read_value(text)
 
     @staticmethod
     def read_value(text: str) -> Any:
@@ -297,15 +324,20 @@ class Experiment(Settings):
             raise ValueError(f"not YAML: {' '.join(str(error).split())[:400]}") from None
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
-        """This experiment with some values changed; keys are paths, as in ``{"search.lr": 0.2, "model.width": 8}``."""
+        """This experiment with some values changed; keys are paths, as in ``{"search.lr": 0.2, "model.width": 8}``.
+
+        The order of the keys does not matter: a section is replaced before its keys are changed.
+        """
         values = self.to_dict()
-        for path, value in changes.items():
+        for path, value in sorted(changes.items(), key=lambda change: "." in change[0]):
             section, _, name = path.rpartition(".")
             if section and not isinstance(values.get(section), dict):
+                if section in changes:
+                    raise ValueError(f"{section}={shown(values[section])}: expected keys and values")
                 raise ValueError(f"{path}: unknown{_nearest(section, values)}")
             if path in ("model", "data") and isinstance(value, str):
                 value = values[path] if value == values[path]["name"] else {"name": value}  # options belong to a name
-            (values[section] if section else values)[name] = value
+            (values[section] if section else values)[name] = dict(value) if isinstance(value, dict) else value
         return type(self).from_dict(values)
 
 
@@ -355,10 +387,10 @@ def _options(section: str, values: Mapping[str, Any] | str, known: Mapping[str, 
         if section == "model" and key == "width" and isinstance(value, float):
             value = scaled_width(name, value)
         checked[key] = _typed(value, hints.get(key, str), where)
-        if hints.get(key) is int:
-            _check(where, checked[key], "", (), 1, math.inf)
-            if checked[key] >= 2**31:  # the largest size of a layer
-                raise ValueError(f"{where}={shown(checked[key])}: expected at most {2**31 - 1}")
+        if hints.get(key) in (int, float):
+            _check(where, checked[key], "", (), 1 if hints[key] is int else -math.inf, math.inf)
+        if hints.get(key) is int and checked[key] > largest(key):
+            raise ValueError(f"{where}={shown(checked[key])}: expected at most {largest(key)}")
     return checked
 
 
@@ -385,7 +417,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
     elif typing.get_origin(hint) is types.UnionType:  # `str | None`
-        return None if value in (None, "none") else _typed(value, typing.get_args(hint)[0], where)
+        kinds = typing.get_args(hint)
+        none = value is None or (value == "none" and Path not in kinds)  # a file may have that name
+        return None if none else _typed(value, kinds[0], where)
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_typed(v, typing.get_args(hint)[0], where) for v in value)
