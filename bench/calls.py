@@ -9,10 +9,9 @@ rounds that take both layers in turn.
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from rounds import microseconds
 from torch import nn
 
 from slt_kernels import SupermaskConv2d, SupermaskEmbedding, SupermaskLinear
@@ -34,14 +33,6 @@ LAYERS = {
         lambda: torch.tensor([3]),
     ),
 }
-
-
-def microseconds(call: Callable[[], object], count: int) -> float:
-    """The mean of some calls."""
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count * 1e6
 
 
 def backward(layer: nn.Module, x: torch.Tensor) -> None:

@@ -10,10 +10,10 @@ threads are awake; on a busy machine a second thread costs up to milliseconds mo
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import torch
+from rounds import microseconds
 
 from slt_kernels import _cpu
 from slt_kernels.backends.registry import run
@@ -22,14 +22,6 @@ from slt_kernels.source import DENSE, Freeze, Source
 
 ROUNDS, MICROSECONDS = 25, 500
 Call = Callable[[], object]
-
-
-def microseconds(call: Call, count: int) -> float:
-    """The mean of some calls."""
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count * 1e6
 
 
 def both(call: Call) -> tuple[float, float]:

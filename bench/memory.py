@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from slt_kernels import drop_scores
 
 BATCH = 8
-PHASES = ("forward", "gradients", "step")
 OURS = ("ours", "ours, 70 % frozen, compact")
 FORWARD = (
     *OURS,

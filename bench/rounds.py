@@ -26,15 +26,17 @@ class Case(NamedTuple):
     before: Callable[[Callable[[], Any]], Any] | None = None
 
 
+def microseconds(call: Callable[[], object], count: int) -> float:
+    """The mean of some calls."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count * 1e6
+
+
 def least_microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
     """The least mean of so many calls: what a call costs the host when nothing disturbs it."""
-    least = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        least = min(least, time.perf_counter() - start)
-    return least / calls * 1e6
+    return min(microseconds(call, calls) for _ in range(rounds))
 
 
 class Entry(NamedTuple):
@@ -97,7 +99,7 @@ def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
     rounds, end = [], time.perf_counter() + seconds
     while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
         rounds.append({name: prepared(call) for name, call in calls.items()})
-    methods = {name: _spread([1e3 * r[name] for r in rounds], "ms") | facts.get(name, {}) for name in calls}
+    methods = {name: _quartiles([1e3 * r[name] for r in rounds], "ms") | facts.get(name, {}) for name in calls}
     result = {"methods": methods, "rounds": len(rounds)}
     peers = [name for name in calls if not name.startswith("ours")]
     if peers:
@@ -108,7 +110,7 @@ def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
     return result
 
 
-def _spread(values: list[float], unit: str) -> dict[str, Any]:
+def _quartiles(values: list[float], unit: str) -> dict[str, Any]:
     low, median, high = statistics.quantiles(values, n=4)
     return {f"median_{unit}": median, f"quartiles_{unit}": [low, high]}
 

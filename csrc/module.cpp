@@ -199,7 +199,7 @@ PYBIND11_MODULE(_cpu, m) {
             const uint64_t *at = reinterpret_cast<const uint64_t *>(index);  // negative numbers are large ones
             return std::find_if(at, at + count, [rows](uint64_t row) { return row >= uint64_t(rows); }) - at;
         },
-        "first_outside(index, count, rows): the place of the first number of an index outside [0, rows); count if none");
+        "first_outside(index, count, rows): the place of the first number of index outside [0, rows); count if none");
 
     {
         typedef Materialize A;
@@ -209,7 +209,8 @@ PYBIND11_MODULE(_cpu, m) {
     {
         typedef LinearForward A;
         Function<A>::add_to(m, "linear_forward", &Operations::linear_forward, {SLT_FIELD(source), SLT_FIELD(mask),
-            SLT_FIELD(signs), SLT_FIELD(x), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y), SLT_FIELD(digits)});
+            SLT_FIELD(signs), SLT_FIELD(x), SLT_FIELD(batch), SLT_FIELD(scale), SLT_FIELD(bias), SLT_FIELD(y),
+            SLT_FIELD(digits)});
     }
     {
         typedef LinearGradInput A;

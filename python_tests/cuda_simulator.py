@@ -1,6 +1,6 @@
 """Runs the CUDA backend's kernels on CPU tensors, in a simulator of PTX where there is one.
 
-Everything but the driver is the backend's own: its host code prepares launches, and nvcc compiles its kernels. The
+Everything except the driver is the backend's own: its host code prepares launches, and nvcc compiles its kernels. The
 simulator reports accesses out of bounds, races, reads of memory that was never written, and waits that are missing.
 """
 

@@ -178,7 +178,7 @@ def committed() -> list[Path]:
 
 @pytest.mark.parametrize("file", committed(), ids=lambda file: file.parent.name)
 def test_reports_are_what_their_results_say(file, tmp_path):
-    """The text but for its links to plots; that the plots are drawn."""
+    """The text without its links to plots; checks that the plots are drawn."""
     report = module("report")
     result = json.loads(file.read_text())
     assert report.failures(result) == []

@@ -1,4 +1,4 @@
-"""Which objects the build of the CPU backend makes, and that it made them; nothing is compiled but a line."""
+"""Which objects the build of the CPU backend makes, and that it made them; compiles one line only."""
 
 import importlib
 import os

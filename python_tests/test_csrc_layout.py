@@ -49,6 +49,11 @@ def test_there_is_no_circle():
     assert len(list(TopologicalSorter(INCLUDES).static_order())) == len(FILES)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_lines_have_at_most_120_columns(name):
+    assert [line for line in FILES[name].splitlines() if len(line) > 120] == []
+
+
 def test_every_room_has_files():
     assert {room_of(name) for name in FILES} == set(FLOOR_OF)
 

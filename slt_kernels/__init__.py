@@ -36,7 +36,7 @@ from .nn import (
 )
 from .numbering import number_layers
 from .source import Freeze, Source
-from .ticket import TicketError, load_ticket, save_ticket, ticket_info
+from .tickets import TicketError, load_ticket, save_ticket, ticket_info
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,7 @@
 """Short, printable text for messages, from values and names of files and users."""
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -36,3 +37,8 @@ def shown(value: Any, limit: int = 400) -> str:
 def printable(text: str) -> str:
     """The text with escapes for characters that a terminal interprets or cannot print."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def some_of(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of some names; "..." stands for the others."""
+    return between.join(names[:most]) + (f"{between}..." if len(names) > most else "")

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 
+from ._text import some_of
 from .conv_geometry import channels_last
 from .conversions import conversion_of, full_name, has_conversion, is_subclass_of_converted
 from .freezing import spread_freeze
@@ -30,7 +31,6 @@ _LAZY_WEIGHTS = (nn.LazyLinear, nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d)
 _LAZY_WEIGHTS += (nn.LazyConvTranspose1d, nn.LazyConvTranspose2d, nn.LazyConvTranspose3d)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # their scale and bias may have several dimensions
 _NESTED = 3  # containers in containers that are searched for references
-_NAMED = 3  # most parameters that a summary, a warning or an error names
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Summary:
         lines.append(f"{len(self.layers)} layers, {self.weights:,} weights, {self.free_bits:,} free bits ({size})")
         lines.append(f"frozen: prune={self.prune:.4f}, lock={self.lock:.4f} of all weights")
         if self.dense:
-            lines.append(f"dense parameters: {sum(self.dense.values()):,} ({_names(list(self.dense))})")
+            lines.append(f"dense parameters: {sum(self.dense.values()):,} ({some_of(list(self.dense))})")
         for what, trains in (("dense weights that train", True), ("dense weights that are fixed", False)):
             found = [d for d in self.dense_weights if d.trains is trains]
             if found:
@@ -182,12 +182,10 @@ def _by_kind(found: Collection[DenseSummary]) -> str:
     parts = []
     for kind, those in kinds.items():
         modules = len({d.name.rpartition(".")[0] for d in those})
-        parts.append(f"{modules} {kind} ({sum(d.weights for d in those):,} weights: {_names([d.name for d in those])})")
+        parts.append(
+            f"{modules} {kind} ({sum(d.weights for d in those):,} weights: {some_of([d.name for d in those])})"
+        )
     return ", ".join(parts)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def convert(
@@ -283,14 +281,7 @@ def convert(
     for name, m in modules.items():
         if id(m) not in left_out and _is_lazy(m, wanted_types):
             raise ValueError(f"{name}: {type(m).__name__} has no weight yet; run a forward first, or exclude it")
-    places: dict[str, nn.Module] = {}
-    inside: dict[str, str] = {}  # modules inside one that is replaced, and the name of that one
-    for name, m in modules.items():  # parents come before what is inside them
-        parent = name.rpartition(".")[0]
-        if name and (parent in places or parent in inside):
-            inside[name] = inside.get(parent, parent)
-        elif not left_because(m):
-            places[name] = m
+    places, inside = _places(modules, left_because)
     parts = sorted(exclude & inside.keys())
     if parts:
         raise ValueError(
@@ -352,23 +343,7 @@ def convert(
     if trained:
         how = "exclude them or set requires_grad=False; register_conversion makes more types convertible"
         warnings.warn(f"{message}; to silence this, {how}", stacklevel=2)
-    shared = _shared_weights(model, originals, owners)
-    if shared:
-        what = "; ".join(" and ".join(group) for group in shared)
-        hint = "" if tie else " (with tie=True embeddings and Linears go on sharing)"
-        warnings.warn(
-            f"weights that modules share are not shared after convert; each layer has its own{hint}: {what}",
-            stacklevel=2,
-        )
-
-    kept = _references(modules, names)
-    if kept:
-        warnings.warn(
-            "attributes that are no submodules keep modules that convert replaces, whose trained weights go on being "
-            f"used there: {'; '.join(kept[:_NAMED])}{'; ...' if len(kept) > _NAMED else ''}; use nn.ModuleList or "
-            "nn.ModuleDict, or set them again",
-            stacklevel=2,
-        )
+    _warn_of_what_stays(_shared_weights(model, originals, owners), _references(modules, names), tie)
 
     for old in replaced:
         take_hooks(replacements[id(old)], old)
@@ -378,6 +353,38 @@ def convert(
     converted = replacements.get(id(model), model)
     _log.info("converted:\n%s", _summary(converted))
     return converted
+
+
+def _places(
+    modules: Mapping[str, nn.Module], left_because: Callable[[nn.Module], str]
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The modules to replace, by name; and for each module inside one, the name of that one."""
+    places: dict[str, nn.Module] = {}
+    inside: dict[str, str] = {}
+    for name, m in modules.items():  # parents come before what is inside them
+        parent = name.rpartition(".")[0]
+        if name and (parent in places or parent in inside):
+            inside[name] = inside.get(parent, parent)
+        elif not left_because(m):
+            places[name] = m
+    return places, inside
+
+
+def _warn_of_what_stays(shared: Sequence[Sequence[str]], kept: Sequence[str], tie: bool) -> None:
+    """Warns of weights no longer shared (`_shared_weights`), and of replaced modules still in use (`_references`)."""
+    if shared:
+        what = "; ".join(" and ".join(group) for group in shared)
+        hint = "" if tie else " (with tie=True embeddings and Linears go on sharing)"
+        warnings.warn(
+            f"weights that modules share are not shared after convert; each layer has its own{hint}: {what}",
+            stacklevel=3,
+        )
+    if kept:
+        warnings.warn(
+            "attributes that are no submodules keep modules that convert replaces, whose trained weights go on being "
+            f"used there: {some_of(kept, between='; ')}; use nn.ModuleList or nn.ModuleDict, or set them again",
+            stacklevel=3,
+        )
 
 
 def _references(modules: Mapping[str, nn.Module], replaced: Mapping[int, str]) -> list[str]:
@@ -453,7 +460,7 @@ def _check_types(
         found = {name: m for name, m in modules.items() if type_before_parametrizations(m) is kind}
         if has_conversion(kind) or (found and all(conversion_of(m) for m in found.values())):
             continue
-        where = f" ({_names([name or 'the model itself' for name in found])})" if found else ""
+        where = f" ({some_of([name or 'the model itself' for name in found])})" if found else ""
         raise ValueError(
             f"types: {full_name(kind)}{where} has no conversion; expected a type that convert knows, or "
             f"register_conversion({kind.__name__}, build) before: a function that makes its replacement"
@@ -500,7 +507,7 @@ def _check_replaceable(name: str, m: nn.Module) -> None:
     fixed = [weight for weight, p in weights.items() if not p.requires_grad]
     if fixed:
         raise ValueError(
-            f"{name}: some of its weights have requires_grad=False ({_names(fixed)}) and some have not; expected the "
+            f"{name}: some of its weights have requires_grad=False ({some_of(fixed)}) and some have not; expected the "
             "same for all, or exclude it"
         )
 
@@ -576,7 +583,7 @@ def _check_nothing_lost(old: nn.Module, new: nn.Module) -> None:
     lost = sorted(name for name, x in parts if id(x) not in kept and name not in weights and name not in emptied)
     lost += [f"{name}.forward".lstrip(".") for name, m in old.named_modules() if "forward" in vars(m)]
     if lost:
-        raise ValueError(f"its replacement would lose what was added to it ({_names(lost)}); exclude it")
+        raise ValueError(f"its replacement would lose what was added to it ({some_of(lost)}); exclude it")
 
 
 def _disable_fused_path(module: nn.Module) -> None:

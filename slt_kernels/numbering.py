@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from . import bits
+from ._text import some_of
 from .nn import SupermaskLayer, sharded_scores
 from .nn.network import layers_to_search
-
-_NAMED = 3  # most layers that a warning names
 
 
 def number_layers(model: nn.Module) -> nn.Module:
@@ -64,10 +63,9 @@ def warn_of_equal_layers(model: nn.Module) -> None:
     if not equal:
         return
     (seed, number), names = next(iter(equal.items()))
-    more = ", ..." if len(names) > _NAMED else ""
     others = f", and {len(equal) - 1} more such sets" if len(equal) > 1 else ""
     warnings.warn(
-        f"{len(names)} layers ({', '.join(names[:_NAMED])}{more}) have seed={seed % 2**64} and layer={number}{others}: "
+        f"{len(names)} layers ({some_of(names)}) have seed={seed % 2**64} and layer={number}{others}: "
         "layers with the same seed and number have the same random weights and scores; give each its own layer=, or "
         "call slt_kernels.number_layers(model) before the search",
         stacklevel=3,

@@ -47,8 +47,8 @@ SLT_HOST_DEVICE int weight_value(const Source &s, int64_t row, int64_t k) {
     return value_of_byte(s.weight, int(bytes.word[in_word / 4] >> in_word % 4 * 8 & 0xFF));
 }
 
-// A threshold of bytes, 0 to 256, for bit planes: its bits, the most significant first, each as a word of zeros or ones.
-// 256, which is above every byte, has ones everywhere.
+// A threshold of bytes, 0 to 256, for bit planes: its bits, the most significant first, each as a word of zeros or
+// ones. 256, which is above every byte, has ones everywhere.
 struct Threshold {
     uint32_t plane[8];
     uint32_t always;

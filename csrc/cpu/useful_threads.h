@@ -1,18 +1,19 @@
-// How many threads a product is worth: where the second one would cost more than it brings, one.
+// The number of threads for a product: one if a second thread would cost more than it saves.
 //
 // Measured by `bench/crossings.py --divide-all`: a product of less than some 40 us is up to a quarter slower on two
-// threads than on one, though both are awake. Where other programs hold a core, it may wait for milliseconds.
+// threads than on one, even with both awake. If other programs hold a core, the second thread may start milliseconds
+// late.
 #pragma once
 
 #include "operations.h"
 
 namespace slt {
 
-// Products are as dear as so many multiplications. To make a weight takes the time of sixteen.
+// The work of a product, in multiplications. Making a weight costs 16.
 inline int64_t work_of(const Source &s, int64_t vectors) { return s.rows * s.fan * (vectors + 16); }
 inline int64_t work_of(const LinearForward &a) { return work_of(a.source, a.batch); }
 inline int64_t work_of(const LinearGradInput &a) { return work_of(a.source, a.batch); }
-// To convert or move an element of an image takes the time of 24; a Linear's vectors are images of one pixel.
+// Converting or moving an element of an image costs 24. The vectors of a Linear, images of one pixel, are not counted.
 template <class X, class Y>
 int64_t work_of_images(const Source &s, const X &x, const Y &y) {
     const int64_t pixels = x.pixels() == 1 ? 0 : greatest(x.channels * x.pixels(), y.channels * y.pixels());

@@ -252,9 +252,9 @@ struct GradInput {
     uint32_t tiles;         // of all groups and parts
 };
 
-// A convolution with few channels and rows per group, or its grad_input: depthwise.h. The latter is a convolution of dy,
-// with zeros between its pixels where the stride is not 1, by the taps in reverse. `in` is what the kernel reads and
-// `out` what it writes; sizes are in pixels, and strides of memory in elements.
+// A convolution with few channels and rows per group, or its grad_input: depthwise.h. The latter is a convolution of
+// dy, with zeros between its pixels where the stride is not 1, by the taps in reverse. `in` is what the kernel reads
+// and `out` what it writes; sizes are in pixels, and strides of memory in elements.
 struct Depthwise {
     Generator generator;
     const uint32_t *mask;     // resolved

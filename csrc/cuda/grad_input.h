@@ -92,7 +92,7 @@ class GradInputKernel {
         if (filled >= 0) publish<0>(ring, filled);
     }
 
-    // A stage is complete, but for PENDING later ones.
+    // A stage is complete, except for PENDING later ones.
     template <int PENDING>
     static __device__ __forceinline__ void publish(const Stages &ring, int slot) {
         wait_for_copies<PENDING>();

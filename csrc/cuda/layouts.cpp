@@ -115,14 +115,14 @@ const std::vector<Layout> &layouts() {
         {
             typedef EmbeddingForward A;
             all.push_back(layout<A>("EmbeddingForward", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
-                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(mask), SLT_FIELD(compact), SLT_FIELD(scale), SLT_FIELD(y), SLT_FIELD(type),
-                SLT_FIELD(count)}));
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(mask), SLT_FIELD(compact), SLT_FIELD(scale),
+                SLT_FIELD(y), SLT_FIELD(type), SLT_FIELD(count)}));
         }
         {
             typedef EmbeddingGradScores A;
             all.push_back(layout<A>("EmbeddingGradScores", {SLT_FIELD(generator), SLT_FIELD(segment_starts),
-                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(type), SLT_FIELD(scores),
-                SLT_FIELD(scale), SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(count)}));
+                SLT_FIELD(call_starts), SLT_FIELD(index), SLT_FIELD(order), SLT_FIELD(dy), SLT_FIELD(type),
+                SLT_FIELD(scores), SLT_FIELD(scale), SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(count)}));
         }
         {
             typedef ForwardSmall A;
@@ -137,8 +137,8 @@ const std::vector<Layout> &layouts() {
             all.push_back(layout<A>("GradScores", {SLT_FIELD(generator), SLT_FIELD(image), SLT_FIELD(segment_starts),
                 SLT_FIELD(call_starts), SLT_FIELD(dy), SLT_FIELD(x), SLT_FIELD(scores), SLT_FIELD(scale),
                 SLT_FIELD(parts), SLT_FIELD(out), SLT_FIELD(free), SLT_FIELD(columns), SLT_FIELD(part_columns),
-                SLT_FIELD(column_parts), SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows), SLT_FIELD(group_channels),
-                SLT_FIELD(row_tiles), SLT_FIELD(planes)}));
+                SLT_FIELD(column_parts), SLT_FIELD(dy_pitch), SLT_FIELD(x_pitch), SLT_FIELD(group_rows),
+                SLT_FIELD(group_channels), SLT_FIELD(row_tiles), SLT_FIELD(planes)}));
         }
         {
             typedef Digits A;

@@ -120,7 +120,7 @@ class ProductKernel {
         ring.drain();
     }
 
-    // A stage is complete, but for PENDING later ones.
+    // A stage is complete, except for PENDING later ones.
     template <int PENDING>
     static __device__ __forceinline__ void publish(const Stages &ring, int slot) {
         wait_for_copies<PENDING>();

@@ -105,8 +105,8 @@ __device__ __forceinline__ int64_t free_start(const Generator &g, const int64_t 
     return segment_starts[uint64_t(row) * g.segments + call / SEGMENT] + call_starts[uint64_t(row) * g.calls + call];
 }
 
-// `count` bits of a compact mask from bit `start` on, and anything above them. Words with none of them are not read: the
-// mask may end there.
+// `count` bits of a compact mask from bit `start` on, and anything above them. Words with none of them are not read:
+// the mask may end there.
 __device__ __forceinline__ uint32_t mask_bits(const uint32_t *mask, int64_t start, int count) {
     const uint32_t *at = mask + start / WORD;
     const int shift = int(start % WORD);

@@ -85,7 +85,7 @@ def kernel(
 def planner(operation: str, *, backend: str) -> Callable[[Callable], Callable]:
     """Registers the decorated function as a backend's planner of a forward operation: see `plan`.
 
-    It takes the operation's arguments but the first, and returns a function of the first; None where it prepares
+    It takes the operation's arguments except the first, and returns a function of the first; or None if it prepares
     nothing for them.
     """
 
@@ -97,10 +97,11 @@ def planner(operation: str, *, backend: str) -> Callable[[Callable], Callable]:
 
 
 def plan(operation: str, device: torch.device, *arguments: Any) -> Callable[[Tensor], Tensor] | None:
-    """A forward operation with its arguments but the input converted, for many calls; None where there is none.
+    """A forward operation with all arguments except the input converted, for many calls.
 
-    It is valid while `choices` and the addresses of the tensors among ``arguments`` stay the same. It takes contiguous
-    inputs of float32, bfloat16 or float16 (an embedding's: int64), and checks nothing but the range of an index.
+    None if the backend prepares none. It is valid while `choices` and the addresses of the tensors among ``arguments``
+    stay the same. It takes contiguous inputs of float32, bfloat16 or float16 (an embedding's: int64), and checks
+    nothing except the range of an index.
     """
     backend = name_for(device)
     kernels(backend, operation)  # so that its modules are imported
@@ -184,7 +185,7 @@ def _find_candidates(operation: str, device: torch.device) -> tuple[Kernel, ...]
 def _running_on(device: torch.device) -> list[str]:
     """The backends that take tensors of that device, and run here.
 
-    One that does not take them is not asked whether it runs: it would look for its devices.
+    `supports` is called first, because `unavailable` of a GPU backend looks for its devices.
     """
     return [name for name, backend in _backends.items() if backend.supports(device) and backend.unavailable() is None]
 
@@ -259,8 +260,11 @@ def name_for(device: torch.device) -> str:
 
 
 def copies_images(device: torch.device) -> bool:
-    """Whether each operation of the backend that is tried first copies images that are not channels-last, and its
-    results: its package then has ``COPIES_IMAGES``, and who calls several operations may copy once for all."""
+    """Whether the preferred backend copies images that are not channels-last in every operation (its package has
+    ``COPIES_IMAGES``).
+
+    A caller of several operations may then copy once for all.
+    """
     if device not in _copying:
         _copying[device] = getattr(_backends[name_for(device)], "COPIES_IMAGES", False)
     return _copying[device]

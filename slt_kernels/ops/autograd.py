@@ -21,10 +21,11 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable) -> Callable:
-    """A ``backward(ctx, dy, *saved_tensors)`` whose gradients raise where they are differentiated in turn.
+    """Wraps ``backward(ctx, dy, *saved_tensors)`` so that its gradients raise if they are differentiated again.
 
-    PyTorch's own decorator cuts them off from what they come of: where zeros are taken for what cannot be reached, as
-    by ``torch.autograd.functional.hessian``, a second derivative would be zero, silently.
+    PyTorch's own decorator returns gradients whose graph does not reach the inputs.
+    ``torch.autograd.functional.hessian`` takes unreachable inputs for zeros, so a second derivative would be zero
+    without an error.
     """
 
     @functools.wraps(backward)
@@ -38,7 +39,7 @@ def once_differentiable(backward: Callable) -> Callable:
             )
         with torch.no_grad():
             grads = backward(ctx, dy, *saved)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the latter but with create_graph=True
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # grad is enabled with create_graph=True only
             return grads
         return _NoSecondDerivative.apply(grads, dy, *(t for t in saved if t is not None))
 

@@ -70,7 +70,7 @@ _SOURCE_RANGES = (
 def check_integers(name: str, values: tuple, ranges: tuple[tuple[int, int], ...]) -> None:
     """Raises ValueError unless each field of a named tuple is an ``int`` in its range.
 
-    NumPy's integers are none: sums and products of them may overflow.
+    NumPy integers are refused: their sums and products may overflow.
     """
     for i, (value, (low, high)) in enumerate(zip(values, ranges, strict=True)):
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not low <= value <= high:

@@ -1,4 +1,4 @@
-"""Materialize: the masked weight as a tensor, for looking, for testing, and for code that needs one."""
+"""Materialize: the masked weight as a tensor, for inspection, tests, and code that needs one."""
 
 import torch
 from torch import Tensor

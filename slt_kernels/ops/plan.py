@@ -24,7 +24,7 @@ class Plan:
     Args:
         layer: the tensors and settings that the layer's function takes after the input and the scores.
         operation: its name in `operations`.
-        arguments: all of the operation's but the first.
+        arguments: all arguments of the operation except the first.
 
     Attributes:
         call: the forward, of an input that `takes` allows; None where the backend prepares none.

@@ -90,9 +90,9 @@ struct PositionOutputs {
     }
 };
 
-// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. It makes
-// whole calls: those of LANES outputs may end after their depth, where the next LANES follow, or in the room behind the
-// panel. Refers to an operation's function without its type, so that both operations have one `convolve`.
+// Makes the weights of outputs [lane, lane + lanes) of a group, for the part [from, from + depth) of the depth. It
+// makes whole calls: those of LANES outputs may end after their depth, where the next LANES follow, or in the room
+// behind the panel. Refers to an operation's function without its type, so that both operations have one `convolve`.
 class MakePanel {
   public:
     template <class Function>

@@ -70,14 +70,12 @@ class DepthwiseLanes {
     // A grid with the taps that reach a pixel.
     struct Grid {
         int64_t height, width, first, taps;  // the first tap
-        int64_t run;                         // taps are runs of as many neighbours in a row of pixels
-        const int64_t *reads, *writes;  // of each position of a band: where tap (0, 0) reads; where its sum goes
+        int64_t run;                         // length of runs of neighbouring taps in a row of pixels; 1 if they differ
+        const int64_t *reads, *writes;       // of each position of a band: where tap (0, 0) reads; where its sum goes
     };
 
     const Direct &d;
     ChannelLanes lanes;
-    int64_t rows;  // of positions, in a band
-    int64_t positions;  // of a band, at most, in whole blocks
     int64_t count = 0;  // taps
     const Scratch<DirectTap> taps;
     const Scratch<Grid> grids;
@@ -109,7 +107,7 @@ class DepthwiseLanes {
             const int64_t results = y.channels_last ? 0 : least(n * d.step_h, y.height) * y.width;
             return (lanes.height(n, d.stride_h) * lanes.pitch + results) * int64_t(sizeof(V));
         };
-        rows = d.height();
+        int64_t rows = d.height();  // of positions, in a band
         while (rows > 1 && bytes(rows) > 2 * DIRECT_L1_BYTES) rows = (rows + 1) / 2;
         // Channels that are read together: the pixels of channels-last images are then read in order.
         int64_t most = d.x.channels_last ? least(greatest(DIRECT_BYTES / bytes(rows), 1), blocks) : 1;
@@ -125,16 +123,10 @@ class DepthwiseLanes {
         for (int64_t t = 0; t < count; ++t) offsets[t] = lanes.pixel(taps[t].down, taps[t].right) * LANES;
         for (int64_t g = 0; g < d.grids; ++g) grids[g].run = run_of(offsets + grids[g].first, grids[g].taps);
         make_weights(source, weights);
-        positions = 0;
-        for (int64_t g = 0; g < d.grids; ++g)
-            positions = greatest(positions, ceil_div(rows * grids[g].width, TOGETHER) * TOGETHER);
-        const Scratch<int64_t> places(2 * d.grids * positions);
+        const Places places(d, rows, TOGETHER, lanes.pitch, LANES, y.channels_last ? y.channels : LANES);
         for (int64_t g = 0; g < d.grids; ++g) {
-            int64_t *reads = places + 2 * g * positions, *writes = reads + positions;
-            find_places(d, d.grid[g], rows, lanes.pitch, LANES, y.channels_last ? y.channels : LANES, positions, reads,
-                        writes);
-            grids[g].reads = reads;
-            grids[g].writes = writes;
+            grids[g].reads = places.reads(g);
+            grids[g].writes = places.writes(g);
         }
 
         const int64_t band = least(rows * d.step_h, y.height) * y.width;  // pixels of y

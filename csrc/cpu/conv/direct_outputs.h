@@ -103,15 +103,10 @@ class DirectOutputs {
         while (rows > 1 &&
                (height(rows) * pitch * int64_t(sizeof(T)) > DIRECT_L1_BYTES || ceil_div(d.height(), rows) < wanted))
             rows = (rows + 1) / 2;
-        int64_t positions = 0;
-        for (int64_t g = 0; g < d.grids; ++g)
-            positions = greatest(positions, ceil_div(rows * grids[g].width, MOST_TOGETHER) * MOST_TOGETHER);
-        const Scratch<int64_t> places(2 * d.grids * positions);
+        const Places places(d, rows, MOST_TOGETHER, image.pitch, pixel, d.y.channels);
         for (int64_t g = 0; g < d.grids; ++g) {
-            int64_t *reads = places + 2 * g * positions, *writes = reads + positions;
-            find_places(d, d.grid[g], rows, image.pitch, pixel, d.y.channels, positions, reads, writes);
-            grids[g].reads = reads;
-            grids[g].writes = writes;
+            grids[g].reads = places.reads(g);
+            grids[g].writes = places.writes(g);
         }
 
         for_pieces<EXACT>(d, ceil_div(d.height(), rows), [&](int64_t sample, int64_t band, const FixedPoint &fixed) {
@@ -265,7 +260,8 @@ class DirectOutputs {
         SLT_UNROLL for (int r = 0; r < R; ++r) {
             const int64_t lanes = least(band.lanes - r * LANES, LANES);
             F32 bias = NO_BIAS - F32{};
-            if (band.bias) bias = read_part({reinterpret_cast<const char *>(band.bias + r * LANES), Type::FLOAT32}, lanes);
+            if (band.bias)
+                bias = read_part({reinterpret_cast<const char *>(band.bias + r * LANES), Type::FLOAT32}, lanes);
             F32 v[P];
             SLT_UNROLL for (int p = 0; p < P; ++p) v[p] = rounded(sum[p][r]);
             band.epilogue(v, bias);

@@ -1,8 +1,8 @@
 // Direct convolution whose lanes are neighbouring pixels.
 //
 // The kept weights of an output are a list of terms, made once: where the term reads the planes of the input
-// (channel_planes.h), and the weight, if it is not a sign. An output is then the sum of as many shifted planes as it has
-// terms. Nothing is multiplied by a dropped weight, and nothing is padded to whole words.
+// (channel_planes.h), and the weight, if it is not a sign. An output is then the sum of as many shifted planes as it
+// has terms. Nothing is multiplied by a dropped weight, and nothing is padded to whole words.
 //
 // A piece of work is some rows of positions of some groups of a sample. Its planes stay in the second-level cache.
 #pragma once
@@ -185,7 +185,8 @@ inline void store_sums(const T *planes, const typename Terms<T>::List &list, int
 
 // Whether sums are written as they are made: rows of y are neighbouring positions, and most lanes are used.
 inline bool writes_rows(const Direct &d, const DirectGrid &grid, int64_t pitch) {
-    return !d.y.channels_last && d.step_w == 1 && (pitch == grid.width || grid.width % LANES == 0 || grid.width % LANES > LANES / 2);
+    return !d.y.channels_last && d.step_w == 1 &&
+           (pitch == grid.width || grid.width % LANES == 0 || grid.width % LANES > LANES / 2);
 }
 
 // ROWS x COLUMNS registers of results, of `width` columns; `pitch`: between rows of the planes, `apart`: of y.

@@ -1,4 +1,4 @@
-// What a direct convolution computes (direct.h), and what its two forms share.
+// What a direct convolution computes (direct.h), and what its three forms share.
 #pragma once
 
 #include "cpu/conv/sample_fixed_point.h"
@@ -83,8 +83,8 @@ struct DirectEpilogue {
     }
 };
 
-// Where the positions of a band of rows are: `reads`, in rows of `pitch` pixels of `pixel` numbers; `writes`, in pixels of
-// y of `written` elements. The last position stands for those behind it.
+// Offsets of the positions of a band: `reads` into rows of `pitch` pixels of `pixel` numbers, `writes` into pixels of y
+// of `written` elements. Positions past the last repeat it.
 inline void find_places(const Direct &d, const DirectGrid &grid, int64_t rows, int64_t pitch, int64_t pixel,
                         int64_t written, int64_t positions, int64_t *reads, int64_t *writes) {
     for (int64_t p = 0; p < positions; ++p) {
@@ -93,6 +93,30 @@ inline void find_places(const Direct &d, const DirectGrid &grid, int64_t rows, i
         writes[p] = ((i * d.step_h + grid.first_h) * d.y.width + grid.first_w + j * d.step_w) * written;
     }
 }
+
+// Where the positions of a band of `rows` rows of each grid read and write; whole multiples of `together`.
+class Places {
+    const int64_t positions;
+    const Scratch<int64_t> places;
+
+    static int64_t most_positions(const Direct &d, int64_t rows, int64_t together) {
+        int64_t most = 0;
+        for (int64_t g = 0; g < d.grids; ++g)
+            most = greatest(most, ceil_div(rows * d.grid[g].width, together) * together);
+        return most;
+    }
+
+  public:
+    Places(const Direct &d, int64_t rows, int64_t together, int64_t pitch, int64_t pixel, int64_t written)
+        : positions(most_positions(d, rows, together)), places(2 * d.grids * positions) {
+        for (int64_t g = 0; g < d.grids; ++g)
+            find_places(d, d.grid[g], rows, pitch, pixel, written, positions, places + 2 * g * positions,
+                        places + (2 * g + 1) * positions);
+    }
+
+    const int64_t *reads(int64_t grid) const { return places + 2 * grid * positions; }
+    const int64_t *writes(int64_t grid) const { return reads(grid) + positions; }
+};
 
 constexpr float NO_BIAS = -0.0f;  // added to 0, it keeps the sign
 

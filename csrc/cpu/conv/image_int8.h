@@ -17,7 +17,7 @@ struct DigitProduct {
     static constexpr int64_t OUTPUTS = Form::TABLES ? TABLE_OUTPUTS : BLOCK;  // fewest for a panel
     static constexpr int64_t BYTES = 1;    // per weight
     static constexpr int64_t DEPTH_STEP = Form::DEPTH_STEP;  // depths are multiples of it
-    static constexpr int64_t PART_STEP = CALL;               // parts of one, but for the last, are multiples of this
+    static constexpr int64_t PART_STEP = CALL;               // parts of one, except the last, are multiples of this
     static constexpr int64_t SUMS = Form::TABLES ? SUM_BYTES : 0;  // bytes of sums per output, beside the panel
 
     static float scale_of(const Weights &, float scale) { return scale; }

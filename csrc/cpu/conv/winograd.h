@@ -49,7 +49,8 @@ struct Winograd {
     static constexpr int NARROW_LIMIT = 8190;              // four times that fits an int16
     static constexpr int64_t MOST_GROUPS = 4;              // of outputs, whose sums are kept at a time
     static constexpr int64_t MOST_INPUTS = 2048;           // 9 places of 8191 * 9 per input fit an int32
-    static constexpr int64_t MOST_WEIGHTS = 4 << 20;       // of all layers' weights; bytes transformed at a time
+    static constexpr int64_t MOST_WEIGHTS = 4 << 20;       // of the layer, all groups
+    static constexpr int64_t TRANSFORMED_BYTES = 4 << 20;  // of transformed weights at a time
     static constexpr int64_t PIECE_BYTES = 256 << 10;      // of a piece's numbers and sums
     static constexpr int64_t APART = 5 * 64;               // bytes between places, so that they share no cache sets
 };
@@ -106,8 +107,8 @@ SLT_INLINE void transform_weights(const S16 w[Winograd::TAPS], S16 out[Winograd:
     }
 }
 
-// One dimension of B^T d B. Here and in `transform_sums` integers are unsigned: those of a sample that is not finite, the
-// result of which is NaN, may overflow.
+// One dimension of B^T d B. Here and in `transform_sums` integers are unsigned: those of a sample that is not finite,
+// the result of which is NaN, may overflow.
 SLT_INLINE void transform_pixels(U32 a, U32 b, U32 c, U32 d, U32 out[4]) {
     out[0] = a - c;
     out[1] = b + c;
@@ -416,7 +417,7 @@ void run_winograd(const Winograd &w, const int8_t *values) {
     const int64_t row_bytes = w.tile_columns() * w.bytes_of_tile(PARTS);
     const int64_t wanted = w.threads == 1 ? 1 : 4 * w.threads;
     const int64_t lane_bytes = Winograd::PLACES * w.input_pitch() * LANES * int64_t(sizeof(int16_t));
-    const int64_t most_lanes = Winograd::MOST_WEIGHTS / lane_bytes / Winograd::MOST_GROUPS * Winograd::MOST_GROUPS;
+    const int64_t most_lanes = Winograd::TRANSFORMED_BYTES / lane_bytes / Winograd::MOST_GROUPS * Winograd::MOST_GROUPS;
     const int64_t lanes = greatest(most_lanes, Winograd::MOST_GROUPS);
     const Scratch<FixedPoint> fixed(w.x.samples);
     for (int64_t group = 0; group < w.groups; ++group)

@@ -78,7 +78,7 @@ template <class V>
 SLT_INLINE int32_t largest_magnitude(const char *at, int64_t count) {
     constexpr int64_t lanes = sizeof(V) / sizeof(V{}[0]);
     const auto larger = [](V a, V b) { return a > b ? a : b; };
-    const V magnitude = (V{} - 1) ^ ((V{} + 1) << (8 * sizeof(V{}[0]) - 1));  // all bits but the sign
+    const V magnitude = (V{} - 1) ^ ((V{} + 1) << (8 * sizeof(V{}[0]) - 1));  // all bits except the sign
     V most = {}, rest = {};
     for (; count >= lanes; count -= lanes, at += sizeof(V)) most = larger(most, load<V>(at) & magnitude);
     if (count > 0) memcpy(&rest, at, size_t(count) * sizeof(V{}[0]));  // `at` may be null where there is nothing
@@ -106,7 +106,8 @@ inline FixedPoint int8_point(uint32_t largest) {
             finite ? power_of_two(e) * (m / 127) : __builtin_nan("")};
 }
 
-// Of a vector whose largest |x| has these bits: `digits` of the contract, or one of int8 activations.
+// The fixed point of a vector, from the bits of its largest |x|. One digit is int8 activations; two or three are the
+// contract's.
 inline FixedPoint point_of(uint32_t largest, int digits) {
     return digits == 1 ? int8_point(largest) : fixed_point(largest, digits);
 }

@@ -57,7 +57,7 @@ void prepare_panel(uint32_t *panel, int64_t groups, int64_t quads) {
         prepare_group<Form>(panel + g * quads * LANES, quads, panel + g * panel_words<Form>(quads));
 }
 
-// Changes the words of a panel from that layout to the order of k, for vectors in that order.
+// Reorders the quads of a panel from `layout` to the order of k, which is that of the vectors.
 template <class Form>
 void order_quads(uint32_t *panel, int64_t words, Layout layout) {
     if (layout != Layout::SIGN_QUADS && !Form::PAIRS) return;

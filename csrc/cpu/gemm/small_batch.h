@@ -20,7 +20,7 @@ namespace {
 
 constexpr int FEW_DIGITS = 48;
 
-// As below; here no more than there are.
+// The number of digits that are read for `digits` of them; AMX reads no more.
 constexpr int digits_read(int digits) { return digits; }
 
 // Sums T += digits of x (register 6) times weights (register 7).
@@ -133,8 +133,8 @@ constexpr int digits_read(int digits) {
     return digits == 15 ? 15 : digits > 12 ? 16 : digits == 5 || digits == 7 || digits == 11 ? digits + 1 : digits;
 }
 
-// The digits of x by one group of outputs. A dot product has a latency of 5 cycles: a few digits alternate between two
-// registers of sums each.
+// The digits of x by one group of outputs. A dot product has a latency of 5 cycles: one digit takes turns among four
+// registers of sums, two to four digits between two each.
 template <Origin ORIGIN, int ROWS>
 void few_registers(const Weights &weights, int64_t row, int64_t first, int64_t count, const Digit *x, int64_t pitch,
                    int32_t *sums) {

@@ -1,9 +1,9 @@
-// The product of a few vectors with stored signs: the words of the mask and of the signs go from memory to dot products,
-// without a generator and without a transposition.
+// The product of a few vectors with stored signs: the words of the mask and of the signs go from memory to dot
+// products, without a generator and without a transposition.
 //
-// A register is a strip: 16 consecutive words of one row. A lane is a word, and a quad of it is four of its weights. The
-// digits of x lie likewise (`Strips`): quad 0 of the 16 words, then quad 1, to quad 7. The lanes of a sum are added at the
-// end of a row. Per 512 weights: 2 loads, 19 instructions for their bytes, and 8 dot products for each digit of x.
+// A register is a strip: 16 consecutive words of one row. A lane is a word, and a quad of it is four of its weights.
+// The digits of x lie likewise (`Strips`): quad 0 of the 16 words, then quad 1, to quad 7. The lanes of a sum are added
+// at the end of a row. Per 512 weights: 2 loads, 19 instructions for their bytes, and 8 dot products per digit of x.
 #pragma once
 
 #include "cpu/gemm/gemm.h"
@@ -14,9 +14,9 @@
 namespace slt::SLT_ISA {
 namespace {
 
-constexpr int STORED_DIGITS = 16;  // more are faster with a panel
-constexpr int MOST_TOGETHER = 6;           // digits whose sums fit the registers
-constexpr int64_t PREFETCHED = 1024;       // words ahead, in each of the two matrices
+constexpr int STORED_DIGITS = 16;           // more are faster with a panel
+constexpr int MOST_TOGETHER = 6;            // digits whose sums fit the registers
+constexpr int64_t PREFETCHED = 1024;        // words ahead, in each of the two matrices
 constexpr int64_t STRIPS_BYTES = 24 << 10;  // of x for all rows of a block before the next: they stay in L1
 
 // Calls run with the least number of digits, not below `digits`, for which there is a kernel.
@@ -66,7 +66,7 @@ template <int DIGITS>
 __attribute__((noinline)) void add_strips(const Source &s, const uint32_t *mask, const uint32_t *signs, int64_t row,
                                           const uint32_t *x, int64_t first, int64_t end,
                                           int32_t *sums /* [DIGITS][BLOCK] */) {
-    // Two rows share loads of x. One digit alternates between two sums, because a dot product has a latency of 5 cycles.
+    // Two rows share loads of x. One digit alternates between two sums: a dot product has a latency of 5 cycles.
     constexpr int ROWS = 2, TURNS = DIGITS == 1 ? 2 : 1;
     const int64_t words = words_of(s);
     for (int group = 0; group < BLOCK && row + group < s.rows; group += ROWS) {

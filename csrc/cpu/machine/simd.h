@@ -31,7 +31,8 @@
 #else
 #define SLT_IN_ORDER(a, b, c, d)
 #endif
-// AVX2's form of an instruction that AVX-512 has too, which stands in for it where tests emulate AVX2's VNNI.
+// Selects the VEX encoding (AVX-VNNI) of an instruction that AVX-512 has too. Tests that emulate AVX-VNNI on AVX-512
+// take the latter.
 #if defined(SLT_EMULATE)
 #define SLT_VEX
 #else

@@ -75,8 +75,8 @@ struct Word {
     int in_call, lane;
     int64_t number;         // of the word
     int count;              // of weights
-    uint32_t free, locked;  // set if there are `offsets`,
-    int64_t first;          // like the number of the word's first free weight
+    uint32_t free, locked;  // set only if there are `offsets`
+    int64_t first;          // number of the word's first free weight; set only if there are `offsets`
 
     SLT_INLINE void values(uint32_t keep, float scale, float out[WORD]) const {
         weights.values(in_call, lane, keep, scale, out);

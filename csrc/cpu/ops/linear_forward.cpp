@@ -48,7 +48,7 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
                 const Weights weights(s, a.mask, a.signs);
                 Workspace workspace;
                 multiply_few<Form::PLANES>(workspace, weights, piece * BLOCK, x.row(0), pitch, a.batch,
-                                     all.part(0, piece * BLOCK, BLOCK));
+                                           all.part(0, piece * BLOCK, BLOCK));
             });
         }
     }
@@ -91,7 +91,7 @@ void forward_some(const LinearForward &a, int threads, Quantized<Form> &x) {
             out.first = first == 0;
             out.last = first + here == frame.calls;
             multiply_blocks<Form>(workspace, {x.row(b) + first * CALL, Form::PLANES * pitch, pitch},
-                                    batch, panel, count, out);
+                                  batch, panel, count, out);
         }
     });
 }

@@ -34,7 +34,7 @@ void make_panel(const Weights &weights, int64_t first, int64_t rows, int64_t cal
         }
         for (int g = 0; g < CALL / LANES; ++g)
             prepare_group<Form>(quads + g * count / 4 * LANES, count / 4,
-                                  panel + g * panel_words<Form>(rows / 4) + panel_words<Form>(from / 4));
+                                panel + g * panel_words<Form>(rows / 4) + panel_words<Form>(from / 4));
     }
 }
 
@@ -80,11 +80,11 @@ void grad_input_of_some(const LinearGradInput &a, int threads, int64_t depth, Qu
             const int64_t here = least(depth - first, rows);
             for (int64_t c = 0; c < lanes / CALL; ++c)
                 make_panel<Form>(weights, first, here, call + c, slice,
-                                   panel + c * (CALL / LANES) * panel_words<Form>(here / 4));
+                                 panel + c * (CALL / LANES) * panel_words<Form>(here / 4));
             out.first = first == 0;
             out.last = first + here == depth;
             multiply_blocks<Form>(workspace, {dy.row(b) + first, Form::PLANES * pitch, pitch}, batch,
-                                    panel, here / 4, out);
+                                  panel, here / 4, out);
         }
     });
 }

@@ -196,32 +196,22 @@ SLT_INLINE void eight_words(const Generator &generator, const Index &word, U32 o
     SLT_UNROLL for (int i = 0; i < 8; ++i) out[i] = calls[i / 4][i % 4];
 }
 
-// A threshold for bytes in bit planes: each of its bits as a whole word, and the result for equal bytes.
-struct Threshold {
-    uint32_t bits[8], equal;
-
-    explicit Threshold(int64_t threshold) : equal(threshold == 256 ? ~0u : 0) {
-        for (int i = 0; i < 8; ++i) bits[i] = threshold == 256 || threshold >> i & 1 ? ~0u : 0;
-    }
-
-    // The bits at which the byte is below the threshold, which its upper PLANES bits decide: one majority per plane, from
-    // the lowest plane on.
-    template <int PLANES>
-    SLT_INLINE U32 below(const U32 planes[PLANES]) const {
-        U32 result = splat(equal);
-        SLT_UNROLL for (int i = PLANES - 1; i >= 0; --i)
-            result = majority_not(result, planes[i], splat(bits[7 - i]));
-        return result;
-    }
-};
+// `below` of the contract for LANES rows: one majority per plane, from the lowest plane on.
+template <int PLANES>
+SLT_INLINE U32 below(const U32 planes[PLANES], const Threshold &threshold) {
+    U32 result = splat(threshold.always);
+    SLT_UNROLL for (int i = PLANES - 1; i >= 0; --i)
+        result = majority_not(result, planes[i], splat(threshold.plane[i]));
+    return result;
+}
 
 // The frozen pattern of LANES rows. Padding is not cleared: apply `valid_bits`.
 class FrozenWords {
   public:
     explicit FrozenWords(const Source &s)
         : generator(s, FREEZE),
-          prune(s.prune_below),
-          lock(s.lock_from),
+          prune(threshold_of(s.prune_below)),
+          lock(threshold_of(s.lock_from)),
           four(planes_of(s.prune_below) == 4 && planes_of(s.lock_from) == 4) {}
 
     // Whether one call decides: both thresholds are multiples of 16.
@@ -253,8 +243,8 @@ class FrozenWords {
   private:
     template <int PLANES>
     SLT_INLINE void compare(const U32 planes[PLANES], U32 &free, U32 &locked) const {
-        const U32 unlocked = lock.template below<PLANES>(planes);
-        free = unlocked & ~prune.template below<PLANES>(planes);
+        const U32 unlocked = below<PLANES>(planes, lock);
+        free = unlocked & ~below<PLANES>(planes, prune);
         locked = ~unlocked;
     }
 
@@ -318,9 +308,9 @@ SLT_INLINE U32 field(U32 v, int f) {
 #endif
 }
 
-// Codes of two bits for the weights of one word of signed_constant: of the even bits in one register, of the odd bits in
-// another. Every field of a register then takes one shift and one AND, or with GFNI one product of bit matrices. The code
-// of v + 1 is high = keep & ~sign, low = ~keep; of the signed v, high = keep & sign, low = keep.
+// Codes of two bits for the weights of one word of signed_constant: of the even bits in one register, of the odd bits
+// in another. Every field of a register then takes one shift and one AND, or with GFNI one product of bit matrices. The
+// code of v + 1 is high = keep & ~sign, low = ~keep; of the signed v, high = keep & sign, low = keep.
 SLT_INLINE void sign_codes(U32 keep, U32 sign, U32 &even, U32 &odd) {
     const U32 high = keep & (SIGNED_BYTES ? sign : ~sign), high_bits = splat(0xAAAAAAAA);
     even = SIGNED_BYTES ? where(high_bits, high << 1, keep) : where_not(high_bits, high << 1, keep);

@@ -74,7 +74,8 @@ inline void transpose_quads(const uint32_t *quads, bool shuffled, uint32_t *out)
 inline void make_columns(const Weights &weights, int64_t row, int64_t call, uint32_t *out) {
     alignas(64) uint32_t quads[2 * QUADS * LANES];
     const bool shuffled = weights.signs();
-    shuffled ? weights.write_pair<Origin::SIGNS>(row, call, quads) : weights.write_pair<Origin::BYTES>(row, call, quads);
+    shuffled ? weights.write_pair<Origin::SIGNS>(row, call, quads)
+             : weights.write_pair<Origin::BYTES>(row, call, quads);
     transpose_quads(quads, shuffled, out);
     transpose_quads(quads + QUADS * LANES, shuffled, out + LANES / 4 * CALL);
 }
