@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def test_precision_by_the_settings_of_one_backend():
     mkldnn, cuda, x = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.zeros(1)
     if not hasattr(mkldnn, "fp32_precision"):
         pytest.skip("PyTorch before 2.9 has no such settings")
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
     layer, before = SupermaskLinear(20, 5), (mkldnn.fp32_precision, cuda.fp32_precision)
     try:
         cuda.fp32_precision = "tf32"
@@ -87,9 +89,9 @@ def test_precision_by_the_settings_of_one_backend():
         assert digit_count(x) == 3 and digit_count(x.bfloat16()) == 2
         mkldnn.fp32_precision = "bf16"
         assert digit_count(x) == 2
-        assert is_highest(torch.device("cuda")) is False
+        assert not is_highest(on_gpu)
         cuda.fp32_precision = "ieee"
-        assert is_highest(torch.device("cuda"))
+        assert is_highest(on_gpu)
     finally:
         mkldnn.fp32_precision, cuda.fp32_precision = before
     assert torch.get_float32_matmul_precision() == "highest"

@@ -441,11 +441,14 @@ def test_casting_leaves_scores_and_masks_alone(kind, compact, dtype):
     assert same(state_of(layer.float()), before)
 
 
-@pytest.mark.parametrize("cast", ("half", "bfloat16", "double", "float"))
+CASTS = (nn.Module.half, nn.Module.bfloat16, nn.Module.double, nn.Module.float, lambda m: m.type(torch.float64))
+
+
+@pytest.mark.parametrize("cast", CASTS, ids=("half", "bfloat16", "double", "float", "type"))
 def test_casting_a_network(cast):
     model = nn.Sequential(make("conv2d"), nn.Flatten(), nn.Linear(200, 3))
     before = state_of(model[0])
-    getattr(model, cast)()
+    cast(model)
     assert same(state_of(model[0]), before)
     x = an_input("conv2d").to(model[2].weight.dtype)
     assert model(x).dtype == x.dtype

@@ -291,6 +291,13 @@ def test_averaged_masks_are_an_error():
     average(examples())
 
 
+def test_a_gain_that_was_averaged_is_told():
+    layer = SupermaskLinear(20, 5)
+    layer.source_id[-1] += 1  # its bits, as the last number
+    with pytest.raises(RuntimeError, match="another network: its gain differs in the last digits, as an average of"):
+        layer(torch.randn(3, 20))
+
+
 def test_scores_without_their_masks_are_told():
     """As a change in place is: nothing has made masks of them."""
     model = network()

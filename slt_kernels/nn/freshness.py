@@ -120,7 +120,9 @@ class FreshMask(nn.Module):
         return self._present_scores() if self._sharded_scores is None else self._sharded_scores
 
     def _scores_key(self) -> tuple[int, int | None, int]:
-        scores = self._counted_scores()
+        scores = self._sharded_scores
+        if scores is None:
+            scores = self._present_scores()
         return (0, None, 0) if scores is None else (_address(scores), _version(scores), getattr(scores, "steps", 0))
 
     def _state_key(self) -> tuple[int | None, ...]:

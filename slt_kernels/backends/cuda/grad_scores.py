@@ -78,7 +78,7 @@ def conv2d_grad_scores(
 
 def _product(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, shape: Shape) -> None:
     device = x.device
-    highest = x.dtype == torch.float32 and is_highest(device)
+    highest = x.dtype == torch.float32 and is_highest(x)
     launches, parts = _launches(source, x.dtype, highest, shape, launch.machine(device))
     workspace = 0
     if len(launches) > 1:

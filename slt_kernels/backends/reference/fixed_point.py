@@ -22,7 +22,7 @@ def integer_sums(
     """
     if x.dtype == torch.float64:
         return sum(product(x, part) for part in parts) * wide(scale)
-    digits = 3 if x.dtype != torch.float32 or is_highest(x.device) else 2
+    digits = 3 if x.dtype != torch.float32 or is_highest(x) else 2
     exact = wide(x)
     if x.numel() == 0:
         return sum(product(exact, part) for part in parts).float()

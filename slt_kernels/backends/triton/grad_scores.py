@@ -217,7 +217,7 @@ def _precision(x: Tensor) -> str:
     """The precision of float32 products. Three TF32 products on tensor cores are as exact as float32 products."""
     if torch.version.hip:
         return "ieee"
-    return "tf32x3" if is_highest(x.device) else "tf32"
+    return "tf32x3" if is_highest(x) else "tf32"
 
 
 @triton.jit(do_not_specialize=["columns", "parts", "steps"], do_not_specialize_on_alignment=["scale"])
