@@ -331,8 +331,11 @@ def test_another_sparsity_makes_another_mask():
     assert layers_of(model)[2].mask().float().mean() < 0.11
 
 
-@pytest.mark.parametrize("name,value", (("gain", 1.0), ("scale", None)))
-def test_what_a_state_names_is_fixed(name, value):
+FIXED = {"gain": 1.0, "scale": None, "freeze": FREEZE, "compact": True, "in_features": 10}
+
+
+@pytest.mark.parametrize("name,value", FIXED.items())
+def test_what_weights_or_states_depend_on_is_fixed(name, value):
     layer = SupermaskLinear(20, 5, scale="dynamic")
     setattr(layer, name, getattr(layer, name))
     with pytest.raises(AttributeError, match=f"^{name}: fixed when the layer is made"):

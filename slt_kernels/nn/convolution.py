@@ -31,12 +31,9 @@ class WithGeometry(SupermaskLayer):
         raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
-        made = "window" in self.__dict__
-        if made and name in self.changeable:
+        if name in self.changeable and "window" in self.__dict__:
             arguments = {n: getattr(self, n) for n in self.changeable} | {name: value}
             self.__dict__.update(self._geometry(self.kernel_size, self.groups, **arguments))
-        elif made and name in ("in_channels", "out_channels", "kernel_size", "groups") and value != getattr(self, name):
-            raise AttributeError(f"{name}: fixed when the layer is made, since its weights depend on it")
         else:
             super().__setattr__(name, value)
 

@@ -14,6 +14,10 @@ from .inspection import InspectedLayer
 
 SCALES = (None, "static", "dynamic")
 IDENTITY = ("contract", *Source._fields, "scale", "gain")
+_FIXED = {  # attributes that the weights or the states of a layer depend on
+    *("scale", "gain", "freeze", "compact", "in_features", "out_features", "in1_features", "in2_features"),
+    *("num_embeddings", "embedding_dim", "in_channels", "out_channels", "kernel_size", "groups"),
+}
 _STATE_DTYPES = {
     "mask_words": (torch.int32,),
     "source_id": (torch.int64,),
@@ -97,8 +101,8 @@ class LayerState(InspectedLayer):
                 "set, nor tied to another layer's; convert(model, tie=True) makes layers that share one"
             )
         before = self.__dict__.get(name, value)
-        if name in ("scale", "gain") and value != before:
-            raise AttributeError(f"{name}: fixed when the layer is made, since states name it")
+        if name in _FIXED and value != before:
+            raise AttributeError(f"{name}: fixed when the layer is made, since its weights or its states depend on it")
         if name == "sparsity":
             value = None if value is None else fraction(name, value)  # so that a rank is computed in Python floats
             if value != before:
