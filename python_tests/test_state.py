@@ -315,6 +315,14 @@ def test_masks_without_their_scores_are_kept():
     masks = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("scores")}
     other.load_state_dict(masks, strict=False)
     assert torch.equal(other(examples()), model(examples()))
+    for layer in layers_of(other):  # from now on the layer's own again, which follow the scores
+        layer.auto_mask = True
+    kept = layers_of(other)[2].mask()
+    by_training_alone(other)
+    used = layers_of(other)[2].mask()
+    assert not torch.equal(used, kept)
+    layers_of(other)[2].update_mask()
+    assert torch.equal(layers_of(other)[2].mask(), used)
     scores = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("scores")}
     third = network()
     for part in (masks, scores):  # in pieces it is a whole state

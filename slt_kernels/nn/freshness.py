@@ -144,6 +144,7 @@ class FreshMask(nn.Module):
 
     def _remember_scores(self, maker: Maker | None = None) -> None:
         """Records that the mask was just made from the present scores, and by whom (None: as before)."""
+        self._lacks_scores = False
         if torch.compiler.is_compiling():
             self._seen = None
             if maker is not None:
@@ -166,7 +167,7 @@ class FreshMask(nn.Module):
         """Has the layer's own mask made again, even from the same scores."""
         if self._maker == Maker.LAYER and not self.mask_origin.is_meta:
             self._write_origin(Maker.LAYER, UNRECORDED)
-        self._seen = None
+            self._seen = None
 
     def _write_origin(self, maker: Maker, fingerprint: int) -> None:
         self._maker, self._fingerprint = maker, fingerprint
@@ -226,8 +227,10 @@ class FreshMask(nn.Module):
             return
         state_changed = not self._state_is_seen()
         if self._read_changed_state() and not (scores is not None and scores.is_meta):
-            if scores is not None and self._lacks_scores and not self._is_recorded(scores):
-                self._write_origin(Maker.LOADED, UNRECORDED)  # the scores here are others
+            alone = scores is not None and self._lacks_scores and self._maker == Maker.LAYER
+            if alone and not self._is_recorded(scores):  # the scores here are others than those that made the mask
+                self._write_origin(Maker.LOADED, UNRECORDED)
+            self._lacks_scores = False
             own = self._maker == Maker.LAYER and self._auto_mask
             if scores is not None and own and not self._is_recorded(scores):
                 self.update_mask()

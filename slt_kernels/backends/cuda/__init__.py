@@ -21,7 +21,7 @@ def unavailable() -> str | None:
     if isinstance(found := kernels(), str):
         return found
     if os.environ.get("CUDA_FORCE_PTX_JIT") == "1":
-        return "CUDA_FORCE_PTX_JIT=1 keeps the driver from using the cubins for which launches are planned"
+        return "CUDA_FORCE_PTX_JIT=1 keeps the driver from using the cubins that launches need: unset it"
     if torch.version.cuda is None:
         return f"PyTorch is built {'for ROCm' if torch.version.hip else 'without CUDA'}"
     try:

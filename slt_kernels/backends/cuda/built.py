@@ -16,7 +16,7 @@ except ImportError as error:
 else:
     why_no_extension = None
 
-# Major capabilities whose launches are planned for cubins of their own, which have clusters, for example. PTX has not.
+# Major capabilities whose launches need a cubin: they use clusters, for example, which the PTX does not have.
 _PLANNED = (8, 9, 10, 12)
 
 FOLDER = Path(__file__).parents[2] / "_cuda_kernels"
