@@ -100,10 +100,11 @@ class LayerState(InspectedLayer):
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
                 "set, nor tied to another layer's; convert(model, tie=True) makes layers that share one"
             )
-        before = self.__dict__.get(name, value)
-        if name in _FIXED and value != before:
+        # The old value is read of these alone: a compiled graph is compiled again when a value that it read has changed.
+        if name in _FIXED and value != self.__dict__.get(name, value):
             raise AttributeError(f"{name}: fixed when the layer is made, since its weights or its states depend on it")
         if name == "sparsity":
+            before = self.__dict__.get(name, value)
             value = None if value is None else fraction(name, value)  # so that a rank is computed in Python floats
             if value != before:
                 self._forget_scores()

@@ -274,7 +274,8 @@ class SupermaskLayer(LayerState):
             self._read_changed_state()
         check_words("words", words, self.mask_words.shape)
         self.mask_words.copy_(words)
-        self.weight_scale.copy_(self._scale_for(kept))
+        if not words.is_meta:  # there, computing it would import PyTorch's compiler, which takes seconds
+            self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores(maker)
 
     def drop_scores(self) -> None:
