@@ -27,18 +27,24 @@ if _cpu:
     _cpu.divide_work_from(0)  # the smallest products too, or tests of threads would need large ones
 
 
+LONG = ("test_without_python.py", "test_triton_simulated.py", "test_cuda_code.py")
+
+
 def pytest_collection_modifyitems(config, items):
     """Of the simulated CUDA cases each runs on one of the two architectures; SLT_ALL_SIMULATIONS=1 runs all.
 
-    Which one depends on its name alone. A test without other parameters runs on both.
+    Which one depends on its name alone. A test without other parameters runs on both. Those with the mark
+    `all_simulations` run only then: they take out one barrier of a kernel after the other, and so test the tests.
     """
+    items.sort(key=lambda item: item.path.name not in LONG)  # or a worker would end with one, and the others idle
     if os.environ.get("SLT_ALL_SIMULATIONS") == "1":
         return
     kept, left = [], []
     for item in items:
         found = re.search(r"\[sm_(80|90)-", item.nodeid) if item.path.name.startswith("test_cuda_") else None
         other = zlib.crc32(item.nodeid.replace(found[0], "[").encode()) % 2 if found else 0
-        (left if found and other == (found[1] == "90") else kept).append(item)
+        leave = item.get_closest_marker("all_simulations") or (found and other == (found[1] == "90"))
+        (left if leave else kept).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept

@@ -219,6 +219,7 @@ def test_faults_are_found(monkeypatch):
         assert faults_left(simulator, check) == []
 
 
+@pytest.mark.all_simulations
 def test_faults_of_the_ring_are_found(monkeypatch, prepared):
     """The same of sm_90a, where a block has several tiles, and either dx or parts of it to store."""
     with simulated(90) as simulator:

@@ -231,6 +231,7 @@ def test_schedules(simulator, monkeypatch, weight, dtype, precision, wide):
     module.prepared.cache_clear()
 
 
+@pytest.mark.all_simulations
 @pytest.mark.parametrize("weight, dtype", [(SIGNED, FLOAT32), (NORMAL, FLOAT32), (SIGNED, BFLOAT16)])
 def test_faults_are_found(simulator, monkeypatch, weight, dtype):
     """Each barrier, fence, wait and arrival is needed, where a block has several tiles and more steps than stages."""

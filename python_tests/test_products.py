@@ -829,17 +829,17 @@ def test_compile_training(monkeypatch):
     """A few steps of training, masks made anew in the graph: scores and masks are eager's."""
     # Whether this compiler makes vector code for this processor: TorchInductor would try it in new processes.
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
-    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)  # nothing that changes in training is a guard
     models = [network()[2:].train() for _ in range(2)]
     runs = torch.compile(models[0], fullgraph=True), models[1]
     optimizers = [torch.optim.SGD(m.parameters(), 0.5) for m in models]
     x, y = torch.randn(8, 6, 4, 4), torch.randint(5, (8,))
     first = [m[0].mask().clone() for m in models]
-    for _ in range(3):
-        for run, optimizer in zip(runs, optimizers, strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(run(x), y).backward()
-            optimizer.step()
+    with torch._dynamo.config.patch(error_on_recompile=True):  # nothing that changes in training is a guard
+        for _ in range(3):
+            for run, optimizer in zip(runs, optimizers, strict=True):
+                optimizer.zero_grad()
+                F.cross_entropy(run(x), y).backward()
+                optimizer.step()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert relative_error(a, b) < 1e-6
     outputs = [run(x) for run in runs]
