@@ -30,7 +30,7 @@ from slt_kernels import (
 )
 from slt_kernels.ticket import TicketInfo
 
-MUTANTS = 5_000  # per case
+MUTANTS = 1_500  # per case
 
 
 class Network(nn.Module):
