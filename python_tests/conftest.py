@@ -59,6 +59,12 @@ def pytest_collection_finish():
     atexit.register(gc.unfreeze)  # or libraries would report modules as leaks
 
 
+def pytest_sessionfinish(session):
+    if session.config.pluginmanager.hasplugin("dsession"):  # where pytest-xdist gathers reports, there is no garbage
+        gc.freeze()
+        atexit.register(gc.unfreeze)
+
+
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
 

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from slt_kernels.backends import registry
-
 try:
     import ptxsim
 except ImportError:
@@ -28,12 +26,19 @@ CSRC = Path(__file__).parents[1] / "csrc"
 MACHINES = {80: (80, 4, 163 * 1024), 90: (90, 4, 227 * 1024)}  # few multiprocessors: grids of few blocks
 
 
-def why_not() -> str | None:
-    """Why kernels cannot be simulated here; None if they can."""
+def why_not_compiled() -> str | None:
+    """Why kernels cannot be compiled for the simulator; None if they can."""
     if ptxsim is None:
         return "the simulator ptxsim is not importable"
     if not (os.environ.get("NVCC") or shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
         return "there is no nvcc"
+    return None
+
+
+def why_not() -> str | None:
+    """Why kernels cannot be simulated here; None if they can."""
+    if reason := why_not_compiled():
+        return reason
     try:
         from slt_kernels import _cuda  # noqa: F401
     except ImportError as error:
@@ -159,7 +164,7 @@ def simulated(capability: int) -> Iterator[Simulator]:
 
     Outputs and workspaces hold no value until a kernel writes them.
     """
-    from slt_kernels.backends import cuda
+    from slt_kernels.backends import cuda, registry
     from slt_kernels.backends.cuda import launch
 
     simulator = Simulator(capability)
@@ -193,13 +198,12 @@ def _tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-if (
-    __name__ == "__main__"
-):  # compiles all kernels for the tests, each once: their processes would do it beside each other
+# Compiles all kernels for the tests, each once: their processes would do it beside each other. Needs no built package.
+if __name__ == "__main__":
     from concurrent.futures import ProcessPoolExecutor
     from itertools import product
 
-    if why_not() is None:
+    if why_not_compiled() is None:
         files = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
         with ProcessPoolExecutor() as pool:
             pool.submit(_engine)

@@ -392,6 +392,7 @@ def test_doctor_says_what_the_fatbins_hold(run):
         (("90a", "80+PTX"), (13, 0, 88), 86, 13000, "8.6: the kernels are built for 90a, 80+PTX"),
         (("80", "80+PTX"), (13, 1, 0), 110, 13000, "the kernels on compute capability 11.0 need 13.1 or later"),
         (("80", "90+PTX"), (13, 0, 0), 75, 13000, "7.5: expected 8.0 or later"),
+        (("90a", "90a+PTX"), (13, 0, 88), 110, 13000, "11.0: the kernels are built for 90a, 90a+PTX"),
     ),
 )
 def test_where_fatbins_run(architectures, nvcc, capability, driver, reason):

@@ -1,6 +1,7 @@
 """What the build left: the extension, the fatbins, and the record of what they were built of."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,8 @@ class Kernels(NamedTuple):
             return f"the device has {named}: expected 8.0 or later"
         if any(_runs(a, capability) for a in self.architectures if not a.endswith("+PTX")):
             return None
-        ptx = [int(a.removesuffix("+PTX")) for a in self.architectures if a.endswith("+PTX")]
+        # PTX of "90a", unlike that of "90", is for one architecture, which has a cubin.
+        ptx = [int(a.removesuffix("+PTX")) for a in self.architectures if re.fullmatch(r"\d+\+PTX", a)]
         if capability // 10 in _PLANNED or not any(number <= capability for number in ptx):
             return f"the device has {named}: the kernels are built for {', '.join(self.architectures)}"
         # PTX is compiled by the driver, which knows that of its own CUDA and of older ones.
