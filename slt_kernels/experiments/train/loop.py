@@ -160,7 +160,10 @@ class _Search:
         settings = self.settings
         batch = batch.to(self.device)
         random = np.random.default_rng((self.seed, self.taken, processes.rank()))
-        torch.manual_seed(int(random.integers(2**63)))  # for random numbers inside the network, such as dropout
+        # For random numbers inside the network, such as dropout. Without a GPU, torch.manual_seed would make a stack
+        # trace in each step.
+        seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        seed(int(random.integers(2**63)))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.epoch)
 
