@@ -829,10 +829,14 @@ def test_compile_training(monkeypatch):
     """A few steps of training, masks made anew in the graph: scores and masks are eager's."""
     # Whether this compiler makes vector code for this processor: TorchInductor would try it in new processes.
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
-    models = [network()[2:].train() for _ in range(2)]
-    runs = torch.compile(models[0], fullgraph=True), models[1]
+    # A resolved mask and a compact one.
+    models = [
+        torch.nn.Sequential(*network()[:2], torch.nn.Flatten(), SupermaskLinear(96, 5, scale="dynamic", compact=True))
+        for _ in range(2)
+    ]
+    runs = torch.compile(models[0], fullgraph=True, dynamic=True), models[1]
     optimizers = [torch.optim.SGD(m.parameters(), 0.5) for m in models]
-    x, y = torch.randn(8, 6, 4, 4), torch.randint(5, (8,))
+    x, y = torch.randn(8, 3, 4, 4), torch.randint(5, (8,))
     first = [m[0].mask().clone() for m in models]
     with torch._dynamo.config.patch(error_on_recompile=True):  # nothing that changes in training is a guard
         for _ in range(3):
