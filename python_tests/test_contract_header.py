@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_program import setup
 from oracle import fixed_point, known, rounded
 
 from slt_kernels import Freeze, Source, bits, philox
@@ -220,9 +221,10 @@ def test_taps(header):
 
 
 def test_a_device_compiles_it(tmp_path):
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
+    try:
+        nvcc = setup().find_nvcc().path
+    except LookupError as error:
+        pytest.skip(str(error))
     program = tmp_path / "contract.cu"
     program.write_text(DEVICE_PROGRAM)
     command = [
