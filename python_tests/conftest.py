@@ -27,16 +27,17 @@ if _cpu:
     _cpu.divide_work_from(0)  # the smallest products too, or tests of threads would need large ones
 
 
+# Files with tests that take long. They start first, or one worker would end with them while the others idle.
 LONG = ("test_without_python.py", "test_triton_simulated.py", "test_cuda_code.py")
 
 
 def pytest_collection_modifyitems(config, items):
     """Of the simulated CUDA cases each runs on one of the two architectures; SLT_ALL_SIMULATIONS=1 runs all.
 
-    Which one depends on its name alone. A test without other parameters runs on both. Those with the mark
-    `all_simulations` run only then: they take out one barrier of a kernel after the other, and so test the tests.
+    Which one depends on its name alone. A test without other parameters runs on both. Tests with the mark
+    `all_simulations` run with it only: they test the tests, by removing the barriers of a kernel one at a time.
     """
-    items.sort(key=lambda item: item.path.name not in LONG)  # or a worker would end with one, and the others idle
+    items.sort(key=lambda item: item.path.name not in LONG)
     if os.environ.get("SLT_ALL_SIMULATIONS") == "1":
         return
     kept, left = [], []
@@ -51,25 +52,24 @@ def pytest_collection_modifyitems(config, items):
 
 
 gc.set_threshold(50_000, 20, 20)  # it took a fifth of the time of all tests to look for garbage more often
+atexit.register(gc.unfreeze)  # or libraries would report modules as leaks
 
 
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # nor is any among the modules and the tests
-    atexit.register(gc.unfreeze)  # or libraries would report modules as leaks
 
 
 def pytest_sessionfinish(session):
-    if session.config.pluginmanager.hasplugin("dsession"):  # where pytest-xdist gathers reports, there is no garbage
-        gc.freeze()
-        atexit.register(gc.unfreeze)
+    if session.config.pluginmanager.hasplugin("dsession"):  # pytest-xdist's main process, which runs no test
+        gc.freeze()  # or pytest would look for garbage five times among all reports
 
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("repository")
 
 
-# Without a device, torch.manual_seed formats a stack trace for one that may come: 2 ms per test.
+# Without a GPU, torch.manual_seed queues the seed for one together with a stack trace: 2 ms per test.
 seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 

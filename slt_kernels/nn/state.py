@@ -100,7 +100,7 @@ class LayerState(InspectedLayer):
                 f"weight: expected none, since a {type(self).__name__} generates its own from its seed: it cannot be "
                 "set, nor tied to another layer's; convert(model, tie=True) makes layers that share one"
             )
-        # Only these read the old value: a compiled graph is compiled again if a value that it read has changed.
+        # The old value of other names is not read, because a changed value that a graph has read recompiles it.
         if name in _FIXED and value != self.__dict__.get(name, value):
             raise AttributeError(f"{name}: fixed when the layer is made, since its weights or its states depend on it")
         if name == "sparsity":

@@ -274,7 +274,7 @@ class SupermaskLayer(LayerState):
             self._read_changed_state()
         check_words("words", words, self.mask_words.shape)
         self.mask_words.copy_(words)
-        if not words.is_meta:  # where there is no value, PyTorch would import its compiler to compute it
+        if not words.is_meta:  # PyTorch would import its compiler, to compute no value
             self.weight_scale.copy_(self._scale_for(kept))
         self._remember_scores(maker)
 

@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
             return f"the device has {named}: expected 8.0 or later"
         if any(_runs(a, capability) for a in self.architectures if not a.endswith("+PTX")):
             return None
-        # PTX of "90a", unlike that of "90", is for one architecture, which has a cubin.
+        # PTX of "90a", unlike that of "90", runs on no later architecture.
         ptx = [int(a.removesuffix("+PTX")) for a in self.architectures if re.fullmatch(r"\d+\+PTX", a)]
         if capability // 10 in _PLANNED or not any(number <= capability for number in ptx):
             return f"the device has {named}: the kernels are built for {', '.join(self.architectures)}"
