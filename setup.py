@@ -14,11 +14,12 @@ built of, or why there are none. They need nvcc 12.8 or later: what ``NVCC`` nam
 the same sources.
 
 Whatever cannot be built, the package installs without it, and ``slt doctor`` says why. ``CXX`` and ``CXXFLAGS`` are
-honoured. For development there are two that build less, and so faster: ``SLT_ISAS="avx2 avx512vnni"`` builds these
-instruction sets only, and scalar, which every processor runs, and ``SLT_ISAS=native`` those that this one runs;
-``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA kernels for these architectures only. And ``SLT_EMULATE=1`` builds
-the sets `amx` and `avx2vnni` so that tests run them on a processor with AVX-512's VNNI and BF16 that has neither:
-functions take the place of AMX's instructions.
+honoured. For development there are three that build faster: ``SLT_ISAS="avx2 avx512vnni"`` builds these instruction
+sets only, and scalar, which every processor runs, and ``SLT_ISAS=native`` those that this one runs;
+``SLT_CUDA_ARCHITECTURES="80;90a"`` builds the CUDA kernels for these architectures only. ``SLT_O1="scalar avx512"``
+compiles the kernels of these instruction sets with -O1, in half of the time: they compute the same. And
+``SLT_EMULATE=1`` builds the sets `amx` and `avx2vnni` so that tests run them on a processor with AVX-512's VNNI and
+BF16 that has neither: functions take the place of AMX's instructions.
 """
 
 import hashlib
@@ -138,7 +139,9 @@ def build_cpu(compiler: list[str], library: Path, python: str, folder: Path) -> 
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>") else []
     chosen = chosen_sets(compiler)
     sets = {name: flags for name, flags in chosen.items() if compiles(compiler, flags.split(), INTRINSICS)}
-    objects = [*cpu_objects(sets, INSTRUCTION_SETS), (CSRC / "module.cpp", "module", python)]
+    quickly = listed("SLT_O1")
+    all_sets = {name: f"{flags} -O1" if name in quickly else flags for name, flags in INSTRUCTION_SETS.items()}
+    objects = [*cpu_objects(sets, all_sets), (CSRC / "module.cpp", "module", python)]
     link(compiler, openmp, library, objects, folder)
 
 

@@ -52,7 +52,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 gc.set_threshold(50_000, 20, 20)  # it took a fifth of the time of all tests to look for garbage more often
-atexit.register(gc.unfreeze)  # or libraries would report modules as leaks
+if "PYTEST_XDIST_WORKER" in os.environ:
+    atexit.register(os._exit, 0)  # it would take seconds to take all modules apart
+else:
+    atexit.register(gc.unfreeze)  # or libraries would report modules as leaks
 
 
 def pytest_collection_finish():

@@ -81,7 +81,12 @@ class Kernels:
 
 @cache
 def compiled(file: str, arch: str) -> Kernels:
-    """The kernels of a file of csrc/cuda, compiled for an architecture."""
+    """The kernels of a file of csrc/cuda, compiled for an architecture.
+
+    ``SLT_KEPT_PTX`` may name the folder in which the build that is tested kept its PTX of sm_90a (``nvcc --keep``).
+    """
+    if (kept := os.environ.get("SLT_KEPT_PTX")) and arch == "sm_90a" and Path(kept, f"{file}.ptx").exists():
+        return Kernels(Path(kept, f"{file}.ptx").read_text())
     options = ["-std=c++20", "-fmad=false"]  # as setup.py has them
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ptxsim.cuda, "load", str)  # only the text

@@ -65,6 +65,13 @@ def test_named_instruction_sets_are_built_and_scalar(build, monkeypatch):
     assert {name.partition(".")[2] for name in found if "." in name} == {"scalar", "avx2", "avx512vnni"}
 
 
+def test_named_instruction_sets_are_compiled_in_less_time(build, monkeypatch):
+    monkeypatch.setenv("SLT_O1", "avx512 scalar")
+    found = objects(build, monkeypatch)
+    quick = {name for name, (_, flags) in found.items() if "-O1" in flags}
+    assert quick == {f"{kernels}.{isa}" for kernels in ("products", "others") for isa in ("scalar", "avx512")}
+
+
 def test_native_sets_are_those_that_this_processor_runs(monkeypatch):
     build = setup()
     monkeypatch.setenv("SLT_ISAS", "native")

@@ -183,6 +183,7 @@ def test_what_it_takes(simulator):
     )
 
 
+@pytest.mark.all_simulations
 @pytest.mark.parametrize("capability, dtype", [(80, FLOAT32), (90, BFLOAT16)])
 def test_faults_are_found(monkeypatch, capability, dtype):
     """Each barrier of the kernel is needed: without it, a test fails."""

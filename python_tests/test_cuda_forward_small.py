@@ -175,6 +175,7 @@ def test_cuts(monkeypatch, tiles, cluster, batch):
         assert check(simulator, source, torch.randn(batch, source.fan))["cluster"] == cluster
 
 
+@pytest.mark.all_simulations
 @pytest.mark.usefixtures("prepared_again")
 def test_faults_are_found(monkeypatch):
     """A kernel without one of its barriers, fences or waits gives findings or another result."""

@@ -204,6 +204,7 @@ def faults_left(simulator, check) -> list[str]:
     return [fault for fault in left if not fault.startswith("barrier of a warp")]
 
 
+@pytest.mark.all_simulations
 def test_faults_are_found(monkeypatch):
     """Each barrier and wait of sm_80 is needed, whether there are two stages or three: without it, a test fails."""
     with simulated(80) as simulator:

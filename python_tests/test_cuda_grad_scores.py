@@ -67,15 +67,14 @@ def test_bands_of_rows(simulator):
     check(simulator, *linear(source, 3, torch.bfloat16), source)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows, columns", [(129, 65), (256, 64), (257, 130), (511, 321), (700, 600)])
-def test_tiles_of_256_rows(monkeypatch, dtype, rows, columns):
+def test_tiles_of_256_rows(monkeypatch, rows, columns):
     """They are of sm_90 alone, where they compute little more than is used."""
     module = import_module("slt_kernels.backends.cuda.grad_scores")
     monkeypatch.setattr(module, "_TALL_COLUMNS", 1)
     module._launches.cache_clear()
     with simulated(90) as simulator:
-        for schedule in (0, rows):
+        for schedule, dtype in ((0, torch.bfloat16), (rows, torch.float16)):
             simulator.options.update(schedule=schedule, quantum=30, resident=2)
             source = source_of(rows, 129 if rows < 600 else 40, WEIGHTS[schedule % 3])
             launch = check(simulator, *linear(source, columns, dtype), source)[0]
@@ -246,6 +245,7 @@ def test_schedules(simulator, seed):
         check(simulator, torch.randn(2, 6, 9, 9).bfloat16(), torch.randn(2, channels, 9, 9).bfloat16(), source, window)
 
 
+@pytest.mark.all_simulations
 @pytest.mark.parametrize("weight", WEIGHTS[1:])
 def test_faults_are_found(weight):
     """Each barrier of the last step, and of what adds parts before it, is needed: without it, a test fails."""

@@ -270,6 +270,7 @@ def _faulty_embedding(simulator):
     _check_embedding(simulator, _source(9, 130, "normal"), torch.tensor(80 * [2] + 20 * [1, 3]), torch.bfloat16)
 
 
+@pytest.mark.all_simulations
 @pytest.mark.parametrize(
     "file,kernel,check",
     [
