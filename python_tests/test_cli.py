@@ -1,5 +1,6 @@
 """The command line."""
 
+import errno
 import io
 import json
 import os
@@ -60,6 +61,20 @@ def test_find_freezes_70_percent(found):
 def test_json_report(found):
     assert isinstance(found[1], dict)
     assert ticket_info(found[0]).metadata["test_accuracy"] in found[1].values()
+
+
+class Full(io.StringIO):
+    """A standard output that nobody reads, or on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize("stdout, status", ((Full(), 2), (None, 0)), ids=("broken", "closed"))
+def test_a_search_goes_on_without_its_standard_output(stdout, status, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["find", "--out", str(tmp_path / "net.slt"), *SMALL]) == status
+    assert (tmp_path / "net.slt").read_bytes() == found[0].read_bytes()
 
 
 def test_eval_gives_the_same_accuracy(found, capsys):
@@ -165,7 +180,11 @@ def test_options_reach_the_ticket(tmp_path, capsys):
         (("--seed", "-1"), "--seed=-1: expected"),
         (("--seed", str(2**64)), f"--seed={2**64}: expected"),
         (("--threads", "0"), "--threads=0: expected at least 1"),
+        (("--threads", "1025"), "--threads=1025: expected at most 1024"),
         (("--threads", str(2**40)), f"--threads={2**40}: expected at most"),
+        (("--workers", "1025"), "--workers=1025: expected 0 to 1024"),
+        (("--ema", "1"), "--ema=1: expected less"),
+        (("--config", os.devnull), f"--config={os.devnull}: expected a file, not a device or a pipe"),
         (("--device", "quantum"), "--device='quantum': expected cpu, cuda or cuda:N"),
         (("--device", "meta"), "--device='meta': expected cpu, cuda or cuda:N"),
         (("--device", "cuda:99"), "--device='cuda:99': PyTorch finds"),
@@ -363,6 +382,7 @@ def test_find_refuses_arguments_that_do_not_fit(arguments, message, tmp_path, ca
         (("--jobs", "0"), "--jobs=0: expected at least 1"),
         (("--cluster", "tcp://a:1"), "--cluster=tcp://a:1: expected --engine=dask or --engine=ray"),
         (("--seeds", "0"), "--seeds=0: expected at least 1"),
+        (("--seeds", str(10**12)), f"--seeds={10**12}: expected at most 10000"),
         (("--batch-size", "0"), "--batch-size=0: expected at least 1"),
         (("--data", "text"), "--path: expected the folder or file of text"),
         (("--model", "gpt_mini"), "expected data of kind text, got images"),

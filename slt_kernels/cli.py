@@ -43,6 +43,8 @@ from .experiments.train.run_folder import FILES
 from .files import write_atomically
 from .tickets import ticket_info
 
+_MOST_THREADS = 1024  # OpenMP ends the process if it cannot start them
+_MOST_SEEDS = 10_000
 _STOPPED = 130  # exit status of a program that SIGINT ends
 _SETTING = re.compile(r"""(?<![\w./'"=-])(?<!- )(?<!--set )(?:(?:model|data|source|search)\.)?(\w+)=(None(?=:))?""")
 
@@ -255,10 +257,9 @@ def _on_machine(arguments: argparse.Namespace) -> torch.device:
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ValueError(f"threads={arguments.threads}: expected at least 1")
-        try:
-            torch.set_num_threads(arguments.threads)
-        except (RuntimeError, ValueError):
-            raise ValueError(f"threads={arguments.threads}: expected at most {2**31 - 1}") from None
+        if arguments.threads > _MOST_THREADS:
+            raise ValueError(f"threads={arguments.threads}: expected at most {_MOST_THREADS}")
+        torch.set_num_threads(arguments.threads)
     try:
         device = torch.device(arguments.device)
     except RuntimeError:
@@ -325,7 +326,7 @@ class _Progress:
 
     def __init__(self, rich, shown: bool = True) -> None:
         console = rich.console.Console()
-        terminal = sys.stdout.isatty() and console.is_interactive
+        terminal = sys.stdout is not None and sys.stdout.isatty() and console.is_interactive
         self._lines = shown and not terminal
         self._bar = None
         if shown and terminal:
@@ -349,7 +350,10 @@ class _Progress:
         if self._bar is not None:
             self._bar.update(self._task, event=event)
         elif self._lines:
-            print(event, flush=True)
+            try:
+                print(event, flush=True)
+            except OSError:  # nobody reads any more (`| head`), or the disk is full: that does not end a search
+                self._lines = False
 
 
 # find
@@ -481,6 +485,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
     sweep.load_matplotlib()  # a missing package raises here, before the searches
     if arguments.seeds < 1:
         raise ValueError(f"seeds={arguments.seeds}: expected at least 1")
+    if arguments.seeds > _MOST_SEEDS:
+        raise ValueError(f"seeds={arguments.seeds}: expected at most {_MOST_SEEDS}")
     experiment, device = _experiment(arguments), _on_machine(arguments)
     grid = sweep.Grid(
         ratios=arguments.ratios,

@@ -167,10 +167,12 @@ class Search(Settings):
     )
     pick: str = setting("last", "epoch of the ticket: the last, or the best on validation", PICKS)
     test_each_epoch: bool = setting(False, "also test after each epoch, for the log; the ticket is not picked by it")
-    workers: int = setting(0, "processes that read examples from files", least=0)
+    workers: int = setting(0, "processes that read examples from files", least=0, most=1024)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ema == 1:
+            raise ValueError("ema=1: expected less, since such an average never moves")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError(f"nesterov=True: expected sgd with momentum, got {self.optimizer}, {self.momentum}")
         for name in ("min_lr", "warmup_lr"):
@@ -290,6 +292,8 @@ class Experiment(Settings):
     @classmethod
     def read_values(cls, path: str | Path) -> Any:
         """The content of a YAML file; ValueError, without the file's name, for a file that is not YAML."""
+        if not Path(path).is_dir() and Path(path).exists() and not Path(path).is_file():  # a device may have no end
+            raise ValueError("expected a file, not a device or a pipe")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError:
