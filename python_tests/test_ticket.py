@@ -40,6 +40,9 @@ GOLDEN_LOGITS = ["bead9c42", "bea714d0", "3f1af7e9", "be84c0a3", "bee55270", "bf
 FROZEN = Freeze(0.4, 0.2)
 
 
+other_scales = pytest.mark.filterwarnings("ignore:the weights of 2 of 2 layers")  # of the golden ticket
+
+
 def golden_network() -> nn.Sequential:
     """The network of golden_ticket.slt; never change it."""
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4))
@@ -345,6 +348,7 @@ def test_the_same_network_is_the_same_bytes(written, tmp_path):
         assert (tmp_path / f"{i}.slt").read_bytes() == written.read_bytes()
 
 
+@other_scales
 def test_golden_ticket_loads():
     """A ticket of version 1 must always decode to the same network."""
     model = golden_network()
@@ -358,6 +362,7 @@ def test_golden_ticket_loads():
     assert model[1].num_batches_tracked == 12
 
 
+@other_scales
 def test_golden_ticket_is_written_the_same(file):
     model = golden_network()
     load_ticket(GOLDEN, model)
@@ -1060,3 +1065,17 @@ def test_a_ticket_can_be_moved(file):
     other = network().eval()
     load_ticket(elsewhere, other)
     assert torch.equal(other(images()), model(images()))
+
+
+def test_a_ticket_of_another_gain_gives_a_warning(file):
+    """The ticket's outputs, but masks of a further search would have this network's scale."""
+    model, other = (
+        convert(nn.Sequential(nn.Linear(64, 8, bias=False)), scale=scale, gain=gain)
+        for gain, scale in ((1.0, "dynamic"), (2.0, "dynamic"))
+    )
+    x = torch.randn(3, 64)
+    save_ticket(model, file)
+    with pytest.warns(UserWarning, match=r"the weights of 1 of 1 layers \(0\) have the ticket's size"):
+        load_ticket(file, other)
+    assert torch.equal(other(x), model(x))
+    load_ticket(file, drop_scores(convert(nn.Sequential(nn.Linear(64, 8, bias=False)), scale="dynamic", gain=2.0)))

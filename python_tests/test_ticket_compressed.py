@@ -10,7 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from test_ticket import check_like_golden, contents, golden_network, images, network, refused, rewritten, searched
+from test_ticket import (
+    check_like_golden,
+    contents,
+    golden_network,
+    images,
+    network,
+    other_scales,
+    refused,
+    rewritten,
+    searched,
+)
 from torch import nn
 
 from slt_kernels import EdgePopup, Freeze, cli, convert, load_ticket, save_ticket, ticket_info
@@ -75,6 +85,7 @@ def test_no_free_weight(file):
     assert load_ticket(file, model) == info
 
 
+@other_scales
 def test_golden_ticket():
     """A ticket of version 2 must always decode to the same network."""
     ours, plain = golden_network(), golden_network()
@@ -84,6 +95,7 @@ def test_golden_ticket():
     assert all(torch.equal(t, plain.state_dict()[name]) for name, t in ours.state_dict().items())
 
 
+@other_scales
 def test_golden_ticket_is_written_the_same(file):
     model = golden_network()
     load_ticket(GOLDEN_COMPRESSED, model)

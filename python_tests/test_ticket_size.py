@@ -28,6 +28,9 @@ def masks(model: nn.Module) -> list[torch.Tensor]:
     return [m.compact_mask() for m in model.modules() if hasattr(m, "scores")]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the weights of 54 of 54 layers")  # their scale is 1
+
+
 @pytest.fixture(scope="module")
 def tickets(tmp_path_factory) -> dict[str, tuple[TicketInfo, int]]:
     """Tickets of a dense and a frozen source with half of the free weights kept at random, saved and loaded."""

@@ -14,6 +14,7 @@ from slt_kernels import (
     Freeze,
     SupermaskEmbedding,
     SupermaskLinear,
+    TicketError,
     convert,
     load_ticket,
     save_ticket,
@@ -190,3 +191,41 @@ def test_attention_of_pytorch_trains_its_output_layer():
     x = torch.randn(5, 2, 16)
     attention(x, x, x)[0].square().mean().backward()
     assert attention.out_proj.scores.grad.abs().sum() > 0
+
+
+def test_a_ticket_of_another_gain_or_padding_is_refused(tmp_path):
+    """Of tied modules: both are in no tensor."""
+    save_ticket(tied(), tmp_path / "net.slt")
+    with pytest.raises(TicketError, match=r"has tied_gain=.*1.41.*, the network tied_gain=.*1.0"):
+        load_ticket(tmp_path / "net.slt", tied(gain=1.0))
+    model = tied()
+    TiedEmbedding(model["words"], padding_idx=1)
+    with pytest.raises(TicketError, match="tied_padding_idx"):
+        load_ticket(tmp_path / "net.slt", model)
+    load_ticket(tmp_path / "net.slt", tied())
+
+
+class ReadsWeight(nn.Module):
+    """Reads its layer's weight twice, and calls the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight
+        return F.linear(x, weight) * weight.shape[0] + x @ weight.T + self.layer(x)
+
+
+@pytest.mark.parametrize("backend", ("eager", "aot_eager"))
+@pytest.mark.parametrize("training", (True, False))
+def test_a_compiled_module_reads_a_weight(backend, training):
+    torch.manual_seed(0)
+    ours = convert(ReadsWeight(), Freeze(0.3, 0.2)).train(training)
+    theirs = copy.deepcopy(ours)
+    x = torch.randn(4, 16)
+    y, expected = torch.compile(ours, backend=backend)(x), theirs(x)
+    assert torch.equal(y, expected)
+    for output in (y, expected):
+        output.square().sum().backward()
+    assert torch.equal(ours.layer.scores.grad, theirs.layer.scores.grad)

@@ -27,6 +27,11 @@ class _Tied(CompositeLayer):
             raise TypeError(f"owner: expected a SupermaskEmbedding or a SupermaskLinear, got {type(owner).__name__}")
         self._owner = (owner,)  # in a tuple, so that it is no submodule: a state_dict has its tensors once
 
+    def _record(self, name: str, value: int | str | None) -> None:
+        """Adds to the owner's arguments, which a ticket holds, what this module's outputs depend on."""
+        others = self.owner.outer_arguments
+        self.owner.outer_arguments = {**others, name: [*others.get(name, []), value]}
+
     @property
     def owner(self) -> Owner:
         """The layer that has the scores and the mask."""
@@ -99,6 +104,7 @@ class TiedEmbedding(_Tied):
         self.num_embeddings, self.embedding_dim = owner.weight_shape
         self.padding_idx = padding_row(padding_idx, self.num_embeddings)
         self.scale_grad_by_freq = scale_grad_by_freq
+        self._record("tied_padding_idx", self.padding_idx)
 
     def _dense_weight(self, dtype: torch.dtype) -> Tensor:
         return self._without_padding(super()._dense_weight(dtype), self._all_rows())
@@ -131,7 +137,7 @@ class TiedLinear(_Tied):
     """``nn.Linear`` with the random weight and the mask of another layer: the head of a language model, for example.
 
     Its weights have the size of a `SupermaskLinear`'s, ``gain / sqrt(in_features)``, also where the owner is an
-    embedding, whose weights have the standard deviation 1. So logits start as they do without tying.
+    embedding, whose weights have its ``std``. So logits start as they do without tying.
 
     Args:
         owner: a `SupermaskEmbedding` or a `SupermaskLinear` with the weight ``[out_features, in_features]``.
@@ -147,6 +153,7 @@ class TiedLinear(_Tied):
         self.out_features, self.in_features = owner.weight_shape
         self.factor = positive("gain", gain) / owner.gain  # the owner's weights have owner.gain / sqrt(in_features)
         self.bias = bias
+        self._record("tied_gain", str(float(gain)))
 
     def _dense_module(self, **placement: Any) -> nn.Module:
         dense = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, False, **placement)

@@ -43,7 +43,7 @@ def check_source(value: object) -> None:
         return
     if not isinstance(value, Source):
         raise TypeError(f"source: expected a Source, got {type(value).__name__}")
-    check_integers("source", value, _SOURCE_RANGES)
+    check_integers("source", value, SOURCE_RANGES)
     rows, fan, _, _, _, prune_below, lock_from, first_row, first_word, row_calls = value
     if first_row + rows > MAX_ROWS or first_word + words_for(fan) > 4 * row_calls or prune_below > lock_from:
         raise ValueError(
@@ -53,7 +53,7 @@ def check_source(value: object) -> None:
     _pass(value)
 
 
-_SOURCE_RANGES = (
+SOURCE_RANGES = (
     (1, MAX_ROWS),
     (1, MAX_FAN),
     (-(2**63), 2**63 - 1),  # seed

@@ -138,7 +138,7 @@ def load_ticket(path: str | os.PathLike, model: nn.Module) -> TicketInfo:
     Args:
         path: the file. It is opened and read once.
         model: a model with the same layers, names, seed, freezing, distribution and scale as the saved one. It may be
-            sharded: each process loads its part. For a ticket of ``slt find`` `train.load_network` makes it.
+            sharded: each process loads its part. `train.load_network` makes such a model for a ticket of ``slt find``.
 
     Returns:
         The content of the file.

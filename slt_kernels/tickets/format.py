@@ -18,7 +18,8 @@ from torch import Tensor
 from .._text import shown
 from ..files import open_regular
 from ..nn.state import SCALES
-from ..source import CONTRACT_VERSION, MAX_FAN, MAX_ROWS, WEIGHTS, Source
+from ..ops.checks import SOURCE_RANGES
+from ..source import CONTRACT_VERSION, WEIGHTS, Source
 
 FORMAT = "slt_kernels.ticket"
 PLAIN, COMPRESSED = 1, 2  # versions
@@ -306,18 +307,7 @@ def _layer(entry: Any, compressed: bool) -> TicketLayer:
 
 
 # Range of each field, for a complete layer: its first row and word are 0.
-_SOURCE = {
-    "rows": (1, MAX_ROWS),
-    "fan": (1, MAX_FAN),
-    "seed": (-(2**63), 2**63 - 1),
-    "layer": (0, 2**32 - 1),
-    "weight": (0, len(WEIGHTS) - 1),
-    "prune_below": (0, 256),
-    "lock_from": (0, 256),
-    "first_row": (0, 0),
-    "first_word": (0, 0),
-    "row_calls": (1, (MAX_FAN + 127) // 128),
-}
+_SOURCE = dict(zip(Source._fields, SOURCE_RANGES, strict=True)) | {"first_row": (0, 0), "first_word": (0, 0)}
 
 
 def _source(values: Sequence[Any]) -> Source:

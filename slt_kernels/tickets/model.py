@@ -1,5 +1,7 @@
 """A model's layers and other tensors in a ticket; checks whether a ticket fits a model, and loads it."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .. import bits
-from .._text import printable, shown
+from .._text import printable, shown, some_of
 from ..nn import SupermaskLayer, sharded_scores
 from ..source import WEIGHTS, Source
 from .format import TicketError, TicketInfo, TicketLayer, dtype_name
@@ -150,6 +152,13 @@ class Target:
         _check_names("other tensors", [x.name for x in info.tensors], list(self.others))
         for layer in info.layers:
             _check_layer(layer, self.layers[layer.name])
+        if sizes := [layer.name for layer in info.layers if _has_other_gain(layer, self.layers[layer.name])]:
+            warnings.warn(
+                f"the weights of {len(sizes)} of {len(info.layers)} layers ({some_of(sizes)}) have the ticket's size, "
+                "and would change to this network's at the next mask from scores: expected the ticket's gain or std, "
+                "or drop_scores(model) if it trains no further",
+                stacklevel=3,
+            )
         for saved in info.tensors:
             here = self.others[saved.name]
             _check_equal(saved.name, "dtype", saved.dtype, here.dtype)
@@ -241,7 +250,18 @@ def _check_layer(saved: TicketLayer, here: SupermaskLayer) -> None:
     if saved.arguments is not None:
         arguments = here.arguments
         for argument in arguments | saved.arguments:
+            if argument.startswith("tied_") and argument not in saved.arguments:
+                continue  # older tickets do not tell those of tied modules
             _check_equal(saved.name, argument, *(a.get(argument, "unknown") for a in (saved.arguments, arguments)))
+
+
+def _has_other_gain(saved: TicketLayer, here: SupermaskLayer) -> bool:
+    """Whether a mask from the scores here would have another scale; a static one depends on its sparsity, too."""
+    if here.scores is None or here.scale == "static":
+        return False
+    return not math.isclose(
+        here._scale_for(torch.tensor(saved.kept, device="cpu")).item(), saved.weight_scale, rel_tol=1e-5
+    )
 
 
 def _generated(source: Source) -> dict[str, Any]:
