@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from slt_kernels import EdgePopup, Freeze, TicketError, summary
+from slt_kernels import EdgePopup, Freeze, TicketError, summary, to_dense
 from slt_kernels.nn import SupermaskLayer, TiedEmbedding, TiedLinear, drop_scores
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -307,3 +307,20 @@ def test_a_mask_without_its_origin_is_refused(tmp_path):
     safetensors.torch.save_file(state, file, {"format": "pt"})
     with pytest.raises(RuntimeError, match=r"the checkpoint has a mask of SupermaskLinear.*but no mask_origin"):
         transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*dense weights stay in the model and train")
+@pytest.mark.parametrize("make", [make for make in MODELS if make is not gpt2], ids=lambda make: make.__name__)
+def test_a_dense_copy_is_saved_and_loaded_as_transformers_own(make, tmp_path):
+    """A head that had another scale than its embedding is not tied again. (GPT-2's Conv1D becomes a Linear.)"""
+    torch.manual_seed(0)
+    model = supermask(make(), SupermaskConfig(Freeze(0.3, 0.2), scale="dynamic", seed=3)).eval()
+    dense = to_dense(model)
+    dense.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert not any(isinstance(m, SupermaskLayer) for m in loaded.modules())
+    torch.testing.assert_close(answers(loaded, MODELS[make]), answers(dense, MODELS[make]), rtol=0, atol=0)
+    torch.testing.assert_close(answers(dense.float(), MODELS[make]), answers(model, MODELS[make]))
+    model.save_pretrained(tmp_path / "supermask")  # the copy took nothing from it
+    again = type(model).from_pretrained(tmp_path / "supermask").eval()
+    assert torch.equal(answers(again, MODELS[make]), answers(model, MODELS[make]))

@@ -1,10 +1,14 @@
 """`to_dense`: a network with supermask layers as one of PyTorch's own layers."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from .nn import CompositeLayer, SupermaskLayer
 from .nn.composite import take_hooks, with_dense_layers
 from .nn.network import supermask_layers
+
+FINISHERS: list[Callable[[nn.Module], None]] = []  # of models of other libraries: what they need to know of the copy
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -29,4 +33,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     supermask_layers(model)  # which raises if there is none
     if isinstance(model, SupermaskLayer | CompositeLayer):
         return take_hooks(model.to_dense(), model, copied=True)
-    return with_dense_layers(model)
+    dense = with_dense_layers(model)
+    for finish in FINISHERS:
+        finish(dense)
+    return dense

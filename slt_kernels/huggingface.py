@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .convert import convert
+from .dense import FINISHERS
 from .edge_popup import EdgePopup
 from .nn import SupermaskLayer, drop_scores
 from .source import DENSE, Freeze
@@ -107,6 +108,28 @@ class SupermaskQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _forget_method(model: nn.Module) -> None:
+    """Makes a dense copy transformers' own: from a folder it would be converted again, and lose its weights."""
+    for m in model.modules():
+        if isinstance(m, PreTrainedModel):
+            for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+                m.__dict__.pop(name, None)
+            for config in (m.config, *(getattr(m.config, name) for name in m.config.sub_configs)):
+                config.__dict__.pop("quantization_config", None)
+            if m.get_output_embeddings() is not None:
+                _untie(m)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Has a folder keep a head that no longer shares its weight: a tied one had another scale than its embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        model.config.tie_word_embeddings = False
+
+
+FINISHERS.append(_forget_method)
 
 
 def supermask(model: PreTrainedModel, config: SupermaskConfig | None = None) -> PreTrainedModel:
