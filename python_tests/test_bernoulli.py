@@ -55,6 +55,17 @@ def test_a_score_is_a_logit():
     assert z.mean().abs() < 5 / math.sqrt(layer.free)
 
 
+@pytest.mark.parametrize("word, score, kept", ((2**32 - 1, 90.0, 10), (0, -90.0, 0)))
+def test_certain_weights_are_kept_and_impossible_ones_dropped(monkeypatch, word, score, kept):
+    """Whatever is drawn: float32's sigmoid of 90 is 1."""
+    layer = SupermaskLinear(10, 1)
+    with torch.no_grad():
+        layer.scores.fill_(score)
+    monkeypatch.setattr("slt_kernels.philox.call", lambda *a: torch.full((len(a[3]), 4), word))
+    BernoulliMasks(layer).step()
+    assert layer.mask().sum() == kept
+
+
 @pytest.mark.parametrize("sparsity", (0.4, 0.6, 0.75))
 def test_start_at_drops_that_fraction_on_average(sparsity):
     model = network()
@@ -144,3 +155,11 @@ def test_refusals():
         masks.start_at(1.5)
     with pytest.raises(ValueError, match="free weights would be kept with probability"):
         BernoulliMasks(network(freeze=Freeze())).start_at(1.0)
+
+
+def test_outputs_are_nan_where_scores_are():
+    layer = SupermaskLinear(20, 5)
+    with torch.no_grad():
+        layer.scores[3] = torch.nan
+    BernoulliMasks(layer).step()
+    assert layer(torch.randn(3, 20)).isnan().all()

@@ -482,3 +482,19 @@ def test_a_layer_without_weights_is_warned_of():
         warnings.simplefilter("error")
         EdgePopup(model, 0.6, "local")
         EdgePopup(model, 1.0)
+
+
+@pytest.mark.parametrize("scope", ("global", "local", "layer"))
+def test_outputs_are_nan_where_scores_are(scope):
+    """As they are with NaN weights: masks without a free weight would look finite."""
+    model = nn.Sequential(SupermaskLinear(20, 5, freeze=FROZEN))
+    step = model[0].update_mask if scope == "layer" else EdgePopup(model, 0.6, scope=scope).step
+    x = torch.randn(3, 20)
+    for layer in layers_of(model):
+        layer.scores.data.fill_(torch.nan)
+    step()
+    assert model(x).isnan().all()
+    for layer in layers_of(model):
+        layer.scores.data.normal_()
+    step()
+    assert model(x).isfinite().all()

@@ -86,15 +86,17 @@ class BernoulliMasks:
         for layer in self.layers:
             kept = (self._uniform(layer) < layer.scores.sigmoid()).float()
             layer.take_mask(*ops.pack(kept, kept.new_tensor(0.5), layer.source, layer.compact))
+            layer.weight_scale.masked_fill_(layer.scores.isnan().any(), torch.nan)  # as NaN weights would
         self.draws += 1
 
     def _uniform(self, layer: SupermaskLayer) -> Tensor:
-        """Float32 ``[free]`` on (0, 1), from a stream of the current draw."""
+        """Float32 ``[free]`` in (0, 1), from a stream of the current draw."""
         source, device = layer.source, layer.scores.device
         index = torch.arange((layer.free + 3) // 4, device=device)
         stream = _STREAMS + self.draws % _STREAMS
         words = philox.call(source.seed, source.layer, stream, index).flatten()[: layer.free]
-        return (2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25
+        # The greatest would be rounded to 1, and a weight that is kept with certainty dropped.
+        return ((2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25).clamp(max=1 - 2.0**-24)
 
 
 class _ThroughSigmoid(torch.autograd.Function):

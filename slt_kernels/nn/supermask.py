@@ -36,11 +36,11 @@ class SupermaskLayer(LayerState):
         auto_mask: whether the layer makes its own mask, with `sparsity`, when the mask is used after the scores have
             changed. A forward, ``eval()``, ``state_dict()``, `save_ticket` and the methods that return it use it.
             Changes are recognized by the scores' version counter, an optimizer's step, and another tensor as `scores`;
-            after a write to ``scores.data`` call `update_mask`. A compiled graph makes the mask in every forward in
-            training; in evaluation it uses the mask of the last ``eval()``. Making the mask of a sharded layer is
-            collective. `EdgePopup`, `load_ticket` and `load_mask` turn `auto_mask` off, and then only they change the
-            mask. ``mask_origin`` records this, so a layer that loads such a mask, by any loader, keeps it until an
-            `EdgePopup`, a ticket or `update_mask` makes another.
+            after a write to ``scores.data``, as ``torch.nn.utils.vector_to_parameters`` does it, call `update_mask`. A
+            compiled graph makes the mask in every forward in training; in evaluation it uses the mask of the last
+            ``eval()``. Making the mask of a sharded layer is collective. `EdgePopup`, `load_ticket` and `load_mask`
+            turn `auto_mask` off, and then only they change the mask. ``mask_origin`` records this, so a layer that
+            loads such a mask, by any loader, keeps it until an `EdgePopup`, a ticket or `update_mask` makes another.
         mask_origin: buffer, int64 ``[2]``: who made the mask (`freshness.Maker`), and a fingerprint of the scores for
             which it is valid, 0 where none is recorded.
         activations: how the product takes its input: None (default), or "int8", of a Linear or a convolution. It may be
@@ -58,7 +58,7 @@ class SupermaskLayer(LayerState):
 
     takes_int8 = False
     graded_scores: Callable[[Tensor], Tensor] | None = None
-    outer_arguments: Mapping[str, int | str] = {}
+    outer_arguments: Mapping[str, Any] = {}  # JSON values
 
     def __init__(
         self,
@@ -248,6 +248,7 @@ class SupermaskLayer(LayerState):
 
         Args:
             threshold: keep the free weights with |score| above it; by default that of `sparsity` in this layer alone.
+                It is NaN where so many scores are; the outputs are NaN then, as those of NaN weights.
 
         Raises:
             RuntimeError: the scores were dropped.
@@ -257,6 +258,8 @@ class SupermaskLayer(LayerState):
         if threshold is None:
             threshold = sharded_scores.select([self], self.rank)
         self.take_mask(*sharded_scores.pack(self, threshold), maker)
+        if not self.mask_words.is_meta:
+            self.weight_scale.masked_fill_(threshold.isnan().to(self.weight_scale.device), torch.nan)
 
     @torch.no_grad()
     def take_mask(self, words: Tensor, kept: Tensor, maker: Maker = Maker.SAMPLE) -> None:
@@ -268,7 +271,7 @@ class SupermaskLayer(LayerState):
             maker: who made it.
 
         Raises:
-            ValueError: words of another dtype or shape.
+            TypeError, ValueError: words that are no tensor, or of another dtype or shape.
         """
         if not torch.compiler.is_compiling():
             self._read_changed_state()
