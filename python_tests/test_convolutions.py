@@ -314,3 +314,28 @@ def test_a_compiled_graph_gives_the_same():
     inputs = (x, *model.parameters())
     ours, theirs = (torch.autograd.grad(y.square().sum(), inputs) for y in (ours, theirs))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _network(layer, dimensions):
+    torch.manual_seed(0)
+    return convert(layer(3, 4, 3)).eval(), torch.randn(2, 3, *[5] * dimensions), torch.randn(6, 3, *[5] * dimensions)
+
+
+CONVOLUTIONS = [(getattr(nn, f"Conv{kind}{n}d"), n) for kind in ("", "Transpose") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("layer,dimensions", CONVOLUTIONS)
+def test_an_exported_program_takes_other_batches(layer, dimensions):
+    model, x, larger = _network(layer, dimensions)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    assert all(torch.equal(exported(images), model(images)) for images in (x, larger))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("layer,dimensions", CONVOLUTIONS)
+def test_a_traced_module_takes_other_batches(layer, dimensions):
+    model, x, larger = _network(layer, dimensions)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x)
+        assert all(torch.equal(traced(images), model(images)) for images in (x, larger))

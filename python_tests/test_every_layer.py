@@ -331,6 +331,29 @@ def test_attention_weights(average):
     assert same(layer(x[:, 0], x[:, 0], x[:, 0]), layer.to_dense()(x[:, 0], x[:, 0], x[:, 0]), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("batch_first", (False, True))
+@pytest.mark.parametrize("need_weights", (False, True))
+def test_attention_is_contiguous(batch_first, need_weights):
+    x = torch.randn(5, 3, 8)
+    y, _ = SupermaskMultiheadAttention(8, 2, batch_first=batch_first)(x, x, x, need_weights=need_weights)
+    assert y.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+    ),
+    ids=("attention", "encoder"),
+)
+def test_exported_attention_takes_other_batches(make):
+    model, batch = convert(make()).eval(), torch.export.Dim("batch", min=2, max=64)
+    few, many = ([torch.randn(n, 5, 8)] * (3 if isinstance(model, SupermaskMultiheadAttention) else 1) for n in (3, 7))
+    exported = torch.export.export(model, tuple(few), dynamic_shapes=({0: batch},) * len(few)).module()
+    assert all(same(exported(*inputs), model(*inputs), rtol=0, atol=0) for inputs in (few, many))
+
+
 @pytest.mark.parametrize("missing", ("in_proj_bias", "out_proj.bias"))
 def test_attention_with_one_bias_only(missing):
     attention = nn.MultiheadAttention(8, 2, dtype=torch.float64)

@@ -120,9 +120,10 @@ class SupermaskMultiheadAttention(CompositeLayer):
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         batch, length = query.shape[:2]
-        if not len(key) == len(value) == batch or key.shape[1] != value.shape[1]:
+        keys, values = key.shape[:2], value.shape[:2]
+        if keys != values or keys[0] != batch:
             raise ValueError(
-                f"key, value: {len(key)} x {key.shape[1]} and {len(value)} x {value.shape[1]} (batch x sequence): "
+                f"key, value: {keys[0]} x {keys[1]} and {values[0]} x {values[1]} (batch x sequence): "
                 f"expected the batch of query, {batch}, and equal sequences"
             )
         mask = self._mask(attn_mask, key_padding_mask, batch, length, key.shape[1], query.dtype)
@@ -152,7 +153,8 @@ class SupermaskMultiheadAttention(CompositeLayer):
         y = self.out_proj(attended.transpose(1, 2).flatten(2))
         if not batched:
             return y.squeeze(0), weights
-        return y if self.batch_first else y.transpose(0, 1), weights
+        # Contiguous, because PyTorch's is and other code takes a view of it.
+        return y if self.batch_first else y.transpose(0, 1).contiguous(), weights
 
     def _mask(
         self,

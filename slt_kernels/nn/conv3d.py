@@ -40,5 +40,5 @@ class SupermaskConv3d(SupermaskConvolution):
         scores = self._scores_to_grade()
         layer = self.mask_words, self.weight_scale, self.bias, self.source, self.window
         y = ops.conv2d(depth.fold(volumes), scores, *layer, self.activations)
-        y = y.unflatten(0, (len(volumes), outputs)).transpose(1, 2).contiguous()
+        y = y.unflatten(0, (volumes.shape[0], outputs)).transpose(1, 2).contiguous()
         return y.squeeze(0) if x.dim() == 4 else y

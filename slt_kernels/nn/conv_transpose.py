@@ -135,7 +135,7 @@ class SupermaskConvTranspose(WithGeometry):
                 stride, several sizes have this input.
 
         Raises:
-            TypeError, ValueError: an input of another shape, or an ``output_size`` that no input of its size can have.
+            TypeError, ValueError: an input of another shape, or an ``output_size`` that it cannot give.
         """
         self._refresh_mask()
         check_spatial_input(input, self.in_channels, self.dimensions)
@@ -155,6 +155,8 @@ class SupermaskConvTranspose(WithGeometry):
         if self.dimensions == 1:
             y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra))
             y = y.contiguous()  # of a transposed input it is channels-last
+            if torch.jit.is_tracing():  # which would keep a shape, the batch included
+                return y.squeeze(-2)
             return reshaped(y, (*y.shape[:-2], y.shape[-1]))
         if self.dimensions == 2:
             return ops.conv_transpose2d(x, *layer, extra)
@@ -166,7 +168,7 @@ class SupermaskConvTranspose(WithGeometry):
         if inputs < 1 or size < 1:
             raise ValueError(f"x.shape={list(x.shape)}: with padding={self.padding} the output has a depth of {size}")
         slices = ops.conv_transpose2d(volumes.transpose(1, 2).flatten(0, 1), *layer, extra[1:])
-        y = depth.unfold(slices, len(volumes), inputs, self.padding[0], size)
+        y = depth.unfold(slices, volumes.shape[0], inputs, self.padding[0], size)
         return y.squeeze(0) if x.dim() == 4 else y
 
     def _output_padding(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[int, ...]:

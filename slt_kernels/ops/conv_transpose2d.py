@@ -67,6 +67,8 @@ def conv_transpose2d(
     check_layer(x, scores, mask, scale, None, source)
     check_window(window, source)
     size = check_transposed_images(x, source, window, output_padding)
+    if torch.jit.is_tracing():  # which makes tensors of sizes; an operation takes numbers
+        size = (int(size[0]), int(size[1]))
     images = x.unsqueeze(0) if x.dim() == 3 else x
     if differentiates():
         y = _ConvTranspose2d.apply(images, scores, mask, scale, source, window, size)
