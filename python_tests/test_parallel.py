@@ -3,6 +3,8 @@
 import pytest
 from processes import run_processes
 
+from slt_kernels import SupermaskConvTranspose2d
+
 NETWORK = """
 import torch.nn.functional as F
 from torch import nn
@@ -215,3 +217,11 @@ def test_two_processes_are_as_one(script, tmp_path):
 def test_one_process_is_as_none(tmp_path):
     """One shard is the whole layer. Its bias is added once."""
     run_processes(NETWORK + ONE, 1, tmp_path)
+
+
+def test_a_layer_without_a_bias_per_row_is_not_cut():
+    """The rows of a transposed convolution are its input channels."""
+    layer = SupermaskConvTranspose2d(6, 3, 2)
+    with pytest.raises(ValueError, match="expected one with a bias per row, got a SupermaskConvTranspose2d"):
+        layer.shard(None, rows=(0, 3))
+    assert len(layer.bias) == 3 and layer.group is None

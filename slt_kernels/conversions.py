@@ -98,7 +98,7 @@ def has_conversion(kind: type[nn.Module]) -> bool:
 
 
 def is_subclass_of_converted(module: nn.Module) -> bool:
-    """Whether its type is a subclass of one that is converted, which itself is not."""
+    """Whether its type is one that is converted, or a subclass of one."""
     return any(isinstance(c.kind, type) and isinstance(module, c.kind) for c in _conversions)
 
 

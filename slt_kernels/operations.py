@@ -111,7 +111,7 @@ def embedding_grad_scores(dy, index, scores, scale, source):
 
 @_operation("Tensor[] scores, int rank) -> Tensor")
 def select(scores, rank):
-    """A scalar: the ``rank``-th smallest |score| of all tensors."""
+    """A scalar: the ``rank``-th smallest |score| of all tensors; -inf below 1, inf from the number of scores on."""
     return scores[0].new_empty(())
 
 

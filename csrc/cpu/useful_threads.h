@@ -28,7 +28,7 @@ int64_t work_of(const Arguments &) {  // other operations divide their work into
     return INT64_MAX;
 }
 
-inline int64_t least_divided_work = 3 << 20;  // tests divide less
+inline int64_t least_divided_work = 3 << 20;  // tests set it to 0, so that small products use threads too
 
 template <class Arguments>
 int useful_threads(const Arguments &a, int threads) {

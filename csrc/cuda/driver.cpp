@@ -174,7 +174,7 @@ Library library_of(const std::string &file) {
     return library;
 }
 
-// Loads the kernel for the device, and allows it so much shared memory. Once a device, kernel and size.
+// Loads the kernel for the device, and allows it so much shared memory. Once per device, kernel and size.
 void prepare(Kernel &kernel, const Grid &grid, int device, Stream stream) {
     if (size_t(device) >= kernel.shared.size()) kernel.shared.resize(device + 1, -1);
     int64_t &shared = kernel.shared[device];

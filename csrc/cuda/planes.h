@@ -65,7 +65,7 @@ __device__ __forceinline__ uint32_t integer_of(float x, float2 up) { return uint
 // Where the 16 bytes of a column are inside the matrices of one place in k.
 __device__ __forceinline__ uint32_t column_offset(int column) { return column / 8 * 128 + column % 8 * 16; }
 
-// Bit planes: TILES * 8 of them a vector. The bits of the lanes' elements are transposed: each bit of k is exchanged
+// Bit planes: TILES * 8 of them per vector. The bits of the lanes' elements are transposed: each bit of k is exchanged
 // with one of the plane's number. Bit 0 of k comes to bit 4 of the place in a word, and 1 to 4 come to 0 to 3, as in a
 // word of the mask; so lane l % 8 has planes with l % 8 in bits 1 to 3 of their number. Where column c of a vector has
 // the bit of plane_shift.

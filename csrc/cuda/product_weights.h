@@ -254,7 +254,7 @@ class ByteSigns : public DigitProducts<DIGITS> {
     uint32_t words_[2][2][2];  // part, row, word
 };
 
-// Weights that are bytes of VALUE: a line of 128 bytes a row, in the order of k, swizzled as x is.
+// Weights that are bytes of VALUE: a line of 128 bytes per row, in the order of k, swizzled as x is.
 template <int DIGITS, int ROWS_>
 class ByteValues : public DigitProducts<DIGITS> {
   public:

@@ -18,8 +18,9 @@ class SupermaskEmbedding(SupermaskLayer):
         num_embeddings, embedding_dim, padding_idx, scale_grad_by_freq, device, dtype: as ``nn.Embedding``'s. The row
             of ``padding_idx`` reads as zeros and has no gradient. ``dtype`` is that of the output, and follows
             ``.to(dtype)``.
-        max_norm, norm_type, sparse: only ``nn.Embedding``'s defaults. A random weight is never renormalized, and the
-            scores' gradient is dense.
+        max_norm, sparse: only ``nn.Embedding``'s defaults. A random weight is never renormalized, and the scores'
+            gradient is dense.
+        norm_type: has no effect, as in ``nn.Embedding`` without ``max_norm``.
         std: standard deviation of a weight before mask and ``scale``. Default 1, ``nn.Embedding``'s.
         freeze, sparsity, weight, scale, seed, layer, compact: as `SupermaskLinear`'s.
 

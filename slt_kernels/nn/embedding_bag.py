@@ -22,7 +22,8 @@ class SupermaskEmbeddingBag(CompositeLayer):
     Args:
         num_embeddings, embedding_dim, scale_grad_by_freq, mode, include_last_offset, padding_idx, device, dtype: as
             ``nn.EmbeddingBag``'s.
-        max_norm, norm_type, sparse: only ``nn.EmbeddingBag``'s defaults, as for `SupermaskEmbedding`.
+        max_norm, sparse: only ``nn.EmbeddingBag``'s defaults, as for `SupermaskEmbedding`.
+        norm_type: has no effect, as in ``nn.EmbeddingBag`` without ``max_norm``.
         **options: ``std``, ``freeze``, ``sparsity``, ``weight``, ``scale``, ``seed``, ``layer`` and ``compact``, as
             `SupermaskEmbedding`'s.
 

@@ -318,6 +318,6 @@ def _expect_mask(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 @cache
 def _hook_optimizers() -> None:
-    """Once a process, when its first layer is made: importing the package changes no optimizer."""
+    """Once per process, when its first layer is made: importing the package changes no optimizer."""
     register_optimizer_step_pre_hook(_expect_mask)
     register_optimizer_step_post_hook(_count_step)

@@ -23,10 +23,12 @@ class ShardedLayer(FreshMask):
         parallelism use the styles in `parallel`.
 
         Raises:
-            ValueError: the layer is sharded already, or a range is empty or outside it.
+            ValueError: the layer is sharded already or has no bias per row, or a range is empty or outside it.
         """
         if self.group is not None or sharded_scores.is_dtensor(self.scores):
             raise ValueError("layer: expected one that is not sharded yet")
+        if self.bias is not None and len(self.bias) != self.whole.rows:
+            raise ValueError(f"layer: expected one with a bias per row, got a {type(self).__name__}")
         fresh = self._is_fresh()
         resolved = self._resolved_words()
         self.source = self.whole.shard(rows, words)

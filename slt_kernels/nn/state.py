@@ -52,7 +52,7 @@ class LayerState(InspectedLayer):
     def _check_state(self) -> None:
         """Raises RuntimeError unless the buffers, as some loader may have left them, are this layer's."""
         here, identity = self._identity(self.source), self.source_id.tolist()
-        if identity != here and identity != here[: 1 + len(self.source)]:  # the latter from before scale and gain
+        if identity != here and identity != here[: 1 + len(self.source)]:  # without scale and gain in old states
             raise RuntimeError(
                 f"source_id is of another network: {_differences(identity, here)}; or nothing was loaded after "
                 "to_empty: expected this layer's own state, or reset_parameters()"
@@ -181,7 +181,7 @@ class LayerState(InspectedLayer):
             state_dict.pop(f"{prefix}scores", None)
         if f"{prefix}source_id" in state_dict:
             here, identity = self._identity(self.source), state_dict[f"{prefix}source_id"].tolist()
-            if len(identity) == 1 + len(self.source):  # as states were before they told scale and gain
+            if len(identity) == 1 + len(self.source):  # a state from before scale and gain
                 identity += here[len(identity) :]
                 state_dict[f"{prefix}source_id"] = torch.tensor(identity)
             if self.group is not None and identity == self._identity(self.whole):

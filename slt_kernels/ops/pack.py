@@ -33,7 +33,7 @@ def pack(scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> tu
         raise TypeError(f"scores.dtype={scores.dtype}: expected float32 or float64")
     free = scores.numel() if torch.compiler.is_compiling() else source.free  # a graph cannot count
     if scores.shape != (free,):
-        raise ValueError(f"scores.shape={list(scores.shape)}: expected [{free}], one a free weight")
+        raise ValueError(f"scores.shape={list(scores.shape)}: expected [{free}], one per free weight")
     if threshold.numel() != 1 or threshold.dtype != scores.dtype or threshold.device != scores.device:
         raise ValueError(
             f"threshold: expected one {scores.dtype} element on {scores.device}, "

@@ -19,8 +19,8 @@ inline int64_t most_direct_weights(const Direct &d, [[maybe_unused]] int64_t wei
     return d.x.data.type == Type::BFLOAT16 && d.y.data.type == Type::BFLOAT16 ? 1 << 10 : 9 << 10;
 #else
 #if defined(__AVX512VNNI__)
-    // With strides lanes of pixels have to be picked out, and an int32 holds the sums of lanes of outputs only if they
-    // are short or their X have few digits.
+    // With strides, lanes that are pixels must be gathered one by one. Lanes that are outputs need sums that fit an
+    // int32: short sums, or X of one or two digits.
     const bool pairs = d.digits < 3 && weight == SIGNED_CONSTANT && 2 * d.outputs >= LANES;
     if (d.x.channels_last && d.stride_w > 1) return (pairs ? 40 : 12) << 10;
     if (d.stride_w > 1 && d.most_taps() > 1) return d.x.data.type == Type::FLOAT32 ? 8 << 10 : 4 << 10;

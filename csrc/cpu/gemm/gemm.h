@@ -2,8 +2,8 @@
 // matrix unit (gemm_amx.h), by dot products (gemm_dot.h), or from tables (gemm_lut.h).
 //
 // A panel is up to BLOCK outputs, a lane each, in groups of LANES: quads [group][quad][LANES] of unsigned bytes (signed
-// bytes with AMX). With AMX, 16 quads of a group are one operand as they are in the panel, and a tile of sums is 16
-// vectors (or all digits of up to 5 vectors) by 16 lanes.
+// bytes with AMX and with AArch64's dot products). With AMX, 16 quads of a group are one operand as they are in the
+// panel, and a tile of sums is 16 vectors (or all digits of up to 5 vectors) by 16 lanes.
 //
 // int32 sums are exact for LONGEST quads; longer sums are added up from parts.
 #pragma once

@@ -3,7 +3,7 @@
 //
 // With strides, only some taps reach a pixel. Pixels of the same remainder (h + padding) mod stride share their taps,
 // so each remainder is a convolution of dy with stride 1 and those taps. If the kernel is larger than dy, most taps of
-// a pixel read beyond the edge of dy: regions of neighbouring pixels leave out the taps of which that is true for all.
+// a pixel read beyond the edge of dy: a region of neighbouring pixels leaves out those that do so for all its pixels.
 //
 // dy becomes planes as x does in the forward product. Panels hold, tap by tap, the columns of the weight (transposed.h)
 // of the channels.

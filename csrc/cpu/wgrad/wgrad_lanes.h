@@ -1,4 +1,4 @@
-// Sums of the weight gradient of a convolution of few weights a row, with rows in the lanes: for each k and row, the
+// Sums of the weight gradient of a convolution of few weights per row, with rows in the lanes: for each k and row, the
 // products of dy and of the numbers of x that k reads. Either each row has its own input (a depthwise layer), so that
 // pixels of x are registers too, or all rows have the same inputs, whose numbers are broadcast.
 //

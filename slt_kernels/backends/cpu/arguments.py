@@ -15,7 +15,7 @@ kernel = partial(registry.kernel, backend="cpu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of operations.h
 
 
-def narrow(*tensors: Tensor) -> bool:
+def without_float64(*tensors: Tensor) -> bool:
     """Whether none is float64."""
     return all(t.dtype != torch.float64 for t in tensors)
 

@@ -16,22 +16,22 @@ from .arguments import (
     images,
     int8_digits,
     kernel,
-    narrow,
     pointer,
     resolved,
     used_as_they_are,
+    without_float64,
 )
 from .grad_scores import write_grad_scores
 
 
-@kernel("conv2d_forward", when=lambda x, *_: narrow(x))
+@kernel("conv2d_forward", when=lambda x, *_: without_float64(x))
 def conv2d_forward(
     y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
 ) -> None:
     _forward(y, x, mask, scale, bias, source, window, digit_count(x))
 
 
-@kernel("conv2d_forward_int8", when=lambda x, *_: narrow(x))
+@kernel("conv2d_forward_int8", when=lambda x, *_: without_float64(x))
 def conv2d_forward_int8(
     y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source, window: Window
 ) -> None:
@@ -120,7 +120,7 @@ def _plan(
     return call
 
 
-@kernel("conv2d_grad_input", when=lambda dy, *_: narrow(dy))
+@kernel("conv2d_grad_input", when=lambda dy, *_: without_float64(dy))
 def conv2d_grad_input(
     dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source, window: Window, size: list[int]
 ) -> None:
@@ -137,7 +137,7 @@ def conv2d_grad_input(
     )
 
 
-@kernel("conv2d_grad_scores", when=lambda dy, x, scores, *_: narrow(dy, x, scores))
+@kernel("conv2d_grad_scores", when=lambda dy, x, scores, *_: without_float64(dy, x, scores))
 def conv2d_grad_scores(
     out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source, window: Window
 ) -> None:

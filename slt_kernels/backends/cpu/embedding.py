@@ -8,7 +8,7 @@ from torch import Tensor
 from ...source import Source
 from .. import registry
 from . import _cpu, threads
-from .arguments import TYPES, check_count, free_offsets, kernel, narrow, pointer, typed, used_as_they_are
+from .arguments import TYPES, check_count, free_offsets, kernel, pointer, typed, used_as_they_are, without_float64
 
 
 @kernel("embedding_forward", when=lambda index, mask, scale, source, dtype: dtype != torch.float64)
@@ -61,7 +61,7 @@ def plan_embedding_forward(
     return call
 
 
-@kernel("embedding_grad_scores", when=lambda dy, index, scores, *_: narrow(dy, scores))
+@kernel("embedding_grad_scores", when=lambda dy, index, scores, *_: without_float64(dy, scores))
 def embedding_grad_scores(
     out: Tensor, dy: Tensor, index: Tensor, scores: Tensor, scale: Tensor, source: Source
 ) -> None:

@@ -14,26 +14,26 @@ from .arguments import (
     TYPES,
     int8_digits,
     kernel,
-    narrow,
     pointer,
     resolved,
     typed,
     used_as_they_are,
+    without_float64,
 )
 from .grad_scores import write_grad_scores
 
 
-@kernel("linear_forward", when=lambda x, *_: narrow(x))
+@kernel("linear_forward", when=lambda x, *_: without_float64(x))
 def linear_forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
     _forward(y, x, mask, None, scale, bias, source, digit_count(x))
 
 
-@kernel("linear_forward_int8", when=lambda x, *_: narrow(x))
+@kernel("linear_forward_int8", when=lambda x, *_: without_float64(x))
 def linear_forward_int8(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | None, source: Source) -> None:
     _forward(y, x, mask, None, scale, bias, source, int8_digits(x))
 
 
-@kernel("linear_forward_stored", when=lambda x, *_: narrow(x))
+@kernel("linear_forward_stored", when=lambda x, *_: without_float64(x))
 def linear_forward_stored(
     y: Tensor, x: Tensor, mask: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, source: Source, int8: bool
 ) -> None:
@@ -109,7 +109,7 @@ def _plan(
     return call
 
 
-@kernel("linear_grad_input", when=lambda dy, *_: narrow(dy))
+@kernel("linear_grad_input", when=lambda dy, *_: without_float64(dy))
 def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Source) -> None:
     dy, mask = dy.detach().contiguous(), resolved(mask, source)
     _cpu.linear_grad_input(
@@ -124,7 +124,7 @@ def linear_grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, sourc
     )
 
 
-@kernel("linear_grad_scores", when=lambda dy, x, scores, *_: narrow(dy, x, scores))
+@kernel("linear_grad_scores", when=lambda dy, x, scores, *_: without_float64(dy, x, scores))
 def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> None:
     def one_pixel(t: Tensor) -> Tensor:
         return t[:, :, None, None]

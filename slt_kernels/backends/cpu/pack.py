@@ -5,10 +5,10 @@ from torch import Tensor
 
 from ...source import Source
 from . import _cpu, threads
-from .arguments import check_count, count_frozen, kernel, narrow
+from .arguments import check_count, count_frozen, kernel, without_float64
 
 
-@kernel("pack", when=lambda scores, *_: narrow(scores))
+@kernel("pack", when=lambda scores, *_: without_float64(scores))
 def pack(outputs: tuple[Tensor, Tensor], scores: Tensor, threshold: Tensor, source: Source, compact: bool) -> None:
     mask, kept = outputs
     offsets, locked = count_frozen(source)

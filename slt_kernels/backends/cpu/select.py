@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from . import _cpu, threads
-from .arguments import kernel, narrow
+from .arguments import kernel, without_float64
 
 
-@kernel("select", when=lambda scores, rank: narrow(scores[0]) and 1 <= rank < sum(s.numel() for s in scores))
+@kernel("select", when=lambda scores, rank: without_float64(scores[0]) and 1 <= rank < sum(s.numel() for s in scores))
 def select(threshold: Tensor, scores: list[Tensor], rank: int) -> None:
     scores = [s.detach().contiguous() for s in scores]
     _cpu.select(

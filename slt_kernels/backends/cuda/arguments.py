@@ -1,6 +1,7 @@
 """Tensors as kernels take them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...source import WEIGHTS
@@ -8,6 +9,12 @@ from ...source import WEIGHTS
 SIGNED = WEIGHTS.index("signed_constant")
 SUMMANDS = 2**17  # products of a byte and a digit that an int32 sum holds
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Type` of csrc/cuda/arguments.h
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """Vectors with zeros after the last element, to a multiple of so many."""
+    missing = -x.shape[-1] % multiple
+    return F.pad(x, (0, missing)) if missing else x
 
 
 def aligned(x: Tensor) -> Tensor:

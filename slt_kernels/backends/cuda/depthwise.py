@@ -234,7 +234,7 @@ def _spans(window: Window) -> tuple[int, int]:
 
 
 def _steps(images: Images) -> tuple[int, int]:
-    """Of the taps that share values, every so many rows of taps; the rows that a thread's outputs are apart."""
+    """How many rows apart taps are that read the same values, and how many rows apart a thread's outputs are."""
     stride, dilation = 1 if images.reverse else images.window.stride_h, images.window.dilation_h
     common = gcd(stride, dilation)
     return stride // common, dilation // common
@@ -266,7 +266,7 @@ def _lanes_log(images: Images, channels: int, pixels: int) -> int:
 
 
 def _sums(source: Source, dtype: torch.dtype, digits: int, terms: int) -> str:
-    """The type of the sums of that many terms, or of the floats that have them in float."""
+    """The type in the kernel's name: of exact sums of that many terms, or of 16-bit inputs, whose sums are float32."""
     if digits == 0:
         return {torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
     most = 1 if source.weight == SIGNED else 127

@@ -9,7 +9,7 @@ from ...source import Source
 from .. import registry
 from ..arguments import digit_count
 from . import launch
-from .arguments import ELEMENTS, SIGNED, aligned
+from .arguments import ELEMENTS, SIGNED, aligned, padded
 from .free_starts import starts_for
 from .generator import calls
 from .generator import takes as numbered
@@ -65,12 +65,7 @@ def forward(y: Tensor, x: Tensor, mask: Tensor, scale: Tensor, bias: Tensor | No
         mask = registry.run("expand", mask, source)
         run = prepared(source, x.dtype, len(x), digits, False, machine)
     starts = starts_for(mask, source)
-    launch.enqueue(run, x.device, *starts, aligned(mask), padded(x, source), scale, 0 if bias is None else bias, y)
-
-
-def padded(x: Tensor, source: Source) -> Tensor:
-    """Vectors that start at multiples of four elements, zeros after the last."""
-    return aligned(x if source.fan % 4 == 0 else torch.nn.functional.pad(x, (0, -source.fan % 4)))
+    launch.enqueue(run, x.device, *starts, aligned(mask), aligned(padded(x, 4)), scale, 0 if bias is None else bias, y)
 
 
 def kernel(source: Source, batch: int, digits: int, capability: int) -> Kernel | None:

@@ -13,7 +13,7 @@ from ...source import Source
 from .. import registry
 from ..arguments import digit_count
 from . import depthwise, launch
-from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, padded
 from .digits import to_digits
 from .generator import calls
 from .generator import takes as numbered
@@ -132,8 +132,8 @@ def _grad_input(dx: Tensor, dy: Tensor, mask: Tensor, scale: Tensor, source: Sou
     if uses_digits(dy.dtype, source):
         dy, power = to_digits(dy, digit_count(dy))
         digits = len(dy)
-    elif images.vectors and dy.shape[1] % 8:
-        dy = torch.nn.functional.pad(dy, (0, -dy.shape[1] % 8))
+    elif images.vectors:
+        dy = padded(dy, 8)
     run, add, parts = prepared(source, images, dx.dtype, digits, dy.shape[-1], launch.machine(dx.device))
     sums = 0
     if parts > 1:

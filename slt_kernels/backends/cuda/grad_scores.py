@@ -6,14 +6,13 @@ A product writes the gradients itself, or sums over parts of the columns, which 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...conv_geometry import Window
 from ...source import Source
 from ..arguments import is_highest
 from . import launch
-from .arguments import ELEMENTS, aligned
+from .arguments import ELEMENTS, aligned, padded
 from .free_starts import free_starts
 from .generator import calls, planes, takes
 
@@ -60,7 +59,7 @@ def _takes(dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source,
 @launch.kernel("linear_grad_scores", when=_takes)
 def linear_grad_scores(out: Tensor, dy: Tensor, x: Tensor, scores: Tensor, scale: Tensor, source: Source) -> None:
     dy, x = _same_dtype(dy, x)
-    dy, x = _padded(dy), _padded(x)
+    dy, x = _of_whole_pieces(dy), _of_whole_pieces(x)
     _product(out, dy, x, scores, scale, source, Shape(len(x), dy.shape[1], x.shape[1]))
 
 
@@ -70,9 +69,9 @@ def conv2d_grad_scores(
 ) -> None:
     dy, x = _same_dtype(dy, x)
     image = (*x.shape[2:], *dy.shape[2:], window)
-    dy, x = _padded(_pixels(dy)), _pixels(x)
+    dy, x = _of_whole_pieces(_pixels(dy)), _pixels(x)
     if window.groups == 1 and _is_matrix(window):
-        x = _padded(x)
+        x = _of_whole_pieces(x)
     _product(out, dy, x, scores, scale, source, Shape(len(dy), dy.shape[1], x.shape[1], image))
 
 
@@ -207,7 +206,6 @@ def _pixels(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
 
 
-def _padded(x: Tensor) -> Tensor:
+def _of_whole_pieces(x: Tensor) -> Tensor:
     """Vectors of a multiple of 16 bytes."""
-    missing = -x.shape[1] % (16 // x.element_size())
-    return F.pad(x, (0, missing)) if missing else x.contiguous()
+    return padded(x, 16 // x.element_size()).contiguous()

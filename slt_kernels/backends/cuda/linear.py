@@ -10,7 +10,7 @@ from ...source import Source
 from .. import exact_products, registry
 from ..arguments import digit_count, floats
 from . import forward_small, launch, product
-from .arguments import aligned
+from .arguments import aligned, padded
 from .free_starts import starts_for
 
 exact_products.register("cuda")
@@ -42,18 +42,18 @@ def plan_linear_forward(
     if words is not mask:
         return None  # a copy would not change as the mask does
     rows, fan, added = source.rows, source.fan, 0 if bias is None else bias
-    launches: dict[tuple, launch.Launch | None] = {}
+    launches: dict[tuple, launch.Launch] = {}  # of the few batches that `forward_small` takes
 
     def call(x: Tensor) -> Tensor:
         batch = x.numel() // fan
         key = x.dtype, batch, digit_count(x)
-        if key not in launches:
-            launches[key] = batch and forward_small.prepared(source, *key, compact, machine)
-        if not launches[key]:  # another kernel's
+        run = launches.get(key) or (batch and forward_small.prepared(source, *key, compact, machine))
+        if not run:  # another kernel's
             y = registry.run("linear_forward", x.view(-1, fan), mask, scale, bias, source)
             return y.view(*x.shape[:-1], rows)
+        launches[key] = run
         y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=device)
-        launch.enqueue(launches[key], device, *starts, words, forward_small.padded(x, source), scale, added, y)
+        launch.enqueue(run, device, *starts, words, aligned(padded(x, 4)), scale, added, y)
         return y
 
     return call

@@ -13,7 +13,7 @@ from ...source import Source
 from .. import registry
 from ..arguments import digit_count
 from . import launch
-from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned
+from .arguments import ELEMENTS, SIGNED, SUMMANDS, aligned, padded
 from .digits import to_digits
 from .free_starts import starts_for
 from .generator import calls
@@ -99,8 +99,8 @@ def forward(
         x, power = to_digits(x, digits)
         pitch = x.shape[2]
     else:
-        if images.vectors and x.shape[1] % 8:
-            x = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))
+        if images.vectors:
+            x = padded(x, 8)
         pitch = x.shape[1]
     run, add, parts = prepared(source, images, y.dtype, digits, pitch, mask.dim() == 1, machine)
     sums = 0

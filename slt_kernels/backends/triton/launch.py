@@ -102,7 +102,7 @@ def blocks(count: int, size: int) -> int:
 class Machine(NamedTuple):
     """The properties of a device that tiles depend on."""
 
-    generation: int  # the major number of the compute capability; 8: none of the below
+    generation: int  # major compute capability; 8 without the products of 9 and 10
     processors: int  # multiprocessors
 
 
