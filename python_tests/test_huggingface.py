@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from slt_kernels import EdgePopup, Freeze, TicketError, summary, to_dense
+from slt_kernels import EdgePopup, Freeze, TicketError, convert, summary, to_dense
 from slt_kernels.nn import SupermaskLayer, TiedEmbedding, TiedLinear, drop_scores
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -307,6 +307,16 @@ def test_a_mask_without_its_origin_is_refused(tmp_path):
     safetensors.torch.save_file(state, file, {"format": "pt"})
     with pytest.raises(RuntimeError, match=r"the checkpoint has a mask of SupermaskLinear.*but no mask_origin"):
         transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_a_dense_copy_of_a_model_that_convert_tied_is_saved_with_its_head(tmp_path):
+    model = convert(llama().eval(), tie=True, scale="dynamic")
+    assert isinstance(model.lm_head, TiedLinear)
+    dense = to_dense(model)
+    dense.save_pretrained(tmp_path)
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(IDS).logits, dense(IDS).logits)
+    assert model.config.tie_word_embeddings and not dense.config.tie_word_embeddings
 
 
 @pytest.mark.filterwarnings("ignore:.*dense weights stay in the model and train")

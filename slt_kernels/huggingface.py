@@ -110,26 +110,24 @@ class SupermaskQuantizer(HfQuantizer):
         return True
 
 
-def _forget_method(model: nn.Module) -> None:
+def _finish_dense(model: nn.Module) -> None:
     """Makes a dense copy transformers' own: from a folder it would be converted again, and lose its weights."""
     for m in model.modules():
-        if isinstance(m, PreTrainedModel):
+        if not isinstance(m, PreTrainedModel):
+            continue
+        if isinstance(getattr(m.config, "quantization_config", None), SupermaskConfig):
             for name in ("hf_quantizer", "is_quantized", "quantization_method"):
                 m.__dict__.pop(name, None)
-            for config in (m.config, *(getattr(m.config, name) for name in m.config.sub_configs)):
-                config.__dict__.pop("quantization_config", None)
-            if m.get_output_embeddings() is not None:
-                _untie(m)
+            for config in (m.config, *(getattr(m.config, name, None) for name in m.config.sub_configs)):
+                if config is not None:
+                    config.__dict__.pop("quantization_config", None)
+        # A tied head may have had another scale than its embedding, and must not be tied again.
+        head = m.get_output_embeddings()
+        if head is not None and getattr(head, "weight", None) is not getattr(m.get_input_embeddings(), "weight", None):
+            m.config.tie_word_embeddings = False
 
 
-def _untie(model: PreTrainedModel) -> None:
-    """Has a folder keep a head that no longer shares its weight: a tied one had another scale than its embedding."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
-        model.config.tie_word_embeddings = False
-
-
-FINISHERS.append(_forget_method)
+FINISHERS.append(_finish_dense)
 
 
 def supermask(model: PreTrainedModel, config: SupermaskConfig | None = None) -> PreTrainedModel:

@@ -30,7 +30,9 @@ class _Tied(CompositeLayer):
     def _record(self, name: str, value: int | str | None) -> None:
         """Adds to the owner's arguments, which a ticket holds, what this module's outputs depend on."""
         others = self.owner.outer_arguments
-        self.owner.outer_arguments = {**others, name: [*others.get(name, []), value]}
+        recorded = others.get(name, [])
+        if value not in recorded:  # the same module may be made again
+            self.owner.outer_arguments = {**others, name: [*recorded, value]}
 
     @property
     def owner(self) -> Owner:
