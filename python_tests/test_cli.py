@@ -380,6 +380,7 @@ def test_find_refuses_arguments_that_do_not_fit(arguments, message, tmp_path, ca
         (("--width", "0"), "--width=0: expected at least 1"),
         (("--keep", "2"), "--keep=2.0: expected a fraction"),
         (("--jobs", "0"), "--jobs=0: expected at least 1"),
+        (("--jobs", "1025"), "--jobs=1025: expected at most 1024 processes"),
         (("--cluster", "tcp://a:1"), "--cluster=tcp://a:1: expected --engine=dask or --engine=ray"),
         (("--seeds", "0"), "--seeds=0: expected at least 1"),
         (("--seeds", str(10**12)), f"--seeds={10**12}: expected at most 10000"),

@@ -95,7 +95,7 @@ class BernoulliMasks:
         index = torch.arange((layer.free + 3) // 4, device=device)
         stream = _STREAMS + self.draws % _STREAMS
         words = philox.call(source.seed, source.layer, stream, index).flatten()[: layer.free]
-        # The greatest would be rounded to 1, and a weight that is kept with certainty dropped.
+        # The greatest would be rounded to 1, and even a weight of probability 1 would be dropped.
         return ((2 * (words >> 8 & 0xFFFFFF) + 1).float() * 2.0**-25).clamp(max=1 - 2.0**-24)
 
 

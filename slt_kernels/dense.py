@@ -8,7 +8,7 @@ from .nn import CompositeLayer, SupermaskLayer
 from .nn.composite import take_hooks, with_dense_layers
 from .nn.network import supermask_layers
 
-FINISHERS: list[Callable[[nn.Module], None]] = []  # of models of other libraries: what they need to know of the copy
+FINISHERS: list[Callable[[nn.Module], None]] = []  # called with each dense copy: see `huggingface`
 
 
 def to_dense(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
+_MOST_JOBS = 1024
 ENGINES = ("loky", "dask", "ray")
 
 Results = Iterator[tuple[Hashable, Any]]
@@ -57,7 +58,7 @@ def completed(
         stopped: whether no further task is to start. Tasks that run are waited for.
 
     Raises:
-        ValueError: an unknown engine, fewer than one job, or a cluster for loky.
+        ValueError: an unknown engine, fewer than one job or too many for loky, or a cluster for it.
         ModuleNotFoundError: the engine is not installed.
         RuntimeError: workers were killed several times in a row.
         The first error of a task: no further task is handed out, and the results of those that run are yielded before.
@@ -92,6 +93,8 @@ def check(engine: str, jobs: int | None, cluster: str | None) -> None:
         raise ValueError(f"engine={engine}: expected one of {', '.join(ENGINES)}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}: expected at least 1")
+    if engine == "loky" and jobs is not None and jobs > _MOST_JOBS:
+        raise ValueError(f"jobs={jobs}: expected at most {_MOST_JOBS} processes on this machine")
     if engine == "loky" and cluster is not None:
         raise ValueError(f"cluster={cluster}: expected engine=dask or engine=ray; loky runs on this machine")
     try:

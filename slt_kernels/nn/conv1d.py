@@ -1,10 +1,9 @@
 """SupermaskConv1d, in place of ``nn.Conv1d``: a Conv2d of height 1."""
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.autograd import reshaped
+from ..ops.autograd import without_height
 from .convolution import SupermaskConvolution
 
 
@@ -32,6 +31,4 @@ class SupermaskConv1d(SupermaskConvolution):
         layer = self.mask_words, self.weight_scale, self.bias, self.source, self.window
         y = ops.conv2d(x, self._scores_to_grade(), *layer, self.activations)
         y = y.contiguous()  # of a transposed input it is channels-last
-        if torch.jit.is_tracing():  # which would keep a shape, the batch included
-            return y.squeeze(-2)
-        return reshaped(y, (*y.shape[:-2], y.shape[-1]))
+        return without_height(y)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.autograd import reshaped
+from ..ops.autograd import without_height
 from ..source import DENSE, Freeze, Source
 from .convolution import WithGeometry, as_kernel, check_channels, check_spatial_input, one_per_dimension, window_of
 from .depth import Depth
@@ -155,9 +155,7 @@ class SupermaskConvTranspose(WithGeometry):
         if self.dimensions == 1:
             y = ops.conv_transpose2d(x.unsqueeze(-2), *layer, (0, *extra))
             y = y.contiguous()  # of a transposed input it is channels-last
-            if torch.jit.is_tracing():  # which would keep a shape, the batch included
-                return y.squeeze(-2)
-            return reshaped(y, (*y.shape[:-2], y.shape[-1]))
+            return without_height(y)
         if self.dimensions == 2:
             return ops.conv_transpose2d(x, *layer, extra)
         volumes = x.unsqueeze(0) if x.dim() == 4 else x

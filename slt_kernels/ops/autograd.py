@@ -63,6 +63,13 @@ def reshaped(y: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.ops.aten._unsafe_view(y, shape)
 
 
+def without_height(y: Tensor) -> Tensor:
+    """Images [..., 1, W] as [..., W], `reshaped`."""
+    if torch.jit.is_tracing():  # which would keep a shape, the batch included
+        return y.squeeze(-2)
+    return reshaped(y, (*y.shape[:-2], y.shape[-1]))
+
+
 def autocast(x: Tensor) -> Tensor:
     """``x`` as ``F.linear`` would take it under autocast: in the lower precision, unless it is float64."""
     kind = x.device.type

@@ -292,10 +292,11 @@ class Experiment(Settings):
     @classmethod
     def read_values(cls, path: str | Path) -> Any:
         """The content of a YAML file; ValueError, without the file's name, for a file that is not YAML."""
-        if not Path(path).is_dir() and Path(path).exists() and not Path(path).is_file():  # a device may have no end
+        path = Path(path)
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device may have no end
             raise ValueError("expected a file, not a device or a pipe")
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ValueError("not a text file") from None
         return cls.read_value(text)
